@@ -1,0 +1,239 @@
+//! One leaky bucket: how much was let through lately, and when it will take more.
+//!
+//! ```text
+//!            charge (any size, even past the brim)
+//!               │
+//!               ▼
+//!        ╷             ╷
+//!        │- - - - - - -│ ─ capacity = max · burst_length, or avg / 10 where max is unset
+//!        │▒▒▒▒▒▒▒▒▒▒▒▒▒│ ─ level
+//!        └──────┬──────┘
+//!               ▼ drains at avg units a second
+//! ```
+//!
+//! A request passes while `level` is not above the capacity, and is charged whole; what it puts above the brim is a debt
+//! that later requests wait for. So a request larger than the capacity is never stuck and never split.
+//!
+//! A burst of more than a second has a second bucket inside: `burst_level` drains at `max` and blocks above `max / 10`,
+//! which turns `max` from a pool that may be emptied at once into a speed.
+//!
+//! The meaning is that of QEMU's `LeakyBucket` (`util/throttle.c`). The arithmetic is not: levels are integers in
+//! *nano-units* (10⁻⁹ byte or operation), so that `avg` units a second is exactly `avg` nano-units a nanosecond and
+//! draining loses no remainder, however often it is done.
+
+use crate::limits::{Limit, SECOND_NS};
+use crate::time::Time;
+
+/// 10⁻⁹ of a byte or an operation.
+pub type NanoUnits = u128;
+
+/// Nano-units in a unit.
+pub const UNIT: NanoUnits = 1_000_000_000;
+
+/// The part of a second that a rate without a burst may run ahead: QEMU's 100 ms.
+const HEADROOM_NS: u128 = SECOND_NS as u128 / 10;
+
+/// The state of one limit.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    avg: u64,
+    max: u64,
+    capacity: NanoUnits,
+    /// Bound of `burst_level`; `None` where the burst is no longer than a second.
+    burst_capacity: Option<NanoUnits>,
+    level: NanoUnits,
+    burst_level: NanoUnits,
+    /// Up to when the levels have been drained: the latest instant seen.
+    drained_at: Time,
+}
+
+impl Bucket {
+    /// An empty bucket. The limit must be sound ([`crate::limits::Limits::violations`]) and not unlimited.
+    pub fn new(limit: Limit) -> Self {
+        debug_assert!(!limit.is_unlimited());
+        let is_rate = limit.max > 0 && limit.burst_length_ns > SECOND_NS;
+        Self {
+            avg: limit.avg,
+            max: limit.max,
+            capacity: if limit.max > 0 {
+                u128::from(limit.max) * u128::from(limit.burst_length_ns)
+            } else {
+                u128::from(limit.avg) * HEADROOM_NS
+            },
+            burst_capacity: is_rate.then(|| u128::from(limit.max) * HEADROOM_NS),
+            level: 0,
+            burst_level: 0,
+            drained_at: Time::ZERO,
+        }
+    }
+
+    /// When the bucket takes the next request, if no one else is charged before; `None` if it takes it now.
+    ///
+    /// Rounded up to the next nanosecond, so asking again at the returned instant never answers "not yet". The cost of
+    /// the request does not matter: see the module's head.
+    pub fn ready_at(&mut self, now: Time) -> Option<Time> {
+        self.drain(now);
+        let mut wait_ns = blocked_for(self.level, self.capacity, self.avg);
+        if let Some(burst_capacity) = self.burst_capacity {
+            wait_ns = wait_ns.max(blocked_for(self.burst_level, burst_capacity, self.max));
+        }
+        (wait_ns > 0).then(|| self.drained_at.plus_nanos(wait_ns))
+    }
+
+    /// Counts `cost` as let through at `now`.
+    pub fn charge(&mut self, cost: NanoUnits, now: Time) {
+        // Drain first: a level raised before the time that led up to it would be drained by that time as well.
+        self.drain(now);
+        self.level = self.level.saturating_add(cost);
+        if self.burst_capacity.is_some() {
+            self.burst_level = self.burst_level.saturating_add(cost);
+        }
+    }
+
+    fn drain(&mut self, now: Time) {
+        let elapsed_ns = u128::from(now.nanos_since(self.drained_at));
+        if elapsed_ns == 0 {
+            return;
+        }
+        self.drained_at = now;
+        // At most 10^15 · 2^64 < 2^114: no overflow.
+        self.level = self.level.saturating_sub(u128::from(self.avg) * elapsed_ns);
+        self.burst_level = self.burst_level.saturating_sub(u128::from(self.max) * elapsed_ns);
+    }
+}
+
+/// Nanoseconds until `level` has drained to `capacity` at `rate` units a second, rounded up, at most `u64::MAX`.
+fn blocked_for(level: NanoUnits, capacity: NanoUnits, rate: u64) -> u64 {
+    let excess = level.saturating_sub(capacity);
+    if excess == 0 {
+        return 0;
+    }
+    u64::try_from(excess.div_ceil(u128::from(rate))).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::VALUE_MAX;
+    use proptest::prelude::*;
+
+    fn ms(ms: u64) -> Time {
+        Time::from_nanos(ms * 1_000_000)
+    }
+
+    #[test]
+    fn bucket_without_max_runs_ahead_by_a_tenth_of_a_second() {
+        // 100/s: capacity 10, and a request passes while the level is not above it, so 11 pass at once.
+        let mut bucket = Bucket::new(Limit::average(100));
+        for _ in 0..11 {
+            assert_eq!(bucket.ready_at(ms(0)), None);
+            bucket.charge(UNIT, ms(0));
+        }
+        assert_eq!(bucket.ready_at(ms(0)), Some(ms(10)));
+        assert_eq!(bucket.ready_at(ms(10)), None);
+    }
+
+    #[test]
+    fn request_above_the_capacity_passes_and_leaves_a_debt() {
+        let mut bucket = Bucket::new(Limit::average(4096));
+        assert_eq!(bucket.ready_at(ms(0)), None);
+        bucket.charge(1_048_576 * UNIT, ms(0));
+        // (1 MiB - 409.6 B) / 4096 B/s = 255.9 s.
+        assert_eq!(bucket.ready_at(ms(0)), Some(ms(255_900)));
+    }
+
+    #[test]
+    fn time_that_goes_back_gives_no_credit() {
+        let mut bucket = Bucket::new(Limit::average(10));
+        bucket.charge(100 * UNIT, ms(1000));
+        let ready = bucket.ready_at(ms(1000));
+        assert_eq!(bucket.ready_at(ms(0)), ready);
+        assert_eq!(bucket.ready_at(ms(1000)), ready);
+        // A century idle empties the bucket and no more.
+        let much_later = ms(100 * 365 * 86_400_000);
+        assert_eq!(bucket.ready_at(much_later), None);
+        bucket.charge(2 * UNIT, much_later);
+        assert_eq!(bucket.ready_at(much_later), Some(Time::from_nanos(much_later.as_nanos() + 100_000_000)));
+    }
+
+    #[test]
+    fn waits_never_overflow_to_none() {
+        // U5: 10^12 bytes at 100 B/s once became "no wait" in QEMU.
+        let mut bucket = Bucket::new(Limit::average(100));
+        bucket.charge(1_000_000_000_000 * UNIT, ms(0));
+        assert_eq!(bucket.ready_at(ms(0)), Some(Time::from_nanos((10_000_000_000 * SECOND_NS) - 100_000_000)));
+        let mut bucket = Bucket::new(Limit::average(1));
+        bucket.charge((1 << 63) * UNIT, ms(0));
+        assert_eq!(bucket.ready_at(ms(0)), Some(Time::from_nanos(u64::MAX)));
+    }
+
+    fn corner() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            Just(1),
+            Just(2),
+            (1_u64 << 31) - 1..=(1 << 31) + 1,
+            (1_u64 << 32) - 1..=(1 << 32) + 1,
+            VALUE_MAX - 1..=VALUE_MAX,
+            1..=VALUE_MAX,
+        ]
+    }
+
+    fn sound_limit() -> impl Strategy<Value = Limit> {
+        (corner(), corner(), prop_oneof![Just(1), 1..4 * SECOND_NS, Just(4_294_967_300 * SECOND_NS)], any::<bool>())
+            .prop_filter_map("unsound", |(avg, max, burst_length_ns, has_max)| {
+                let limit = if has_max { Limit { avg, max, burst_length_ns } } else { Limit::average(avg) };
+                let mut found = crate::limits::Limits::UNLIMITED;
+                found.set(crate::limits::LimitKind::IopsTotal, limit);
+                found.violations().is_empty().then_some(limit)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn asking_again_at_the_returned_instant_is_never_too_early(
+            limit in sound_limit(),
+            steps in prop::collection::vec((1_u64..=1 << 63, 0_u64..10 * SECOND_NS), 1..20),
+        ) {
+            // The wait is finite, exact to the nanosecond (one less is too early), and never lies.
+            let mut bucket = Bucket::new(limit);
+            let mut now = Time::ZERO;
+            for (units, gap_ns) in steps {
+                now = now.plus_nanos(gap_ns);
+                bucket.charge(u128::from(units) * UNIT, now);
+                let Some(ready) = bucket.ready_at(now) else { continue };
+                prop_assert!(ready > now);
+                if ready < Time::from_nanos(u64::MAX) {
+                    let mut earlier = bucket.clone();
+                    prop_assert_eq!(earlier.ready_at(Time::from_nanos(ready.as_nanos() - 1)), Some(ready));
+                    prop_assert_eq!(bucket.ready_at(ready), None);
+                    now = ready;
+                }
+            }
+        }
+
+        #[test]
+        fn every_window_stays_within_rate_and_capacity(
+            avg in 1_u64..10_000,
+            gaps_ns in prop::collection::vec(0_u64..20_000_000, 2..200),
+        ) {
+            // Between any two instants, served <= avg · T + capacity + the one request that passes at the brim.
+            let mut bucket = Bucket::new(Limit::average(avg));
+            let mut served: Vec<Time> = Vec::new();
+            let mut now = Time::ZERO;
+            for gap_ns in gaps_ns {
+                now = now.plus_nanos(gap_ns);
+                if bucket.ready_at(now).is_none() {
+                    bucket.charge(UNIT, now);
+                    served.push(now);
+                }
+            }
+            for (first, &start) in served.iter().enumerate() {
+                for (count, &end) in (1_u128..).zip(&served[first..]) {
+                    let window_ns = u128::from(end.nanos_since(start));
+                    let allowed = u128::from(avg) * (window_ns + HEADROOM_NS) + UNIT;
+                    prop_assert!(count * UNIT <= allowed, "{count} requests in {window_ns} ns at {avg}/s");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What one queue thread holds back. Owned by that thread alone.
+//!
+//! ```text
+//!   fetched ─► request ─► Go ───────────────► backend
+//!                 └─────► Held ┄┄► poll ─► tags ─► backend
+//!                                   ▲ each turn: when rung, when the deadline has passed, after a Held
+//! ```
+//!
+//! A turn of the thread is: `request` for each request that came, `poll` once, issue what it returns, then wait no longer
+//! than [`Gate::deadline`]. The gate of a device without limits and group is open: it asks nobody and costs nothing.
+
+use std::sync::Arc;
+
+use crate::cost::{Cost, Operation};
+use crate::group::{MemberId, QueueId, StillBusy, Verdict};
+use crate::throttle::{Bells, Doorbell, Throttle};
+use crate::time::Time;
+
+/// The throttle as one queue sees it.
+pub struct Gate {
+    joined: Option<Joined>,
+}
+
+struct Joined {
+    throttle: Arc<Throttle>,
+    queue: QueueId,
+    deadline: Option<Time>,
+    /// A request was held in this turn: its deadline is not known yet, or it may go already.
+    owes_poll: bool,
+    bells: Bells,
+}
+
+impl Gate {
+    /// Lets everything through.
+    pub const fn open() -> Self {
+        Self { joined: None }
+    }
+
+    /// The gate of a queue of `member` with tags below `depth`, whose thread is woken by `bell`.
+    pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
+        let queue = throttle.add_queue(member, depth, bell);
+        // Members ring each other at most once a call; 16 is more than one call ever lets go of in practice.
+        let bells = Vec::with_capacity(16);
+        Self { joined: Some(Joined { throttle, queue, deadline: None, owes_poll: false, bells }) }
+    }
+
+    /// A request was fetched. `bytes` is what moves between daemon and backend ([`Cost::of`]).
+    ///
+    /// After [`Verdict::Held`] the tag comes out of a [`Self::poll`], perhaps already of this turn's.
+    pub fn request(&mut self, tag: u16, operation: Operation, bytes: u64, now: Time) -> Verdict {
+        let Some(joined) = &mut self.joined else { return Verdict::Go };
+        let cost = Cost::of(operation, bytes);
+        let verdict = joined.throttle.request(&mut joined.bells, joined.queue, tag, cost, now);
+        joined.owes_poll |= verdict == Verdict::Held;
+        verdict
+    }
+
+    /// Adds the tags that may be issued now to `let_go`. To be called in every turn; does nothing, without the lock, unless
+    /// the thread was `rung`, its deadline has passed or it held something in this turn.
+    pub fn poll(&mut self, now: Time, rung: bool, let_go: &mut Vec<u16>) {
+        let Some(joined) = &mut self.joined else { return };
+        if rung || joined.owes_poll || joined.deadline.is_some_and(|deadline| deadline <= now) {
+            joined.deadline = joined.throttle.poll(&mut joined.bells, joined.queue, now, let_go);
+            joined.owes_poll = false;
+        }
+    }
+
+    /// When the thread must take its next turn at the latest; `None` if the group does not count on it.
+    pub fn deadline(&self) -> Option<Time> {
+        self.joined.as_ref().and_then(|joined| joined.deadline)
+    }
+
+    /// The thread is about to end. `Ok` once nothing is held and no restart work is outstanding; from then on nobody
+    /// refers to this queue. Until then keep polling: whoever is busy is told so by the bell.
+    pub fn retire(&mut self) -> Result<(), StillBusy> {
+        if let Some(joined) = &self.joined {
+            joined.throttle.retire(joined.queue)?;
+            self.joined = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Gate {
+    /// A gate that ends while something is held would leave requests that nobody lets go: that is a bug of the caller.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let busy = self.retire();
+            assert!(busy.is_ok(), "gate dropped: {busy:?}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The only lock. Everything that threads share about throttling is behind it.
+//!
+//! ```text
+//!   queue thread A ── Gate ─┐            ┌─ Groups   held requests, turns, restart work, deadlines
+//!   queue thread B ── Gate ─┼─ Throttle ─┤
+//!   device thread ──────────┘   (lock)   └─ bells    how to wake the thread of a queue
+//! ```
+//!
+//! Access rules:
+//! 1. `state` is locked for one call of [`Groups`] and for looking up the bells that it wants rung; nothing blocks, waits
+//!    or enters the kernel meanwhile (I8). There is no second lock, so there is no order of locks.
+//! 2. Bells are rung after unlocking. That may be late, or after the queue has retired; a bell is an `Arc` of its own and
+//!    ringing it then is harmless. It is never left out: whoever set `owes_poll` rings before it returns.
+//! 3. Whether a queue is there, how much restart work it has, and posting to it are one critical section. So a queue that
+//!    has retired gets nothing more, and one that has work cannot retire: this is the wait without which restart work
+//!    runs on a member that is gone.
+
+use std::sync::Arc;
+
+use slotmap::SecondaryMap;
+
+use crate::cost::Cost;
+use crate::group::{GroupId, GroupInUse, Groups, HeldSummary, MemberId, QueueId, StillBusy, Verdict};
+use crate::limits::Limits;
+use crate::sync::{Mutex, MutexGuard};
+use crate::time::Time;
+
+/// How to wake the thread that serves a queue.
+///
+/// May be called from any thread, late, twice, and after the queue has gone; never not at all.
+pub trait Doorbell: Send + Sync {
+    /// Makes the thread of the queue take a turn soon. Must not block.
+    fn ring(&self);
+}
+
+/// All groups, devices and queues of a daemon, shared by its threads.
+#[derive(Default)]
+pub struct Throttle {
+    /// Protects every group, member and queue, and the bells.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    groups: Groups,
+    bells: SecondaryMap<QueueId, Arc<dyn Doorbell>>,
+}
+
+impl Throttle {
+    /// No groups, no members.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// A new group; the limits must be sound ([`Limits::violations`]).
+    pub fn add_group(&self, limits: &Limits) -> GroupId {
+        self.lock().groups.add_group(limits)
+    }
+
+    /// Ends a group that no device is in.
+    pub fn remove_group(&self, group: GroupId) -> Result<(), GroupInUse> {
+        self.lock().groups.remove_group(group)
+    }
+
+    /// A device joins a group, or stands alone with its own limits. It is neither limited nor charged until
+    /// [`Self::go_live`]: what the kernel reads while the device starts is nobody's load.
+    pub fn join(&self, limits: &Limits, group: Option<GroupId>) -> MemberId {
+        self.lock().groups.join(limits, group)
+    }
+
+    /// From now on the device is limited and charged.
+    pub fn go_live(&self, member: MemberId) {
+        self.lock().groups.go_live(member);
+    }
+
+    /// The device is about to be removed: from now on it is no longer limited, though still charged, and what it holds
+    /// is let go at once, each request by the thread of its queue. Cannot be undone; asking twice is harmless.
+    pub fn drain(&self, member: MemberId, now: Time) {
+        self.call(&mut Vec::new(), |groups| groups.drain(member, now));
+    }
+
+    /// What the device holds back at the moment.
+    pub fn held(&self, member: MemberId) -> HeldSummary {
+        self.lock().groups.held(member)
+    }
+
+    /// The device is gone. Refused while a gate of it has not retired; afterwards nothing refers to it.
+    pub fn leave(&self, member: MemberId) -> Result<(), StillBusy> {
+        self.lock().groups.leave(member)
+    }
+
+    pub(crate) fn add_queue(&self, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> QueueId {
+        let mut state = self.lock();
+        let queue = state.groups.add_queue(member, depth);
+        state.bells.insert(queue, bell);
+        queue
+    }
+
+    pub(crate) fn request(&self, bells: &mut Bells, queue: QueueId, tag: u16, cost: Cost, now: Time) -> Verdict {
+        self.call(bells, |groups| groups.request(queue, tag, cost, now))
+    }
+
+    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {
+        self.call(bells, |groups| groups.poll(queue, now, collected))
+    }
+
+    pub(crate) fn retire(&self, queue: QueueId) -> Result<(), StillBusy> {
+        let mut state = self.lock();
+        state.groups.retire(queue)?;
+        state.bells.remove(queue);
+        Ok(())
+    }
+
+    /// One call under the lock, then, without it, the bells that it wants rung. `bells` is scratch space that the caller
+    /// keeps, so that nothing is allocated.
+    fn call<R>(&self, bells: &mut Bells, with: impl FnOnce(&mut Groups) -> R) -> R {
+        let mut state = self.lock();
+        let State { groups, bells: known } = &mut *state;
+        let result = with(groups);
+        bells.extend(groups.take_rings().filter_map(|queue| known.get(queue).cloned()));
+        drop(state);
+        for bell in bells.drain(..) {
+            bell.ring();
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A poisoned lock means that an invariant broke on another thread: the state behind it cannot be trusted.
+        self.state.lock().expect("no thread panics while it holds the throttle's lock")
+    }
+
+    #[cfg(test)]
+    pub(crate) fn assert_invariants(&self) {
+        self.lock().groups.assert_invariants();
+    }
+}
+
+/// Scratch space for the bells of one call.
+pub(crate) type Bells = Vec<Arc<dyn Doorbell>>;
