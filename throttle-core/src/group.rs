@@ -215,17 +215,13 @@ impl Groups {
         let member = &mut self.members[id];
         match member.mode {
             Mode::Exempt => return Verdict::Go,
-            Mode::Draining => {
-                self.charge(id, &cost, now);
-                return Verdict::Go;
-            }
+            Mode::Draining => return self.go(queue, tag, &cost, now),
             Mode::Live if cost.is_free() => return Verdict::Go,
             Mode::Live => {}
         }
         let group = member.group;
         if self.groups[group].turn.is_idle() && self.ready_at(id, &cost, now).is_none() {
-            self.charge(id, &cost, now);
-            return Verdict::Go;
+            return self.go(queue, tag, &cost, now);
         }
         let line = &mut self.members[id].held[cost.direction as usize];
         line.push_back(Held { queue, tag, cost, since: now });
@@ -315,6 +311,18 @@ impl Groups {
             self.groups.remove(group);
         }
         Ok(())
+    }
+
+    /// Charges a request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
+    fn go(&mut self, queue: QueueId, tag: u16, cost: &Cost, now: Time) -> Verdict {
+        self.charge(self.queues[queue].member, cost, now);
+        let queue = &mut self.queues[queue];
+        if queue.let_go.is_empty() {
+            return Verdict::Go;
+        }
+        queue.let_go.push(tag);
+        queue.owes_poll = true;
+        Verdict::Held
     }
 
     /// The queues to be rung because of the calls since the last time, each once.

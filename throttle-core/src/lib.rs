@@ -11,3 +11,6 @@ mod sync;
 pub mod throttle;
 pub mod time;
 mod turn;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Random histories: requests, late and spurious turns, removals, in any order. Whatever happens, every request goes
+//! exactly once and in order, and everything can be taken down in the end; and as long as nobody is removed, no window
+//! of time sees more than the limits allow.
+
+use proptest::prelude::*;
+
+use super::world::World;
+use crate::cost::{Cost, Direction, Operation};
+use crate::group::MemberId;
+use crate::time::Time;
+
+const QUEUES: usize = 5;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A request arrives; the turn of its queue ends at once, or with the next step that polls it.
+    Request { queue: usize, operation: Operation, bytes: u64, turn_ends: bool },
+    /// Time passes without anybody looking: bells and deadlines are late.
+    Stall { ns: u64 },
+    /// Time passes and everyone gets their turns.
+    Run { ns: u64 },
+    /// A turn for no reason.
+    Poll { queue: usize },
+    /// The device of the queue is removed.
+    Drain { queue: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let operation = prop_oneof![
+        4 => Just(Operation::Read),
+        4 => Just(Operation::Write),
+        1 => Just(Operation::Flush),
+        1 => Just(Operation::Discard),
+        1 => Just(Operation::WriteZeroes),
+    ];
+    prop_oneof![
+        8 => (0..QUEUES, operation, 1_u64..300_000, any::<bool>())
+            .prop_map(|(queue, operation, bytes, turn_ends)| Step::Request { queue, operation, bytes, turn_ends }),
+        1 => (0_u64..400_000_000).prop_map(|ns| Step::Stall { ns }),
+        3 => (0_u64..400_000_000).prop_map(|ns| Step::Run { ns }),
+        2 => (0..QUEUES).prop_map(|queue| Step::Poll { queue }),
+        1 => (0..QUEUES).prop_map(|queue| Step::Drain { queue }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
+        // Devices: A with two queues, B with one, C with one and a limit of its own, in one group; D alone.
+        let mut world = World::new();
+        let group = world.group("bps-total=1000000 iops-write=50");
+        let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));
+        let c = world.device(Some(group), "iops-total=20");
+        let d = world.device(None, "iops-total=30");
+        let owner: [MemberId; QUEUES] = [a, a, b, c, d];
+        for member in owner {
+            world.queue(member);
+        }
+        let mut sent = [0_u16; QUEUES];
+        let mut drained_at: [Option<Time>; QUEUES] = [None; QUEUES];
+        for step in steps {
+            match step {
+                Step::Request { queue, operation, bytes, turn_ends } => {
+                    world.arrives(queue, operation, bytes);
+                    sent[queue] += 1;
+                    if turn_ends {
+                        world.poll(queue);
+                    }
+                }
+                Step::Stall { ns } => world.now = world.now.plus_nanos(ns),
+                Step::Run { ns } => {
+                    (0..QUEUES).for_each(|queue| world.poll(queue));
+                    world.run_until(world.now.plus_nanos(ns));
+                }
+                Step::Poll { queue } => world.poll(queue),
+                Step::Drain { queue } => {
+                    world.throttle.drain(owner[queue], world.now);
+                    for (other, at) in drained_at.iter_mut().enumerate() {
+                        if owner[other] == owner[queue] {
+                            at.get_or_insert(world.now);
+                        }
+                    }
+                }
+            }
+        }
+        // Quiescence: given time, everything goes (no lost wake-up), and all can be taken down.
+        (0..QUEUES).for_each(|queue| world.poll(queue));
+        world.run_until(world.now.plus_nanos(3_600_000_000_000));
+        for queue in 0..QUEUES {
+            prop_assert_eq!(world.deadline(queue), None, "nothing armed without a held request");
+            let mut numbers: Vec<_> =
+                world.went.iter().filter(|went| went.queue == queue).map(|went| went.number).collect();
+            // I6: arrival order for each direction, of what was limited: flushes pass the others.
+            for direction in Direction::ALL {
+                let ordered: Vec<_> = world.went.iter()
+                    .filter(|went| went.queue == queue && went.operation != Operation::Flush)
+                    .filter(|went| Cost::of(went.operation, 0).direction == direction)
+                    .filter(|went| drained_at[queue].is_none_or(|at| went.at < at))
+                    .map(|went| went.number)
+                    .collect();
+                prop_assert!(ordered.is_sorted(), "queue {} {:?}: {:?}", queue, direction, ordered);
+            }
+            numbers.sort_unstable();
+            prop_assert_eq!(numbers, (0..sent[queue]).collect::<Vec<_>>(), "each request exactly once");
+        }
+        for queue in 0..QUEUES {
+            prop_assert_eq!(world.retire(queue), Ok(()));
+        }
+        for member in [a, b, c, d] {
+            prop_assert_eq!(world.throttle.leave(member), Ok(()));
+        }
+        prop_assert_eq!(world.throttle.remove_group(group), Ok(()));
+    }
+
+    #[test]
+    fn no_window_sees_more_than_the_limits_allow(
+        steps in prop::collection::vec((0..4_usize, 1_u64..200_000, any::<bool>(), 0_u64..100_000_000), 1..150),
+    ) {
+        // Served in any window T <= rate · T + capacity + the one request at the brim: of the group's bytes, and of the
+        // operations of a member that has a limit of its own.
+        let mut world = World::new();
+        let group = world.group("bps-total=1000000");
+        let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));
+        let c = world.device(Some(group), "iops-total=20");
+        for member in [a, a, b, c] {
+            world.queue(member);
+        }
+        for (queue, bytes, is_read, ns) in steps {
+            world.request(queue, if is_read { Operation::Read } else { Operation::Write }, bytes);
+            if ns % 3 == 0 {
+                world.run_until(world.now.plus_nanos(ns));
+            }
+        }
+        world.run_until(world.now.plus_nanos(3_600_000_000_000));
+        let group_bytes: Vec<_> = world.went.iter().map(|went| (went.at, went.bytes)).collect();
+        assert_windows(&group_bytes, 1_000_000);
+        let own: Vec<_> = world.went.iter().filter(|went| went.queue == 3).map(|went| (went.at, 1)).collect();
+        assert_windows(&own, 20);
+    }
+}
+
+/// For all windows: the units of all but the last request fit into rate · T + capacity (a tenth of the rate).
+fn assert_windows(served: &[(Time, u64)], rate: u64) {
+    for first in 0..served.len() {
+        let mut units_before = 0_u128;
+        for &(at, units) in &served[first..] {
+            let window_ns = u128::from(at.nanos_since(served[first].0));
+            let allowed = u128::from(rate) * (window_ns + 100_000_000);
+            assert!(units_before * 1_000_000_000 <= allowed, "{units_before} units in {window_ns} ns at {rate}/s");
+            units_before += u128::from(units);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests of the whole core in virtual time: several queues, one throttle, no thread and no clock.
+
+mod chaos;
+mod differential;
+mod scenarios;
+mod worked_examples;
+mod world;

@@ -1,0 +1,226 @@
+//! What once broke QEMU's throttle groups, each replayed. The numbers (R1, U2 …) name the failure in `ARCHITECTURE.md`.
+
+use super::world::World;
+use crate::cost::Operation;
+use crate::group::{HeldSummary, StillBusy};
+use crate::time::Time;
+
+#[test]
+fn r1_queue_with_restart_work_outstanding_cannot_retire() {
+    // Restart work posted to a queue must run before the queue may go.
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (a, queue) = world.simple(group);
+    world.reads(queue, 3, 4096);
+    assert_eq!(world.retire(queue), Err(StillBusy { held: 1, restart_work: 0, queues: 0 }));
+    world.throttle.drain(a, world.now);
+    assert_eq!(world.retire(queue), Err(StillBusy { held: 0, restart_work: 1, queues: 0 }));
+    assert_eq!(world.throttle.leave(a), Err(StillBusy { held: 0, restart_work: 0, queues: 1 }));
+    world.poll(queue);
+    assert_eq!(world.times_ms(queue), [0.0; 3]);
+    assert_eq!(world.retire(queue), Ok(()));
+    assert_eq!(world.throttle.leave(a), Ok(()));
+    assert_eq!(world.throttle.remove_group(group), Ok(()));
+}
+
+#[test]
+fn r4_member_that_leaves_hands_the_deadline_on() {
+    // A's queue watches the clock for both. When A is drained, B's must be told, or B hangs.
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (a, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 3, 4096);
+    world.reads(qb, 1, 4096);
+    assert!(world.deadline(qa).is_some() && world.deadline(qb).is_none());
+    world.throttle.drain(a, world.now);
+    world.run_until_ms(0);
+    assert_eq!(world.retire(qa), Ok(()));
+    assert_eq!(world.throttle.leave(a), Ok(()));
+    world.run_until_ms(10_000);
+    // A's third was charged as it was let go, so B waits behind all three: (3 - 1) / 10/s.
+    assert_eq!(world.times_ms(qb), [200.0]);
+}
+
+#[test]
+fn r5_drain_of_the_only_waiter_leaves_nothing_armed() {
+    let mut world = World::new();
+    let group = world.group("iops-total=1");
+    let (a, queue) = world.simple(group);
+    world.reads(queue, 5, 4096);
+    world.throttle.drain(a, world.now);
+    world.poll(queue);
+    assert_eq!(world.deadline(queue), None);
+    assert_eq!(world.throttle.held(a), HeldSummary::default());
+}
+
+#[test]
+fn r6_draining_member_does_not_wait_for_the_turns_of_others() {
+    let mut world = World::new();
+    let group = world.group("iops-total=1");
+    let (a, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qb, 4, 4096);
+    world.reads(qa, 3, 4096);
+    world.throttle.drain(a, world.now);
+    world.poll(qa);
+    assert_eq!(world.times_ms(qa), [0.0; 3]);
+    world.request(qa, Operation::Write, 4096);
+    assert_eq!(world.times_ms(qa), [0.0; 4]);
+}
+
+#[test]
+fn r15_one_busy_member_of_three_is_not_starved() {
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (_, qa) = world.simple(group);
+    let (_, idle_b) = world.simple(group);
+    let (_, idle_c) = world.simple(group);
+    world.reads(idle_b, 1, 4096);
+    world.reads(idle_c, 1, 4096);
+    world.reads(qa, 3, 4096);
+    world.run_until_ms(1_000);
+    assert_eq!(world.times_ms(qa), [100.0, 200.0, 300.0]);
+}
+
+#[test]
+fn u2_removal_at_one_iops_does_not_wait_for_the_limit() {
+    // 32 held at 1 IOPS would take 31 s; a drain lets them go at once.
+    let mut world = World::new();
+    let group = world.group("iops-total=1");
+    let (a, queue) = world.simple(group);
+    world.reads(queue, 32, 4096);
+    world.run_until_ms(50);
+    world.throttle.drain(a, world.now);
+    world.run_until_ms(51);
+    assert_eq!(world.went.len(), 32);
+    assert_eq!(world.retire(queue), Ok(()));
+}
+
+#[test]
+fn u4_drain_of_a_neighbour_lets_nothing_else_pass() {
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (a, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 2, 4096);
+    world.reads(qb, 2, 4096);
+    world.throttle.drain(a, world.now);
+    world.reads(qb, 1, 4096);
+    assert_eq!(world.times_ms(qb), [] as [f64; 0]);
+}
+
+#[test]
+fn r42_queue_of_an_exempt_or_idle_device_retires_at_once() {
+    let mut world = World::new();
+    let group = world.group("iops-total=1");
+    let member = world.throttle.join(&super::world::limits("bps-total=1"), Some(group));
+    let queue = world.queue(member);
+    // Exempt: the partition scan is neither limited nor charged …
+    world.reads(queue, 20, 4096);
+    assert_eq!(world.went.len(), 20);
+    // … so the first request of a client finds empty buckets.
+    world.throttle.go_live(member);
+    world.reads(queue, 1, 4096);
+    assert_eq!(world.went.len(), 21);
+    assert_eq!(world.retire(queue), Ok(()));
+    assert_eq!(world.throttle.leave(member), Ok(()));
+}
+
+#[test]
+fn two_queues_of_one_device_keep_arrival_order() {
+    // The member's order is that of arrival, whichever queue fetched.
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let member = world.device(Some(group), "");
+    let (first, second) = (world.queue(member), world.queue(member));
+    world.reads(first, 1, 4096);
+    world.reads(first, 1, 4096);
+    world.reads(second, 1, 4096);
+    world.reads(first, 1, 4096);
+    world.reads(second, 1, 4096);
+    world.run_until_ms(1_000);
+    let order: Vec<_> = world.went.iter().map(|went| went.queue).collect();
+    assert_eq!(order, [first, first, second, first, second]);
+}
+
+#[test]
+fn two_members_share_by_turns() {
+    let mut world = World::new();
+    let group = world.group("iops-total=100");
+    let (_, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 60, 4096);
+    world.reads(qb, 60, 4096);
+    let by_then = |world: &World, queue| world.went.iter().filter(|went| went.queue == queue).count();
+    let before = [by_then(&world, qa), by_then(&world, qb)];
+    world.run_until_ms(500);
+    let after = [by_then(&world, qa), by_then(&world, qb)];
+    assert_eq!(after[0] - before[0], 25);
+    assert_eq!(after[1] - before[1], 25);
+}
+
+#[test]
+fn limit_of_a_device_holds_beside_that_of_its_group_and_lends_the_rest() {
+    // A alone may do 10/s; B takes what A leaves of the group's 100/s. The wait is the largest, not the sum.
+    let mut world = World::new();
+    let group = world.group("iops-total=100");
+    let a = world.device(Some(group), "iops-total=10");
+    let qa = world.queue(a);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 64, 4096);
+    world.reads(qb, 150, 4096);
+    world.run_until_ms(100);
+    let start = world.went.len();
+    let a_start = world.times_ms(qa).len();
+    world.run_until_ms(1_100);
+    assert_eq!(world.went.len() - start, 100);
+    assert_eq!(world.times_ms(qa).len() - a_start, 10);
+}
+
+#[test]
+fn late_and_spurious_turns_change_nothing() {
+    // Each queue looks in every millisecond as well, and the timer is 3 ms late: no rate is lost or gained, as draining
+    // uses the time that really passed (lateness < capacity / avg = 100 ms).
+    let mut world = World::new();
+    let group = world.group("iops-total=100");
+    let (_, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 60, 4096);
+    world.reads(qb, 60, 4096);
+    for step in 1..=250_u64 {
+        world.now = Time::from_nanos(step * 4_000_000);
+        world.poll(qb);
+        world.poll(qa);
+        world.poll(qb);
+    }
+    assert_eq!(world.went.len(), 11 + 100);
+}
+
+#[test]
+fn flush_passes_a_full_bucket_and_costs_nothing() {
+    let mut world = World::new();
+    let group = world.group("iops-total=1 bps-total=1");
+    let (_, queue) = world.simple(group);
+    world.request(queue, Operation::Write, 1_000_000);
+    world.request(queue, Operation::Write, 1_000_000);
+    world.request(queue, Operation::Flush, 0);
+    assert_eq!(world.went.len(), 2);
+    assert_eq!(world.went[1].operation, Operation::Flush);
+}
+
+#[test]
+fn restart_work_is_not_overtaken_by_a_later_request() {
+    // B's turn lets go of A's second read; A's third arrives before A has collected it, and must go behind it.
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (_, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 3, 4096);
+    world.now = Time::from_nanos(500_000_000);
+    world.request(qb, Operation::Read, 4096);
+    world.arrives(qa, Operation::Read, 4096);
+    world.poll(qa);
+    let order: Vec<_> = world.went.iter().filter(|went| went.queue == qa).map(|went| went.number).collect();
+    assert_eq!(order, [0, 1, 2, 3]);
+}

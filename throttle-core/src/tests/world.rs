@@ -1,0 +1,208 @@
+//! A world of devices and queues on one thread, in virtual time.
+//!
+//! It plays the part of the queue threads: each turn is `request`s, a `poll`, and a wait until the deadline or the bell.
+//! The bell may be late: a queue is only polled when the world gets to it. Invariants are checked after every step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cost::Operation;
+use crate::gate::Gate;
+use crate::group::{GroupId, MemberId, StillBusy, Verdict};
+use crate::limits::{LimitKind, Limits, SECOND_NS};
+use crate::throttle::{Doorbell, Throttle};
+use crate::time::Time;
+
+/// Limits from text such as `iops-total=10 iops-total-max=70 iops-total-max-length=4`.
+pub fn limits(text: &str) -> Limits {
+    let mut limits = Limits::UNLIMITED;
+    for setting in text.split_whitespace() {
+        let (key, value) = setting.split_once('=').expect("key=value");
+        let value: u64 = value.parse().expect("a number");
+        if key == "iops-size" {
+            limits.iops_size = value;
+            continue;
+        }
+        let kind = LimitKind::ALL.into_iter().find(|kind| key.starts_with(kind.name())).expect("a limit");
+        let mut limit = limits.get(kind);
+        match &key[kind.name().len()..] {
+            "" => limit.avg = value,
+            "-max" => limit.max = value,
+            "-max-length" => limit.burst_length_ns = value * SECOND_NS,
+            other => panic!("unknown limit {other}"),
+        }
+        limits.set(kind, limit);
+    }
+    assert_eq!(limits.violations(), []);
+    limits
+}
+
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request that was let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Went {
+    pub at: Time,
+    pub queue: usize,
+    /// Counts the requests of its queue from 0, in arrival order.
+    pub number: u16,
+    pub operation: Operation,
+    pub bytes: u64,
+}
+
+struct Queue {
+    member: MemberId,
+    gate: Gate,
+    bell: Arc<Bell>,
+    /// Indexed by tag; tags are not reused.
+    requests: Vec<(Operation, u64)>,
+    retired: bool,
+}
+
+pub struct World {
+    pub throttle: Arc<Throttle>,
+    pub now: Time,
+    pub went: Vec<Went>,
+    queues: Vec<Queue>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self { throttle: Throttle::new(), now: Time::ZERO, went: Vec::new(), queues: Vec::new() }
+    }
+
+    pub fn group(&self, text: &str) -> GroupId {
+        self.throttle.add_group(&limits(text))
+    }
+
+    /// A live device.
+    pub fn device(&self, group: Option<GroupId>, text: &str) -> MemberId {
+        let member = self.throttle.join(&limits(text), group);
+        self.throttle.go_live(member);
+        member
+    }
+
+    /// A queue of a device; returns its index.
+    pub fn queue(&mut self, member: MemberId) -> usize {
+        let bell = Arc::new(Bell::default());
+        let gate = Gate::new(self.throttle.clone(), member, 64, bell.clone());
+        self.queues.push(Queue { member, gate, bell, requests: Vec::new(), retired: false });
+        self.queues.len() - 1
+    }
+
+    /// A device of one queue, in a group; returns the index of the queue.
+    pub fn simple(&mut self, group: GroupId) -> (MemberId, usize) {
+        let member = self.device(Some(group), "");
+        (member, self.queue(member))
+    }
+
+    /// A request arrives now; the turn of its queue is not over yet.
+    pub fn arrives(&mut self, queue: usize, operation: Operation, bytes: u64) {
+        let state = &mut self.queues[queue];
+        let number = u16::try_from(state.requests.len()).unwrap();
+        state.requests.push((operation, bytes));
+        if state.gate.request(number, operation, bytes, self.now) == Verdict::Go {
+            self.went.push(Went { at: self.now, queue, number, operation, bytes });
+        }
+        self.throttle.assert_invariants();
+    }
+
+    /// The queue looks in now, whether it has a reason or not.
+    pub fn poll(&mut self, queue: usize) {
+        let state = &mut self.queues[queue];
+        if state.retired {
+            return;
+        }
+        let rung = state.bell.0.swap(false, Ordering::Relaxed);
+        let mut tags = Vec::new();
+        state.gate.poll(self.now, rung, &mut tags);
+        for number in tags {
+            let (operation, bytes) = state.requests[usize::from(number)];
+            self.went.push(Went { at: self.now, queue, number, operation, bytes });
+        }
+        self.throttle.assert_invariants();
+    }
+
+    /// A request arrives and the turn of its queue ends.
+    pub fn request(&mut self, queue: usize, operation: Operation, bytes: u64) {
+        self.arrives(queue, operation, bytes);
+        self.poll(queue);
+    }
+
+    pub fn reads(&mut self, queue: usize, count: u32, bytes: u64) {
+        for _ in 0..count {
+            self.arrives(queue, Operation::Read, bytes);
+        }
+        self.poll(queue);
+    }
+
+    /// Lets the time pass up to `end`, giving each queue its turn when it is rung or its deadline has come.
+    pub fn run_until(&mut self, end: Time) {
+        loop {
+            while let Some(queue) = self.rung() {
+                self.poll(queue);
+            }
+            let due =
+                (0..self.queues.len()).filter_map(|queue| Some((self.queues[queue].gate.deadline()?, queue))).min();
+            match due {
+                Some((at, queue)) if at <= end => {
+                    self.now = self.now.max(at);
+                    self.poll(queue);
+                }
+                _ => break,
+            }
+        }
+        self.now = self.now.max(end);
+    }
+
+    pub fn run_until_ms(&mut self, ms: u64) {
+        self.run_until(Time::from_nanos(ms * 1_000_000));
+    }
+
+    fn rung(&self) -> Option<usize> {
+        self.queues.iter().position(|queue| !queue.retired && queue.bell.0.load(Ordering::Relaxed))
+    }
+
+    pub fn deadline(&self, queue: usize) -> Option<Time> {
+        self.queues[queue].gate.deadline()
+    }
+
+    pub fn retire(&mut self, queue: usize) -> Result<(), StillBusy> {
+        let result = self.queues[queue].gate.retire();
+        self.queues[queue].retired |= result.is_ok();
+        self.throttle.assert_invariants();
+        result
+    }
+
+    /// When the requests of a queue went, in milliseconds, in the order in which they went.
+    pub fn times_ms(&self, queue: usize) -> Vec<f64> {
+        self.went.iter().filter(|went| went.queue == queue).map(|went| went.at.as_nanos() as f64 / 1e6).collect()
+    }
+
+    /// How many requests went up to and including `ms`.
+    pub fn count_by_ms(&self, ms: u64) -> usize {
+        self.went.iter().filter(|went| went.at.as_nanos() <= ms * 1_000_000).count()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // A gate must not go while it holds something: let everything go first, as a removal does.
+        if std::thread::panicking() {
+            return;
+        }
+        for queue in self.queues.iter_mut().filter(|queue| !queue.retired) {
+            self.throttle.drain(queue.member, self.now);
+        }
+        for queue in &mut self.queues {
+            queue.gate.poll(self.now, true, &mut Vec::new());
+        }
+    }
+}
