@@ -90,6 +90,36 @@ impl Bucket {
         }
     }
 
+    /// The nanoseconds in which the bucket earns `cost`, and whether it binds: whether it is so full that requests are
+    /// waiting for it, or nearly. At the level as last drained.
+    pub(crate) fn earns_in(&self, cost: NanoUnits) -> (f64, bool) {
+        // A bucket that requests wait for is at the brim when one is let go, and a timer that is late by half of the
+        // capacity is rarer than a bucket that is half full by chance; the shares err only while it happens.
+        if let Some(burst_capacity) = self.burst_capacity
+            && self.burst_level * 2 >= burst_capacity
+            && self.level < self.capacity
+        {
+            return (cost as f64 / self.max as f64, true);
+        }
+        (cost as f64 / self.avg as f64, self.level * 2 >= self.capacity)
+    }
+
+    /// Changes the limit, keeping the used share of the capacity: no gift, no fine. A debt stays what it is in units.
+    pub(crate) fn reconfigure(&mut self, limit: Limit, now: Time) {
+        self.drain(now);
+        let fresh = Self::new(limit);
+        let moved = Self {
+            level: carry_over(self.level, self.capacity, fresh.capacity),
+            burst_level: match (self.burst_capacity, fresh.burst_capacity) {
+                (Some(old), Some(new)) => carry_over(self.burst_level, old, new),
+                _ => 0,
+            },
+            drained_at: self.drained_at,
+            ..fresh
+        };
+        *self = moved;
+    }
+
     fn drain(&mut self, now: Time) {
         let elapsed_ns = u128::from(now.nanos_since(self.drained_at));
         if elapsed_ns == 0 {
@@ -109,6 +139,20 @@ fn blocked_for(level: NanoUnits, capacity: NanoUnits, rate: u64) -> u64 {
         return 0;
     }
     u64::try_from(excess.div_ceil(u128::from(rate))).unwrap_or(u64::MAX)
+}
+
+/// The level that uses the same share of `new` as `level` does of `old`, rounded up; what is above the brim is a debt of
+/// so many units and is carried over as it is.
+fn carry_over(level: NanoUnits, old: NanoUnits, new: NanoUnits) -> NanoUnits {
+    let debt = level.saturating_sub(old);
+    let used = level - debt;
+    // used <= old, so the result is at most `new`. A capacity is up to 10^24 nano-units, and the product of two does not
+    // fit: scale both down by 2^20 where it would not (an error of at most 10^-6 of the capacity, upwards).
+    let used = match used.checked_mul(new) {
+        Some(product) => product.div_ceil(old),
+        None => (((used >> 20) + 1) * (new >> 20) / (old >> 20) + 1) << 20,
+    };
+    used.min(new).saturating_add(debt)
 }
 
 #[cfg(test)]
@@ -234,6 +278,19 @@ mod tests {
                     prop_assert!(count * UNIT <= allowed, "{count} requests in {window_ns} ns at {avg}/s");
                 }
             }
+        }
+
+        #[test]
+        fn used_share_is_kept_over_a_change(old in 1_u128..10_u128.pow(24), new in 1_u128..10_u128.pow(24), part in 0.0..1.0_f64) {
+            // Never less of the new capacity than of the old one (no gift), and more by no more than 2^-18.
+            let used = ((old as f64 * part) as u128).min(old);
+            let carried = carry_over(used, old, new);
+            prop_assert!(carried <= new);
+            let (before, after) = (used as f64 / old as f64, carried as f64 / new as f64);
+            prop_assert!(after >= before - 1e-12, "{before} became {after}");
+            prop_assert!(after <= before + 4e-6 + 1.0 / new as f64, "{before} became {after}");
+            // A debt is carried over in units, whatever happens to the capacity.
+            prop_assert_eq!(carry_over(old + 12_345, old, new), new + 12_345);
         }
     }
 }

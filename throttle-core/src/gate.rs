@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use crate::cost::{Cost, Operation};
+use crate::cost::Operation;
 use crate::group::{MemberId, QueueId, StillBusy, Verdict};
 use crate::throttle::{Bells, Doorbell, Throttle};
 use crate::time::Time;
@@ -44,13 +44,13 @@ impl Gate {
         Self { joined: Some(Joined { throttle, queue, deadline: None, owes_poll: false, bells }) }
     }
 
-    /// A request was fetched. `bytes` is what moves between daemon and backend ([`Cost::of`]).
+    /// A request was fetched. `bytes` is the length of its range; what it costs is up to the
+    /// charge table of its group ([`crate::charge`]).
     ///
     /// After [`Verdict::Held`] the tag comes out of a [`Self::poll`], perhaps already of this turn's.
     pub fn request(&mut self, tag: u16, operation: Operation, bytes: u64, now: Time) -> Verdict {
         let Some(joined) = &mut self.joined else { return Verdict::Go };
-        let cost = Cost::of(operation, bytes);
-        let verdict = joined.throttle.request(&mut joined.bells, joined.queue, tag, cost, now);
+        let verdict = joined.throttle.request(&mut joined.bells, joined.queue, tag, (operation, bytes), now);
         joined.owes_poll |= verdict == Verdict::Held;
         verdict
     }

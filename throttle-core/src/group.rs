@@ -1,48 +1,84 @@
 //! The group protocol: who is held, who is let go, who watches the clock. Pure state; events in, effects out.
 //!
 //! ```text
-//!   group ── limiter, turn, at most one armed deadline
-//!     └─ member (a device) ── limiter of its own, requests held in arrival order for each direction
-//!          └─ queue ── requests let go that its thread has not collected yet: its restart work
-//!
 //!   request ─► fits, nobody waits ──────────────────────────► goes at once
 //!      └─────► held ─► due and its turn ─► let go: charged, ─► collected by the thread of its queue (poll)
 //!                                          restart work of
 //!                                          its queue
 //! ```
 //!
-//! Whoever looks at a group at an instant lets go of everything that is due, for all its members, charging each request as
-//! it goes; what belongs to another queue is posted to it as *restart work* and that queue is rung. Only the thread of a
-//! queue collects what was let go of it, so only decisions cross threads.
+//! Whoever looks at a tree of groups at an instant lets go of everything that is due, for all its members, in the order
+//! of [`crate::tree`], charging each request as it goes; what belongs to another queue is posted to it as *restart work*
+//! and that queue is rung. Only the thread of a queue collects what was let go of it, so only decisions cross threads.
 //!
-//! One queue with a held request is the *owner* of the group's one deadline: its thread wakes up then. Every call that can
+//! One queue with a held request is the *owner* of its tree's one deadline: its thread wakes up then. Every call that can
 //! change the deadline ends in [`Groups::rearm`], so none is ever left armed for nothing, and none forgotten.
 //!
 //! What holds between any two calls (numbers as in `ARCHITECTURE.md`, checked by `assert_invariants` in tests):
-//! * I1  a member waits ⇔ its group is armed, with exactly one owner, who knows the deadline or owes a poll
+//! * I1  something waits in a tree ⇔ it is armed, with exactly one owner, who knows the deadline or owes a poll
 //! * I2  the owner holds a request of a member that is not draining
-//! * I4  the lines of the turn hold exactly the members that hold something, each once
-//! * I5  what a queue counts as held is what the members hold of it
+//! * I4  a node stands in its parent exactly where something of it waits
+//! * I5  what a queue counts as held is what its member holds of it
 //! * I7  nothing refers to a queue that has retired or a member that has left: both are refused while anything does
 
-use std::collections::VecDeque;
-
-use slotmap::{SlotMap, new_key_type};
+use slotmap::{SecondaryMap, SlotMap, new_key_type};
 use thiserror::Error;
 
-use crate::cost::{Cost, Direction};
-use crate::limiter::Limiter;
+use crate::charge::ChargeTable;
+use crate::cost::{Cost, Direction, Operation};
+use crate::held::Held;
 use crate::limits::Limits;
+use crate::share::WEIGHT_DEFAULT;
 use crate::time::Time;
-use crate::turn::Turn;
+use crate::tree::{BadParent, NodeId, Tree};
+
+/// A group of members that share limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(NodeId);
+
+/// A device, as the groups see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId(NodeId);
 
 new_key_type! {
-    /// A group of members that share limits.
-    pub struct GroupId;
-    /// A device, as the groups see it.
-    pub struct MemberId;
     /// One queue of a member, served by one thread.
     pub struct QueueId;
+}
+
+/// What a group is made of, besides its members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupOptions {
+    /// The limits its members share; must be sound ([`Limits::violations`]).
+    pub limits: Limits,
+    /// The group above, whose limits hold as well.
+    pub parent: Option<GroupId>,
+    /// Its share among the children of `parent`, against theirs; 1 to [`crate::share::WEIGHT_MAX`].
+    pub weight: u32,
+    /// What operations count as; `None`: as in `parent`, or by default.
+    pub charges: Option<ChargeTable>,
+}
+
+impl Default for GroupOptions {
+    fn default() -> Self {
+        Self { limits: Limits::UNLIMITED, parent: None, weight: WEIGHT_DEFAULT, charges: None }
+    }
+}
+
+/// What a member is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberOptions {
+    /// Limits of its own, besides those of its group; must be sound ([`Limits::violations`]).
+    pub limits: Limits,
+    /// The group it shares.
+    pub group: Option<GroupId>,
+    /// Its share of what the group grants, against other members and groups in it; 1 to [`crate::share::WEIGHT_MAX`].
+    pub weight: u32,
+}
+
+impl Default for MemberOptions {
+    fn default() -> Self {
+        Self { limits: Limits::UNLIMITED, group: None, weight: WEIGHT_DEFAULT }
+    }
 }
 
 /// What becomes of a request.
@@ -66,12 +102,12 @@ pub struct StillBusy {
     pub queues: u32,
 }
 
-/// The group has members.
+/// The group has members, or groups below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the group is in use by {members} devices")]
+#[error("the group is in use by {children} devices and groups")]
 pub struct GroupInUse {
     /// How many.
-    pub members: u32,
+    pub children: u32,
 }
 
 /// What a member holds back at the moment.
@@ -94,17 +130,7 @@ enum Mode {
     Draining,
 }
 
-#[derive(Debug)]
-struct Group {
-    limiter: Limiter,
-    turn: Turn,
-    armed: Option<Armed>,
-    members: u32,
-    /// Made for one member that has no group, and gone with it.
-    is_private: bool,
-}
-
-/// The one deadline of a group and the queue whose thread wakes up for it.
+/// The one deadline of a tree and the queue whose thread wakes up for it.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
     owner: QueueId,
@@ -113,26 +139,15 @@ struct Armed {
 
 #[derive(Debug)]
 struct Member {
-    group: GroupId,
-    limiter: Limiter,
     mode: Mode,
-    /// Indexed by [`Direction`].
-    held: [VecDeque<Held>; 2],
     queues: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    queue: QueueId,
-    tag: u16,
-    cost: Cost,
-    since: Time,
 }
 
 #[derive(Debug)]
 struct Queue {
     member: MemberId,
-    /// Requests of this queue in the member's FIFOs.
+    depth: u16,
+    /// Requests of this queue in the member's lines.
     held: u32,
     /// Restart work: tags let go that the thread has not collected.
     let_go: Vec<u16>,
@@ -145,113 +160,134 @@ struct Queue {
 /// Every group, member and queue of a daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
-    groups: SlotMap<GroupId, Group>,
-    members: SlotMap<MemberId, Member>,
+    tree: Tree,
+    members: SecondaryMap<NodeId, Member>,
     queues: SlotMap<QueueId, Queue>,
+    /// The armed deadline of each tree in which something waits, by its root.
+    armed: SecondaryMap<NodeId, Armed>,
+    /// The latest instant seen: threads read their clocks before they take the lock, so theirs may be a little earlier.
+    now: Time,
     /// Effect of the last calls: the queues to be rung.
     rings: Vec<QueueId>,
 }
 
 impl Groups {
     /// A new group that nobody is in.
-    pub fn add_group(&mut self, limits: &Limits) -> GroupId {
-        self.new_group(Limiter::new(limits), false)
+    pub fn add_group(&mut self, options: &GroupOptions, now: Time) -> Result<GroupId, BadParent> {
+        let now = self.see(now);
+        let group = self.tree.add_group(&options.limits, options.weight, options.charges);
+        let placed = self.set_node_parent(group, options.parent, now);
+        if placed.is_err() {
+            self.tree.remove(group, now);
+        }
+        placed.map(|()| GroupId(group))
     }
 
-    fn new_group(&mut self, limiter: Limiter, is_private: bool) -> GroupId {
-        self.groups.insert(Group { limiter, turn: Turn::new(), armed: None, members: 0, is_private })
-    }
-
-    /// Ends a group; refused while it has members.
-    pub fn remove_group(&mut self, group: GroupId) -> Result<(), GroupInUse> {
-        match self.groups[group].members {
+    /// Ends a group; refused while it has members or groups below it.
+    pub fn remove_group(&mut self, group: GroupId, now: Time) -> Result<(), GroupInUse> {
+        let now = self.see(now);
+        match self.tree.children(group.0) {
             0 => {
-                self.groups.remove(group);
+                self.tree.remove(group.0, now);
                 Ok(())
             }
-            members => Err(GroupInUse { members }),
+            children => Err(GroupInUse { children }),
         }
     }
 
     /// A device becomes a member, exempt from the limits until it goes live.
-    pub fn join(&mut self, limits: &Limits, group: Option<GroupId>) -> MemberId {
-        let group = group.unwrap_or_else(|| self.new_group(Limiter::new(&Limits::UNLIMITED), true));
-        self.groups[group].members += 1;
-        let members = self.groups[group].members as usize;
-        self.groups[group].turn.reserve(members);
-        self.members.insert(Member {
-            group,
-            limiter: Limiter::new(limits),
-            mode: Mode::Exempt,
-            held: [VecDeque::new(), VecDeque::new()],
-            queues: 0,
-        })
+    pub fn join(&mut self, options: &MemberOptions, now: Time) -> MemberId {
+        let now = self.see(now);
+        let member = self.tree.add_member(&options.limits, options.weight);
+        self.members.insert(member, Member { mode: Mode::Exempt, queues: 0 });
+        if let Some(group) = options.group {
+            self.tree.set_parent(member, Some(group.0), now);
+        }
+        MemberId(member)
     }
 
     /// A queue of `member` with tags below `depth`.
     pub fn add_queue(&mut self, member: MemberId, depth: u16) -> QueueId {
-        let depth = usize::from(depth);
-        let state = &mut self.members[member];
-        state.queues += 1;
-        // All that the queue can ever hold, so that holding allocates nothing.
-        for held in &mut state.held {
-            held.reserve(depth * state.queues as usize);
-        }
-        let queue = Queue { member, held: 0, let_go: Vec::with_capacity(depth), told: None, owes_poll: false };
-        self.queues.insert(queue)
+        self.members[member.0].queues += 1;
+        let let_go = Vec::with_capacity(usize::from(depth));
+        let queue = self.queues.insert(Queue { member, depth, held: 0, let_go, told: None, owes_poll: false });
+        // All that the member can ever hold, so that holding allocates nothing.
+        let queues = self.queues.values().filter(|queue| queue.member == member);
+        self.tree.reserve(member.0, queues.map(|queue| usize::from(queue.depth)).sum());
+        queue
     }
 
     /// The start is over: from now the member is limited and charged.
     pub fn go_live(&mut self, member: MemberId) {
-        let member = &mut self.members[member];
+        let member = &mut self.members[member.0];
         if member.mode == Mode::Exempt {
             member.mode = Mode::Live;
         }
     }
 
     /// A request has arrived on `queue`. After [`Verdict::Held`] the caller polls in the same turn.
-    pub fn request(&mut self, queue: QueueId, tag: u16, cost: Cost, now: Time) -> Verdict {
-        let id = self.queues[queue].member;
-        let member = &mut self.members[id];
-        match member.mode {
-            Mode::Exempt => return Verdict::Go,
-            Mode::Draining => return self.go(queue, tag, &cost, now),
-            Mode::Live if cost.is_free() => return Verdict::Go,
-            Mode::Live => {}
+    pub fn request(&mut self, queue: QueueId, tag: u16, operation: Operation, bytes: u64, now: Time) -> Verdict {
+        let now = self.see(now);
+        let MemberId(member) = self.queues[queue].member;
+        let mode = self.members[member].mode;
+        if mode == Mode::Exempt {
+            return Verdict::Go;
         }
-        let group = member.group;
-        if self.groups[group].turn.is_idle() && self.ready_at(id, &cost, now).is_none() {
+        let cost = self.tree.charges(member).cost(operation, bytes);
+        if cost.is_free() {
+            return Verdict::Go;
+        }
+        let root = self.tree.root(member);
+        if mode == Mode::Draining || self.tree.is_idle(root) && self.tree.ready_at(member, &cost, now).is_none() {
             return self.go(queue, tag, &cost, now);
         }
-        let line = &mut self.members[id].held[cost.direction as usize];
-        line.push_back(Held { queue, tag, cost, since: now });
-        let is_first = line.len() == 1;
+        let owed_poll = self.queues[queue].owes_poll;
         self.queues[queue].held += 1;
         self.queues[queue].owes_poll = true;
-        if is_first {
-            self.groups[group].turn.join(cost.direction, id);
+        self.tree.hold(member, Held { queue, tag, cost, since: now }, now);
+        self.let_go_due(root, Some(queue), now);
+
+        // Its turn may have come at once: then nobody need be asked again.
+        let armed = self.armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
+        let state = &mut self.queues[queue];
+        if state.let_go == [tag] && !owed_poll && armed == state.told {
+            state.let_go.clear();
+            state.owes_poll = false;
+            return Verdict::Go;
         }
-        // Behind others of its member it changes nothing about what is due, unless something has fallen due meanwhile.
-        if is_first || self.groups[group].armed.is_none_or(|armed| armed.deadline <= now) {
-            self.let_go_due(group, Some(queue), now);
+        Verdict::Held
+    }
+
+    /// Charges a request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
+    fn go(&mut self, queue: QueueId, tag: u16, cost: &Cost, now: Time) -> Verdict {
+        let MemberId(member) = self.queues[queue].member;
+        self.tree.charge(member, cost, now);
+        // Others may wait, if the member is draining: their wait has become longer.
+        self.rearm(self.tree.root(member), Some(queue), now);
+        let queue = &mut self.queues[queue];
+        if queue.let_go.is_empty() {
+            return Verdict::Go;
         }
+        queue.let_go.push(tag);
+        queue.owes_poll = true;
         Verdict::Held
     }
 
     /// The thread of `queue` looks in: because it was rung, because its deadline has passed, or for no reason.
     ///
     /// Its restart work is added to `collected`, to be issued by the caller at once. Returns the deadline at which the
-    /// thread is to look in again, if the group counts on it.
+    /// thread is to look in again, if its tree counts on it.
     pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {
-        let group = self.members[self.queues[queue].member].group;
+        let now = self.see(now);
+        let root = self.tree.root(self.queues[queue].member.0);
         self.queues[queue].owes_poll = true;
-        if let Some(armed) = self.groups[group].armed
+        if let Some(armed) = self.armed.get(root)
             && armed.owner == queue
             && armed.deadline <= now
         {
-            self.let_go_due(group, Some(queue), now);
+            self.let_go_due(root, Some(queue), now);
         }
-        let told = self.groups[group].armed.filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
+        let told = self.armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
         let queue = &mut self.queues[queue];
         collected.append(&mut queue.let_go);
         queue.owes_poll = false;
@@ -261,24 +297,24 @@ impl Groups {
 
     /// The member is about to go: everything it holds is let go now, and nothing is held any more. Still charged.
     pub fn drain(&mut self, member: MemberId, now: Time) {
-        let group = self.members[member].group;
-        self.members[member].mode = Mode::Draining;
+        let now = self.see(now);
+        self.members[member.0].mode = Mode::Draining;
         for direction in Direction::ALL {
-            self.groups[group].turn.leave(direction, member);
-            while let Some(held) = self.members[member].held[direction as usize].pop_front() {
-                self.post(member, held, None, now);
+            while let Some(held) = self.tree.pop(member.0, direction, now) {
+                self.tree.charge(member.0, &held.cost, now);
+                self.post(&held, None);
             }
         }
         // The deadline may have been watched by a queue of this member: hand it on.
-        self.rearm(group, None, now);
+        self.rearm(self.tree.root(member.0), None, now);
     }
 
     /// What the member holds back.
     pub fn held(&self, member: MemberId) -> HeldSummary {
-        let held = &self.members[member].held;
+        let lines = self.tree.lines(member.0);
         HeldSummary {
-            count: held.iter().map(|line| line.len() as u32).sum(),
-            oldest: held.iter().filter_map(|line| line.front().map(|held| held.since)).min(),
+            count: lines.iter().map(|line| line.len()).sum(),
+            oldest: lines.iter().filter_map(|line| Some(line.first()?.since)).min(),
         }
     }
 
@@ -290,39 +326,60 @@ impl Groups {
         if busy.held > 0 || busy.restart_work > 0 {
             return Err(busy);
         }
-        let member = state.member;
-        debug_assert!(self.groups[self.members[member].group].armed.is_none_or(|armed| armed.owner != queue));
+        let MemberId(member) = state.member;
+        debug_assert!(self.armed.values().all(|armed| armed.owner != queue));
         self.members[member].queues -= 1;
         self.queues.remove(queue);
         Ok(())
     }
 
     /// The device is gone. Refused while one of its queues has not retired.
-    pub fn leave(&mut self, member: MemberId) -> Result<(), StillBusy> {
-        let state = &self.members[member];
-        if state.queues > 0 {
-            return Err(StillBusy { held: self.held(member).count, restart_work: 0, queues: state.queues });
+    pub fn leave(&mut self, member: MemberId, now: Time) -> Result<(), StillBusy> {
+        let now = self.see(now);
+        let queues = self.members[member.0].queues;
+        if queues > 0 {
+            return Err(StillBusy { held: self.held(member).count, restart_work: 0, queues });
         }
-        let group = state.group;
-        self.members.remove(member);
-        let state = &mut self.groups[group];
-        state.members -= 1;
-        if state.is_private {
-            self.groups.remove(group);
-        }
+        self.tree.remove(member.0, now);
+        self.members.remove(member.0);
         Ok(())
     }
 
-    /// Charges a request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
-    fn go(&mut self, queue: QueueId, tag: u16, cost: &Cost, now: Time) -> Verdict {
-        self.charge(self.queues[queue].member, cost, now);
-        let queue = &mut self.queues[queue];
-        if queue.let_go.is_empty() {
-            return Verdict::Go;
-        }
-        queue.let_go.push(tag);
-        queue.owes_poll = true;
-        Verdict::Held
+    /// Changes the limits of a group, under load: the used share of each bucket is kept, and who waits is timed anew.
+    pub fn set_group_limits(&mut self, group: GroupId, limits: &Limits, now: Time) {
+        self.change(group.0, now, |tree, now| tree.set_limits(group.0, limits, now));
+    }
+
+    /// Changes the limits of a member, as [`Self::set_group_limits`].
+    pub fn set_member_limits(&mut self, member: MemberId, limits: &Limits, now: Time) {
+        self.change(member.0, now, |tree, now| tree.set_limits(member.0, limits, now));
+    }
+
+    /// Changes the share of a group among its siblings.
+    pub fn set_group_weight(&mut self, group: GroupId, weight: u32) {
+        self.tree.set_weight(group.0, weight);
+    }
+
+    /// Changes the share of a member of what its group grants.
+    pub fn set_member_weight(&mut self, member: MemberId, weight: u32) {
+        self.tree.set_weight(member.0, weight);
+    }
+
+    /// Changes what operations count as in a group, for requests that come from now on.
+    pub fn set_charges(&mut self, group: GroupId, charges: Option<ChargeTable>) {
+        self.tree.set_charges(group.0, charges);
+    }
+
+    /// Moves a group, with everything in it and all it holds, below another or to the top.
+    pub fn set_parent(&mut self, group: GroupId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
+        let now = self.see(now);
+        self.set_node_parent(group.0, parent, now)
+    }
+
+    /// Moves a member, with all it holds, to another group, or out of any.
+    pub fn set_group(&mut self, member: MemberId, group: Option<GroupId>, now: Time) {
+        let now = self.see(now);
+        self.move_node(member.0, group.map(|group| group.0), now);
     }
 
     /// The queues to be rung because of the calls since the last time, each once.
@@ -330,52 +387,47 @@ impl Groups {
         self.rings.drain(..)
     }
 
-    /// When everything on the member's path takes a request of this cost, `None` if it goes now.
-    fn ready_at(&mut self, member: MemberId, cost: &Cost, now: Time) -> Option<Time> {
-        let member = &mut self.members[member];
-        let own = member.limiter.ready_at(cost, now);
-        own.max(self.groups[member.group].limiter.ready_at(cost, now))
+    fn see(&mut self, now: Time) -> Time {
+        self.now = self.now.max(now);
+        self.now
     }
 
-    fn charge(&mut self, member: MemberId, cost: &Cost, now: Time) {
-        let member = &mut self.members[member];
-        member.limiter.charge(cost, now);
-        self.groups[member.group].limiter.charge(cost, now);
+    fn set_node_parent(&mut self, node: NodeId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
+        if let Some(parent) = parent {
+            self.tree.check_parent(node, parent.0)?;
+        }
+        self.move_node(node, parent.map(|parent| parent.0), now);
+        Ok(())
+    }
+
+    fn move_node(&mut self, node: NodeId, parent: Option<NodeId>, now: Time) {
+        let left = self.tree.root(node);
+        self.change(node, now, |tree, now| tree.set_parent(node, parent, now));
+        if left != node {
+            self.let_go_due(left, None, now);
+        } else if self.tree.root(node) != node {
+            // It was a root, and is none any more: its deadline is now that of the tree it has joined.
+            self.armed.remove(node);
+        }
+    }
+
+    /// Changes something about a node, and lets go of what has fallen due by it in its tree.
+    fn change(&mut self, node: NodeId, now: Time, with: impl FnOnce(&mut Tree, Time)) {
+        let now = self.see(now);
+        with(&mut self.tree, now);
+        self.let_go_due(self.tree.root(node), None, now);
     }
 
     /// Lets go of everything that is due, in the order of the turn, and arms for what is not.
-    fn let_go_due(&mut self, group: GroupId, caller: Option<QueueId>, now: Time) {
-        while let Some((direction, member)) = self.next_due(group, now) {
-            let line = &mut self.members[member].held[direction as usize];
-            if let Some(held) = line.pop_front() {
-                let waits_on = !line.is_empty();
-                self.groups[group].turn.pass(direction, member, waits_on);
-                self.post(member, held, caller, now);
-            }
+    fn let_go_due(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
+        while let Some(held) = self.tree.let_go(root, now) {
+            self.post(&held, caller);
         }
-        self.rearm(group, caller, now);
+        self.rearm(root, caller, now);
     }
 
-    fn next_due(&mut self, group: GroupId, now: Time) -> Option<(Direction, MemberId)> {
-        self.waiting(group, now)
-            .find(|(_, _, ready_at)| ready_at.is_none())
-            .map(|(direction, member, _)| (direction, member))
-    }
-
-    /// Everyone who waits in the group, in the order of the turn, with when its oldest request may go (`None`: now).
-    fn waiting(&mut self, group: GroupId, now: Time) -> impl Iterator<Item = (Direction, MemberId, Option<Time>)> {
-        let Group { limiter, turn, .. } = &mut self.groups[group];
-        let members = &mut self.members;
-        turn.in_order().filter_map(move |(direction, id)| {
-            let member = &mut members[id];
-            let cost = member.held[direction as usize].front()?.cost;
-            Some((direction, id, member.limiter.ready_at(&cost, now).max(limiter.ready_at(&cost, now))))
-        })
-    }
-
-    /// Charges a request that goes and posts it to its queue. Charge, count and post are one step under one lock.
-    fn post(&mut self, member: MemberId, held: Held, caller: Option<QueueId>, now: Time) {
-        self.charge(member, &held.cost, now);
+    /// Posts a request that was let go and charged to its queue. Let go, charged, counted and posted under one lock.
+    fn post(&mut self, held: &Held, caller: Option<QueueId>) {
         let queue = &mut self.queues[held.queue];
         queue.held -= 1;
         queue.let_go.push(held.tag);
@@ -391,27 +443,20 @@ impl Groups {
         }
     }
 
-    /// Arms the group for the earliest instant at which something is due, on a queue that holds something.
-    fn rearm(&mut self, group: GroupId, caller: Option<QueueId>, now: Time) {
-        let Some((heir, deadline)) = self
-            .waiting(group, now)
-            .map(|(direction, member, ready_at)| (direction, member, ready_at.unwrap_or(now)))
-            .min_by_key(|&(_, _, ready_at)| ready_at)
-            .and_then(|(direction, member, deadline)| {
-                Some((self.members[member].held[direction as usize].front()?.queue, deadline))
-            })
-        else {
-            self.groups[group].armed = None;
+    /// Arms a tree for the earliest instant at which something in it is due, on a queue that holds something of it.
+    fn rearm(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
+        let Some((deadline, heir)) = self.tree.wakes_at(root, now).zip(self.tree.next_waiter(root)) else {
+            self.armed.remove(root);
             return;
         };
-        // Who watches the clock, cheapest first: who does already, who is awake anyhow, the one who is due first.
-        let keeps = |queue: &QueueId| {
+        // Who watches the clock, cheapest first: who does already, who is awake anyhow, one of those who are due first.
+        let may_keep = |queue: &QueueId| {
             let queue = &self.queues[*queue];
-            queue.held > 0 && self.members[queue.member].mode == Mode::Live
+            queue.held > 0 && self.tree.root(queue.member.0) == root
         };
-        let owner =
-            self.groups[group].armed.map(|armed| armed.owner).filter(keeps).or(caller.filter(keeps)).unwrap_or(heir);
-        self.groups[group].armed = Some(Armed { owner, deadline });
+        let keeper = self.armed.get(root).map(|armed| armed.owner).filter(may_keep);
+        let owner = keeper.or(caller.filter(may_keep)).unwrap_or(heir.queue);
+        self.armed.insert(root, Armed { owner, deadline });
         // Told of an earlier instant, the thread looks in for nothing and is told anew: no need to wake it for that.
         if self.queues[owner].told.is_none_or(|told| told > deadline) {
             self.ring(owner, caller);
@@ -423,43 +468,41 @@ impl Groups {
 impl Groups {
     /// Panics unless the invariants of the module's head hold.
     pub fn assert_invariants(&self) {
-        for (id, group) in &self.groups {
-            let mut waiting = 0;
-            for (member_id, member) in self.members.iter().filter(|(_, member)| member.group == id) {
-                for direction in Direction::ALL {
-                    let holds = !member.held[direction as usize].is_empty();
-                    let places = group.turn.in_order().filter(|&place| place == (direction, member_id)).count();
-                    assert_eq!(places, usize::from(holds), "I4: one place in line for a member that holds");
-                    assert!(!holds || member.mode == Mode::Live, "a member that is not limited holds nothing");
-                    waiting += places;
-                }
+        self.tree.assert_invariants();
+        for (id, member) in &self.members {
+            let MemberId(_) = MemberId(id);
+            let queues = self.queues.values().filter(|queue| queue.member.0 == id);
+            assert_eq!(queues.count(), member.queues as usize);
+            let mut held = self.tree.lines(id).iter().flat_map(|line| line.iter()).peekable();
+            assert!(held.peek().is_none() || member.mode == Mode::Live, "a member that is not limited holds nothing");
+            for held in held {
+                let queue = self.queues.get(held.queue).expect("I7: what is held has a queue");
+                assert_eq!(queue.member.0, id, "what a member holds came through its queues");
             }
-            assert_eq!(waiting, group.turn.in_order().count(), "I4: only members of the group stand in line");
-            assert_eq!(group.armed.is_some(), waiting > 0, "I1, I3: armed if and only if somebody waits");
-            let members = self.members.values().filter(|member| member.group == id).count();
-            assert_eq!(members, group.members as usize);
-            if let Some(Armed { owner, deadline }) = group.armed {
-                let queue = self.queues.get(owner).expect("I7: the owner exists");
-                assert_eq!(self.members[queue.member].group, id);
-                assert!(queue.held > 0, "I2: the owner holds a request");
-                assert_eq!(self.members[queue.member].mode, Mode::Live, "I2: of a member that is not draining");
-                assert!(
-                    queue.owes_poll || queue.told.is_some_and(|told| told <= deadline),
-                    "I1: the owner knows the deadline"
-                );
-            }
+            let root = self.tree.root(id);
+            assert_eq!(
+                self.armed.contains_key(root),
+                !self.tree.is_idle(root),
+                "I1, I3: armed if and only if something waits"
+            );
+        }
+        for (root, &Armed { owner, deadline }) in &self.armed {
+            assert_eq!(self.tree.root(root), root, "only trees are armed");
+            let queue = self.queues.get(owner).expect("I7: the owner exists");
+            assert_eq!(self.tree.root(queue.member.0), root);
+            assert!(queue.held > 0, "I2: the owner holds a request");
+            assert_eq!(self.members[queue.member.0].mode, Mode::Live, "I2: of a member that is not draining");
+            assert!(
+                queue.owes_poll || queue.told.is_some_and(|told| told <= deadline),
+                "I1: the owner knows the deadline"
+            );
         }
         for (id, queue) in &self.queues {
-            let member = self.members.get(queue.member).expect("I7: a queue has a member");
-            let held = member.held.iter().flatten().filter(|held| held.queue == id).count();
+            assert!(self.members.contains_key(queue.member.0), "I7: a queue has a member");
+            let lines = self.tree.lines(queue.member.0);
+            let held = lines.iter().flat_map(|line| line.iter()).filter(|held| held.queue == id).count();
             assert_eq!(queue.held as usize, held, "I5: the count is what the member holds");
             assert!(queue.owes_poll || queue.let_go.is_empty(), "restart work is never left without a ring");
-        }
-        for (id, member) in &self.members {
-            assert_eq!(self.queues.values().filter(|queue| queue.member == id).count(), member.queues as usize);
-            for held in member.held.iter().flatten() {
-                assert!(self.queues.contains_key(held.queue), "I7: what is held has a queue");
-            }
         }
     }
 }

@@ -2,15 +2,20 @@
 #![forbid(unsafe_code)]
 
 pub mod bucket;
+pub mod charge;
 pub mod cost;
 pub mod gate;
 pub mod group;
+mod heap;
+mod held;
+mod lane;
 pub mod limiter;
 pub mod limits;
+pub mod share;
 mod sync;
 pub mod throttle;
 pub mod time;
-mod turn;
+pub mod tree;
 
 #[cfg(test)]
 mod tests;

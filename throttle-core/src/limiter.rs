@@ -18,7 +18,29 @@ use crate::time::Time;
 pub struct Limiter {
     /// Indexed by [`LimitKind`]; `None` where there is no limit.
     buckets: [Option<Bucket>; 6],
-    iops_size: u64,
+    limits: Limits,
+}
+
+/// What a request takes of a set of limits, as the time in which they earn it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Takes {
+    /// The largest over the buckets that bind; 0 if none does.
+    pub binding_ns: f64,
+    /// The largest over all buckets; 0 without limits.
+    pub any_ns: f64,
+}
+
+impl Takes {
+    /// Of both sets of limits together.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { binding_ns: self.binding_ns.max(other.binding_ns), any_ns: self.any_ns.max(other.any_ns) }
+    }
+
+    /// The time that counts: that of the limits which bind, or where none does, of all.
+    pub fn ns(self) -> f64 {
+        if self.binding_ns > 0.0 { self.binding_ns } else { self.any_ns }
+    }
 }
 
 impl Limiter {
@@ -29,7 +51,7 @@ impl Limiter {
             let limit = limits.get(kind);
             (!limit.is_unlimited()).then(|| Bucket::new(limit))
         });
-        Self { buckets, iops_size: limits.iops_size }
+        Self { buckets, limits: *limits }
     }
 
     /// When every bucket takes a request of this cost, `None` if all take it now.
@@ -42,6 +64,41 @@ impl Limiter {
     /// Counts a request as let through at `now`, in all its buckets.
     pub fn charge(&mut self, cost: &Cost, now: Time) {
         self.for_each_charge(cost, |bucket, units| bucket.charge(units, now));
+    }
+
+    /// What a request of this cost takes of these limits, at their levels as last charged.
+    pub(crate) fn takes(&mut self, cost: &Cost) -> Takes {
+        let mut takes = Takes::default();
+        self.for_each_charge(cost, |bucket, units| {
+            let (ns, binds) = bucket.earns_in(units);
+            takes.any_ns = takes.any_ns.max(ns);
+            if binds {
+                takes.binding_ns = takes.binding_ns.max(ns);
+            }
+        });
+        takes
+    }
+
+    /// Changes the limits, keeping the used share of each bucket. The same limits again change nothing at all.
+    pub(crate) fn reconfigure(&mut self, limits: &Limits, now: Time) {
+        debug_assert_eq!(limits.violations(), []);
+        for kind in LimitKind::ALL {
+            let limit = limits.get(kind);
+            let bucket = &mut self.buckets[kind as usize];
+            match bucket {
+                Some(_) if limit.is_unlimited() => *bucket = None,
+                Some(bucket) if limit != self.limits.get(kind) => bucket.reconfigure(limit, now),
+                Some(_) => {}
+                None if limit.is_unlimited() => {}
+                None => *bucket = Some(Bucket::new(limit)),
+            }
+        }
+        self.limits = *limits;
+    }
+
+    /// Whether a limit on reads and writes together is set, for which they compete.
+    pub(crate) fn has_total(&self) -> bool {
+        [LimitKind::BpsTotal, LimitKind::IopsTotal].iter().any(|&kind| self.buckets[kind as usize].is_some())
     }
 
     /// Calls `with` for each bucket that this cost is charged to.
@@ -65,9 +122,9 @@ impl Limiter {
 
     /// How many operations a request of `bytes` counts as: a fraction above 1 where it is larger than `iops-size`.
     fn operations(&self, bytes: u64) -> NanoUnits {
-        if self.iops_size > 0 && bytes > self.iops_size {
+        if self.limits.iops_size > 0 && bytes > self.limits.iops_size {
             // Rounded up by less than 10^-9 operation: never above the limit.
-            (u128::from(bytes) * UNIT).div_ceil(u128::from(self.iops_size))
+            (u128::from(bytes) * UNIT).div_ceil(u128::from(self.limits.iops_size))
         } else {
             UNIT
         }
@@ -77,6 +134,7 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::charge::ChargeTable;
     use crate::cost::Operation;
     use crate::limits::Limit;
 
@@ -91,16 +149,16 @@ mod tests {
             .with(LimitKind::IopsTotal, Limit::average(1))
             .with(LimitKind::BpsRead, Limit::average(4096));
         let mut limiter = Limiter::new(&limits);
-        limiter.charge(&Cost::of(Operation::Read, 8192), at_ms(0));
-        assert_eq!(limiter.ready_at(&Cost::of(Operation::Read, 1), at_ms(0)), Some(at_ms(1900)));
-        assert_eq!(limiter.ready_at(&Cost::of(Operation::Write, 1), at_ms(0)), Some(at_ms(900)));
+        limiter.charge(&ChargeTable::DEFAULT.cost(Operation::Read, 8192), at_ms(0));
+        assert_eq!(limiter.ready_at(&ChargeTable::DEFAULT.cost(Operation::Read, 1), at_ms(0)), Some(at_ms(1900)));
+        assert_eq!(limiter.ready_at(&ChargeTable::DEFAULT.cost(Operation::Write, 1), at_ms(0)), Some(at_ms(900)));
     }
 
     #[test]
     fn asking_changes_nothing() {
         let limits = Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10));
         let mut limiter = Limiter::new(&limits);
-        let read = Cost::of(Operation::Read, 512);
+        let read = ChargeTable::DEFAULT.cost(Operation::Read, 512);
         for _ in 0..1000 {
             assert_eq!(limiter.ready_at(&read, at_ms(0)), None);
         }
@@ -110,10 +168,10 @@ mod tests {
     fn request_waits_only_for_what_it_is_charged_to() {
         let limits = Limits::UNLIMITED.with(LimitKind::BpsTotal, Limit::average(1000));
         let mut limiter = Limiter::new(&limits);
-        limiter.charge(&Cost::of(Operation::Write, 1_000_000), at_ms(0));
-        assert!(limiter.ready_at(&Cost::of(Operation::Read, 1), at_ms(0)).is_some());
-        assert_eq!(limiter.ready_at(&Cost::of(Operation::Discard, 1 << 40), at_ms(0)), None);
-        assert_eq!(limiter.ready_at(&Cost::of(Operation::Flush, 0), at_ms(0)), None);
+        limiter.charge(&ChargeTable::DEFAULT.cost(Operation::Write, 1_000_000), at_ms(0));
+        assert!(limiter.ready_at(&ChargeTable::DEFAULT.cost(Operation::Read, 1), at_ms(0)).is_some());
+        assert_eq!(limiter.ready_at(&ChargeTable::DEFAULT.cost(Operation::Discard, 1 << 40), at_ms(0)), None);
+        assert_eq!(limiter.ready_at(&ChargeTable::DEFAULT.cost(Operation::Flush, 0), at_ms(0)), None);
     }
 
     #[test]
@@ -122,7 +180,7 @@ mod tests {
         let mut limits = Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10));
         limits.iops_size = 4096;
         let mut limiter = Limiter::new(&limits);
-        limiter.charge(&Cost::of(Operation::Read, 10_240), at_ms(0));
-        assert_eq!(limiter.ready_at(&Cost::of(Operation::Read, 512), at_ms(0)), Some(at_ms(150)));
+        limiter.charge(&ChargeTable::DEFAULT.cost(Operation::Read, 10_240), at_ms(0));
+        assert_eq!(limiter.ready_at(&ChargeTable::DEFAULT.cost(Operation::Read, 512), at_ms(0)), Some(at_ms(150)));
     }
 }

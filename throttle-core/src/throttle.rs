@@ -19,11 +19,15 @@ use std::sync::Arc;
 
 use slotmap::SecondaryMap;
 
-use crate::cost::Cost;
-use crate::group::{GroupId, GroupInUse, Groups, HeldSummary, MemberId, QueueId, StillBusy, Verdict};
+use crate::charge::ChargeTable;
+use crate::cost::Operation;
+use crate::group::{
+    GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy, Verdict,
+};
 use crate::limits::Limits;
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
+use crate::tree::BadParent;
 
 /// How to wake the thread that serves a queue.
 ///
@@ -52,20 +56,20 @@ impl Throttle {
         Arc::new(Self::default())
     }
 
-    /// A new group; the limits must be sound ([`Limits::violations`]).
-    pub fn add_group(&self, limits: &Limits) -> GroupId {
-        self.lock().groups.add_group(limits)
+    /// A new group. The limits must be sound ([`crate::limits::Limits::violations`]).
+    pub fn add_group(&self, options: &GroupOptions, now: Time) -> Result<GroupId, BadParent> {
+        self.lock().groups.add_group(options, now)
     }
 
-    /// Ends a group that no device is in.
-    pub fn remove_group(&self, group: GroupId) -> Result<(), GroupInUse> {
-        self.lock().groups.remove_group(group)
+    /// Ends a group that nothing is in.
+    pub fn remove_group(&self, group: GroupId, now: Time) -> Result<(), GroupInUse> {
+        self.lock().groups.remove_group(group, now)
     }
 
     /// A device joins a group, or stands alone with its own limits. It is neither limited nor charged until
     /// [`Self::go_live`]: what the kernel reads while the device starts is nobody's load.
-    pub fn join(&self, limits: &Limits, group: Option<GroupId>) -> MemberId {
-        self.lock().groups.join(limits, group)
+    pub fn join(&self, options: &MemberOptions, now: Time) -> MemberId {
+        self.lock().groups.join(options, now)
     }
 
     /// From now on the device is limited and charged.
@@ -85,8 +89,44 @@ impl Throttle {
     }
 
     /// The device is gone. Refused while a gate of it has not retired; afterwards nothing refers to it.
-    pub fn leave(&self, member: MemberId) -> Result<(), StillBusy> {
-        self.lock().groups.leave(member)
+    pub fn leave(&self, member: MemberId, now: Time) -> Result<(), StillBusy> {
+        self.lock().groups.leave(member, now)
+    }
+
+    /// Changes the limits of a group under load. Each bucket keeps its used share, the same limits again change nothing,
+    /// and who waits is timed anew at once: a change strands nobody.
+    pub fn set_group_limits(&self, group: GroupId, limits: &Limits, now: Time) {
+        self.call(&mut Vec::new(), |groups| groups.set_group_limits(group, limits, now));
+    }
+
+    /// Changes the limits of a device, as [`Self::set_group_limits`].
+    pub fn set_member_limits(&self, member: MemberId, limits: &Limits, now: Time) {
+        self.call(&mut Vec::new(), |groups| groups.set_member_limits(member, limits, now));
+    }
+
+    /// Changes the share of a group among its siblings; 1 to [`crate::share::WEIGHT_MAX`].
+    pub fn set_group_weight(&self, group: GroupId, weight: u32) {
+        self.lock().groups.set_group_weight(group, weight);
+    }
+
+    /// Changes the share of a device of what its group grants; 1 to [`crate::share::WEIGHT_MAX`].
+    pub fn set_member_weight(&self, member: MemberId, weight: u32) {
+        self.lock().groups.set_member_weight(member, weight);
+    }
+
+    /// Changes what operations count as in a group, for requests that come from now on.
+    pub fn set_charges(&self, group: GroupId, charges: Option<ChargeTable>) {
+        self.lock().groups.set_charges(group, charges);
+    }
+
+    /// Moves a group, with everything in it and all it holds, below another or to the top.
+    pub fn set_parent(&self, group: GroupId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
+        self.call(&mut Vec::new(), |groups| groups.set_parent(group, parent, now))
+    }
+
+    /// Moves a device, with all it holds, to another group or out of any: each request waits in exactly one.
+    pub fn set_group(&self, member: MemberId, group: Option<GroupId>, now: Time) {
+        self.call(&mut Vec::new(), |groups| groups.set_group(member, group, now));
     }
 
     pub(crate) fn add_queue(&self, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> QueueId {
@@ -96,8 +136,15 @@ impl Throttle {
         queue
     }
 
-    pub(crate) fn request(&self, bells: &mut Bells, queue: QueueId, tag: u16, cost: Cost, now: Time) -> Verdict {
-        self.call(bells, |groups| groups.request(queue, tag, cost, now))
+    pub(crate) fn request(
+        &self,
+        bells: &mut Bells,
+        queue: QueueId,
+        tag: u16,
+        (operation, bytes): (Operation, u64),
+        now: Time,
+    ) -> Verdict {
+        self.call(bells, |groups| groups.request(queue, tag, operation, bytes, now))
     }
 
     pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {

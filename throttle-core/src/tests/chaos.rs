@@ -5,7 +5,8 @@
 use proptest::prelude::*;
 
 use super::world::World;
-use crate::cost::{Cost, Direction, Operation};
+use crate::charge::ChargeTable;
+use crate::cost::{Direction, Operation};
 use crate::group::MemberId;
 use crate::time::Time;
 
@@ -31,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Operation::Write),
         1 => Just(Operation::Flush),
         1 => Just(Operation::Discard),
-        1 => Just(Operation::WriteZeroes),
+        1 => Just(Operation::WriteZeroes { as_data: true }),
     ];
     prop_oneof![
         8 => (0..QUEUES, operation, 1_u64..300_000, any::<bool>())
@@ -96,7 +97,7 @@ proptest! {
             for direction in Direction::ALL {
                 let ordered: Vec<_> = world.went.iter()
                     .filter(|went| went.queue == queue && went.operation != Operation::Flush)
-                    .filter(|went| Cost::of(went.operation, 0).direction == direction)
+                    .filter(|went| ChargeTable::DEFAULT.cost(went.operation, 0).direction == direction)
                     .filter(|went| drained_at[queue].is_none_or(|at| went.at < at))
                     .map(|went| went.number)
                     .collect();
@@ -109,9 +110,9 @@ proptest! {
             prop_assert_eq!(world.retire(queue), Ok(()));
         }
         for member in [a, b, c, d] {
-            prop_assert_eq!(world.throttle.leave(member), Ok(()));
+            prop_assert_eq!(world.throttle.leave(member, world.now), Ok(()));
         }
-        prop_assert_eq!(world.throttle.remove_group(group), Ok(()));
+        prop_assert_eq!(world.throttle.remove_group(group, world.now), Ok(()));
     }
 
     #[test]

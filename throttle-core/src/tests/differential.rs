@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::world::limits;
-use crate::cost::{Cost, Operation};
+use crate::charge::ChargeTable;
+use crate::cost::Operation;
 use crate::limiter::Limiter;
 use crate::time::Time;
 
@@ -48,7 +49,7 @@ proptest! {
         let mut ours = Limiter::new(&limits(&text));
         let mut plain =
             Plain { avg: avg as f64, max: max as f64, length: length as f64, level: 0.0, burst_level: 0.0 };
-        let cost = Cost::of(Operation::Read, 512);
+        let cost = ChargeTable::DEFAULT.cost(Operation::Read, 512);
         let (mut now, mut plain_now) = (Time::ZERO, 0.0_f64);
         for gap_us in gaps_us {
             // Each request arrives a while after the last one went, and goes as soon as it may.

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod differential;
+mod fairness;
 mod scenarios;
 mod worked_examples;
 mod world;

@@ -2,7 +2,7 @@
 
 use super::world::World;
 use crate::cost::Operation;
-use crate::group::{HeldSummary, StillBusy};
+use crate::group::{HeldSummary, MemberOptions, StillBusy};
 use crate::time::Time;
 
 #[test]
@@ -15,12 +15,12 @@ fn r1_queue_with_restart_work_outstanding_cannot_retire() {
     assert_eq!(world.retire(queue), Err(StillBusy { held: 1, restart_work: 0, queues: 0 }));
     world.throttle.drain(a, world.now);
     assert_eq!(world.retire(queue), Err(StillBusy { held: 0, restart_work: 1, queues: 0 }));
-    assert_eq!(world.throttle.leave(a), Err(StillBusy { held: 0, restart_work: 0, queues: 1 }));
+    assert_eq!(world.throttle.leave(a, world.now), Err(StillBusy { held: 0, restart_work: 0, queues: 1 }));
     world.poll(queue);
     assert_eq!(world.times_ms(queue), [0.0; 3]);
     assert_eq!(world.retire(queue), Ok(()));
-    assert_eq!(world.throttle.leave(a), Ok(()));
-    assert_eq!(world.throttle.remove_group(group), Ok(()));
+    assert_eq!(world.throttle.leave(a, world.now), Ok(()));
+    assert_eq!(world.throttle.remove_group(group, world.now), Ok(()));
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn r4_member_that_leaves_hands_the_deadline_on() {
     world.throttle.drain(a, world.now);
     world.run_until_ms(0);
     assert_eq!(world.retire(qa), Ok(()));
-    assert_eq!(world.throttle.leave(a), Ok(()));
+    assert_eq!(world.throttle.leave(a, world.now), Ok(()));
     world.run_until_ms(10_000);
     // A's third was charged as it was let go, so B waits behind all three: (3 - 1) / 10/s.
     assert_eq!(world.times_ms(qb), [200.0]);
@@ -114,7 +114,8 @@ fn u4_drain_of_a_neighbour_lets_nothing_else_pass() {
 fn r42_queue_of_an_exempt_or_idle_device_retires_at_once() {
     let mut world = World::new();
     let group = world.group("iops-total=1");
-    let member = world.throttle.join(&super::world::limits("bps-total=1"), Some(group));
+    let limits = super::world::limits("bps-total=1");
+    let member = world.throttle.join(&MemberOptions { limits, group: Some(group), weight: 100 }, world.now);
     let queue = world.queue(member);
     // Exempt: the partition scan is neither limited nor charged …
     world.reads(queue, 20, 4096);
@@ -124,7 +125,7 @@ fn r42_queue_of_an_exempt_or_idle_device_retires_at_once() {
     world.reads(queue, 1, 4096);
     assert_eq!(world.went.len(), 21);
     assert_eq!(world.retire(queue), Ok(()));
-    assert_eq!(world.throttle.leave(member), Ok(()));
+    assert_eq!(world.throttle.leave(member, world.now), Ok(()));
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn a_minute_of_burst_at_2000_then_100() {
 /// As [`backlogged`] without a world, for counts beyond what tags can number: instants at which requests went.
 fn backlogged_counting(text: &str, end_ms: u64) -> Vec<Time> {
     let mut limiter = crate::limiter::Limiter::new(&super::world::limits(text));
-    let cost = crate::cost::Cost::of(Operation::Read, 4096);
+    let cost = crate::charge::ChargeTable::DEFAULT.cost(Operation::Read, 4096);
     let mut went = Vec::new();
     let mut now = Time::ZERO;
     while now.as_nanos() <= end_ms * 1_000_000 {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cost::Operation;
 use crate::gate::Gate;
-use crate::group::{GroupId, MemberId, StillBusy, Verdict};
+use crate::group::{GroupId, GroupOptions, MemberId, MemberOptions, StillBusy, Verdict};
 use crate::limits::{LimitKind, Limits, SECOND_NS};
 use crate::throttle::{Doorbell, Throttle};
 use crate::time::Time;
@@ -71,20 +71,44 @@ pub struct World {
     pub now: Time,
     pub went: Vec<Went>,
     queues: Vec<Queue>,
+    is_checked: bool,
 }
 
 impl World {
+    /// Nothing in it yet. Every step checks the invariants.
     pub fn new() -> Self {
-        Self { throttle: Throttle::new(), now: Time::ZERO, went: Vec::new(), queues: Vec::new() }
+        Self { throttle: Throttle::new(), now: Time::ZERO, went: Vec::new(), queues: Vec::new(), is_checked: true }
+    }
+
+    /// One for long runs, which does not check them.
+    pub fn unchecked() -> Self {
+        let mut world = Self::new();
+        world.is_checked = false;
+        world
+    }
+
+    fn check(&self) {
+        if self.is_checked {
+            self.throttle.assert_invariants();
+        }
     }
 
     pub fn group(&self, text: &str) -> GroupId {
-        self.throttle.add_group(&limits(text))
+        self.group_below(None, text, 100)
+    }
+
+    pub fn group_below(&self, parent: Option<GroupId>, text: &str, weight: u32) -> GroupId {
+        let options = GroupOptions { limits: limits(text), parent, weight, charges: None };
+        self.throttle.add_group(&options, self.now).expect("a parent that fits")
     }
 
     /// A live device.
     pub fn device(&self, group: Option<GroupId>, text: &str) -> MemberId {
-        let member = self.throttle.join(&limits(text), group);
+        self.weighted_device(group, text, 100)
+    }
+
+    pub fn weighted_device(&self, group: Option<GroupId>, text: &str, weight: u32) -> MemberId {
+        let member = self.throttle.join(&MemberOptions { limits: limits(text), group, weight }, self.now);
         self.throttle.go_live(member);
         member
     }
@@ -111,7 +135,7 @@ impl World {
         if state.gate.request(number, operation, bytes, self.now) == Verdict::Go {
             self.went.push(Went { at: self.now, queue, number, operation, bytes });
         }
-        self.throttle.assert_invariants();
+        self.check();
     }
 
     /// The queue looks in now, whether it has a reason or not.
@@ -127,7 +151,7 @@ impl World {
             let (operation, bytes) = state.requests[usize::from(number)];
             self.went.push(Went { at: self.now, queue, number, operation, bytes });
         }
-        self.throttle.assert_invariants();
+        self.check();
     }
 
     /// A request arrives and the turn of its queue ends.
@@ -174,10 +198,18 @@ impl World {
         self.queues[queue].gate.deadline()
     }
 
+    /// When the world has to go on by itself: at once if a bell rings, else at the first deadline of any queue.
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.rung().is_some() {
+            return Some(self.now);
+        }
+        self.queues.iter().filter_map(|queue| queue.gate.deadline()).min()
+    }
+
     pub fn retire(&mut self, queue: usize) -> Result<(), StillBusy> {
         let result = self.queues[queue].gate.retire();
         self.queues[queue].retired |= result.is_ok();
-        self.throttle.assert_invariants();
+        self.check();
         result
     }
 

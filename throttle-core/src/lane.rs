@@ -1,0 +1,69 @@
+//! Which buckets a request waits for: all that the scheduler needs to know of its kind.
+//!
+//! | lane           | waits for                                        | who                              |
+//! |----------------|--------------------------------------------------|----------------------------------|
+//! | read           | bps-total, bps-read, iops-total, iops-read       | reads                            |
+//! | read, no data  | iops-total, iops-read                            | reads charged as operations only |
+//! | write          | bps-total, bps-write, iops-total, iops-write     | writes                           |
+//! | write, no data | iops-total, iops-write                           | discard, write-zeroes, flush     |
+//!
+//! Two requests in the same lane are ready at the same instant, whatever their sizes, because a bucket does not look at
+//! the size of what it takes.
+
+use crate::cost::{Cost, Direction};
+
+/// One of the four kinds of requests that wait together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lane(u8);
+
+impl Lane {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT as u8).map(Self)
+    }
+
+    /// The lane of a request that is charged `cost`, which must not be free.
+    pub fn of(cost: &Cost) -> Self {
+        debug_assert!(cost.is_operation);
+        Self(cost.direction as u8 * 2 + u8::from(cost.bytes == 0))
+    }
+
+    /// Reads or writes.
+    pub const fn direction(self) -> Direction {
+        if self.0 < 2 { Direction::Read } else { Direction::Write }
+    }
+
+    /// A cost that waits as everything in this lane does.
+    pub const fn probe(self) -> Cost {
+        Cost { direction: self.direction(), is_operation: true, bytes: (1 - self.0 % 2) as u64 }
+    }
+
+    /// For arrays with an element for each lane.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A set of lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lanes(u8);
+
+impl Lanes {
+    /// Adds a lane.
+    pub const fn insert(&mut self, lane: Lane) {
+        self.0 |= 1 << lane.0;
+    }
+
+    /// Whether the lane is in it.
+    pub const fn contains(self, lane: Lane) -> bool {
+        self.0 & (1 << lane.0) != 0
+    }
+
+    /// The lanes in it.
+    pub fn iter(self) -> impl Iterator<Item = Lane> {
+        Lane::all().filter(move |&lane| self.contains(lane))
+    }
+}

@@ -1,0 +1,670 @@
+//! Groups within groups, and whose request goes next.
+//!
+//! ```text
+//!                 rack            limits; V = its virtual clock
+//!               ╱      ╲
+//!        tenant-a      vol3       each stands in its parent, once for each lane in which something of it waits:
+//!        ╱     ╲                    ready   by its position on the parent's clock: the least has the turn
+//!     vol1     vol2                 asleep  by the instant at which a limit of its own, or below it, lets it go on
+//!    r │ w    r │ w               a member's two lines: held requests in arrival order
+//! ```
+//!
+//! A request goes when every limit from its member up to the root lets it, and is charged to all of them together. Going
+//! down from the root, each group gives the turn to the child that stands first among the ready ones; so no limit is asked
+//! for members that wait for nothing, and a decision costs one step in a heap for each level.
+//!
+//! Where a node stands is a function of what waits below it and of limits at or below it, so a change anywhere is mended by
+//! *settling* the path from there to the root ([`Tree::settle`]); every public call ends with all paths settled.
+//!
+//! Where some limit on the way up counts reads and writes together, they compete, and a node has one position in its
+//! parent; where none does, reads and writes take nothing from each other, and it has one for each.
+//!
+//! This module knows no queues, no restart work and no timers.
+
+use slotmap::{SlotMap, new_key_type};
+
+use crate::charge::ChargeTable;
+use crate::cost::{Cost, Direction};
+use crate::heap::Heap;
+use crate::held::{Held, Lines};
+use crate::lane::{Lane, Lanes};
+use crate::limiter::{Limiter, Takes};
+use crate::limits::Limits;
+use crate::share::{LAG_MAX, Virtual, advance};
+use crate::time::Time;
+
+/// How many groups may stand above each other: a bound on the work of one decision.
+pub const DEPTH_MAX: usize = 8;
+
+/// A member, its groups and what is above them.
+const PATH_MAX: usize = DEPTH_MAX + 1;
+
+new_key_type! {
+    /// A group or a member.
+    pub(crate) struct NodeId;
+}
+
+#[derive(Debug)]
+struct Node {
+    parent: Option<NodeId>,
+    weight: u32,
+    limiter: Limiter,
+    /// Requests held at or below this node.
+    held: u32,
+    /// Whether reads and writes compete here: one clock instead of two.
+    is_joint: bool,
+    /// The node's virtual clocks: where the child that went last stood. Indexed by [`Node::clock`].
+    clocks: [Virtual; 2],
+    /// Where the node stands on the clocks of its parent.
+    positions: [Virtual; 2],
+    /// In which heap of its parent it stands, indexed by [`Lane`].
+    standing: [Standing; Lane::COUNT],
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Group(Group),
+    Member(Lines),
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    children: u32,
+    charges: Option<ChargeTable>,
+    /// Children that may go as far as they and what is below them are concerned. Ties go to who stood there first.
+    ready: [Heap<(Virtual, u64), NodeId>; Lane::COUNT],
+    /// Children that a limit of their own or below them holds back, by when it will not.
+    asleep: [Heap<Time, NodeId>; Lane::COUNT],
+}
+
+/// Where a node stands in its parent, for one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Out,
+    Ready { place: u32 },
+    Asleep { place: u32, until: Time },
+}
+
+/// A parent that a node cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadParent {
+    /// The parent is the node itself or below it.
+    #[error("a group cannot stand below itself")]
+    Cycle,
+    /// Too many groups above each other.
+    #[error("more than {DEPTH_MAX} groups above each other")]
+    TooDeep,
+}
+
+impl Node {
+    fn new(limits: &Limits, weight: u32, kind: Kind) -> Self {
+        Self {
+            parent: None,
+            weight,
+            limiter: Limiter::new(limits),
+            held: 0,
+            is_joint: false,
+            clocks: [0; 2],
+            positions: [0; 2],
+            standing: [Standing::Out; Lane::COUNT],
+            kind,
+        }
+    }
+
+    /// Which of the node's clocks counts what its children take in `direction`.
+    fn clock(&self, direction: Direction) -> usize {
+        if self.is_joint { 0 } else { direction as usize }
+    }
+
+    fn group(&mut self) -> &mut Group {
+        match &mut self.kind {
+            Kind::Group(group) => group,
+            Kind::Member(_) => unreachable!("a member has no children"),
+        }
+    }
+
+    fn lines(&self) -> &Lines {
+        match &self.kind {
+            Kind::Member(lines) => lines,
+            Kind::Group(_) => unreachable!("a group holds nothing itself"),
+        }
+    }
+
+    fn lines_mut(&mut self) -> &mut Lines {
+        match &mut self.kind {
+            Kind::Member(lines) => lines,
+            Kind::Group(_) => unreachable!("a group holds nothing itself"),
+        }
+    }
+}
+
+/// All groups and members, in any number of trees.
+#[derive(Debug, Default)]
+pub(crate) struct Tree {
+    nodes: SlotMap<NodeId, Node>,
+    /// Counts arrivals in the ready heaps, to break ties.
+    arrivals: u64,
+}
+
+impl Tree {
+    /// A group without members, at the root of a tree of its own.
+    pub fn add_group(&mut self, limits: &Limits, weight: u32, charges: Option<ChargeTable>) -> NodeId {
+        self.add(Node::new(limits, weight, Kind::Group(Group { charges, ..Group::default() })))
+    }
+
+    /// A member, at the root of a tree of its own.
+    pub fn add_member(&mut self, limits: &Limits, weight: u32) -> NodeId {
+        self.add(Node::new(limits, weight, Kind::Member(Lines::default())))
+    }
+
+    fn add(&mut self, node: Node) -> NodeId {
+        let id = self.nodes.insert(node);
+        self.tell_joint(id);
+        id
+    }
+
+    /// Takes out a node that has no children and holds nothing.
+    pub fn remove(&mut self, id: NodeId, now: Time) {
+        debug_assert_eq!(self.nodes[id].held, 0);
+        debug_assert_eq!(self.children(id), 0);
+        self.detach(id, now);
+        self.nodes.remove(id);
+    }
+
+    /// How many children a group has; none for a member.
+    pub fn children(&self, id: NodeId) -> u32 {
+        match &self.nodes[id].kind {
+            Kind::Group(group) => group.children,
+            Kind::Member(_) => 0,
+        }
+    }
+
+    /// The topmost node above `id`, or `id` itself.
+    pub fn root(&self, id: NodeId) -> NodeId {
+        self.path(id).last().unwrap_or(id)
+    }
+
+    /// The node and all above it.
+    fn path(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        std::iter::successors(Some(id), |&id| self.nodes[id].parent)
+    }
+
+    /// The charge table that counts for a member: of the nearest group above it that has one.
+    pub fn charges(&self, id: NodeId) -> ChargeTable {
+        let table = |id| match &self.nodes[id].kind {
+            Kind::Group(group) => group.charges,
+            Kind::Member(_) => None,
+        };
+        self.path(id).find_map(table).unwrap_or_default()
+    }
+
+    /// Whether nothing waits anywhere in the tree of `root`.
+    pub fn is_idle(&self, root: NodeId) -> bool {
+        self.nodes[root].held == 0
+    }
+
+    /// The two lines of a member.
+    pub fn lines(&self, member: NodeId) -> &Lines {
+        self.nodes[member].lines()
+    }
+
+    /// Room for `count` held requests of a member in each direction.
+    pub fn reserve(&mut self, member: NodeId, count: usize) {
+        for line in self.nodes[member].lines_mut() {
+            line.reserve(count);
+        }
+    }
+
+    /// When every limit above a member takes a request of this cost, `None` if it goes now.
+    pub fn ready_at(&mut self, member: NodeId, cost: &Cost, now: Time) -> Option<Time> {
+        let mut latest = None;
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            latest = latest.max(node.limiter.ready_at(cost, now));
+            next = node.parent;
+        }
+        latest
+    }
+
+    /// Charges a request that goes without having waited.
+    pub fn charge(&mut self, member: NodeId, cost: &Cost, now: Time) {
+        let mut next = Some(member);
+        let mut root = member;
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            node.limiter.charge(cost, now);
+            root = id;
+            next = node.parent;
+        }
+        if !self.is_idle(root) {
+            self.settle(member, now);
+        }
+    }
+
+    /// A request begins to wait.
+    pub fn hold(&mut self, member: NodeId, held: Held, now: Time) {
+        let direction = held.cost.direction;
+        let node = &mut self.nodes[member];
+        let floor = node.clocks[node.clock(direction)].saturating_sub(LAG_MAX);
+        let line = &mut node.lines_mut()[direction as usize];
+        let was_empty = line.first().is_none();
+        if was_empty {
+            line.position = line.position.max(floor);
+        }
+        line.push(held);
+        self.count_held(member, 1);
+        if was_empty {
+            self.settle(member, now);
+        }
+    }
+
+    /// Takes out the oldest request that a member holds in a direction, without charging anybody.
+    pub fn pop(&mut self, member: NodeId, direction: Direction, now: Time) -> Option<Held> {
+        let held = self.nodes[member].lines_mut()[direction as usize].pop()?;
+        self.count_held(member, -1);
+        self.settle(member, now);
+        Some(held)
+    }
+
+    fn count_held(&mut self, from: NodeId, change: i32) {
+        let mut next = Some(from);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            node.held = node.held.checked_add_signed(change).expect("held requests are counted once");
+            next = node.parent;
+        }
+    }
+
+    /// When something in the tree of `root` may go: `None` if nothing waits; `now` or earlier if it may go now.
+    pub fn wakes_at(&mut self, root: NodeId, now: Time) -> Option<Time> {
+        if self.is_idle(root) {
+            return None;
+        }
+        Lane::all().filter_map(|lane| self.wake(root, lane, now)).min()
+    }
+
+    /// Lets the next request go that may, charging it to its member and all above: `None` if none may.
+    pub fn let_go(&mut self, root: NodeId, now: Time) -> Option<Held> {
+        let (member, direction) = self.next(root, now)?;
+        let node = &mut self.nodes[member];
+        let clock = node.clock(direction);
+        let line = &mut node.lines_mut()[direction as usize];
+        let position = line.position;
+        let held = line.pop()?;
+        node.clocks[clock] = node.clocks[clock].max(position);
+        self.count_held(member, -1);
+
+        // What the request takes counts by all limits at or above the one who shares: collect them from here to the root …
+        let mut takes = [Takes::default(); PATH_MAX];
+        let mut length = 0;
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            takes[length] = node.limiter.takes(&held.cost);
+            node.limiter.charge(&held.cost, now);
+            length += 1;
+            next = node.parent;
+        }
+        for level in (1..length).rev() {
+            takes[level - 1] = takes[level - 1].max(takes[level]);
+        }
+        // … and move everyone on the way on the clock of its parent.
+        self.nodes[member].lines_mut()[direction as usize].position +=
+            advance(takes[0].ns(), crate::share::WEIGHT_DEFAULT);
+        let mut id = member;
+        for takes in &takes[1..length] {
+            let Some(parent) = self.nodes[id].parent else { break };
+            let clock = self.nodes[parent].clock(direction);
+            self.take_out(id);
+            let node = &mut self.nodes[id];
+            let position = node.positions[clock];
+            node.positions[clock] += advance(takes.ns(), node.weight);
+            let parent_clock = &mut self.nodes[parent].clocks[clock];
+            *parent_clock = (*parent_clock).max(position);
+            id = parent;
+        }
+        self.settle(member, now);
+        Some(held)
+    }
+
+    /// Someone whose oldest request is among the next to go: for choosing who watches the clock.
+    pub fn next_waiter(&self, root: NodeId) -> Option<&Held> {
+        let mut id = root;
+        loop {
+            match &self.nodes[id].kind {
+                Kind::Member(lines) => {
+                    return lines.iter().filter_map(|line| line.first()).min_by_key(|held| held.since);
+                }
+                Kind::Group(group) => {
+                    let ready = group.ready.iter().filter_map(Heap::first).min().map(|(_, child)| child);
+                    let asleep = || group.asleep.iter().filter_map(Heap::first).min().map(|(_, child)| child);
+                    id = ready.or_else(asleep)?;
+                }
+            }
+        }
+    }
+
+    /// Changes the limits of a node, keeping the used share of each bucket.
+    pub fn set_limits(&mut self, id: NodeId, limits: &Limits, now: Time) {
+        self.nodes[id].limiter.reconfigure(limits, now);
+        self.restand(now);
+    }
+
+    /// Changes the weight of a node among its siblings.
+    pub fn set_weight(&mut self, id: NodeId, weight: u32) {
+        // Its position says what it has had until now; from here on it moves at the new pace.
+        self.nodes[id].weight = weight;
+    }
+
+    /// Changes what operations count as, for the members of a group; requests that are held keep their cost.
+    pub fn set_charges(&mut self, id: NodeId, charges: Option<ChargeTable>) {
+        self.nodes[id].group().charges = charges;
+    }
+
+    /// Whether `parent` may stand above `id`.
+    pub fn check_parent(&self, id: NodeId, parent: NodeId) -> Result<(), BadParent> {
+        if self.path(parent).any(|above| above == id) {
+            return Err(BadParent::Cycle);
+        }
+        let is_group = |id: &NodeId| matches!(self.nodes[*id].kind, Kind::Group(_));
+        // Groups at or below `id`, on the longest way down.
+        let below = self
+            .nodes
+            .keys()
+            .filter(|&node| self.path(node).any(|above| above == id))
+            .map(|node| self.path(node).take_while(|&above| above != id).chain([id]).filter(is_group).count())
+            .max();
+        if self.path(parent).count() + below.unwrap_or(0) > DEPTH_MAX {
+            return Err(BadParent::TooDeep);
+        }
+        Ok(())
+    }
+
+    /// Moves a node, with all below it and everything they hold, below `parent`, or to the root of a tree of its own.
+    pub fn set_parent(&mut self, id: NodeId, parent: Option<NodeId>, now: Time) {
+        debug_assert!(parent.is_none_or(|parent| self.check_parent(id, parent).is_ok()));
+        self.detach(id, now);
+        if let Some(parent) = parent {
+            let held = i32::try_from(self.nodes[id].held).expect("fewer than 2^31 requests are held");
+            self.count_held(parent, held);
+            self.nodes[parent].group().children += 1;
+            // It has had nothing here, and is owed nothing.
+            let clocks = self.nodes[parent].clocks;
+            let node = &mut self.nodes[id];
+            node.parent = Some(parent);
+            node.positions = clocks;
+        }
+        self.restand(now);
+    }
+
+    fn detach(&mut self, id: NodeId, now: Time) {
+        let Some(parent) = self.nodes[id].parent else { return };
+        self.take_out(id);
+        let held = i32::try_from(self.nodes[id].held).expect("fewer than 2^31 requests are held");
+        self.nodes[id].parent = None;
+        self.nodes[parent].group().children -= 1;
+        self.count_held(parent, -held);
+        self.settle(parent, now);
+    }
+
+    /// Computes anew where everybody stands, after limits or parents have changed: rare, and simple for that.
+    fn restand(&mut self, now: Time) {
+        let ids: Vec<NodeId> = self.nodes.keys().collect();
+        for &id in &ids {
+            self.take_out(id);
+        }
+        for &id in &ids {
+            self.tell_joint(id);
+        }
+        for &id in &ids {
+            if matches!(self.nodes[id].kind, Kind::Member(_)) {
+                self.settle(id, now);
+            }
+        }
+    }
+
+    /// Finds out whether reads and writes compete at a node: whether it or one above it has a limit on both together.
+    fn tell_joint(&mut self, id: NodeId) {
+        let is_joint = self.path(id).any(|above| self.nodes[above].limiter.has_total());
+        let node = &mut self.nodes[id];
+        if node.is_joint != is_joint {
+            node.is_joint = is_joint;
+            // From two clocks to one or back: everyone starts level, as if all had just arrived.
+            node.clocks = [node.clocks[0].max(node.clocks[1]); 2];
+            let clocks = node.clocks;
+            if let Kind::Member(lines) = &mut node.kind {
+                for line in lines {
+                    line.position = clocks[0];
+                }
+            }
+            for (_, child) in self.nodes.iter_mut().filter(|(_, child)| child.parent == Some(id)) {
+                child.positions = clocks;
+            }
+        }
+    }
+
+    /// Mends where `id` and everyone above it stands.
+    fn settle(&mut self, mut id: NodeId, now: Time) {
+        while let Some(parent) = self.nodes[id].parent {
+            for lane in Lane::all() {
+                let wake = self.wake(id, lane, now);
+                self.stand(id, parent, lane, wake, now);
+            }
+            id = parent;
+        }
+    }
+
+    /// When `id` lets something go that waits in this lane at or below it, as far as limits at or below it say; the start
+    /// of time if they do not hold it back.
+    fn wake(&mut self, id: NodeId, lane: Lane, now: Time) -> Option<Time> {
+        let node = &mut self.nodes[id];
+        let below = match &node.kind {
+            Kind::Member(lines) => {
+                lines[lane.direction() as usize].lane().filter(|&first| first == lane).map(|_| Time::ZERO)?
+            }
+            Kind::Group(group) if group.ready[lane.index()].is_empty() => group.asleep[lane.index()].first()?.0,
+            Kind::Group(_) => Time::ZERO,
+        };
+        Some(below.max(node.limiter.ready_at(&lane.probe(), now).unwrap_or(Time::ZERO)))
+    }
+
+    fn stand(&mut self, id: NodeId, parent: NodeId, lane: Lane, wake: Option<Time>, now: Time) {
+        match (self.nodes[id].standing[lane.index()], wake) {
+            (Standing::Out, None) => return,
+            (Standing::Ready { .. }, Some(wake)) if wake <= now => return,
+            (Standing::Asleep { until, .. }, Some(wake)) if wake == until && wake > now => return,
+            _ => {}
+        }
+        self.take_out_of(id, parent, lane);
+        match wake {
+            None => {}
+            Some(wake) if wake <= now => self.put_ready(id, parent, lane),
+            Some(until) => {
+                self.with_heap(
+                    parent,
+                    |group| &mut group.asleep[lane.index()],
+                    |heap, nodes| {
+                        heap.insert(until, id, &mut |node, place| {
+                            let standing = &mut nodes[node].standing[lane.index()];
+                            // The others keep their instants and only move over.
+                            let until = if node == id { until } else { standing.until() };
+                            *standing = Standing::Asleep { place, until };
+                        });
+                    },
+                );
+            }
+        }
+    }
+
+    fn put_ready(&mut self, id: NodeId, parent: NodeId, lane: Lane) {
+        let clock = self.nodes[parent].clock(lane.direction());
+        let floor = self.nodes[parent].clocks[clock].saturating_sub(LAG_MAX);
+        let shares_clock = |other: &Lane| self.nodes[parent].clock(other.direction()) == clock;
+        let is_ready = Lane::all()
+            .filter(shares_clock)
+            .any(|other| matches!(self.nodes[id].standing[other.index()], Standing::Ready { .. }));
+        let position = &mut self.nodes[id].positions[clock];
+        if !is_ready {
+            // Back from a pause: see `share`. One that is waiting in another lane keeps its position.
+            *position = (*position).max(floor);
+        }
+        let position = *position;
+        self.arrivals += 1;
+        let key = (position, self.arrivals);
+        self.with_heap(
+            parent,
+            |group| &mut group.ready[lane.index()],
+            |heap, nodes| {
+                heap.insert(key, id, &mut |node, place| nodes[node].standing[lane.index()] = Standing::Ready { place });
+            },
+        );
+    }
+
+    /// Takes `id` out of the heaps of its parent.
+    fn take_out(&mut self, id: NodeId) {
+        if let Some(parent) = self.nodes[id].parent {
+            for lane in Lane::all() {
+                self.take_out_of(id, parent, lane);
+            }
+        }
+    }
+
+    fn take_out_of(&mut self, id: NodeId, parent: NodeId, lane: Lane) {
+        match self.nodes[id].standing[lane.index()] {
+            Standing::Out => return,
+            Standing::Ready { place } => {
+                self.with_heap(
+                    parent,
+                    |group| &mut group.ready[lane.index()],
+                    |heap, nodes| {
+                        heap.remove(place, &mut |node, place| {
+                            nodes[node].standing[lane.index()] = Standing::Ready { place };
+                        });
+                    },
+                );
+            }
+            Standing::Asleep { place, .. } => {
+                self.with_heap(
+                    parent,
+                    |group| &mut group.asleep[lane.index()],
+                    |heap, nodes| {
+                        heap.remove(place, &mut |node, place| {
+                            let standing = &mut nodes[node].standing[lane.index()];
+                            *standing = Standing::Asleep { place, until: standing.until() };
+                        });
+                    },
+                );
+            }
+        }
+        self.nodes[id].standing[lane.index()] = Standing::Out;
+    }
+
+    /// Works on a heap of `parent` while it can tell the children where they stand.
+    fn with_heap<H: Default>(
+        &mut self,
+        parent: NodeId,
+        which: impl Fn(&mut Group) -> &mut H,
+        with: impl FnOnce(&mut H, &mut SlotMap<NodeId, Node>),
+    ) {
+        let mut heap = std::mem::take(which(self.nodes[parent].group()));
+        with(&mut heap, &mut self.nodes);
+        *which(self.nodes[parent].group()) = heap;
+    }
+
+    /// Whose turn it is: down from the root, the child that stands first among those that may go.
+    fn next(&mut self, root: NodeId, now: Time) -> Option<(NodeId, Direction)> {
+        let mut lanes = Lanes::default();
+        for lane in Lane::all() {
+            if self.wake(root, lane, now).is_some_and(|wake| wake <= now) {
+                lanes.insert(lane);
+            }
+        }
+        let mut id = root;
+        while matches!(self.nodes[id].kind, Kind::Group(_)) {
+            for lane in lanes.iter() {
+                self.wake_up(id, lane, now);
+            }
+            let ready = &self.nodes[id].group().ready;
+            let (_, child) = lanes.iter().filter_map(|lane| ready[lane.index()].first()).min()?;
+            // Every limit above lets these lanes go, so the child may choose among them.
+            let mut ready_lanes = Lanes::default();
+            for lane in lanes.iter() {
+                if matches!(self.nodes[child].standing[lane.index()], Standing::Ready { .. }) {
+                    ready_lanes.insert(lane);
+                }
+            }
+            lanes = ready_lanes;
+            id = child;
+        }
+        let may_go = |direction: &Direction| {
+            self.nodes[id].lines()[*direction as usize].lane().is_some_and(|lane| lanes.contains(lane))
+        };
+        let direction = Direction::ALL
+            .into_iter()
+            .filter(may_go)
+            .min_by_key(|&direction| self.nodes[id].lines()[direction as usize].position)?;
+        Some((id, direction))
+    }
+
+    /// Moves the children whose sleep is over among the ready ones.
+    fn wake_up(&mut self, id: NodeId, lane: Lane, now: Time) {
+        while let Some((until, child)) = self.nodes[id].group().asleep[lane.index()].first()
+            && until <= now
+        {
+            self.take_out_of(child, id, lane);
+            self.put_ready(child, id, lane);
+        }
+    }
+}
+
+impl Standing {
+    fn until(self) -> Time {
+        match self {
+            Self::Asleep { until, .. } => until,
+            Self::Out | Self::Ready { .. } => unreachable!("only nodes that sleep are in the heap of sleepers"),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Tree {
+    /// Panics unless every path is settled and all counts are right.
+    pub fn assert_invariants(&self) {
+        for (id, node) in &self.nodes {
+            let own = match &node.kind {
+                Kind::Member(lines) => lines.iter().map(|line| line.len()).sum(),
+                Kind::Group(group) => {
+                    let children = self.nodes.values().filter(|child| child.parent == Some(id));
+                    assert_eq!(children.clone().count(), group.children as usize, "children are counted");
+                    children.map(|child| child.held).sum::<u32>()
+                }
+            };
+            assert_eq!(node.held, own, "I5: held requests are counted on every level");
+            let Some(parent) = node.parent else {
+                assert_eq!(node.standing, [Standing::Out; Lane::COUNT], "a root stands nowhere");
+                continue;
+            };
+            for lane in Lane::all() {
+                let waits = match &node.kind {
+                    Kind::Member(lines) => lines[lane.direction() as usize].lane() == Some(lane),
+                    Kind::Group(group) => {
+                        !group.ready[lane.index()].is_empty() || !group.asleep[lane.index()].is_empty()
+                    }
+                };
+                let Kind::Group(above) = &self.nodes[parent].kind else { panic!("a parent is a group") };
+                let found = match node.standing[lane.index()] {
+                    Standing::Out => None,
+                    Standing::Ready { place } => above.ready[lane.index()].at(place).map(|(_, child)| child),
+                    Standing::Asleep { place, until } => {
+                        let (key, child) = above.asleep[lane.index()].at(place).expect("a sleeper is where it stands");
+                        assert_eq!(key, until);
+                        Some(child)
+                    }
+                };
+                assert_eq!(found, waits.then_some(id), "I4: stands in its parent exactly where something waits");
+            }
+        }
+    }
+}
