@@ -70,14 +70,11 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
     }
 
     fn sink(&mut self, mut position: usize, place: &mut Place<'_, T>) {
-        loop {
-            let Some(child) = [2 * position + 1, 2 * position + 2]
-                .into_iter()
-                .filter(|&child| child < self.entries.len())
-                .min_by_key(|&child| self.entries[child].0)
-            else {
-                break;
-            };
+        while let Some(child) = [2 * position + 1, 2 * position + 2]
+            .into_iter()
+            .filter(|&child| child < self.entries.len())
+            .min_by_key(|&child| self.entries[child].0)
+        {
             if self.entries[position].0 <= self.entries[child].0 {
                 break;
             }

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use super::world::World;
+use super::world::{World, limits};
 use crate::charge::ChargeTable;
 use crate::cost::{Direction, Operation};
 use crate::group::MemberId;
@@ -24,7 +24,27 @@ enum Step {
     Poll { queue: usize },
     /// The device of the queue is removed.
     Drain { queue: usize },
+    /// The device of the queue changes over to another group, or to none.
+    Move { queue: usize, group: usize },
+    /// A group is put below another, or to the top.
+    Parent { group: usize, parent: usize },
+    /// The limits of a group, or of the device of a queue, change.
+    Limits { whose: usize, which: usize },
+    /// The weight of the device of a queue changes.
+    Weight { queue: usize, weight: u32 },
 }
+
+/// Limits to change to; all of them let everything pass within the hour that the end of a history lasts.
+const LIMITS: [&str; 6] = [
+    "",
+    "bps-total=1000000 iops-write=50",
+    "iops-total=20",
+    "bps-read=5000000 bps-write=400000",
+    "iops-total=10 iops-total-max=70 iops-total-max-length=4",
+    "bps-total=100000000 iops-total=100000 iops-size=4096",
+];
+
+const GROUPS: usize = 3;
 
 fn step() -> impl Strategy<Value = Step> {
     let operation = prop_oneof![
@@ -41,19 +61,24 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0_u64..400_000_000).prop_map(|ns| Step::Run { ns }),
         2 => (0..QUEUES).prop_map(|queue| Step::Poll { queue }),
         1 => (0..QUEUES).prop_map(|queue| Step::Drain { queue }),
+        1 => (0..QUEUES, 0..=GROUPS).prop_map(|(queue, group)| Step::Move { queue, group }),
+        1 => (0..GROUPS, 0..=GROUPS).prop_map(|(group, parent)| Step::Parent { group, parent }),
+        2 => (0..GROUPS + QUEUES, 0..LIMITS.len()).prop_map(|(whose, which)| Step::Limits { whose, which }),
+        1 => (0..QUEUES, 1_u32..10_000).prop_map(|(queue, weight)| Step::Weight { queue, weight }),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     #[test]
     fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
-        // Devices: A with two queues, B with one, C with one and a limit of its own, in one group; D alone.
+        // Devices: A with two queues and B with one in a group, C with one and a limit of its own in a group below that;
+        // D alone. A third group is there to move to.
         let mut world = World::new();
-        let group = world.group("bps-total=1000000 iops-write=50");
+        let group = world.group(LIMITS[1]);
+        let below = world.group_below(Some(group), "", 200);
+        let groups = [group, below, world.group("iops-total=30")];
         let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));
-        let c = world.device(Some(group), "iops-total=20");
+        let c = world.device(Some(below), "iops-total=20");
         let d = world.device(None, "iops-total=30");
         let owner: [MemberId; QUEUES] = [a, a, b, c, d];
         for member in owner {
@@ -84,7 +109,20 @@ proptest! {
                         }
                     }
                 }
+                Step::Move { queue, group } => {
+                    world.throttle.set_group(owner[queue], groups.get(group).copied(), world.now);
+                }
+                Step::Parent { group, parent } => {
+                    // Refused where it would make a ring; the history goes on either way.
+                    let _ = world.throttle.set_parent(groups[group], groups.get(parent).copied(), world.now);
+                }
+                Step::Limits { whose, which } => match groups.get(whose) {
+                    Some(&group) => world.throttle.set_group_limits(group, &limits(LIMITS[which]), world.now),
+                    None => world.throttle.set_member_limits(owner[whose - GROUPS], &limits(LIMITS[which]), world.now),
+                },
+                Step::Weight { queue, weight } => world.throttle.set_member_weight(owner[queue], weight),
             }
+            world.throttle.assert_invariants();
         }
         // Quiescence: given time, everything goes (no lost wake-up), and all can be taken down.
         (0..QUEUES).for_each(|queue| world.poll(queue));
@@ -112,7 +150,12 @@ proptest! {
         for member in [a, b, c, d] {
             prop_assert_eq!(world.throttle.leave(member, world.now), Ok(()));
         }
-        prop_assert_eq!(world.throttle.remove_group(group, world.now), Ok(()));
+        for group in groups {
+            world.throttle.set_parent(group, None, world.now).unwrap();
+        }
+        for group in groups {
+            prop_assert_eq!(world.throttle.remove_group(group, world.now), Ok(()));
+        }
     }
 
     #[test]

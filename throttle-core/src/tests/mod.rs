@@ -3,6 +3,7 @@
 mod chaos;
 mod differential;
 mod fairness;
+mod live_change;
 mod scenarios;
 mod worked_examples;
 mod world;
