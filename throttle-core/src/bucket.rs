@@ -104,6 +104,16 @@ impl Bucket {
         (cost as f64 / self.avg as f64, self.level * 2 >= self.capacity)
     }
 
+    /// Units that can be taken before the bucket is more than `1 / part` full; drained up to `now`.
+    pub(crate) fn room(&mut self, part: u128, now: Time) -> u64 {
+        self.drain(now);
+        let mut room = (self.capacity / part).saturating_sub(self.level);
+        if let Some(burst_capacity) = self.burst_capacity {
+            room = room.min((burst_capacity / part).saturating_sub(self.burst_level));
+        }
+        u64::try_from(room / UNIT).unwrap_or(u64::MAX)
+    }
+
     /// Changes the limit, keeping the used share of the capacity: no gift, no fine. A debt stays what it is in units.
     pub(crate) fn reconfigure(&mut self, limit: Limit, now: Time) {
         self.drain(now);

@@ -10,7 +10,7 @@
 //!
 //! A group may say otherwise for its devices. A request waits only for the buckets it is charged to.
 
-use crate::cost::{Cost, Direction, Operation};
+use crate::cost::{Cost, Operation};
 
 /// What an operation counts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,17 +50,20 @@ impl ChargeTable {
 
     /// The cost of an `operation` on a range of `bytes`.
     pub fn cost(&self, operation: Operation, bytes: u64) -> Cost {
-        let (direction, charge) = match operation {
-            Operation::Read => (Direction::Read, self.read),
-            Operation::Write => (Direction::Write, self.write),
+        let charge = match operation {
+            Operation::Read => self.read,
+            Operation::Write => self.write,
             Operation::WriteZeroes { as_data } => {
-                let default = if as_data { Charge::Bytes } else { Charge::Op };
-                (Direction::Write, self.write_zeroes.unwrap_or(default))
+                self.write_zeroes.unwrap_or(if as_data { Charge::Bytes } else { Charge::Op })
             }
-            Operation::Discard => (Direction::Write, self.discard),
-            Operation::Flush => (Direction::Write, self.flush),
+            Operation::Discard => self.discard,
+            Operation::Flush => self.flush,
         };
-        Cost { direction, is_operation: charge != Charge::Free, bytes: if charge == Charge::Bytes { bytes } else { 0 } }
+        Cost {
+            direction: operation.direction(),
+            is_operation: charge != Charge::Free,
+            bytes: if charge == Charge::Bytes { bytes } else { 0 },
+        }
     }
 }
 

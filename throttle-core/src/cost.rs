@@ -32,6 +32,16 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Whose buckets it belongs to.
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::Read => Direction::Read,
+            Self::Write | Self::Flush | Self::Discard | Self::WriteZeroes { .. } => Direction::Write,
+        }
+    }
+}
+
 /// The charge of one request ([`crate::charge::ChargeTable::cost`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {

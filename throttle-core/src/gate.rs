@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use crate::cost::Operation;
 use crate::group::{MemberId, QueueId, StillBusy, Verdict};
-use crate::throttle::{Bells, Doorbell, Throttle};
+use crate::lease::Lease;
+use crate::throttle::{Bells, Doorbell, Request, Throttle};
 use crate::time::Time;
 
 /// The throttle as one queue sees it.
@@ -27,6 +28,8 @@ struct Joined {
     deadline: Option<Time>,
     /// A request was held in this turn: its deadline is not known yet, or it may go already.
     owes_poll: bool,
+    /// What is prepaid, for reads and for writes; `None` where every decision is to be exact.
+    leases: Option<[Lease; 2]>,
     bells: Bells,
 }
 
@@ -39,9 +42,17 @@ impl Gate {
     /// The gate of a queue of `member` with tags below `depth`, whose thread is woken by `bell`.
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
-        // Members ring each other at most once a call; 16 is more than one call ever lets go of in practice.
-        let bells = Vec::with_capacity(16);
-        Self { joined: Some(Joined { throttle, queue, deadline: None, owes_poll: false, bells }) }
+        let leases = Some([Lease::none(); 2]);
+        Self { joined: Some(Joined { throttle, queue, deadline: None, owes_poll: false, leases, bells: Vec::new() }) }
+    }
+
+    /// The same gate, asking for each request: exact to the nanosecond at any rate, also far below the limits.
+    #[must_use]
+    pub fn without_leases(mut self) -> Self {
+        if let Some(joined) = &mut self.joined {
+            joined.leases = None;
+        }
+        self
     }
 
     /// A request was fetched. `bytes` is the length of its range; what it costs is up to the
@@ -50,8 +61,26 @@ impl Gate {
     /// After [`Verdict::Held`] the tag comes out of a [`Self::poll`], perhaps already of this turn's.
     pub fn request(&mut self, tag: u16, operation: Operation, bytes: u64, now: Time) -> Verdict {
         let Some(joined) = &mut self.joined else { return Verdict::Go };
-        let verdict = joined.throttle.request(&mut joined.bells, joined.queue, tag, (operation, bytes), now);
-        joined.owes_poll |= verdict == Verdict::Held;
+        let mut lease = joined.leases.as_mut().map(|leases| &mut leases[operation.direction() as usize]);
+        if let Some(lease) = &mut lease
+            && lease.spend(operation, bytes, now)
+        {
+            return Verdict::Go;
+        }
+        let wanted = lease.as_mut().and_then(|lease| lease.wants(bytes, now));
+        let request = Request { tag, operation, bytes };
+        let (verdict, grant) = joined.throttle.request(&mut joined.bells, joined.queue, &request, wanted, now);
+        match verdict {
+            Verdict::Go => {
+                if let Some(lease) = lease {
+                    lease.take(grant, now);
+                }
+            }
+            Verdict::Held => {
+                joined.owes_poll = true;
+                joined.leases.iter_mut().flatten().for_each(Lease::end);
+            }
+        }
         verdict
     }
 

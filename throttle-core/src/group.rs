@@ -27,6 +27,7 @@ use thiserror::Error;
 use crate::charge::ChargeTable;
 use crate::cost::{Cost, Direction, Operation};
 use crate::held::Held;
+use crate::lease::{Grant, Prepaid};
 use crate::limits::Limits;
 use crate::share::WEIGHT_DEFAULT;
 use crate::time::Time;
@@ -256,6 +257,14 @@ impl Groups {
             return Verdict::Go;
         }
         Verdict::Held
+    }
+
+    /// A queue that was just told to go asks for a lease. Given only while nothing waits in its tree.
+    pub fn prepay(&mut self, queue: QueueId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
+        let now = self.see(now);
+        let MemberId(member) = self.queues[queue].member;
+        let may = self.members[member].mode == Mode::Live && self.tree.is_idle(self.tree.root(member));
+        if may { self.tree.prepay(member, direction, wanted, now) } else { None }
     }
 
     /// Charges a request that need not wait. It may not overtake restart work of its queue that is yet to be collected.

@@ -9,6 +9,7 @@ pub mod group;
 mod heap;
 mod held;
 mod lane;
+mod lease;
 pub mod limiter;
 pub mod limits;
 pub mod share;

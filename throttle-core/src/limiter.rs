@@ -10,6 +10,7 @@
 
 use crate::bucket::{Bucket, NanoUnits, UNIT};
 use crate::cost::{Cost, Direction};
+use crate::lease::{CLEARLY_BELOW, Prepaid};
 use crate::limits::{LimitKind, Limits};
 use crate::time::Time;
 
@@ -66,6 +67,30 @@ impl Limiter {
         self.for_each_charge(cost, |bucket, units| bucket.charge(units, now));
     }
 
+    /// What can be prepaid in a direction while no bucket gets fuller than [`CLEARLY_BELOW`] allows.
+    pub(crate) fn room(&mut self, direction: Direction, now: Time) -> Prepaid {
+        let mut room = Prepaid { operations: u64::MAX, bytes: u64::MAX };
+        self.for_each(direction, |kind, bucket| {
+            let free = bucket.room(CLEARLY_BELOW, now);
+            let least = if kind.is_iops() { &mut room.operations } else { &mut room.bytes };
+            *least = free.min(*least);
+        });
+        room
+    }
+
+    /// Charges what is prepaid in a direction.
+    pub(crate) fn prepay(&mut self, direction: Direction, prepaid: Prepaid, now: Time) {
+        self.for_each(direction, |kind, bucket| {
+            let units = if kind.is_iops() { prepaid.operations } else { prepaid.bytes };
+            bucket.charge(u128::from(units) * UNIT, now);
+        });
+    }
+
+    /// The largest request that counts as one operation.
+    pub(crate) fn size_max(&self) -> u64 {
+        if self.limits.iops_size > 0 { self.limits.iops_size } else { u64::MAX }
+    }
+
     /// What a request of this cost takes of these limits, at their levels as last charged.
     pub(crate) fn takes(&mut self, cost: &Cost) -> Takes {
         let mut takes = Takes::default();
@@ -105,17 +130,23 @@ impl Limiter {
     fn for_each_charge(&mut self, cost: &Cost, mut with: impl FnMut(&mut Bucket, NanoUnits)) {
         let bytes = u128::from(cost.bytes) * UNIT;
         let operations = if cost.is_operation { self.operations(cost.bytes) } else { 0 };
-        let (bps_own, iops_own) = match cost.direction {
-            Direction::Read => (LimitKind::BpsRead, LimitKind::IopsRead),
-            Direction::Write => (LimitKind::BpsWrite, LimitKind::IopsWrite),
-        };
-        for (kind, units) in
-            [(LimitKind::BpsTotal, bytes), (bps_own, bytes), (LimitKind::IopsTotal, operations), (iops_own, operations)]
-        {
-            if units > 0
-                && let Some(bucket) = &mut self.buckets[kind as usize]
-            {
+        self.for_each(cost.direction, |kind, bucket| {
+            let units = if kind.is_iops() { operations } else { bytes };
+            if units > 0 {
                 with(bucket, units);
+            }
+        });
+    }
+
+    /// Calls `with` for the buckets of a direction and the totals.
+    fn for_each(&mut self, direction: Direction, mut with: impl FnMut(LimitKind, &mut Bucket)) {
+        let kinds = match direction {
+            Direction::Read => [LimitKind::BpsTotal, LimitKind::BpsRead, LimitKind::IopsTotal, LimitKind::IopsRead],
+            Direction::Write => [LimitKind::BpsTotal, LimitKind::BpsWrite, LimitKind::IopsTotal, LimitKind::IopsWrite],
+        };
+        for kind in kinds {
+            if let Some(bucket) = &mut self.buckets[kind as usize] {
+                with(kind, bucket);
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::cost::Operation;
 use crate::group::{
     GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy, Verdict,
 };
+use crate::lease::{Grant, Prepaid};
 use crate::limits::Limits;
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
@@ -35,6 +36,14 @@ use crate::tree::BadParent;
 pub trait Doorbell: Send + Sync {
     /// Makes the thread of the queue take a turn soon. Must not block.
     fn ring(&self);
+}
+
+/// A request as it came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub tag: u16,
+    pub operation: Operation,
+    pub bytes: u64,
 }
 
 /// All groups, devices and queues of a daemon, shared by its threads.
@@ -140,11 +149,16 @@ impl Throttle {
         &self,
         bells: &mut Bells,
         queue: QueueId,
-        tag: u16,
-        (operation, bytes): (Operation, u64),
+        request: &Request,
+        wanted: Option<Prepaid>,
         now: Time,
-    ) -> Verdict {
-        self.call(bells, |groups| groups.request(queue, tag, operation, bytes, now))
+    ) -> (Verdict, Option<Grant>) {
+        let &Request { tag, operation, bytes } = request;
+        self.call(bells, |groups| {
+            let verdict = groups.request(queue, tag, operation, bytes, now);
+            let wanted = wanted.filter(|_| verdict == Verdict::Go);
+            (verdict, wanted.and_then(|wanted| groups.prepay(queue, operation.direction(), wanted, now)))
+        })
     }
 
     pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {

@@ -28,6 +28,7 @@ use crate::cost::{Cost, Direction};
 use crate::heap::Heap;
 use crate::held::{Held, Lines};
 use crate::lane::{Lane, Lanes};
+use crate::lease::{Grant, Prepaid, within};
 use crate::limiter::{Limiter, Takes};
 use crate::limits::Limits;
 use crate::share::{LAG_MAX, Virtual, advance};
@@ -241,6 +242,27 @@ impl Tree {
         if !self.is_idle(root) {
             self.settle(member, now);
         }
+    }
+
+    /// Charges a member, and all above it, in advance for as much of `wanted` as leaves all of them clearly below their
+    /// limits; `None` if that is not worth it.
+    pub fn prepay(&mut self, member: NodeId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
+        let mut room = wanted;
+        let mut size_max = u64::MAX;
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            room = within(room, node.limiter.room(direction, now))?;
+            size_max = size_max.min(node.limiter.size_max());
+            next = node.parent;
+        }
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            node.limiter.prepay(direction, room, now);
+            next = node.parent;
+        }
+        Some(Grant { prepaid: room, size_max, charges: self.charges(member) })
     }
 
     /// A request begins to wait.

@@ -73,7 +73,7 @@ proptest! {
     fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
         // Devices: A with two queues and B with one in a group, C with one and a limit of its own in a group below that;
         // D alone. A third group is there to move to.
-        let mut world = World::new();
+        let mut world = World::with_leases();
         let group = world.group(LIMITS[1]);
         let below = world.group_below(Some(group), "", 200);
         let groups = [group, below, world.group("iops-total=30")];
@@ -179,19 +179,43 @@ proptest! {
         }
         world.run_until(world.now.plus_nanos(3_600_000_000_000));
         let group_bytes: Vec<_> = world.went.iter().map(|went| (went.at, went.bytes)).collect();
-        assert_windows(&group_bytes, 1_000_000);
+        assert_windows(&group_bytes, 1_000_000, 0);
         let own: Vec<_> = world.went.iter().filter(|went| went.queue == 3).map(|went| (went.at, 1)).collect();
-        assert_windows(&own, 20);
+        assert_windows(&own, 20, 0);
+    }
+
+    #[test]
+    fn leases_add_no_more_than_a_sixteenth_of_the_capacity(
+        steps in prop::collection::vec((0..3_usize, any::<bool>(), 0_u64..60_000, 1_u32..40), 1..200),
+    ) {
+        // Three queues of two devices at up to half a million requests a second, so that leases come and go.
+        let mut world = World::with_leases();
+        let group = world.group("iops-total=100000");
+        let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));
+        for member in [a, a, b] {
+            world.queue(member);
+        }
+        for (queue, is_read, ns, count) in steps {
+            for _ in 0..count {
+                world.arrives(queue, if is_read { Operation::Read } else { Operation::Write }, 512);
+                world.now = world.now.plus_nanos(ns / 30);
+            }
+            world.poll(queue);
+            world.run_until(world.now.plus_nanos(ns));
+        }
+        world.run_until(world.now.plus_nanos(3_600_000_000_000));
+        let served: Vec<_> = world.went.iter().map(|went| (went.at, 1)).collect();
+        assert_windows(&served, 100_000, 100_000 / 10 / 16);
     }
 }
 
-/// For all windows: the units of all but the last request fit into rate · T + capacity (a tenth of the rate).
-fn assert_windows(served: &[(Time, u64)], rate: u64) {
+/// For all windows: the units of all but the last request fit into rate · T + capacity (a tenth of the rate) + `more`.
+fn assert_windows(served: &[(Time, u64)], rate: u64, more: u64) {
     for first in 0..served.len() {
         let mut units_before = 0_u128;
         for &(at, units) in &served[first..] {
             let window_ns = u128::from(at.nanos_since(served[first].0));
-            let allowed = u128::from(rate) * (window_ns + 100_000_000);
+            let allowed = u128::from(rate) * (window_ns + 100_000_000) + u128::from(more) * 1_000_000_000;
             assert!(units_before * 1_000_000_000 <= allowed, "{units_before} units in {window_ns} ns at {rate}/s");
             units_before += u128::from(units);
         }

@@ -72,12 +72,27 @@ pub struct World {
     pub went: Vec<Went>,
     queues: Vec<Queue>,
     is_checked: bool,
+    has_leases: bool,
 }
 
 impl World {
-    /// Nothing in it yet. Every step checks the invariants.
+    /// Nothing in it yet. Every step checks the invariants, and every decision is exact.
     pub fn new() -> Self {
-        Self { throttle: Throttle::new(), now: Time::ZERO, went: Vec::new(), queues: Vec::new(), is_checked: true }
+        Self {
+            throttle: Throttle::new(),
+            now: Time::ZERO,
+            went: Vec::new(),
+            queues: Vec::new(),
+            is_checked: true,
+            has_leases: false,
+        }
+    }
+
+    /// One whose queues may have leases, as in the daemon.
+    pub fn with_leases() -> Self {
+        let mut world = Self::new();
+        world.has_leases = true;
+        world
     }
 
     /// One for long runs, which does not check them.
@@ -117,6 +132,7 @@ impl World {
     pub fn queue(&mut self, member: MemberId) -> usize {
         let bell = Arc::new(Bell::default());
         let gate = Gate::new(self.throttle.clone(), member, 64, bell.clone());
+        let gate = if self.has_leases { gate } else { gate.without_leases() };
         self.queues.push(Queue { member, gate, bell, requests: Vec::new(), retired: false });
         self.queues.len() - 1
     }
