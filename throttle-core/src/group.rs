@@ -29,6 +29,7 @@ use crate::cost::{Cost, Direction, Operation};
 use crate::held::Held;
 use crate::lease::{Grant, Prepaid};
 use crate::limits::Limits;
+use crate::planted::{Fault, planted};
 use crate::share::WEIGHT_DEFAULT;
 use crate::time::Time;
 use crate::tree::{BadParent, NodeId, Tree};
@@ -138,13 +139,13 @@ struct Armed {
     deadline: Time,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Member {
     mode: Mode,
     queues: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Queue {
     member: MemberId,
     depth: u16,
@@ -159,7 +160,7 @@ struct Queue {
 }
 
 /// Every group, member and queue of a daemon.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Groups {
     tree: Tree,
     members: SecondaryMap<NodeId, Member>,
@@ -170,6 +171,9 @@ pub(crate) struct Groups {
     now: Time,
     /// Effect of the last calls: the queues to be rung.
     rings: Vec<QueueId>,
+    /// What [`Fault::PostAfterUnlock`] posts too late.
+    #[cfg(test)]
+    late: Vec<(QueueId, u16)>,
 }
 
 impl Groups {
@@ -246,6 +250,9 @@ impl Groups {
         self.queues[queue].held += 1;
         self.queues[queue].owes_poll = true;
         self.tree.hold(member, Held { queue, tag, cost, since: now }, now);
+        if planted(Fault::HoldWithoutRearm) {
+            return Verdict::Held;
+        }
         self.let_go_due(root, Some(queue), now);
 
         // Its turn may have come at once: then nobody need be asked again.
@@ -299,7 +306,7 @@ impl Groups {
         let told = self.armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
         let queue = &mut self.queues[queue];
         collected.append(&mut queue.let_go);
-        queue.owes_poll = false;
+        queue.owes_poll = planted(Fault::LookThenSay);
         queue.told = told;
         told
     }
@@ -308,11 +315,20 @@ impl Groups {
     pub fn drain(&mut self, member: MemberId, now: Time) {
         let now = self.see(now);
         self.members[member.0].mode = Mode::Draining;
+        if planted(Fault::DrainHoldsOn) {
+            return;
+        }
+        if planted(Fault::DrainExemptsGroup) {
+            self.members.iter_mut().for_each(|(_, member)| member.mode = Mode::Draining);
+        }
         for direction in Direction::ALL {
             while let Some(held) = self.tree.pop(member.0, direction, now) {
                 self.tree.charge(member.0, &held.cost, now);
                 self.post(&held, None);
             }
+        }
+        if planted(Fault::DrainWithoutRearm) {
+            return;
         }
         // The deadline may have been watched by a queue of this member: hand it on.
         self.rearm(self.tree.root(member.0), None, now);
@@ -332,7 +348,7 @@ impl Groups {
     pub fn retire(&mut self, queue: QueueId) -> Result<(), StillBusy> {
         let state = &self.queues[queue];
         let busy = StillBusy { held: state.held, restart_work: state.let_go.len() as u32, queues: 0 };
-        if busy.held > 0 || busy.restart_work > 0 {
+        if busy.held > 0 || busy.restart_work > 0 && !planted(Fault::RetireWithRestartWork) {
             return Err(busy);
         }
         let MemberId(member) = state.member;
@@ -346,7 +362,7 @@ impl Groups {
     pub fn leave(&mut self, member: MemberId, now: Time) -> Result<(), StillBusy> {
         let now = self.see(now);
         let queues = self.members[member.0].queues;
-        if queues > 0 {
+        if queues > 0 && !planted(Fault::LeaveWithQueue) {
             return Err(StillBusy { held: self.held(member).count, restart_work: 0, queues });
         }
         self.tree.remove(member.0, now);
@@ -388,6 +404,9 @@ impl Groups {
     /// Moves a member, with all it holds, to another group, or out of any.
     pub fn set_group(&mut self, member: MemberId, group: Option<GroupId>, now: Time) {
         let now = self.see(now);
+        if planted(Fault::MoveEndsDrain) {
+            self.members[member.0].mode = Mode::Live;
+        }
         self.move_node(member.0, group.map(|group| group.0), now);
     }
 
@@ -437,8 +456,14 @@ impl Groups {
 
     /// Posts a request that was let go and charged to its queue. Let go, charged, counted and posted under one lock.
     fn post(&mut self, held: &Held, caller: Option<QueueId>) {
+        #[cfg(test)]
+        if planted(Fault::PostAfterUnlock) && Some(held.queue) != caller {
+            self.queues[held.queue].held -= 1;
+            self.late.push((held.queue, held.tag));
+            return;
+        }
         let queue = &mut self.queues[held.queue];
-        queue.held -= 1;
+        queue.held -= u32::from(!planted(Fault::HeldNotCounted));
         queue.let_go.push(held.tag);
         self.ring(held.queue, caller);
     }
@@ -461,13 +486,14 @@ impl Groups {
         // Who watches the clock, cheapest first: who does already, who is awake anyhow, one of those who are due first.
         let may_keep = |queue: &QueueId| {
             let queue = &self.queues[*queue];
-            queue.held > 0 && self.tree.root(queue.member.0) == root
+            let holds = queue.held > 0 || planted(Fault::OwnerHoldsNothing);
+            holds && self.tree.root(queue.member.0) == root
         };
         let keeper = self.armed.get(root).map(|armed| armed.owner).filter(may_keep);
         let owner = keeper.or(caller.filter(may_keep)).unwrap_or(heir.queue);
         self.armed.insert(root, Armed { owner, deadline });
         // Told of an earlier instant, the thread looks in for nothing and is told anew: no need to wake it for that.
-        if self.queues[owner].told.is_none_or(|told| told > deadline) {
+        if self.queues[owner].told.is_none_or(|told| told > deadline && !planted(Fault::EarlierUntold)) {
             self.ring(owner, caller);
         }
     }
@@ -475,6 +501,22 @@ impl Groups {
 
 #[cfg(test)]
 impl Groups {
+    /// See [`Fault::PostAfterUnlock`].
+    pub fn take_late(&mut self) -> Vec<(QueueId, u16)> {
+        std::mem::take(&mut self.late)
+    }
+
+    /// See [`Fault::PostAfterUnlock`].
+    pub fn post_late(&mut self, queue: QueueId, tag: u16) {
+        self.queues[queue].let_go.push(tag);
+        self.ring(queue, None);
+    }
+
+    /// See [`Fault::LookThenSay`].
+    pub fn say_nothing_owed(&mut self, queue: QueueId) {
+        self.queues[queue].owes_poll = false;
+    }
+
     /// Panics unless the invariants of the module's head hold.
     pub fn assert_invariants(&self) {
         self.tree.assert_invariants();

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::cost::{Cost, Direction};
 use crate::group::QueueId;
 use crate::lane::Lane;
+use crate::planted::{Fault, planted};
 use crate::share::Virtual;
 use crate::time::Time;
 
@@ -18,7 +19,7 @@ pub(crate) struct Held {
 }
 
 /// The requests of a member that wait in one direction, in the order of their arrival.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
     requests: VecDeque<Held>,
     /// Where the line stands against that of the other direction, when both wait.
@@ -36,6 +37,9 @@ impl Line {
     }
 
     pub fn pop(&mut self) -> Option<Held> {
+        if planted(Fault::NewestFirst) {
+            return self.requests.pop_back();
+        }
         self.requests.pop_front()
     }
 

@@ -12,6 +12,7 @@ mod lane;
 mod lease;
 pub mod limiter;
 pub mod limits;
+mod planted;
 pub mod share;
 mod sync;
 pub mod throttle;

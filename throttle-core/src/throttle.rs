@@ -26,6 +26,7 @@ use crate::group::{
 };
 use crate::lease::{Grant, Prepaid};
 use crate::limits::Limits;
+use crate::planted::{Fault, planted};
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
 use crate::tree::BadParent;
@@ -162,7 +163,12 @@ impl Throttle {
     }
 
     pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {
-        self.call(bells, |groups| groups.poll(queue, now, collected))
+        let told = self.call(bells, |groups| groups.poll(queue, now, collected));
+        #[cfg(test)]
+        if planted(Fault::LookThenSay) {
+            self.lock().groups.say_nothing_owed(queue);
+        }
+        told
     }
 
     pub(crate) fn retire(&self, queue: QueueId) -> Result<(), StillBusy> {
@@ -179,7 +185,18 @@ impl Throttle {
         let State { groups, bells: known } = &mut *state;
         let result = with(groups);
         bells.extend(groups.take_rings().filter_map(|queue| known.get(queue).cloned()));
+        if planted(Fault::RingUnderLock) {
+            bells.drain(..).for_each(|bell| bell.ring());
+        }
+        #[cfg(test)]
+        let late = state.groups.take_late();
         drop(state);
+        #[cfg(test)]
+        if !late.is_empty() {
+            let State { groups, bells: known } = &mut *self.lock();
+            late.into_iter().for_each(|(queue, tag)| groups.post_late(queue, tag));
+            bells.extend(groups.take_rings().filter_map(|queue| known.get(queue).cloned()));
+        }
         for bell in bells.drain(..) {
             bell.ring();
         }

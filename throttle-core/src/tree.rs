@@ -31,6 +31,7 @@ use crate::lane::{Lane, Lanes};
 use crate::lease::{Grant, Prepaid, within};
 use crate::limiter::{Limiter, Takes};
 use crate::limits::Limits;
+use crate::planted::{Fault, planted};
 use crate::share::{LAG_MAX, Virtual, advance};
 use crate::time::Time;
 
@@ -45,7 +46,7 @@ new_key_type! {
     pub(crate) struct NodeId;
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Node {
     parent: Option<NodeId>,
     weight: u32,
@@ -63,13 +64,13 @@ struct Node {
     kind: Kind,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Kind {
     Group(Group),
     Member(Lines),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Group {
     children: u32,
     charges: Option<ChargeTable>,
@@ -141,7 +142,7 @@ impl Node {
 }
 
 /// All groups and members, in any number of trees.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     nodes: SlotMap<NodeId, Node>,
     /// Counts arrivals in the ready heaps, to break ties.
@@ -286,7 +287,9 @@ impl Tree {
     pub fn pop(&mut self, member: NodeId, direction: Direction, now: Time) -> Option<Held> {
         let held = self.nodes[member].lines_mut()[direction as usize].pop()?;
         self.count_held(member, -1);
-        self.settle(member, now);
+        if !planted(Fault::PopWithoutSettle) {
+            self.settle(member, now);
+        }
         Some(held)
     }
 

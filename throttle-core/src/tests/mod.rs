@@ -1,9 +1,20 @@
-//! Tests of the whole core in virtual time: several queues, one throttle, no thread and no clock.
+//! Tests of the whole core in virtual time: several queues, one throttle, no thread and no clock; and its models, with
+//! the threads of a model checker.
 
+#[cfg(not(any(loom, shuttle)))]
 mod chaos;
 mod differential;
+#[cfg(not(any(loom, shuttle)))]
+mod explore;
+#[cfg(not(any(loom, shuttle)))]
 mod fairness;
+#[cfg(not(any(loom, shuttle)))]
 mod live_change;
+#[cfg(any(loom, shuttle))]
+mod models;
+#[cfg(not(any(loom, shuttle)))]
 mod scenarios;
+#[cfg(not(any(loom, shuttle)))]
 mod worked_examples;
+#[cfg_attr(any(loom, shuttle), allow(dead_code, reason = "models have queue threads of their own"))]
 mod world;
