@@ -1,0 +1,188 @@
+//! What a decision costs: alone and contended, below and at the limit, with many members and levels; beside `governor`.
+//!
+//! `cargo bench -p throttle-core` prints times; what counts are the ratios within one run.
+
+use std::hint::black_box;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use governor::{Quota, RateLimiter};
+use throttle_core::cost::Operation;
+use throttle_core::gate::Gate;
+use throttle_core::group::{GroupId, GroupOptions, MemberId, MemberOptions};
+use throttle_core::limits::{Limit, LimitKind, Limits};
+use throttle_core::throttle::{Doorbell, Throttle};
+use throttle_core::time::Time;
+
+struct Silent;
+
+impl Doorbell for Silent {
+    fn ring(&self) {}
+}
+
+/// All six limits, with bursts, each far above what a benchmark lets through.
+fn six_limits(avg: u64) -> Limits {
+    let mut limits = Limits::UNLIMITED;
+    for kind in LimitKind::ALL {
+        let scale = if kind.is_iops() { 1 } else { 4096 };
+        limits.set(kind, Limit { avg: avg * scale, max: 2 * avg * scale, burst_length_ns: 1_000_000_000 });
+    }
+    limits
+}
+
+fn group(throttle: &Throttle, limits: Limits, parent: Option<GroupId>) -> GroupId {
+    throttle.add_group(&GroupOptions { limits, parent, ..GroupOptions::default() }, Time::ZERO).expect("it fits")
+}
+
+fn member(throttle: &Throttle, group: GroupId) -> MemberId {
+    let member = throttle.join(&MemberOptions { group: Some(group), ..MemberOptions::default() }, Time::ZERO);
+    throttle.go_live(member);
+    member
+}
+
+fn gate(throttle: &Arc<Throttle>, group: GroupId) -> Gate {
+    Gate::new(Arc::clone(throttle), member(throttle, group), 128, Arc::new(Silent))
+}
+
+/// One request a microsecond, below the limit.
+fn decide(gate: &mut Gate, now: &mut Time) {
+    *now = now.plus_nanos(1_000);
+    black_box(gate.request(0, Operation::Read, 4096, *now));
+}
+
+fn alone(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("decision, one thread, six limits");
+    benches.bench_function("ours", |bencher| {
+        let throttle = Throttle::new();
+        let group = group(&throttle, six_limits(10_000_000), None);
+        let mut gate = gate(&throttle, group);
+        let mut now = Time::ZERO;
+        bencher.iter(|| decide(&mut gate, &mut now));
+    });
+    benches.bench_function("ours, each asked for", |bencher| {
+        let throttle = Throttle::new();
+        let group = group(&throttle, six_limits(10_000_000), None);
+        let mut gate = gate(&throttle, group).without_leases();
+        let mut now = Time::ZERO;
+        bencher.iter(|| decide(&mut gate, &mut now));
+    });
+    benches.bench_function("ours, at the limit", |bencher| {
+        // One request each 100 us at 10,000/s with an empty headroom: every one is decided at the brim.
+        let throttle = Throttle::new();
+        let group = group(&throttle, Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10_000)), None);
+        let mut gate = gate(&throttle, group);
+        let mut now = Time::ZERO;
+        let mut let_go = Vec::with_capacity(128);
+        while gate.deadline().is_none() {
+            gate.request(0, Operation::Read, 4096, now);
+            gate.poll(now, false, &mut let_go);
+        }
+        bencher.iter(|| {
+            // The held one goes, and the next is held: a whole cycle.
+            now = gate.deadline().unwrap_or(now);
+            let_go.clear();
+            gate.request(0, Operation::Read, 4096, now);
+            gate.poll(now, false, &mut let_go);
+            black_box(&let_go);
+        });
+        now = now.plus_nanos(3_600_000_000_000);
+        while gate.retire().is_err() {
+            gate.poll(now, true, &mut let_go);
+        }
+    });
+    benches.bench_function("governor, its own clock's arithmetic only", |bencher| {
+        let clock = governor::clock::FakeRelativeClock::default();
+        let quota = Quota::per_second(NonZeroU32::new(10_000_000).expect("positive"));
+        let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
+        bencher.iter(|| {
+            clock.advance(Duration::from_nanos(1_000));
+            black_box(limiter.check().is_ok())
+        });
+    });
+    benches.finish();
+}
+
+fn idle_members(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("decision beside idle members");
+    for idle in [1, 10, 100, 1_000, 3_000] {
+        benches.bench_with_input(BenchmarkId::from_parameter(idle), &idle, |bencher, &idle| {
+            let throttle = Throttle::new();
+            let group = group(&throttle, six_limits(10_000_000), None);
+            for _ in 0..idle {
+                member(&throttle, group);
+            }
+            let mut gate = gate(&throttle, group).without_leases();
+            let mut now = Time::ZERO;
+            bencher.iter(|| decide(&mut gate, &mut now));
+        });
+    }
+    benches.finish();
+}
+
+fn levels(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("decision below groups with six limits each");
+    for levels in 1..=4 {
+        benches.bench_with_input(BenchmarkId::from_parameter(levels), &levels, |bencher, &levels| {
+            let throttle = Throttle::new();
+            let mut parent = None;
+            for _ in 0..levels {
+                parent = Some(group(&throttle, six_limits(10_000_000), parent));
+            }
+            let mut gate = gate(&throttle, parent.expect("at least one")).without_leases();
+            let mut now = Time::ZERO;
+            bencher.iter(|| decide(&mut gate, &mut now));
+        });
+    }
+    benches.finish();
+}
+
+/// Time for `count` decisions on one gate while another thread decides on `other` all along.
+fn beside(mut own: Gate, mut other: Gate, count: u64) -> Duration {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let rival = scope.spawn(|| {
+            let mut now = Time::ZERO;
+            while !is_over.load(Ordering::Relaxed) {
+                decide(&mut other, &mut now);
+            }
+        });
+        let mut now = Time::ZERO;
+        let start = Instant::now();
+        for _ in 0..count {
+            decide(&mut own, &mut now);
+        }
+        let elapsed = start.elapsed();
+        is_over.store(true, Ordering::Relaxed);
+        rival.join().expect("the rival only decides");
+        elapsed
+    })
+}
+
+fn contended(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("decision, two threads");
+    benches.bench_function("one group", |bencher| {
+        bencher.iter_custom(|count| {
+            let throttle = Throttle::new();
+            let group = group(&throttle, six_limits(100_000_000), None);
+            beside(gate(&throttle, group), gate(&throttle, group), count)
+        });
+    });
+    benches.bench_function("two groups", |bencher| {
+        bencher.iter_custom(|count| {
+            // Two daemons' worth: nothing at all is shared.
+            let [one, other] = [(); 2].map(|()| {
+                let throttle = Throttle::new();
+                let group = group(&throttle, six_limits(100_000_000), None);
+                gate(&throttle, group)
+            });
+            beside(one, other, count)
+        });
+    });
+    benches.finish();
+}
+
+criterion_group!(benches, alone, idle_members, levels, contended);
+criterion_main!(benches);
