@@ -1,7 +1,7 @@
 //! The guest's kernel: Debian's, fetched and unpacked without being installed.
 //!
 //! ```text
-//!   metapackage ──depends──► linux-image-VERSION ──(newer kernels)──► linux-binary-VERSION, linux-modules-VERSION
+//!   metapackage ──depends──► linux-image-VERSION ──(newer kernels)──► linux-{base,binary,modules}-VERSION
 //!   apt with its own sources and lists ──► .deb ──dpkg -x──► target/vm/kernel/6.12/VERSION/{boot,lib/modules,…}
 //! ```
 //!
@@ -26,6 +26,9 @@ const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Where the Debian keyring may lie; newer releases changed the suffix.
 const KEYRINGS: [&str; 2] =
     ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
+
+/// Beginnings of the names of packages that hold a part of a kernel.
+const PARTS: [&str; 4] = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
 
 /// Which kernel to boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -213,7 +216,7 @@ fn field<'a>(record: &'a str, name: &str) -> Option<&'a str> {
     record.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
 }
 
-/// Dependencies that hold a part of a kernel: `linux-image-…`, `linux-binary-…`, `linux-modules-…`.
+/// Dependencies that hold a part of a kernel; `linux-base-…` (unlike `linux-base`) says which modules are built in.
 fn kernel_parts(record: &str) -> Vec<String> {
     ["Depends", "Pre-Depends"]
         .iter()
@@ -222,7 +225,7 @@ fn kernel_parts(record: &str) -> Vec<String> {
         // "a (= 1) | b": the first alternative is what the archive itself installs.
         .filter_map(|dependency| dependency.split(['|', '(']).next())
         .map(str::trim)
-        .filter(|name| ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|part| name.starts_with(part)))
+        .filter(|name| PARTS.iter().any(|part| name.starts_with(part)))
         .map(str::to_owned)
         .collect()
 }
@@ -278,17 +281,18 @@ mod tests {
     fn metapackage_of_a_new_kernel_leads_to_binary_and_modules_too() {
         // The image package is empty there; modules come by a second metapackage, and twice.
         let archive = [
-            (
-                "linux-image-amd64",
-                "Version: 7.3\nDepends: linux-base-amd64 (= 7.3), linux-image-7.3 (= 7.3), linux-modules-amd64 (= 7.3)",
-            ),
+            ("linux-image-amd64", "Version: 7.3\nDepends: linux-image-7.3 (= 7.3), linux-modules-amd64 (= 7.3)"),
             ("linux-image-7.3", "Depends: linux-binary-7.3 (= 7.3), linux-modules-7.3 (= 7.3)\n"),
             ("linux-modules-amd64", "Depends: linux-modules-7.3 (= 7.3)\n"),
-            ("linux-binary-7.3", "Pre-Depends: linux-base\n"),
+            ("linux-base-7.3", "Package: linux-base-7.3\n"),
+            ("linux-binary-7.3", "Pre-Depends: linux-base (>= 4.17~)\nDepends: linux-base-7.3 (= 7.3)\n"),
             ("linux-modules-7.3", "Package: linux-modules-7.3\n"),
         ];
         let (_, packages) = resolved("linux-image-amd64", &archive).unwrap();
-        assert_eq!(packages, ["linux-binary-7.3", "linux-image-7.3", "linux-modules-7.3", "linux-modules-amd64"]);
+        assert_eq!(
+            packages,
+            ["linux-base-7.3", "linux-binary-7.3", "linux-image-7.3", "linux-modules-7.3", "linux-modules-amd64"]
+        );
     }
 
     #[test]
