@@ -26,8 +26,11 @@ pub const VM: &[&str] = &[
     "ca-certificates",
 ];
 
-/// For measuring and for the end-to-end tests.
+/// For measuring.
 pub const MEASURE: &[&str] = &["fio", "kmod"];
+
+/// For the end-to-end tests besides.
+pub const TEST: &[&str] = &["e2fsprogs", "util-linux"];
 
 /// Makes sure all of them are installed; says what it installs.
 pub fn packages(wanted: &[&[&str]]) -> Result<()> {
