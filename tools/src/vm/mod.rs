@@ -33,8 +33,9 @@ pub use session::Command;
 
 /// Run a command (or a shell) in a VM whose kernel has ublk
 ///
-/// The command sees this host's files (writes stay in the guest's memory, except below --share and $XTASK_VM_OUT), runs
-/// as root in the workspace, and its exit status is this program's. Without a command: a shell on the serial console;
+/// The command sees this host's files (writes stay in the guest's memory, except below --share and $XTASK_VM_OUT; /tmp
+/// and /run are empty but for the workspace and the target directory, should they lie there), runs as root in the
+/// workspace, and its exit status is this program's. Without a command: a shell on the serial console;
 /// `exit` ends the VM.
 ///
 /// Own exit codes: 124 the time limit passed, 125 the guest ended without a status, 126 --check-dmesg found something.
