@@ -1,0 +1,113 @@
+//! The end-to-end suite: each trial starts the real binary on real ublk devices and looks at what users would see.
+//!
+//! ```text
+//!   cargo xtask test                                        in a VM, as CI does
+//!   cargo xtask vm -- cargo test -p ublk-throttle-tests     the same by hand; add `-- WORDS` to choose trials
+//! ```
+//!
+//! Trials run one at a time: most of them measure. What a trial needs and the machine lacks is a skip that is counted and
+//! says why; with `UBLK_THROTTLE_REQUIRE_ALL=1` it is a failure. A trial also fails if it leaves anything behind.
+
+mod burst;
+mod data;
+mod facts;
+mod filesystems;
+mod groups;
+mod kills;
+mod rates;
+mod refusals;
+mod removal;
+
+use std::fmt::Display;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
+use ublk_throttle_tests::scene::Scene;
+
+/// One trial before it is one: its name is its function's, and that is a sentence.
+struct Case {
+    name: &'static str,
+    needs: Vec<Need>,
+    run: fn(&Scene) -> Result<()>,
+}
+
+/// Cases of functions that need the same.
+macro_rules! cases {
+    ($needs:expr; $($function:ident),+ $(,)?) => {
+        [$($crate::Case { name: stringify!($function), needs: $needs.to_vec(), run: $function }),+]
+    };
+}
+use cases;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let cases = [
+        facts::cases(),
+        refusals::cases(),
+        rates::cases(),
+        burst::cases(),
+        groups::cases(),
+        data::cases(),
+        filesystems::cases(),
+        removal::cases(),
+        kills::cases(),
+    ];
+    let trials =
+        cases.into_iter().flatten().map(|case| Trial::ignorable_test(case.name, move || perform(&case))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn perform(case: &Case) -> Result<Completion, Failed> {
+    let missing: Vec<_> = case.needs.iter().filter_map(|need| need.missing()).collect();
+    if !missing.is_empty() {
+        let reason = missing.join("; ");
+        if std::env::var(REQUIRE_ALL).is_ok_and(|value| value == "1") {
+            return Err(format!("{REQUIRE_ALL}=1, and {reason}").into());
+        }
+        return Ok(Completion::ignored_with(reason));
+    }
+    let begin = Instant::now();
+    let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
+    let result = (case.run)(&scene).and_then(|()| scene.expect_nothing_left());
+    eprintln!("{:6.1} s  {}", begin.elapsed().as_secs_f64(), case.name);
+    let result = result.map_err(|error| format!("{error:#}\n{}", scene.logs()).into());
+    scene.clear();
+    result.map(|()| Completion::Completed)
+}
+
+/// Fails unless `measured` is within `tolerance` (a share of `expected`) of `expected`.
+fn expect_near(what: impl Display, measured: f64, expected: f64, tolerance: f64) -> Result<()> {
+    let ratio = measured / expected;
+    eprintln!("          {what}: {measured:.1}, expected {expected:.1}, ratio {ratio:.4}");
+    ensure!(
+        (ratio - 1.0).abs() <= tolerance,
+        "{what}: measured {measured:.1}, expected {expected:.1} within {tolerance}"
+    );
+    Ok(())
+}
+
+/// Runs checks to the last, so that a failure shows all that are wrong and not only the first.
+fn expect_all(checks: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let errors: Vec<_> = checks.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    ensure!(errors.is_empty(), "{}", errors.join("\n"));
+    Ok(())
+}
+
+/// The number of lines of a text that say an error.
+fn error_count(stderr: &str) -> usize {
+    stderr.lines().filter(|line| line.starts_with("error[")).count()
+}
+
+/// Sleeps for whole seconds: how long a load runs before something is done to it.
+fn let_run(seconds: u64) {
+    std::thread::sleep(std::time::Duration::from_secs(seconds));
+}
+
+/// The present instant as it stands in fio's logs.
+fn now_ms() -> Result<u64> {
+    ublk_throttle_tests::fio::unix_ms(std::time::SystemTime::now()).context("the clock")
+}
