@@ -237,3 +237,36 @@ impl Completions {
         Duration::from_millis(longest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_is_found_behind_fios_complaints() {
+        // fio writes its warnings into the same file.
+        let text = "$ fio\n--- stderr\nfio: multiple writers\n\n{\"jobs\": [{\"jobname\": \"a\", \"error\": 5,\n\
+            \"read\": {\"total_ios\": 100, \"io_bytes\": 409600, \"runtime\": 2000},\n\
+            \"write\": {\"total_ios\": 60, \"io_bytes\": 245760, \"runtime\": 1900}}]}\nfio: more\n";
+        let jobs = parse(text).unwrap();
+        assert_eq!((jobs[0].name.as_str(), jobs[0].error), ("a", 5));
+        assert!((jobs[0].iops() - 80.0).abs() < 1e-9 && (jobs[0].bps() - 327_680.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn window_counts_its_first_millisecond_and_not_its_last() {
+        // So that windows side by side count everything once.
+        let done = Completions { at_ms: vec![10, 20, 20, 30] };
+        assert_eq!((done.count(10, 20), done.count(20, 30), done.count(30, 31)), (1, 2, 1));
+        assert!((done.rate(10, 30) - 150.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn gap_reaches_to_both_ends_of_the_window() {
+        // Nothing at the end is as much of a gap as nothing in the middle.
+        let done = Completions { at_ms: vec![10, 20, 60] };
+        assert_eq!(done.longest_gap(0, 70), Duration::from_millis(40));
+        assert_eq!(done.longest_gap(0, 200), Duration::from_millis(140));
+        assert_eq!(done.longest_gap(0, 55), Duration::from_millis(35));
+    }
+}

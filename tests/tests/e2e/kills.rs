@@ -69,7 +69,7 @@ fn busy(scene: &Scene, device: &Device) -> Result<Fio> {
 }
 
 fn kill_during_del(scene: &Scene, daemon: Daemon, device: &Device, fio: Fio, delay: Duration) -> Result<()> {
-    let del = scene.begin_ask(&["del", "d"])?;
+    let del = scene.begin_ask(&["del", "--force", "d"])?;
     sleep(delay);
     let begin = Instant::now();
     daemon.kill(GONE_LIMIT)?;

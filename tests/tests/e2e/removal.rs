@@ -21,8 +21,9 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
     let fio = cases![[Need::Ublk, Need::Fio];
-        del_under_load_leaves_the_neighbour_unhurt,
-        del_lets_requests_held_at_one_a_second_go_at_once,
+        forced_del_under_load_leaves_the_neighbour_unhurt,
+        del_of_an_open_device_is_refused_and_names_the_process,
+        forced_del_lets_requests_held_at_one_a_second_go_at_once,
         two_dels_of_one_device_at_once_both_get_an_answer,
         sigterm_ends_a_daemon_that_holds_requests_at_one_a_second,
         sigterm_ends_a_daemon_under_full_load,
@@ -112,21 +113,34 @@ fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio)> {
     Ok((daemon, device, fio))
 }
 
-fn del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
+fn forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
     // 200 a second each; the victim goes; no error, no gap, and then 400 for the neighbour.
     let pair = Pair::start(scene)?;
     let begin = now_ms()?;
-    let del = scene.ask(&["del", "victim"])?.expect_code(0)?;
+    let del = scene.ask(&["del", "--force", "victim"])?.expect_code(0)?;
     let end = now_ms()?;
     ensure!(del.took <= REMOVAL_LIMIT, "del took {:?}", del.took);
     ensure!(!pair.victim.node.exists(), "{} is still there after del", pair.victim.node());
     pair.expect_neighbour_unhurt(begin, end)
 }
 
-fn del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
+fn del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Result<()> {
+    // Exit 5 with fio's name, while requests are held at 1 a second; they stay where they are.
+    let (daemon, device, mut fio) = held_at_one_a_second(scene)?;
+    let refused = scene.ask(&["del", "slow"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "fio"])?;
+    ensure!(refused.took <= REMOVAL_LIMIT, "the refusal took {:?}", refused.took);
+    ensure!(device.node.exists() && fio.is_running()?, "a refused del has changed something");
+    let held: u32 =
+        sysfs::attribute(&device.disk, "inflight")?.split_whitespace().next().context("inflight")?.parse()?;
+    ensure!(held >= 20, "{held} requests in flight after a refused del, 30 before it");
+    daemon.stop()?;
+    fio.finish_any(REMOVAL_LIMIT).map(drop)
+}
+
+fn forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
     // 30 held requests would take half a minute at the limit's pace.
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
-    let del = scene.ask(&["del", device.node()])?.expect_code(0)?;
+    let del = scene.ask(&["del", "--force", device.node()])?.expect_code(0)?;
     ensure!(del.took <= REMOVAL_LIMIT, "del took {:?}", del.took);
     fio.finish_any(REMOVAL_LIMIT)?;
     daemon.stop().map(drop)
@@ -135,10 +149,10 @@ fn del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()
 fn two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Result<()> {
     // One removes it; the other joins in (0), or is told that it is being removed (5).
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
-    let dels = [scene.begin_ask(&["del", "slow"])?, scene.begin_ask(&["del", "slow"])?];
+    let dels = [(); 2].map(|()| scene.begin_ask(&["del", "--force", "slow"]));
     let mut codes = Vec::new();
     for del in dels {
-        codes.push(del.finish(REMOVAL_LIMIT)?.expect_no_panic()?.code);
+        codes.push(del?.finish(REMOVAL_LIMIT)?.expect_no_panic()?.code);
     }
     ensure!(codes.contains(&Some(0)), "no del succeeded: {codes:?}");
     ensure!(codes.iter().all(|code| matches!(code, Some(0 | 5))), "exit codes {codes:?}, expected 0 or 5");
