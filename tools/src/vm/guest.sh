@@ -9,7 +9,8 @@ cd "$FOLDER" || cd /
 if [ -e "$OUT/shell" ]; then
     # A controlling terminal, so that ^C and job control work.
     stty -F /dev/ttyS0 sane $(cat "$OUT/shell")
-    setsid -c bash -i < /dev/ttyS0 > /dev/ttyS0 2>&1
+    # Without the user's rc file, which may start half a dozen programs: seconds under emulation.
+    PS1="vm:\w# " setsid -c bash --norc -i < /dev/ttyS0 > /dev/ttyS0 2>&1
     status=$?
 else
     # Through pipes: a virtio port can be opened once only, so `echo > /dev/stderr` in the command would fail.
