@@ -48,8 +48,11 @@ fn describe_device(out: &mut String, device: &Device) {
     let Device { name, id, backend, group, limits, queues, depth, read_only, .. } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
     let mode = if *read_only { "read-only" } else { "read and write" };
-    let queue = if *queues == 1 { "queue" } else { "queues of each" };
-    line(out, format_args!("device {name}{id}: {}, {mode}, {queues} {queue} {depth} requests", backend_words(backend)));
+    let queues = match queues {
+        1 => format!("1 queue of {depth} requests"),
+        _ => format!("{queues} queues of {depth} requests each"),
+    };
+    line(out, format_args!("device {name}{id}: {}, {mode}, {queues}", backend_words(backend)));
     match (group, limits.is_unlimited()) {
         (None, true) => line(out, format_args!("  no limit")),
         (None, false) => {}

@@ -130,6 +130,15 @@ impl fmt::Display for Warning {
     }
 }
 
+/// The first ten warnings, one a line, and how many more there are; without a final newline.
+pub fn show_warnings(warnings: &[Warning]) -> String {
+    let mut lines: Vec<String> = warnings.iter().take(SHOWN).map(Warning::to_string).collect();
+    if warnings.len() > SHOWN {
+        lines.push(format!("and {} more", warnings.len() - SHOWN));
+    }
+    lines.join("\n")
+}
+
 /// What a warning is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WarningKind {
@@ -195,8 +204,12 @@ fn write_head(f: &mut fmt::Formatter<'_>, file: &Path, place: Option<Place>, pat
 
 /// Foreign text for a message: on one line, without control characters, at most about `max` characters.
 pub(crate) fn shown(text: &str, max: usize) -> String {
-    let mut out: String =
-        text.chars().take(max).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    let visible = |c: char| match c {
+        '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    let mut out: String = text.chars().take(max).map(visible).collect();
     if text.chars().nth(max).is_some() {
         out.push('…');
     }

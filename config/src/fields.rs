@@ -198,18 +198,29 @@ impl<'n> Fields<'n> {
         Some(Item { path: join(&self.path, name), key_place: entry.place, node: &entry.node })
     }
 
-    /// Says which keys are left over. `known` are all that there are, for suggestions.
-    pub(crate) fn finish(self, notes: &mut Notes, known: &[&str]) {
+    /// Says which keys are left over, if any. `known` are all that work, `later` those that were refused as not yet.
+    pub(crate) fn finish(self, notes: &mut Notes, known: &[&str], later: &[&str]) -> Leftovers {
         for (name, entry) in &self.entries {
-            let hint = notes.hint(name, known.iter().copied());
-            let hint = if name == "<<" { "merge keys are not used here; ".to_owned() } else { hint };
+            let hint = match name.as_ref() {
+                "<<" => "merge keys are not used here; ".to_owned(),
+                name if name.contains(':') => "put a space after the colon; ".to_owned(),
+                name => notes.hint(name, known.iter().chain(later).copied()),
+            };
             let cure = match known.len() {
                 0..=12 => format!("{hint}known keys: {}", known.join(", ")),
                 _ => format!("{hint}known keys: {}, …", known[..6].join(", ")),
             };
             notes.fault(entry.place, &join(&self.path, &entry.key), "unknown key", cure);
         }
+        if self.entries.is_empty() { Leftovers::None } else { Leftovers::Some }
     }
+}
+
+/// Whether there were unknown keys. One of them is then most likely the key that seems to be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leftovers {
+    None,
+    Some,
 }
 
 /// The entries of a map of names (groups, devices), in file order, each name once.

@@ -26,7 +26,7 @@ mod yaml;
 
 use std::path::Path;
 
-pub use fault::{Errors, Fault, Warning, WarningKind};
+pub use fault::{Errors, Fault, Warning, WarningKind, show_warnings};
 pub use load::{FILE_BYTES_MAX, load};
 pub use model::{Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, SECTOR};
 pub use source::Place;

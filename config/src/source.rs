@@ -36,7 +36,14 @@ const EXCERPT_MAX: usize = 100;
 pub(crate) struct Source<'a> {
     text: &'a str,
     lines: Vec<&'a str>,
+    /// The byte offset of every [`STRIDE`]th character. A file may be one long line (JSON is YAML), and counting its
+    /// characters from the start for each of its values would take minutes.
+    strides: Vec<usize>,
+    /// How many characters come before each line.
+    chars_before: Vec<usize>,
 }
+
+const STRIDE: usize = 256;
 
 impl<'a> Source<'a> {
     /// Decodes the bytes. With a fault, they are not the text of a configuration, and the source ends there: it only
@@ -51,7 +58,7 @@ impl<'a> Source<'a> {
             }
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let source = Self { text, lines: split_lines(text) };
+        let source = Self::index(text);
         if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
             let fault = Fault::new(Place::START, "", "the file is UTF-16", "save it as UTF-8");
             return (source, Some(fault));
@@ -71,6 +78,21 @@ impl<'a> Source<'a> {
         (source, None)
     }
 
+    fn index(text: &'a str) -> Self {
+        let lines = split_lines(text);
+        let (mut strides, mut chars_before) = (Vec::new(), Vec::with_capacity(lines.len()));
+        for (count, (offset, _)) in text.char_indices().enumerate() {
+            if count % STRIDE == 0 {
+                strides.push(offset);
+            }
+            let next_line = lines.get(chars_before.len());
+            if next_line.is_some_and(|line| offset_in(text, line) == offset) {
+                chars_before.push(count);
+            }
+        }
+        Self { text, lines, strides, chars_before }
+    }
+
     pub(crate) fn text(&self) -> &'a str {
         self.text
     }
@@ -81,8 +103,12 @@ impl<'a> Source<'a> {
 
     /// The text from a place to the end of its line; empty if there is no such place.
     pub(crate) fn at(&self, place: Place) -> &'a str {
-        let line = self.lines.get(place.line as usize - 1).copied().unwrap_or_default();
-        line.char_indices().nth(place.column as usize - 1).map_or("", |(offset, _)| &line[offset..])
+        let row = place.line as usize - 1;
+        let (Some(line), Some(chars_before)) = (self.lines.get(row), self.chars_before.get(row)) else { return "" };
+        let count = chars_before + place.column as usize - 1;
+        let Some(stride) = self.strides.get(count / STRIDE) else { return "" };
+        let Some((offset, _)) = self.text[*stride..].char_indices().nth(count % STRIDE) else { return "" };
+        line.get(stride + offset - offset_in(self.text, line)..).unwrap_or_default()
     }
 
     /// The place itself, or the end of the last line that says anything if it lies behind that: where the parser finds
@@ -109,12 +135,16 @@ impl<'a> Source<'a> {
 
     /// The place of a byte offset.
     fn place(&self, offset: usize) -> Place {
-        let start = self.text.as_ptr() as usize;
-        let row = self.lines.partition_point(|line| line.as_ptr() as usize - start <= offset).saturating_sub(1);
-        let line_start = self.lines.get(row).map_or(0, |line| line.as_ptr() as usize - start);
+        let row = self.lines.partition_point(|line| offset_in(self.text, line) <= offset).saturating_sub(1);
+        let line_start = self.lines.get(row).map_or(0, |line| offset_in(self.text, line));
         let column = self.text[line_start..offset].chars().count();
         Place { line: row as u32 + 1, column: column as u32 + 1 }
     }
+}
+
+/// Where a part of a text begins in it.
+fn offset_in(text: &str, part: &str) -> usize {
+    part.as_ptr() as usize - text.as_ptr() as usize
 }
 
 /// Lines as an editor numbers them: ended by LF, CR LF or a lone CR.
@@ -150,6 +180,21 @@ mod tests {
         assert_eq!(fault(b"a: caf\xe9\n"), ("1:7".into(), "the byte 0xe9 is not UTF-8".into()));
         assert_eq!(fault(b"\xff\xfea\0"), ("1:1".into(), "the file is UTF-16".into()));
         assert_eq!(fault("a\r\nb\rc\u{2028}".as_bytes()), ("3:2".into(), "the control character U+2028".into()));
+    }
+
+    #[test]
+    fn text_at_a_place_is_found_in_long_lines_too() {
+        // Every character of a text with lines around the stride and characters of several bytes.
+        let text = format!("{}\n\r\n{}\rx\n", "aé€𝄞".repeat(200), "b".repeat(STRIDE));
+        let source = Source::new(text.as_bytes()).0;
+        for (row, line) in source.lines().iter().enumerate() {
+            for (column, (offset, _)) in line.char_indices().enumerate() {
+                assert_eq!(source.at(Place { line: row as u32 + 1, column: column as u32 + 1 }), &line[offset..]);
+            }
+            let behind = Place { line: row as u32 + 1, column: line.chars().count() as u32 + 1 };
+            assert_eq!(source.at(behind), "", "behind line {behind}");
+        }
+        assert_eq!(source.at(Place { line: 99, column: 1 }), "");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::fields::{Fields, Item, Notes};
+use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Backend, SECTOR};
 use crate::quantity::{self, Unit};
 use crate::source::Place;
@@ -22,7 +22,7 @@ pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut No
     let size = fields.take("size");
     let create = fields.take("create");
     let direct = fields.take("direct");
-    fields.finish(notes, &KEYS);
+    let leftovers = fields.finish(notes, &KEYS, &[]);
 
     if let [(first, _), (_, second), ..] = &kinds[..] {
         let line = kinds[0].1.key_place.line;
@@ -35,7 +35,9 @@ pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut No
         return None;
     }
     let Some((kind, main)) = kinds.pop() else {
-        notes.fault(item.key_place, &item.path, "says neither file, block, memory nor null", ONE_KIND);
+        if leftovers == Leftovers::None {
+            notes.fault(item.key_place, &item.path, "says neither file, block, memory nor null", ONE_KIND);
+        }
         return None;
     };
     let is_file = kind == "file";

@@ -70,7 +70,7 @@ impl<'n> Cross<'n> {
         path: &Path,
         read_only: bool,
         place: Place,
-        backend: &Item<'n>,
+        key: &str,
         notes: &mut Notes,
     ) {
         let owner = Owner { device, read_only, place };
@@ -83,18 +83,13 @@ impl<'n> Cross<'n> {
             (true, true) => {}
             (false, false) => {
                 let found = format!("device {name} (line {line}) already writes to this path");
-                notes.fault(
-                    place,
-                    &backend.path,
-                    found,
-                    "two writers destroy each other's data; give each its own path",
-                );
+                notes.fault(place, key, found, "two writers destroy each other's data; give each its own path");
             }
             (true, false) => {
-                notes.warn(place, &backend.path, WarningKind::SharedPath { other: name, line });
+                notes.warn(place, key, WarningKind::SharedPath { other: name, line });
                 *other = owner;
             }
-            (false, true) => notes.warn(place, &backend.path, WarningKind::SharedPath { other: name, line }),
+            (false, true) => notes.warn(place, key, WarningKind::SharedPath { other: name, line }),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::fields::{Fields, Item, Notes};
+use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Device, ID_MAX};
 use crate::read::cross::Cross;
 use crate::read::{Defaults, backend, limits};
@@ -33,15 +33,19 @@ pub(super) fn read<'n>(
     });
     let read_only = fields.take("read-only").and_then(|item| item.bool(notes)).unwrap_or(false);
     let backend_item = fields.take("backend");
-    fields.finish(notes, &KEYS);
+    let leftovers = fields.finish(notes, &KEYS, &[]);
     let Some(backend_item) = backend_item else {
+        if leftovers == Leftovers::Some {
+            return None;
+        }
         let cure = "add one, like `backend: { file: /srv/vol1.img }`, or block, memory or null";
         notes.fault(item.key_place, &item.path, "no backend", cure);
         return None;
     };
     let (backend, path_place) = backend::read(&backend_item, base, read_only, notes)?;
     if let Some(path) = backend.path() {
-        cross.add_path(name, path, read_only, path_place, &backend_item, notes);
+        let key = format!("{}.{}", backend_item.path, backend.kind());
+        cross.add_path(name, path, read_only, path_place, &key, notes);
     }
     let Defaults { queues, depth, on_crash, on_stop } = own;
     let line = item.key_place.line;

@@ -4,7 +4,8 @@ use crate::fields::{Fields, Item, Notes};
 use crate::model::Group;
 use crate::read::limits;
 
-const KEYS: [&str; 4] = ["limits", "parent", "weight", "charge"];
+const KEYS: [&str; 2] = ["limits", "weight"];
+const KEYS_LATER: [&str; 2] = ["parent", "charge"];
 
 /// What `weight` means for everyone, and the only value while it changes nothing.
 const WEIGHT_DEFAULT: u64 = 100;
@@ -24,6 +25,6 @@ pub(super) fn read(name: &str, item: &Item<'_>, notes: &mut Notes) -> Option<Gro
     if let Some(charge) = fields.take("charge") {
         charge.not_supported_yet(notes, "remove it; in this version the costs of operations are fixed");
     }
-    fields.finish(notes, &KEYS);
+    fields.finish(notes, &KEYS, &KEYS_LATER);
     Some(Group { name: name.to_owned(), limits, line: item.key_place.line })
 }

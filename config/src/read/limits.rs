@@ -74,7 +74,7 @@ pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
         limits.iops_size = rate(&item, Unit::Bytes, notes).unwrap_or(0);
         places.push((Field::IopsSize, item));
     }
-    fields.finish(notes, &KEYS);
+    fields.finish(notes, &KEYS, &[]);
     // A value that could not be read counts as absent: rules between values would then accuse the wrong one.
     if notes.faults.len() == faults_before {
         for violation in limits.violations() {

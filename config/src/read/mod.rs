@@ -23,7 +23,8 @@ use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX};
 use crate::source::Place;
 use crate::yaml::{Node, Value};
 
-const KEYS: [&str; 5] = ["version", "defaults", "groups", "devices", "metrics"];
+const KEYS: [&str; 4] = ["version", "defaults", "groups", "devices"];
+const KEYS_LATER: [&str; 1] = ["metrics"];
 
 /// Reads a whole configuration. What it answers is only sound if no fault was noted.
 pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
@@ -45,7 +46,7 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     if let Some(metrics) = fields.take("metrics") {
         metrics.not_supported_yet(notes, "remove it; numbers come from `ublk-throttle list` in this version");
     }
-    fields.finish(notes, &KEYS);
+    fields.finish(notes, &KEYS, &KEYS_LATER);
 
     let groups = groups.and_then(|item| named(&item, notes)).unwrap_or_default();
     let mut cross = cross::Cross::default();
@@ -95,7 +96,7 @@ impl Defaults {
         let mut defaults = Self::default();
         if let Some(mut fields) = Fields::of(item, notes) {
             defaults.take_from(&mut fields, notes);
-            fields.finish(notes, &Self::KEYS);
+            fields.finish(notes, &Self::KEYS, &[]);
         }
         defaults
     }
