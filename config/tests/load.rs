@@ -1,12 +1,12 @@
 //! A path may lead to anything. Reading it ends soon, and the answer names the path.
 
-use std::ffi::CString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use ublk_throttle_config::load;
 
 /// A directory of one test's own, removed at its end.
@@ -37,17 +37,10 @@ fn what_is_no_regular_file_is_refused_at_once() {
     // A FIFO without a writer would block an ordinary open for ever; /dev/zero has no end.
     let directory = Directory::new("kinds");
     let fifo = directory.0.join("fifo");
-    let name = CString::new(fifo.as_os_str().as_bytes()).expect("no NUL");
-    make_fifo(&name);
+    mkfifo(&fifo, Mode::S_IRUSR).expect("a FIFO");
     assert!(refusal(&fifo).starts_with("is a FIFO"));
     assert!(refusal(Path::new("/dev/zero")).starts_with("is a character device"));
     assert!(refusal(&directory.0).starts_with("is a directory"));
-}
-
-#[allow(unsafe_code, reason = "std cannot make a FIFO")]
-fn make_fifo(path: &CString) {
-    // SAFETY: mkfifo(3) reads a NUL-terminated path and keeps nothing of it.
-    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
 }
 
 #[test]
