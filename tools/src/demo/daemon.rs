@@ -56,9 +56,10 @@ impl Daemon {
         }
     }
 
-    /// `ublk-throttle del NAME`.
+    /// `ublk-throttle del --force NAME`: by force, because fio has the device open.
     pub fn del(&self, name: &str) -> Result<()> {
-        process::output(Command::new(&self.binary).args(["del", name]).arg("--socket").arg(&self.socket)).map(drop)
+        process::output(Command::new(&self.binary).args(["del", "--force", name]).arg("--socket").arg(&self.socket))
+            .map(drop)
     }
 
     /// SIGTERM; how long it took to end, with 0.

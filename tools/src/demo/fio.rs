@@ -6,6 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::process::last_lines;
@@ -65,6 +67,11 @@ impl Fio {
 }
 
 impl Running {
+    /// Ends it before its time, by SIGINT: it then reports on what it has done.
+    pub fn interrupt(&self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT).context("cannot interrupt fio")
+    }
+
     /// Its jobs' results, once it has ended; it must within `limit`.
     pub fn finish(mut self, limit: Duration) -> Result<Vec<Job>> {
         // Its reports are read while it runs: a full pipe would stop it.
