@@ -30,10 +30,22 @@ pub struct Running {
 pub struct Job {
     /// An errno, 0 if all went well.
     pub error: i64,
-    /// Requests a second, without the ramp time.
-    pub iops: f64,
-    /// Requests counted.
+    /// Requests that fio counted, without the ramp time.
     pub requests: u64,
+    /// Bytes of those, and of the requests that were under way at the end.
+    pub bytes: u64,
+    /// From the end of the ramp time until the last request was back.
+    pub runtime: Duration,
+}
+
+impl Job {
+    /// Requests of this many bytes a second.
+    ///
+    /// From bytes and time. fio's own `iops` divides the requests that came back in time by a runtime that reaches until
+    /// the last one was back: at depth 32 and 500/s 32 of 4000 are missing, 0.8 %.
+    pub fn rate(&self, request_bytes: u64) -> f64 {
+        self.bytes as f64 / request_bytes as f64 / self.runtime.as_secs_f64()
+    }
 }
 
 impl Fio {
@@ -117,11 +129,14 @@ fn parse(report: &str) -> Result<Vec<Job>> {
 }
 
 fn job(value: &Value) -> Result<Job> {
-    let mut job = Job { error: value["error"].as_i64().context("a job without \"error\"")?, iops: 0.0, requests: 0 };
+    let error = value["error"].as_i64().context("a job without \"error\"")?;
+    let mut job = Job { error, requests: 0, bytes: 0, runtime: Duration::ZERO };
     for direction in ["read", "write"] {
-        let part = &value[direction];
-        job.iops += part["iops"].as_f64().with_context(|| format!("a job without {direction}.iops"))?;
-        job.requests += part["total_ios"].as_u64().with_context(|| format!("a job without {direction}.total_ios"))?;
+        let number =
+            |key: &str| value[direction][key].as_u64().with_context(|| format!("a job without {direction}.{key}"));
+        job.requests += number("total_ios")?;
+        job.bytes += number("io_bytes")?;
+        job.runtime = job.runtime.max(Duration::from_millis(number("runtime")?));
     }
     Ok(job)
 }
@@ -135,17 +150,28 @@ mod tests {
         // fio 3.33 writes "note: …" lines to the same stream.
         let report = r#"note: both iodepth >= 1 and synchronous I/O engine are selected
             {"fio version":"fio-3.33","jobs":[
-              {"jobname":"a","error":0,"read":{"iops":499.5,"total_ios":3996},"write":{"iops":0.5,"total_ios":4}},
-              {"jobname":"b","error":5,"read":{"iops":0,"total_ios":0},"write":{"iops":0.0,"total_ios":0}}]}
+              {"jobname":"a","error":0,"read":{"total_ios":3999,"io_bytes":16510976,"runtime":8065},
+                                       "write":{"total_ios":0,"io_bytes":0,"runtime":0}},
+              {"jobname":"b","error":5,"read":{"total_ios":0,"io_bytes":0,"runtime":0},
+                                       "write":{"total_ios":2,"io_bytes":8192,"runtime":1000}}]}
             fio: end"#;
-        let expected = [Job { error: 0, iops: 500.0, requests: 4000 }, Job { error: 5, iops: 0.0, requests: 0 }];
-        assert_eq!(parse(report).unwrap(), expected);
+        let jobs = parse(report).unwrap();
+        let second = Job { error: 5, requests: 2, bytes: 8192, runtime: Duration::from_secs(1) };
+        assert_eq!((jobs.len(), &jobs[1]), (2, &second));
+        assert_eq!((jobs[0].error, jobs[0].requests), (0, 3999));
+    }
+
+    #[test]
+    fn rate_counts_the_requests_under_way_at_the_end() {
+        // A real report at depth 32: 3999 in 8.000 s, and 32 more until 8.065 s.
+        let job = Job { error: 0, requests: 3999, bytes: 4031 * 4096, runtime: Duration::from_millis(8065) };
+        assert_eq!((job.rate(4096) * 10.0).round(), 4998.0);
     }
 
     #[test]
     fn report_without_jobs_is_an_error() {
         // A fio that could not read its job file still ends with text on its output.
         assert!(parse("fio: unable to open 'x.fio' job file").is_err());
-        assert!(parse(r#"{"jobs":[{"error":0}]}"#).unwrap_err().to_string().contains("read.iops"));
+        assert!(parse(r#"{"jobs":[{"error":0}]}"#).unwrap_err().to_string().contains("read.total_ios"));
     }
 }

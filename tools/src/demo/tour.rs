@@ -16,6 +16,9 @@ use crate::workspace;
 /// `groups.shared.limits.iops-total` of quickstart.yaml.
 const LIMIT: f64 = 1000.0;
 
+/// `bs` of the fio jobs.
+const REQUEST_BYTES: u64 = 4096;
+
 /// After this the burst credit is spent. The bucket's capacity is avg/10, so 100 requests go at once, and then the rate
 /// holds; a hundredth of a second is enough for fio to ask for them, the rest is fio's own start.
 const CREDIT_SPENT: Duration = Duration::from_millis(2000);
@@ -78,7 +81,7 @@ fn share(vol0: &Path, vol1: &Path) -> Result<Vec<Row>> {
         .with("DEVICE_B", vol1.as_os_str())
         .start()?
         .finish(Duration::from_secs(60))?;
-    let rates: Vec<f64> = jobs.iter().map(|job| job.iops).collect();
+    let rates: Vec<f64> = jobs.iter().map(|job| job.rate(REQUEST_BYTES)).collect();
     if rates.len() != 2 || jobs.iter().any(|job| job.error != 0) {
         bail!("fio was to report two jobs without error; it reported {jobs:?}");
     }
