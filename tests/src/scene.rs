@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::command::{self, Outcome, Started};
 use crate::daemon::Daemon;
@@ -169,6 +171,13 @@ impl Scene {
     /// The processes of the binary under test that did not run when the scene began.
     pub fn processes(&self) -> BTreeSet<u32> {
         sysfs::processes_of(&self.binary).difference(&self.processes_before).copied().collect()
+    }
+
+    /// Ends those processes, whatever they are doing.
+    pub fn kill_processes(&self) {
+        for pid in self.processes() {
+            let _ = i32::try_from(pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
+        }
     }
 
     /// Every log and report of the scene, for the message of a failure.

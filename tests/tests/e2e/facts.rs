@@ -1,7 +1,6 @@
 //! Commands that print facts, for people and as JSON.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
@@ -47,14 +46,17 @@ fn list_tells_devices_and_groups(scene: &Scene) -> Result<()> {
 }
 
 fn features_tells_what_this_kernel_offers(scene: &Scene) -> Result<()> {
-    // Without a daemon. Every kernel with ublk recovery and user copy says so: 6.12 is the oldest that is supported.
+    // Without a daemon. Recovery is in every kernel that is supported (6.12 on), and whatever is used must be offered.
     let text = scene.run(&["features"])?.expect_code(0)?.stdout;
-    let json = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
-    for name in ["USER_RECOVERY", "USER_COPY"] {
+    let facts = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
+    let features = facts["features"].as_array().with_context(|| format!("no features in {facts}"))?;
+    let offered = |name: &str| features.iter().any(|feature| feature["name"] == name && feature["offered"] == true);
+    for name in ["USER_RECOVERY", "USER_RECOVERY_REISSUE"] {
+        ensure!(offered(name), "`features --json` does not offer {name}:\n{facts}");
         ensure!(text.contains(name), "`features` does not say {name}:\n{text}");
-        ensure!(json.to_string().contains(name), "`features --json` does not say {name}:\n{json}");
     }
-    ensure!(matches!(json, Value::Object(_)), "`features --json` is not an object: {json}");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    ensure!(text.contains(release.trim()), "`features` does not say of which kernel:\n{text}");
     Ok(())
 }
 

@@ -20,12 +20,18 @@ mod removal;
 
 use std::fmt::Display;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
 use ublk_throttle_tests::scene::Scene;
+
+/// The longest trials take a minute under emulation. One that hangs is ended, so that the others are run.
+const TRIAL_LIMIT: Duration = Duration::from_secs(180);
 
 /// One trial before it is one: its name is its function's, and that is a sentence.
 struct Case {
@@ -70,13 +76,42 @@ fn perform(case: &Case) -> Result<Completion, Failed> {
         }
         return Ok(Completion::ignored_with(reason));
     }
+    // Measurements follow on lines of their own.
+    eprintln!();
     let begin = Instant::now();
     let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
-    let result = (case.run)(&scene).and_then(|()| scene.expect_nothing_left());
+    let result = within(TRIAL_LIMIT, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()));
     eprintln!("{:6.1} s  {}", begin.elapsed().as_secs_f64(), case.name);
-    let result = result.map_err(|error| format!("{error:#}\n{}", scene.logs()).into());
+    let result = result.map_err(|error| {
+        // At once, besides the summary at the end: a run that is cut short has none.
+        eprintln!("          {error:#}");
+        format!("{error:#}\n{}", scene.logs()).into()
+    });
     scene.clear();
     result.map(|()| Completion::Completed)
+}
+
+/// Runs a trial; when it has not ended after `limit`, kills the daemons and helpers of its scene.
+///
+/// A read of a device that nobody serves cannot be interrupted: only the end of the daemon ends it, by an error.
+fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) -> Result<()> {
+    let is_late = &AtomicBool::new(false);
+    let (done, wait) = mpsc::channel::<()>();
+    let result = thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                is_late.store(true, Ordering::Relaxed);
+                scene.kill_processes();
+            }
+        });
+        let result = trial();
+        drop(done);
+        result
+    });
+    if is_late.load(Ordering::Relaxed) {
+        return Err(anyhow!("not done after {limit:?}; its daemons were killed").context(format!("{result:?}")));
+    }
+    result
 }
 
 /// Fails unless `measured` is within `tolerance` (a share of `expected`) of `expected`.

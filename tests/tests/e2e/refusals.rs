@@ -110,9 +110,9 @@ fn check_of_what_is_no_readable_file_is_refused(scene: &Scene) -> Result<()> {
 
 fn wrong_usage_is_refused_with_a_hint(scene: &Scene) -> Result<()> {
     // Exit 2, and a word about what would be right.
-    let wrong: [&[&str]; 4] = [&[], &["rnu"], &["check"], &["list", "--jsno"]];
+    let wrong: [&[&str]; 4] = [&[], &["chek"], &["check"], &["list", "--jsno"]];
     expect_all(wrong.map(|words| scene.run(words)?.expect_code(2)?.expect_stderr(&["Usage"]).map(drop)))?;
-    scene.run(&["rnu"])?.expect_stderr(&["run"])?;
+    scene.run(&["chek"])?.expect_stderr(&["check"])?;
     scene.run(&["list", "--jsno"])?.expect_stderr(&["--json"]).map(drop)
 }
 
