@@ -20,6 +20,7 @@ use std::io::{BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -56,15 +57,21 @@ pub struct Target {
 }
 
 const CLAIMED: &str = "claimed";
+const DELETED: &str = "deleted";
 const BUSY: &str = "busy ";
 const FAILED: &str = "failed ";
 const GO: &str = "go\n";
+
+/// How often the id of a deleted device is looked at.
+const FREE_LOOK: Duration = Duration::from_millis(10);
 
 /// What a helper said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The disk is ours alone, or the removal is forced: `go` may follow.
     Claimed,
+    /// The device is deleted; the helper stays until the id is free.
+    Deleted,
     /// Somebody uses it, in words.
     Busy(String),
     /// It could not be done, in words.
@@ -141,7 +148,7 @@ impl Helper {
         self.child.try_wait().unwrap_or(Some(ExitStatus::default()))
     }
 
-    /// Calls it off. Only for one whose wait can be interrupted: DEL, waiting for the last user to close.
+    /// Calls it off. Only for one that has done its errand and waits for the id to be free.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -152,6 +159,8 @@ impl Answer {
     fn parse(line: &str) -> Self {
         if line == CLAIMED {
             Self::Claimed
+        } else if line == DELETED {
+            Self::Deleted
         } else if let Some(users) = line.strip_prefix(BUSY) {
             Self::Busy(users.to_owned())
         } else {
@@ -209,7 +218,13 @@ fn delete(target: Target) -> Result<(), String> {
     let Some(mut control) = open(target)? else { return Ok(()) };
     // DEL would do the work of STOP under a lock that all ublk devices of the host share.
     gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
-    gone_is_fine(control.delete(target.id)).map_err(|errno| told("DEL", errno))
+    gone_is_fine(control.delete(target.id)).map_err(|errno| told("DEL", errno))?;
+    say(DELETED);
+    // As long as somebody has it open, the driver still answers for it.
+    while control.info(target.id).is_ok_and(|info| info.owner == Owner::ours(target.nonce)) {
+        std::thread::sleep(FREE_LOOK);
+    }
+    Ok(())
 }
 
 /// The driver, if the device is still the one we were sent for.
@@ -241,7 +256,7 @@ fn say(line: &str) {
 pub fn failure(what: &str, said: Option<Answer>, status: ExitStatus) -> Failure {
     let cause = match said {
         Some(Answer::Failed(text) | Answer::Busy(text)) => text,
-        Some(Answer::Claimed) | None => format!("the helper process ended with {status}"),
+        Some(Answer::Claimed | Answer::Deleted) | None => format!("the helper process ended with {status}"),
     };
     Failure::new(Class::Failed, format!("{what}: {cause}"))
 }
@@ -254,6 +269,7 @@ mod tests {
     fn what_a_helper_says_is_understood() {
         // Daemon and helper are the same binary, so the words only have to agree with themselves.
         assert_eq!(Answer::parse("claimed"), Answer::Claimed);
+        assert_eq!(Answer::parse("deleted"), Answer::Deleted);
         assert_eq!(Answer::parse("busy mounted at /srv"), Answer::Busy("mounted at /srv".into()));
         assert_eq!(Answer::parse("failed STOP: no"), Answer::Failed("STOP: no".into()));
         assert_eq!(Answer::parse("Segmentation fault"), Answer::Failed("Segmentation fault".into()));

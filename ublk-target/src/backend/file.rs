@@ -11,6 +11,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use throttle_core::cost::Operation;
 
 use super::place::{self, Access};
@@ -57,14 +59,15 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     place::lock(&file, path, wanted.is_read_only)?;
     let size = settle_size(&file, path, metadata.len(), wanted, creates)?;
     let logical_block = logical_block(&file, path, wanted.is_direct)?;
+    let holes = Holes::probe(&file, size, wanted.is_read_only);
     let geometry = Geometry {
         size,
         logical_block,
         physical_block: PAGE.max(logical_block),
         is_read_only: wanted.is_read_only,
         has_volatile_cache: true,
-        discard: Some(Discard { granularity: PAGE.max(logical_block), bytes_max: u64::MAX }),
-        write_zeroes_bytes_max: u64::MAX,
+        discard: holes.punch.then_some(Discard { granularity: PAGE.max(logical_block), bytes_max: u64::MAX }),
+        write_zeroes_bytes_max: if holes.punch && holes.zero { u64::MAX } else { 0 },
     };
     if geometry.usable_size() == 0 {
         return Err(Failure::new(
@@ -73,6 +76,26 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         ));
     }
     Ok(FileBackend { file, geometry })
+}
+
+/// What the file system can do with a range besides writing it.
+struct Holes {
+    punch: bool,
+    zero: bool,
+}
+
+impl Holes {
+    /// Tries both on a page behind the end, where nothing is lost; the second undoes the first. Offering what the file
+    /// system refuses would make the kernel complain in its log before it helps itself.
+    fn probe(file: &File, size: u64, is_read_only: bool) -> Self {
+        let behind = size.next_multiple_of(PAGE.into());
+        let can = |mode: FallocateFlags| {
+            let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            !is_read_only && fallocate(file, mode, behind as i64, PAGE.into()) != Err(Errno::EOPNOTSUPP)
+        };
+        let zero = can(FallocateFlags::FALLOC_FL_ZERO_RANGE);
+        Self { zero, punch: can(FallocateFlags::FALLOC_FL_PUNCH_HOLE) }
+    }
 }
 
 /// The size of the device, after the file was made long enough for it.

@@ -44,8 +44,9 @@ const NODE_LIMIT: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(50);
 /// One that never gets quiet is in use already.
 const QUIET_LIMIT: Duration = Duration::from_secs(2);
-/// How long DEL may wait for those who still have the disk open, before the id is left to them.
-const DELETE_LIMIT: Duration = Duration::from_secs(2);
+/// How long DEL may wait for those who still have the disk open, before the id is left to them: enough for udev, which looks
+/// at a disk that changes, and not so long that a forced removal seems to hang.
+const DELETE_LIMIT: Duration = Duration::from_millis(500);
 /// How often a helper is looked after, and the quiet is checked.
 const TICK: Duration = Duration::from_millis(10);
 /// How often a device that holds requests is looked at for the sign of a foreign STOP.
@@ -393,7 +394,7 @@ impl DeviceThread {
     fn stop(&mut self, is_forced: bool) -> Outcome<()> {
         let target = self.target.expect("only a device that was added is stopped");
         let mut helper = Helper::spawn(target, Errand::Stop { is_forced })?;
-        match self.hear(&mut helper) {
+        match self.hear(&mut helper, "in-use check") {
             Some(Answer::Claimed) => {}
             Some(Answer::Busy(users)) => {
                 return Err(Failure::new(
@@ -459,20 +460,21 @@ impl DeviceThread {
             Ok(helper) => helper,
             Err(failure) => return log::error(&failure.context(format!("device {:?}: DEL", self.name()))),
         };
+        let said = self.hear(&mut helper, "DEL");
         let mut status = None;
-        let in_time = self.wait(DELETE_LIMIT, |_| {
+        let is_free = self.wait(DELETE_LIMIT, |_| {
             status = helper.ended();
             status.is_some()
         });
-        if !in_time {
-            // The disk itself is gone; only its number waits for the last close, and that wait may be broken off.
+        if !is_free {
+            // The disk itself is gone; only its number waits for the last close.
             helper.kill();
             log::warn(
                 "W-ID-RESERVED",
                 format_args!("device={} id={} stays reserved until the last user closes it", self.name(), target.id),
             );
         } else if status.is_none_or(|status| !status.success()) {
-            let failure = helper::failure("DEL", helper.heard(), status.unwrap_or_default());
+            let failure = helper::failure("DEL", said, status.unwrap_or_default());
             log::error(&failure.context(format!("device {:?}", self.name())));
         }
     }
@@ -498,9 +500,9 @@ impl DeviceThread {
     }
 
     /// The first word of a helper, or nothing if it ended without one.
-    fn hear(&mut self, helper: &mut Helper) -> Option<Answer> {
+    fn hear(&mut self, helper: &mut Helper, what: &str) -> Option<Answer> {
         let mut said = None;
-        self.wait_for_ever("in-use check", |_| {
+        self.wait_for_ever(what, |_| {
             said = helper.heard();
             // What it said before it ended may still be in the pipe.
             if said.is_none() && helper.ended().is_some() {

@@ -321,11 +321,10 @@ impl<'a> Queue<'a> {
         {
             return Err(Errno::EROFS);
         }
-        let length = if operation == Operation::Flush { 0 } else { described.length };
         let request = Request {
             operation,
             offset: described.offset,
-            length,
+            length: described.length,
             is_fua: described.is_fua,
             keeps_space: described.keeps_space,
         };

@@ -130,9 +130,9 @@ impl Control {
         self.run(Command { operation: sys::UBLK_U_CMD_STOP_DEV, id, ..no_device() })
     }
 
-    /// DEL: waits until nobody has the device open and the id is free. For helpers only.
+    /// DEL, the variant that does not wait: the id is free once the last user has closed the device. For helpers only.
     pub fn delete(&mut self, id: u32) -> Result<(), Errno> {
-        self.run(Command { operation: sys::UBLK_U_CMD_DEL_DEV, id, ..no_device() })
+        self.run(Command { operation: sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, ..no_device() })
     }
 
     fn run(&mut self, command: Command<'_>) -> Result<(), Errno> {

@@ -91,6 +91,24 @@ pub struct Descriptor {
     pub length: u64,
 }
 
+impl Descriptor {
+    fn of(described: &sys::ublksrv_io_desc) -> Self {
+        let operation = described.op_flags & 0xff;
+        // A flush is about the whole disk: the kernel leaves its sector at -1.
+        let has_range = operation != sys::UBLK_IO_OP_FLUSH;
+        Self {
+            operation,
+            is_fua: described.op_flags & sys::UBLK_IO_F_FUA != 0,
+            keeps_space: described.op_flags & sys::UBLK_IO_F_NOUNMAP != 0,
+            offset: if has_range { described.start_sector * SECTOR } else { 0 },
+            length: if has_range { u64::from(described.nr_sectors) * SECTOR } else { 0 },
+        }
+    }
+}
+
+/// The kernel's unit, whatever the blocks of the disk.
+const SECTOR: u64 = 512;
+
 /// `UBLK_IO_OP_*` of the requests we serve.
 pub mod operation {
     pub use libublk::sys::{
@@ -182,14 +200,7 @@ impl<'a> QueueRing<'a> {
 
     /// What the kernel asks for under `tag`. To be read once, at delivery.
     pub fn descriptor(&self, tag: u16) -> Descriptor {
-        let described = self.queue.get_iod(tag);
-        Descriptor {
-            operation: described.op_flags & 0xff,
-            is_fua: described.op_flags & sys::UBLK_IO_F_FUA != 0,
-            keeps_space: described.op_flags & sys::UBLK_IO_F_NOUNMAP != 0,
-            offset: described.start_sector * 512,
-            length: u64::from(described.nr_sectors) * 512,
-        }
+        Descriptor::of(self.queue.get_iod(tag))
     }
 
     /// Submits `entries` (and empties it), waits, and adds what happened to `events`.
@@ -264,6 +275,24 @@ fn failure(class: Class, what: impl std::fmt::Display, cause: &UblkError) -> Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flush_has_no_range() {
+        // mkfs.ext4 sends one at its end; its sector is u64::MAX and must not be multiplied.
+        let flush =
+            sys::ublksrv_io_desc { op_flags: sys::UBLK_IO_OP_FLUSH, start_sector: u64::MAX, ..Default::default() };
+        let described = Descriptor::of(&flush);
+        assert_eq!((described.offset, described.length), (0, 0));
+    }
+
+    #[test]
+    fn the_flags_of_a_write_are_told() {
+        let op_flags = sys::UBLK_IO_OP_WRITE | sys::UBLK_IO_F_FUA;
+        let write = sys::ublksrv_io_desc { op_flags, nr_sectors: 8, start_sector: 16, ..Default::default() };
+        let described = Descriptor::of(&write);
+        assert!(described.is_fua && !described.keeps_space);
+        assert_eq!((described.operation, described.offset, described.length), (operation::WRITE, 8192, 4096));
+    }
 
     #[test]
     fn a_ring_has_room_for_every_tag_and_the_bell_at_the_largest_depth() {
