@@ -10,6 +10,7 @@ mod control;
 mod notify;
 mod process;
 mod server;
+mod sweep;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub fn run(config: &Path, place: &Place) -> Outcome<()> {
     let socket = place.socket();
     clear_socket(&socket)?;
     process::prepare()?;
+    sweep::sweep(&state_dir, &place.state_dir)?;
     tokio_uring::start(control::serve(config, state_dir, socket))
 }
 

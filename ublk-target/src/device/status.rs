@@ -48,6 +48,8 @@ pub struct Status {
     pub errors: u64,
     /// The daemon.
     pub pid: u32,
+    /// Tells the device from every other that had or will have its id.
+    pub nonce: Option<u32>,
 }
 
 impl Shared {
@@ -78,6 +80,7 @@ impl Shared {
             requests: sum(Handle::fetched),
             errors: sum(Handle::errors),
             pid: std::process::id(),
+            nonce: made.map(|made| made.nonce),
         }
     }
 

@@ -192,6 +192,8 @@ impl DeviceThread {
         let size = self.backend.as_ref().map_or(0, |backend| backend.geometry().usable_size());
         let made = Made { id: info.id, nonce, size, queues: handles, depth: info.depth };
         assert!(self.shared.made.set(made).is_ok(), "a device is made once");
+        // Now, not at the end: a daemon killed during the start leaves a device too.
+        self.write_state();
         Ok(info)
     }
 
@@ -298,10 +300,7 @@ impl DeviceThread {
     }
 
     fn announce(&mut self) {
-        // A daemon that cannot write its state serves all the same.
-        if let Err(failure) = self.surroundings.state_dir.write(&self.shared.status()) {
-            log::warn("W-STATE", format_args!("device={} {}", self.name(), failure.message));
-        }
+        self.write_state();
         let made = self.made();
         log::info(format_args!(
             "device={} state=started node={} queues={} depth={} size={}",
@@ -311,6 +310,13 @@ impl DeviceThread {
             made.depth,
             made.size
         ));
+    }
+
+    /// A daemon that cannot write its state serves all the same.
+    fn write_state(&self) {
+        if let Err(failure) = self.surroundings.state_dir.write(&self.shared.status()) {
+            log::warn("W-STATE", format_args!("device={} {}", self.name(), failure.message));
+        }
     }
 
     /// Takes back a start that failed at whatever step.
