@@ -19,6 +19,13 @@ pub fn number(disk: &str, name: &str) -> Result<u64> {
     text.parse().with_context(|| format!("/sys/block/{disk}/{name} is {text:?}"))
 }
 
+/// Requests, reads and writes, that a block device has not answered yet.
+pub fn in_flight(disk: &str) -> Result<u64> {
+    let text = attribute(disk, "inflight")?;
+    let counts = text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+    Ok(counts.with_context(|| format!("/sys/block/{disk}/inflight is {text:?}"))?.iter().sum())
+}
+
 /// For each hardware queue of a block device, in order, the CPUs whose requests go there.
 pub fn queue_cpus(disk: &str) -> Result<Vec<Vec<u32>>> {
     let folder = Path::new("/sys/block").join(disk).join("mq");

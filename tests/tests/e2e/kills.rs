@@ -12,10 +12,9 @@ use ublk_throttle_tests::disks::RamDisk;
 use ublk_throttle_tests::fio::{Completions, Fio, Job};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
-use ublk_throttle_tests::sysfs;
 use ublk_throttle_tests::wait;
 
-use crate::{Case, cases, let_run, now_ms};
+use crate::{Case, cases, let_run, now_ms, wait_until_busy};
 
 /// Bound for everything to be gone after SIGKILL in the VM.
 const GONE_LIMIT: Duration = Duration::from_secs(10);
@@ -60,11 +59,7 @@ fn daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind(scene:
 /// A job on the device, with requests in flight.
 fn busy(scene: &Scene, device: &Device) -> Result<Fio> {
     let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
-    wait::until("30 requests in flight", Duration::from_secs(20), || {
-        let inflight = sysfs::attribute(&device.disk, "inflight")?;
-        let reads: u32 = inflight.split_whitespace().next().context("inflight")?.parse()?;
-        Ok((reads >= 30).then_some(()))
-    })?;
+    wait_until_busy(device)?;
     Ok(fio)
 }
 
@@ -103,7 +98,8 @@ fn daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Result
         .set("DEVICE", scene.device("d")?.node())
         .set("LOG", log.display());
     let fio = scene.fio(job)?;
-    let_run(3);
+    wait_until_busy(&scene.device("d")?)?;
+    let_run(1);
     daemon.signal(Signal::SIGSTOP)?;
     let_run(2);
     let stopped_for = fs::read_to_string(format!("/proc/{}/stat", daemon.pid()))?;

@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
-use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::{sysfs, wait};
 
 /// The longest trials take a minute under emulation. One that hangs is ended, so that the others are run.
 const TRIAL_LIMIT: Duration = Duration::from_secs(180);
@@ -139,7 +140,14 @@ fn error_count(stderr: &str) -> usize {
 
 /// Sleeps for whole seconds: how long a load runs before something is done to it.
 fn let_run(seconds: u64) {
-    std::thread::sleep(std::time::Duration::from_secs(seconds));
+    thread::sleep(Duration::from_secs(seconds));
+}
+
+/// Waits until a job of depth 32 has come up to its depth on a device. fio itself may take seconds to start.
+fn wait_until_busy(device: &Device) -> Result<()> {
+    wait::until(&format!("30 requests in flight on {}", device.node()), Duration::from_secs(20), || {
+        Ok((sysfs::in_flight(&device.disk)? >= 30).then_some(()))
+    })
 }
 
 /// The present instant as it stands in fio's logs.
