@@ -20,11 +20,13 @@ else
     echo "guest: command starts" > /dev/kmsg
     setsid -w /bin/sh "$OUT/command.sh" < /dev/null > /run/vm/stdout 2> /run/vm/stderr
     status=$?
-    # A program left behind may hold the pipes for ever: wait a little for what is in them.
-    patience=20
-    while [ $patience -gt 0 ] && { kill -0 $stdout || kill -0 $stderr; } 2> /dev/null; do
+    # Normally at once: the pipes end with the command. A program left behind holds them for ever, a busy host makes
+    # the last lines take seconds: wait, then say that some may be missing.
+    patience=100
+    while { kill -0 $stdout || kill -0 $stderr; } 2> /dev/null; do
         sleep 0.1
         patience=$((patience - 1))
+        [ $patience -gt 0 ] || { : > "$OUT/cut"; break; }
     done
 fi
 

@@ -116,6 +116,9 @@ impl Ended {
         if self.status.is_none() {
             eprintln!("xtask: the last lines of its console:\n{}", last_lines(&self.out.read("console"), 30));
         }
+        if self.out.path.join("cut").exists() {
+            eprintln!("xtask: programs that the command left behind hold its output; the end of it may be missing");
+        }
         if self.status.is_none() || !self.trouble.is_empty() {
             eprintln!("xtask: see {}", self.out.path.display());
         } else {
