@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Twenty looks a second: a gap is seen to 50 ms, and the looking costs nothing that shows.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -16,6 +16,18 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub fn name(node: &Path) -> Result<String> {
     let true_path = node.canonicalize().with_context(|| format!("no device {}", node.display()))?;
     Ok(true_path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+/// Waits until a device has completed `count` more reads than now.
+pub fn wait_for_reads(name: &str, count: u64, limit: Duration) -> Result<()> {
+    let (start, until) = (reads(name).unwrap_or(0), Instant::now() + limit);
+    while reads(name).unwrap_or(0) < start + count {
+        if Instant::now() > until {
+            bail!("{name} did not complete {count} reads within {} s", limit.as_secs());
+        }
+        thread::sleep(INTERVAL);
+    }
+    Ok(())
 }
 
 /// Reads completed by two devices up to a moment.

@@ -65,7 +65,23 @@ pub fn main(flags: &Flags) -> Result<u8> {
     let command = [itself.to_string_lossy().into_owned(), "demo".into(), "--inside".into()];
     let options = vm::Options { kernel: flags.kernel, check_dmesg: true, ..vm::Options::default() };
     env::set_current_dir(workspace::root())?;
-    vm::run(&options, &vm::Command::Run(command.to_vec()))
+    let code = vm::run(&options, &vm::Command::Run(command.to_vec()))?;
+    if code != 0
+        && let Some(load) = overload()
+    {
+        eprintln!(
+            "xtask: the load average of this host is {load}: an emulated machine that gets no processor misses rates; \
+             try again when the host is less busy"
+        );
+    }
+    Ok(code)
+}
+
+/// The load average, where it is clearly more than the guest's own two processors make.
+fn overload() -> Option<f64> {
+    let load: f64 = std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()?;
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    (load > processors as f64 + 1.0).then_some(load)
 }
 
 fn host_has_ublk() -> bool {

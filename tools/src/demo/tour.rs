@@ -19,15 +19,18 @@ const LIMIT: f64 = 1000.0;
 /// `bs` of the fio jobs.
 const REQUEST_BYTES: u64 = 4096;
 
-/// After this the burst credit is spent. The bucket's capacity is avg/10, so 100 requests go at once, and then the rate
-/// holds; a hundredth of a second is enough for fio to ask for them, the rest is fio's own start.
-const CREDIT_SPENT: Duration = Duration::from_millis(2000);
+/// Requests after which a device counts as busy and the group's burst credit as spent: the bucket's capacity is avg/10, so
+/// 100 requests go at once, and then the rate holds.
+const WELL_UNDER_WAY: u64 = 200;
+
+/// What a fio may take to start on a busy machine, under emulation, and to do those requests.
+const FIO_START: Duration = Duration::from_secs(20);
 
 /// Windows of the kernel's counters: 1 % of 4 s is 40 requests, far more than the edges' uncertainty of a few.
 const WINDOW: Duration = Duration::from_secs(4);
 
-/// What removal may take under load; the daemon's own promise is shorter.
-const REMOVAL: Duration = Duration::from_secs(5);
+/// What removal may take under load, in a VM that shares its processors: what `del` itself waits for by default.
+const REMOVAL: Duration = Duration::from_secs(10);
 
 /// What a fio may take to end and to report, under emulation.
 const FIO_END: Duration = Duration::from_secs(15);
@@ -101,8 +104,10 @@ fn remove_under_load(daemon: &Daemon, vol0: &Path, vol1: &Path, scratch: &Path) 
         .with("DEVICE", vol1.as_os_str())
         .with("LOG", scratch.join("vol1").as_os_str())
         .start()?;
+    for disk in [&first, &second] {
+        blockstat::wait_for_reads(disk, WELL_UNDER_WAY, FIO_START)?;
+    }
     let sampler = Sampler::start(&first, &second);
-    thread::sleep(CREDIT_SPENT);
     let both = Instant::now();
     thread::sleep(WINDOW);
     let asked = Instant::now();
