@@ -5,6 +5,7 @@
 //!     └─ Scene      a directory of its own, what existed before, and at the end: is anything left behind?
 //!          ├─ Daemon    the real binary, from its line `ready` to SIGTERM and exit 0
 //!          ├─ Command   the same binary's short commands, each with a time limit
+//!          ├─ Probe     did the machine keep up while something was measured?
 //!          ├─ Fio       a job of fio-jobs/, its report, the instant of every completion
 //!          └─ disks     RAM disks, a slow disk, mounts: what backends and users need
 //! ```
@@ -18,5 +19,6 @@ pub mod disks;
 pub mod fio;
 pub mod needs;
 pub mod scene;
+pub mod starvation;
 pub mod sysfs;
 pub mod wait;

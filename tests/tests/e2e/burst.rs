@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use ublk_throttle_tests::fio::{Completions, Job};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
-use crate::{Case, cases, expect_all};
+use crate::measure::{expect, expect_all};
+use crate::{Case, cases};
 
 pub(crate) fn cases() -> Vec<Case> {
     cases![[Need::Ublk, Need::Fio]; burst_goes_as_its_two_buckets_say].into()
@@ -40,8 +41,9 @@ fn burst_goes_as_its_two_buckets_say(scene: &Scene) -> Result<()> {
         let count = completions.count(first, first + ms + 1);
         let (early, late) = (gone_after(ms as f64 + 1.0) + 1.0, gone_after(ms as f64 - 40.0));
         eprintln!("          by {ms} ms: {count}, expected {:.1}", gone_after(ms as f64));
-        ensure!((late..=early).contains(&(count as f64)), "by {ms} ms: {count} gone, expected {late:.1} to {early:.1}");
-        Ok(())
+        expect((late..=early).contains(&(count as f64)), || {
+            format!("by {ms} ms: {count} gone, expected {late:.1} to {early:.1}")
+        })
     });
     expect_all(checks)?;
     daemon.stop().map(drop)

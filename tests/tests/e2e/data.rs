@@ -13,7 +13,8 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
-use crate::{Case, cases, expect_near};
+use crate::measure::expect_near;
+use crate::{Case, cases};
 
 const MIB: u64 = 1 << 20;
 

@@ -8,7 +8,8 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::sysfs;
 
-use crate::{Case, cases, expect_all, expect_near};
+use crate::measure::{expect_all, expect_near};
+use crate::{Case, cases};
 
 const RUNTIME: Duration = Duration::from_secs(10);
 

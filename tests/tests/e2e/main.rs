@@ -14,18 +14,18 @@ mod facts;
 mod filesystems;
 mod groups;
 mod kills;
+mod measure;
 mod rates;
 mod refusals;
 mod removal;
 
-use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
 use ublk_throttle_tests::scene::{Device, Scene};
@@ -81,7 +81,9 @@ fn perform(case: &Case) -> Result<Completion, Failed> {
     eprintln!();
     let begin = Instant::now();
     let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
-    let result = within(TRIAL_LIMIT, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()));
+    let result = measure::repeat_if_void(|| {
+        within(TRIAL_LIMIT, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()))
+    });
     eprintln!("{:6.1} s  {}", begin.elapsed().as_secs_f64(), case.name);
     let result = result.map_err(|error| {
         // At once, besides the summary at the end: a run that is cut short has none.
@@ -113,24 +115,6 @@ fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) ->
         return Err(anyhow!("not done after {limit:?}; its daemons were killed").context(format!("{result:?}")));
     }
     result
-}
-
-/// Fails unless `measured` is within `tolerance` (a share of `expected`) of `expected`.
-fn expect_near(what: impl Display, measured: f64, expected: f64, tolerance: f64) -> Result<()> {
-    let ratio = measured / expected;
-    eprintln!("          {what}: {measured:.1}, expected {expected:.1}, ratio {ratio:.4}");
-    ensure!(
-        (ratio - 1.0).abs() <= tolerance,
-        "{what}: measured {measured:.1}, expected {expected:.1} within {tolerance}"
-    );
-    Ok(())
-}
-
-/// Runs checks to the last, so that a failure shows all that are wrong and not only the first.
-fn expect_all(checks: impl IntoIterator<Item = Result<()>>) -> Result<()> {
-    let errors: Vec<_> = checks.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
-    ensure!(errors.is_empty(), "{}", errors.join("\n"));
-    Ok(())
 }
 
 /// The number of lines of a text that say an error.

@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
-use crate::{Case, cases, expect_all, expect_near};
+use crate::measure::{expect, expect_all, expect_near};
+use crate::{Case, cases};
 
 const MIB: u64 = 1 << 20;
 const OPERATIONS: [&str; 3] = ["iops-total", "iops-read", "iops-write"];
@@ -79,7 +80,9 @@ fn limit_on_reads_leaves_writes_alone(scene: &Scene) -> Result<()> {
     let report = scene.fio(job)?.finish(Duration::from_secs(6))?;
     expect_near("reader", report.job("reader")?.iops(), 50.0, 0.02)?;
     let writer = report.job("writer")?.iops();
-    ensure!(writer >= 500.0, "the writer did {writer:.0} operations a second beside a reader limited to 50");
+    expect(writer >= 500.0, || {
+        format!("the writer did {writer:.0} operations a second beside a reader limited to 50")
+    })?;
     daemon.stop().map(drop)
 }
 
@@ -110,7 +113,7 @@ fn measure(scene: &Scene, loads: &[Load]) -> Result<()> {
         let job = report.only()?;
         let rate = if load.is_iops() { job.iops() } else { job.bps() };
         let what = format!("{} of {} bytes, depth {}", load.kind, load.block, load.depth);
-        expect_near(what, rate, load.limit as f64, 0.01).with_context(|| format!("{job:?}"))
+        expect_near(what, rate, load.limit as f64, 0.01)
     });
     expect_all(checks)?;
     daemon.stop().map(drop)

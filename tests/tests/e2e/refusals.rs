@@ -14,7 +14,8 @@ use ublk_throttle_tests::command::{self, Outcome};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{COMMAND_LIMIT, Scene};
 
-use crate::{Case, cases, error_count, expect_all};
+use crate::measure::expect_all;
+use crate::{Case, cases, error_count};
 
 /// An answer to a broken file must come within a second; the rest is emulation.
 const CHECK_LIMIT: Duration = Duration::from_secs(3);
