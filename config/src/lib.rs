@@ -1,1 +1,67 @@
-//! Placeholder until the first module lands.
+//! The configuration of ublk-throttle: which devices there are, what is behind them, and what they are allowed.
+//!
+//! ```text
+//!   path ──load──► bytes ──source──► text ──yaml──► nodes with places ──read──► Config + warnings
+//!                    │                 │                                  │
+//!                    └─────────────────┴──────── all faults ──────────────┴──► Errors
+//! ```
+//!
+//! [`parse`] is pure; [`load`] adds the reading of a file and nothing else. Neither panics, takes longer than about a
+//! second or much memory for any input: a configuration may come from a template that went wrong, and the daemon that
+//! is asked to reload it is serving disks.
+//!
+//! The schema is documented by `config/examples/`, of which every file is tested.
+
+mod describe;
+mod fault;
+mod fields;
+mod load;
+mod model;
+mod near;
+mod nesting;
+pub mod quantity;
+mod read;
+mod source;
+mod yaml;
+
+use std::path::Path;
+
+pub use fault::{Errors, Fault, Warning, WarningKind, show_warnings};
+pub use load::{FILE_BYTES_MAX, load};
+pub use model::{Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, SECTOR};
+pub use source::Place;
+
+use fields::Notes;
+use source::Source;
+
+/// Parses and checks a configuration. Touches nothing: relative paths are joined with the directory of `file_name`.
+pub fn parse(file_name: &str, text: &[u8]) -> Result<(Config, Vec<Warning>), Errors> {
+    let file = Path::new(file_name);
+    parse_in(file, file.parent().unwrap_or(Path::new("")), text)
+}
+
+fn parse_in(file: &Path, base: &Path, text: &[u8]) -> Result<(Config, Vec<Warning>), Errors> {
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(Errors::new(file, vec![too_large()], None));
+    }
+    let (source, fault) = Source::new(text);
+    if let Some(fault) = fault {
+        return Err(Errors::new(file, vec![fault], Some(&source)));
+    }
+    let root = match yaml::read(&source) {
+        Ok(root) => root,
+        Err(fault) => return Err(Errors::new(file, vec![fault], Some(&source))),
+    };
+    let mut notes = Notes::default();
+    let config = read::config(&root, base, &mut notes);
+    if !notes.faults.is_empty() {
+        return Err(Errors::new(file, notes.faults, Some(&source)));
+    }
+    notes.warnings.sort_by_key(|(place, ..)| *place);
+    let warnings = notes.warnings.into_iter();
+    Ok((config, warnings.map(|(place, path, kind)| Warning { file: file.to_owned(), place, path, kind }).collect()))
+}
+
+fn too_large() -> Fault {
+    Fault::of_file(format!("is larger than {} MiB", FILE_BYTES_MAX >> 20), "split it, or look what it really is")
+}

@@ -1,1 +1,24 @@
-//! End-to-end tests.
+//! What the end-to-end tests are made of.
+//!
+//! ```text
+//!   trial ── Need?  missing: a counted skip that prints its reason (a failure with UBLK_THROTTLE_REQUIRE_ALL=1)
+//!     └─ Scene      a directory of its own, what existed before, and at the end: is anything left behind?
+//!          ├─ Daemon    the real binary, from its line `ready` to SIGTERM and exit 0
+//!          ├─ Command   the same binary's short commands, each with a time limit
+//!          ├─ Probe     did the machine keep up while something was measured?
+//!          ├─ Fio       a job of fio-jobs/, its report, the instant of every completion
+//!          └─ disks     RAM disks, a slow disk, mounts: what backends and users need
+//! ```
+//!
+//! Nothing here knows a claim: those are in `tests/e2e/` and `fio-jobs/`. Nothing waits without a limit: a hang is a
+//! failure that says what was waited for. What fails prints every log of its scene.
+
+pub mod command;
+pub mod daemon;
+pub mod disks;
+pub mod fio;
+pub mod needs;
+pub mod scene;
+pub mod starvation;
+pub mod sysfs;
+pub mod wait;

@@ -1,2 +1,62 @@
-//! Chores.
-fn main() {}
+//! `cargo xtask`: the one entry for every chore of this workspace.
+//!
+//! ```text
+//!   ci ──► test ──► tally       steps of cargo, then the end-to-end suite ─┐
+//!          demo                 the main job, on this host or else ────────┤
+//!                                                                          ▼
+//!          vm ──┬─ kernel       which kernel, fetched how
+//!               ├─ initramfs    what it boots from
+//!               ├─ machine      how QEMU is started, whether KVM works
+//!               └─ session      one boot: output, exit status, end
+//! ```
+//!
+//! Every chore installs what it needs (as root) or says the one command that does. Nothing is pinned to a machine: all
+//! that is fetched or built lies below the cargo target directory.
+
+mod build;
+mod ci;
+mod demo;
+mod install;
+mod lock;
+mod process;
+mod tally;
+mod test;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the ublk-throttle workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    Demo(demo::Flags),
+    Test(test::Flags),
+    Vm(vm::Flags),
+    /// Do what the CI service does: .ci/run, without input, at most 30 minutes
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().chore {
+        Chore::Demo(flags) => demo::main(&flags),
+        Chore::Test(flags) => test::main(&flags),
+        Chore::Vm(flags) => vm::main(flags),
+        Chore::Ci => ci::main(),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

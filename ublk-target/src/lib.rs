@@ -1,1 +1,27 @@
-//! Placeholder until the first module lands.
+//! `ublk-throttle`: throttled block devices over Linux ublk, daemon and command line.
+//!
+//! ```text
+//!   flags ─► command ──socket──► daemon (control thread) ─► device (a thread each) ─► queue (a thread and a ring each)
+//!            run, check,         protocol, state_dir          │                          │        │
+//!            list, del,                                       ├─► helper ─► in_use       │        └─► backend
+//!            features                                         └─► ublk ◄─────────────────┘
+//! ```
+//!
+//! What is throttled how is decided by `throttle-core`; what a user may write, by `ublk-throttle-config`. This crate brings
+//! both together with the kernel.
+
+pub mod backend;
+pub mod clock;
+pub mod command;
+pub mod daemon;
+pub mod device;
+pub mod error;
+pub mod flags;
+pub mod helper;
+pub mod in_use;
+pub mod log;
+pub mod protocol;
+pub mod queue;
+pub mod state_dir;
+pub mod sys;
+pub mod ublk;

@@ -1,0 +1,212 @@
+//! A configuration in plain words: what each group and device will be allowed.
+//!
+//! The sentence about a burst follows from the arithmetic of a bucket that fills by what passes and drains at the average:
+//!
+//! ```text
+//!   no burst rate          holds a tenth of a second of the average
+//!   burst length ≤ 1 s     holds max × length, at any speed: a pool
+//!   burst length > 1 s     holds max × length, at no more than max a second; full after max × length / (max − avg)
+//! ```
+
+use std::fmt::{self, Write as _};
+
+use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
+
+use crate::model::{Backend, Config, Device, Group};
+use crate::quantity::{Bytes, BytesPerSecond};
+
+impl Config {
+    /// A paragraph for each group and device, in file order, with a newline at the end of each line.
+    pub fn describe(&self) -> String {
+        let mut out = String::new();
+        for group in &self.groups {
+            describe_group(&mut out, group, self);
+        }
+        for device in &self.devices {
+            describe_device(&mut out, device);
+        }
+        out
+    }
+}
+
+fn describe_group(out: &mut String, group: &Group, config: &Config) {
+    let members: Vec<&str> = config.members(&group.name).map(|device| device.name.as_str()).collect();
+    let members = match members.len() {
+        0 => "no devices".to_owned(),
+        1 => members[0].to_owned(),
+        2..=8 => format!("{}, all together", members.join(", ")),
+        more => format!("{}, … {more} devices, all together", members[..8].join(", ")),
+    };
+    line(out, format_args!("group {}: {members}", group.name));
+    if group.limits.is_unlimited() {
+        line(out, format_args!("  no limit"));
+    }
+    describe_limits(out, &group.limits);
+}
+
+fn describe_device(out: &mut String, device: &Device) {
+    let Device { name, id, backend, group, limits, queues, depth, read_only, .. } = device;
+    let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
+    let mode = if *read_only { "read-only" } else { "read and write" };
+    let queues = match queues {
+        1 => format!("1 queue of {depth} requests"),
+        _ => format!("{queues} queues of {depth} requests each"),
+    };
+    line(out, format_args!("device {name}{id}: {}, {mode}, {queues}", backend_words(backend)));
+    match (group, limits.is_unlimited()) {
+        (None, true) => line(out, format_args!("  no limit")),
+        (None, false) => {}
+        (Some(group), true) => line(out, format_args!("  what group {group} allows")),
+        (Some(group), false) => line(out, format_args!("  what group {group} allows, and besides it")),
+    }
+    describe_limits(out, limits);
+}
+
+fn backend_words(backend: &Backend) -> String {
+    let direct = |direct: &bool| if *direct { ", direct I/O" } else { "" };
+    match backend {
+        Backend::File { path, size, create, direct: d } => {
+            let size = size.map_or_else(|| "its whole size".to_owned(), |size| Bytes(size).to_string());
+            let create = if *create { ", made if there is none" } else { "" };
+            format!("file {}, {size}{create}{}", path.display(), direct(d))
+        }
+        Backend::Block { path, direct: d } => format!("block device {}{}", path.display(), direct(d)),
+        Backend::Memory { size } => format!("memory, {}", Bytes(*size)),
+        Backend::Null { size } => format!("null, {}", Bytes(*size)),
+    }
+}
+
+fn describe_limits(out: &mut String, limits: &Limits) {
+    for kind in LimitKind::ALL {
+        let limit = limits.get(kind);
+        if !limit.is_unlimited() {
+            let what = match kind {
+                LimitKind::BpsTotal | LimitKind::IopsTotal => "reads and writes together",
+                LimitKind::BpsRead | LimitKind::IopsRead => "reads",
+                LimitKind::BpsWrite | LimitKind::IopsWrite => "writes",
+            };
+            line(out, format_args!("  {what}: {}", limit_words(limit, kind.is_iops())));
+        }
+    }
+    if limits.iops_size > 0 {
+        let size = Bytes(limits.iops_size);
+        line(out, format_args!("  a request of more than {size} counts as its size divided by that, in operations"));
+    }
+}
+
+/// One limit in words. `is_iops` chooses the unit.
+fn limit_words(limit: Limit, is_iops: bool) -> String {
+    let Limit { avg, max, burst_length_ns } = limit;
+    let volume = u128::from(max) * u128::from(burst_length_ns) / u128::from(SECOND_NS);
+    let rate = |amount: u64| Amount { amount: amount.into(), is_iops, per_second: true };
+    let total = |amount: u128| Amount { amount, is_iops, per_second: false };
+    let refill = |volume: u128| Duration(volume * u128::from(SECOND_NS) / u128::from(avg));
+    if max == 0 {
+        let at_once = match is_iops {
+            // The one that fills the bucket still passes.
+            true => format!("{} at once (a tenth of a second, and one)", avg / 10 + 1),
+            false => format!("{} at once (a tenth of a second)", total(u128::from(avg) / 10)),
+        };
+        format!("{}; after a rest {at_once}", rate(avg))
+    } else if burst_length_ns <= SECOND_NS {
+        format!(
+            "{} on average; a pool of {} may go at any speed, and is full again after a rest of {}",
+            rate(avg),
+            total(volume),
+            refill(volume)
+        )
+    } else if max == avg {
+        format!("{}; after a rest {} may be caught up on, at no more than the same rate", rate(avg), total(volume))
+    } else {
+        let lasts = Duration(volume * u128::from(SECOND_NS) / u128::from(max - avg));
+        format!(
+            "{} on average; after a rest up to {} for about {lasts} (until a bucket of {}, which drains at the average, \
+             is full), all of it again after a rest of {}",
+            rate(avg),
+            rate(max),
+            total(volume),
+            refill(volume)
+        )
+    }
+}
+
+fn line(out: &mut String, text: fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{text}");
+}
+
+/// Operations, or bytes in both kinds of unit.
+struct Amount {
+    amount: u128,
+    is_iops: bool,
+    per_second: bool,
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_iops {
+            return write!(f, "{} operations{}", self.amount, if self.per_second { "/s" } else { "" });
+        }
+        // Volumes are at most 10^15, checked by the core's rules.
+        let amount = u64::try_from(self.amount).unwrap_or(u64::MAX);
+        if self.per_second { BytesPerSecond(amount).fmt(f) } else { Bytes(amount).fmt(f) }
+    }
+}
+
+/// Nanoseconds for a reader: the finer, the shorter.
+struct Duration(u128);
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0 / 1_000_000;
+        let s = ms / 1000;
+        match s {
+            0 if ms == 0 => write!(f, "less than 1 ms"),
+            0..600 if ms.is_multiple_of(1000) => write!(f, "{s} s"),
+            0..600 => write!(f, "{s}.{} s", format!("{:03}", ms % 1000).trim_end_matches('0')),
+            600..172_800 => write!(f, "{} h {} min", s / 3600, s % 3600 / 60),
+            _ => write!(f, "{} days", s / 86_400),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(avg: u64, max: u64, seconds: f64) -> Limit {
+        Limit { avg, max, burst_length_ns: (seconds * 1e9) as u64 }
+    }
+
+    #[test]
+    fn sentences_follow_from_the_bucket() {
+        // The worked examples of the throttling model, and the corners of the three forms.
+        for (limit, is_iops, words) in [
+            (limit(100, 0, 1.0), true, "100 operations/s; after a rest 11 at once (a tenth of a second, and one)"),
+            (
+                limit(131_072_000, 0, 1.0),
+                false,
+                "125 MiB/s (131.1 MB/s); after a rest 12800 KiB (13.1 MB) at once (a tenth of a second)",
+            ),
+            (
+                limit(100, 2000, 1.0),
+                true,
+                "100 operations/s on average; a pool of 2000 operations may go at any speed, and is full again after a \
+                 rest of 20 s",
+            ),
+            (
+                limit(100, 2000, 60.0),
+                true,
+                "100 operations/s on average; after a rest up to 2000 operations/s for about 63.157 s (until a bucket \
+                 of 120000 operations, which drains at the average, is full), all of it again after a rest of 0 h 20 min",
+            ),
+            (
+                limit(10, 10, 2.0),
+                true,
+                "10 operations/s; after a rest 20 operations may be caught up on, at no more than the same rate",
+            ),
+        ] {
+            assert_eq!(limit_words(limit, is_iops), words);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What is wrong with a file, and what is only odd: the two lists a reading ends with, and how they are shown.
+//!
+//! ```text
+//! error[E-CONFIG]: vols.yaml:14:23: groups.tenant-a.limits.iops-total-max: 100 is below iops-total (500)
+//!   |     iops-total-max: 100
+//!   a burst rate must be at least the average; raise it, or remove it for none
+//! ```
+//!
+//! A terminal full of errors is read by nobody, so the whole never takes more than 20 lines: up to six errors are shown
+//! as above, more of them on one line each, at most ten, and the rest are counted.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::source::{Place, Source};
+
+/// Errors shown in full, with the line they are about and the cure.
+const SHOWN_IN_FULL: usize = 6;
+
+/// Errors shown at all.
+const SHOWN: usize = 10;
+
+/// One thing that makes a configuration unusable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where in the file; none if the file could not even be read.
+    pub place: Option<Place>,
+    /// The keys that lead there, joined by dots; empty for the file as a whole.
+    pub path: String,
+    /// What was found.
+    pub found: String,
+    /// What would work.
+    pub cure: String,
+    /// The line of the file, shortened.
+    pub excerpt: Option<String>,
+}
+
+impl Fault {
+    pub(crate) fn new(
+        place: Place,
+        path: impl Into<String>,
+        found: impl Into<String>,
+        cure: impl Into<String>,
+    ) -> Self {
+        Self { place: Some(place), path: path.into(), found: found.into(), cure: cure.into(), excerpt: None }
+    }
+
+    pub(crate) fn of_file(found: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { place: None, path: String::new(), found: found.into(), cure: cure.into(), excerpt: None }
+    }
+}
+
+/// Everything that makes a configuration unusable, in file order; at least one.
+///
+/// `Display` gives the whole text for a terminal, without a final newline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errors {
+    file: PathBuf,
+    faults: Vec<Fault>,
+}
+
+impl Errors {
+    /// Sorts the faults and takes the excerpts of those that will be shown.
+    pub(crate) fn new(file: &Path, mut faults: Vec<Fault>, source: Option<&Source<'_>>) -> Self {
+        assert!(!faults.is_empty(), "errors without a fault");
+        faults.sort_by_key(|fault| fault.place);
+        for fault in faults.iter_mut().take(SHOWN) {
+            fault.excerpt = source.zip(fault.place).and_then(|(source, place)| source.excerpt(place));
+        }
+        Self { file: file.to_owned(), faults }
+    }
+
+    /// The file they are about, as it was named.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// All of them, in file order. Excerpts are filled in for those that `Display` shows.
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+}
+
+impl std::error::Error for Errors {}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_full = self.faults.len() <= SHOWN_IN_FULL;
+        for (n, fault) in self.faults.iter().take(SHOWN).enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "error[E-CONFIG]: ")?;
+            write_head(f, &self.file, fault.place, &fault.path)?;
+            write!(f, "{}", fault.found)?;
+            if in_full {
+                if let Some(excerpt) = &fault.excerpt {
+                    write!(f, "\n  | {excerpt}")?;
+                }
+                write!(f, "\n  {}", fault.cure)?;
+            } else {
+                write!(f, "; {}", fault.cure)?;
+            }
+        }
+        match self.faults.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more"),
+        }
+    }
+}
+
+/// Something that is allowed and probably not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The file, as it was named.
+    pub file: PathBuf,
+    /// Where in it.
+    pub place: Place,
+    /// The keys that lead there, joined by dots.
+    pub path: String,
+    /// What is odd.
+    pub kind: WarningKind,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "warning[W-CONFIG]: ")?;
+        write_head(f, &self.file, Some(self.place), &self.path)?;
+        write!(f, "{}", self.kind)
+    }
+}
+
+/// The first ten warnings, one a line, and how many more there are; without a final newline.
+pub fn show_warnings(warnings: &[Warning]) -> String {
+    let mut lines: Vec<String> = warnings.iter().take(SHOWN).map(Warning::to_string).collect();
+    if warnings.len() > SHOWN {
+        lines.push(format!("and {} more", warnings.len() - SHOWN));
+    }
+    lines.join("\n")
+}
+
+/// What a warning is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WarningKind {
+    /// A limit of 0 means no limit, where a reader may expect that nothing passes.
+    ZeroIsUnlimited,
+    /// A burst length without a burst rate changes nothing.
+    LengthWithoutMax,
+    /// A full device waits long enough for timeouts above it (guests, file systems) to strike.
+    LongHold {
+        /// How long the last of all requests that fit waits, in seconds.
+        seconds: u64,
+        /// How many fit.
+        requests: u64,
+        /// The bytes of one request that was reckoned with, where bytes are limited.
+        request_bytes: Option<u64>,
+    },
+    /// Nobody is in the group.
+    GroupWithoutDevices,
+    /// One device reads what another writes, each behind its own cache.
+    SharedPath {
+        /// The other device, and its line.
+        other: String,
+        /// Where the other one names the path.
+        line: u32,
+    },
+    /// Nothing to serve.
+    NoDevices,
+}
+
+impl fmt::Display for WarningKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ZeroIsUnlimited => write!(f, "0 means no limit; write `unlimited`, or remove the key, to say so"),
+            Self::LengthWithoutMax => write!(f, "a burst length without a burst rate changes nothing; add `-max`"),
+            Self::LongHold { seconds, requests, request_bytes } => {
+                write!(f, "the last of {requests} requests")?;
+                if let Some(bytes) = request_bytes {
+                    write!(f, " of {} KiB", bytes / 1024)?;
+                }
+                write!(f, " at once waits {seconds} s at this rate; a lower depth bounds that")
+            }
+            Self::GroupWithoutDevices => write!(f, "no device is in this group"),
+            Self::SharedPath { other, line } => {
+                write!(f, "device {other} (line {line}) has the same path, and one of the two writes to it")
+            }
+            Self::NoDevices => write!(f, "no devices: nothing will be served"),
+        }
+    }
+}
+
+/// `FILE:LINE:COLUMN: path.to.key: `, less what is not known.
+fn write_head(f: &mut fmt::Formatter<'_>, file: &Path, place: Option<Place>, path: &str) -> fmt::Result {
+    write!(f, "{}", shown(&file.to_string_lossy(), 200))?;
+    if let Some(place) = place {
+        write!(f, ":{place}")?;
+    }
+    write!(f, ": ")?;
+    match path {
+        "" => Ok(()),
+        path => write!(f, "{path}: "),
+    }
+}
+
+/// Foreign text for a message: on one line, without control characters, at most about `max` characters.
+pub(crate) fn shown(text: &str, max: usize) -> String {
+    let visible = |c: char| match c {
+        '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    let mut out: String = text.chars().take(max).map(visible).collect();
+    if text.chars().nth(max).is_some() {
+        out.push('…');
+    }
+    out
+}

@@ -1,0 +1,153 @@
+//! What a configuration says once it has been read and found sound: resolved values, no YAML and no defaults left.
+//!
+//! Everything here is plain data. Lines are kept so that a later refusal (a path that does not open, an id that is
+//! taken) can still name the place in the file.
+
+use std::path::{Path, PathBuf};
+
+use throttle_core::limits::Limits;
+
+/// A whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The groups, in file order.
+    pub groups: Vec<Group>,
+    /// The devices, in file order. May be empty.
+    pub devices: Vec<Device>,
+}
+
+impl Config {
+    /// The group of that name.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.name == name)
+    }
+
+    /// The device of that name.
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// The devices that share the limits of the group, in file order.
+    pub fn members<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a Device> {
+        self.devices.iter().filter(move |device| device.group.as_deref() == Some(group))
+    }
+}
+
+/// Limits that several devices share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// `[A-Za-z0-9_.-]`, 1 to 64 characters, no leading dot or dash.
+    pub name: String,
+    /// Shared by all members together. Sound: [`Limits::violations`] is empty.
+    pub limits: Limits,
+    /// Where the group begins in its file, from 1.
+    pub line: u32,
+}
+
+/// One block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// `[A-Za-z0-9_.-]`, 1 to 64 characters, no leading dot or dash; unique.
+    pub name: String,
+    /// The N of `/dev/ublkbN`; unique, below 2^20. `None` = the first free one.
+    pub id: Option<u32>,
+    /// Where its bytes are.
+    pub backend: Backend,
+    /// A group of this configuration.
+    pub group: Option<String>,
+    /// Its own limits, besides the group's. Sound: [`Limits::violations`] is empty.
+    pub limits: Limits,
+    /// Queues, each with a thread and a ring of its own; 1 to [`QUEUES_MAX`].
+    pub queues: u16,
+    /// Requests a queue takes at the same time; 1 to [`DEPTH_MAX`].
+    pub depth: u16,
+    /// Whether writes are refused by the kernel.
+    pub read_only: bool,
+    /// What becomes of requests in flight when the daemon dies.
+    pub on_crash: OnCrash,
+    /// What SIGTERM does with the device.
+    pub on_stop: OnStop,
+    /// Where the device begins in its file, from 1.
+    pub line: u32,
+}
+
+/// The kernel's `UBLK_MAX_NR_QUEUES`.
+pub const QUEUES_MAX: u16 = 4096;
+
+/// The kernel's `UBLK_MAX_QUEUE_DEPTH`.
+pub const DEPTH_MAX: u16 = 4096;
+
+/// Device ids are minor numbers: 20 bits.
+pub const ID_MAX: u32 = (1 << 20) - 1;
+
+/// The unit of every size: the kernel counts a disk in sectors of 512 bytes.
+pub const SECTOR: u64 = 512;
+
+/// Where the bytes of a device are. Sizes are multiples of [`SECTOR`], above 0 and below 2^63.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A regular file.
+    File {
+        /// Absolute, or relative to the directory of the configuration; already joined with it.
+        path: PathBuf,
+        /// The size of the device; `None` = the size that the file has.
+        size: Option<u64>,
+        /// Make the file, of `size`, if there is none. `size` is then given.
+        create: bool,
+        /// Go around the page cache (`O_DIRECT`).
+        direct: bool,
+    },
+    /// Another block device, in its whole size.
+    Block {
+        /// As for a file.
+        path: PathBuf,
+        /// Go around the page cache (`O_DIRECT`).
+        direct: bool,
+    },
+    /// Memory of the daemon, empty at start, gone at the end.
+    Memory {
+        /// The size of the device.
+        size: u64,
+    },
+    /// Reads give zeroes, writes vanish.
+    Null {
+        /// The size of the device.
+        size: u64,
+    },
+}
+
+impl Backend {
+    /// The file or block device behind it.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } | Self::Block { path, .. } => Some(path),
+            Self::Memory { .. } | Self::Null { .. } => None,
+        }
+    }
+
+    /// The kind, by its key in the configuration.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Block { .. } => "block",
+            Self::Memory { .. } => "memory",
+            Self::Null { .. } => "null",
+        }
+    }
+}
+
+/// What becomes of requests in flight when the daemon dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCrash {
+    /// They end with an I/O error. What every device does in this version, said or not.
+    #[default]
+    Fail,
+}
+
+/// What SIGTERM does with a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// It is removed. What every device does in this version, said or not.
+    #[default]
+    Remove,
+}

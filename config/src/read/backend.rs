@@ -1,0 +1,118 @@
+//! `backend`: exactly one of file, block, memory and null, with what belongs to it.
+
+use std::path::{Path, PathBuf};
+
+use crate::fields::{Fields, Item, Leftovers, Notes};
+use crate::model::{Backend, SECTOR};
+use crate::quantity::{self, Unit};
+use crate::source::Place;
+
+const KEYS: [&str; 7] = ["file", "block", "memory", "null", "size", "create", "direct"];
+const KINDS: [&str; 4] = ["file", "block", "memory", "null"];
+const ONE_KIND: &str = "a backend is one of file, block, memory and null";
+
+/// Linux's `PATH_MAX`, less the closing 0.
+const PATH_BYTES_MAX: usize = 4095;
+
+/// The backend, and the place of its path or size.
+pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut Notes) -> Option<(Backend, Place)> {
+    let mut fields = Fields::of(item, notes)?;
+    let mut kinds: Vec<(&str, Item<'_>)> = KINDS.iter().filter_map(|kind| Some((*kind, fields.take(kind)?))).collect();
+    kinds.sort_by_key(|(_, item)| item.key_place);
+    let size = fields.take("size");
+    let create = fields.take("create");
+    let direct = fields.take("direct");
+    let leftovers = fields.finish(notes, &KEYS, &[]);
+
+    if let [(first, _), (_, second), ..] = &kinds[..] {
+        let line = kinds[0].1.key_place.line;
+        notes.fault(
+            second.key_place,
+            &second.path,
+            format!("a second backend, besides `{first}` on line {line}"),
+            ONE_KIND,
+        );
+        return None;
+    }
+    let Some((kind, main)) = kinds.pop() else {
+        if leftovers == Leftovers::None {
+            notes.fault(item.key_place, &item.path, "says neither file, block, memory nor null", ONE_KIND);
+        }
+        return None;
+    };
+    let is_file = kind == "file";
+    for (option, fits) in [(&size, is_file), (&create, is_file), (&direct, is_file || kind == "block")] {
+        if let Some(option) = option
+            && !fits
+        {
+            let cure = match kind {
+                "memory" | "null" => format!("remove it; the size stands behind `{kind}:`"),
+                _ => "remove it; a block device exists and is served in its whole size".to_owned(),
+            };
+            notes.fault(option.key_place, &option.path, format!("means nothing to a {kind} backend"), cure);
+        }
+    }
+    let place = main.place();
+    let backend = match kind {
+        "memory" => Backend::Memory { size: read_size(&main, notes)? },
+        "null" => Backend::Null { size: read_size(&main, notes)? },
+        _ => {
+            let path = read_path(&main, base, notes);
+            let direct = direct.and_then(|item| item.bool(notes)).unwrap_or(false);
+            if is_file {
+                let size_given = size.is_some();
+                let size = size.and_then(|item| read_size(&item, notes));
+                let wants_creation = create.as_ref().and_then(|item| item.bool(notes)).unwrap_or(false);
+                if let Some(create) = create.filter(|_| wants_creation) {
+                    if !size_given {
+                        create.fault(notes, "`create` without a size", "add `size:`, or remove `create`");
+                    } else if read_only {
+                        let cure = "a new file holds only zeroes; remove one of the two";
+                        create.fault(notes, "`create` on a read-only device", cure);
+                    }
+                }
+                Backend::File { path: path?, size, create: wants_creation, direct }
+            } else {
+                Backend::Block { path: path?, direct }
+            }
+        }
+    };
+    Some((backend, place))
+}
+
+fn read_size(item: &Item<'_>, notes: &mut Notes) -> Option<u64> {
+    const ALLOWED: &str = "allowed: a size like 20GiB, a multiple of 512 above 0 and below 2^63";
+    let size = item.amount(notes, ALLOWED, |text| quantity::parse(text, Unit::Bytes))?;
+    if size == 0 {
+        item.fault(notes, "a size of 0", ALLOWED);
+    } else if size >= 1 << 63 {
+        item.fault(notes, format!("{size} is not below 2^63"), ALLOWED);
+    } else if !size.is_multiple_of(SECTOR) {
+        let (below, above) = (size / SECTOR * SECTOR, size.div_ceil(SECTOR) * SECTOR);
+        let cure = match below {
+            0 => format!("a disk is counted in sectors: write {above}"),
+            _ => format!("a disk is counted in sectors: write {below} or {above}"),
+        };
+        item.fault(notes, format!("{size} is not a multiple of 512"), cure);
+    } else {
+        return Some(size);
+    }
+    None
+}
+
+/// Relative paths start at the directory of the configuration, wherever the daemon is started.
+fn read_path(item: &Item<'_>, base: &Path, notes: &mut Notes) -> Option<PathBuf> {
+    const ALLOWED: &str = "allowed: an absolute path, or one relative to the directory of this file";
+    let text = item.text(notes, ALLOWED)?;
+    if let Some(c) = text.chars().find(|c| c.is_control()) {
+        item.fault(notes, format!("a path with {c:?} in it"), ALLOWED);
+        return None;
+    }
+    let path = base.join(text);
+    if path.as_os_str().len() > PATH_BYTES_MAX {
+        item.fault(notes, format!("a path of {} bytes", path.as_os_str().len()), "a path has at most 4095 bytes");
+        return None;
+    }
+    // Without `.` and doubled slashes, so that equal paths compare equal. `..` stays: before it there may be a symlink.
+    Some(path.components().collect())
+}

@@ -1,0 +1,150 @@
+//! What one entry cannot know alone: whether a group exists, whether an id or a path is taken, and how long the last of
+//! all requests that fit would wait.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use throttle_core::limits::{LimitKind, Limits};
+
+use crate::fault::{WarningKind, shown};
+use crate::fields::{Item, Notes};
+use crate::model::{Config, Device};
+use crate::source::Place;
+
+/// Guests and file systems give up on a request after 30 s.
+const HOLD_MAX_S: u64 = 30;
+
+/// The request that a hold is reckoned with: the kernel's default read-ahead.
+const REQUEST_BYTES: u64 = 128 << 10;
+
+/// Names, ids and paths seen so far, each with its place.
+#[derive(Debug, Default)]
+pub(crate) struct Cross<'n> {
+    /// Every name of a group, also of one that has faults of its own.
+    groups: BTreeMap<&'n str, Place>,
+    devices: BTreeMap<&'n str, Place>,
+    ids: BTreeMap<u32, (&'n str, Place)>,
+    paths: BTreeMap<PathBuf, Owner<'n>>,
+}
+
+#[derive(Debug)]
+struct Owner<'n> {
+    device: &'n str,
+    read_only: bool,
+    place: Place,
+}
+
+impl<'n> Cross<'n> {
+    pub(super) fn add_group(&mut self, name: &'n str, item: &Item<'n>) {
+        self.groups.insert(name, item.key_place);
+    }
+
+    pub(super) fn check_group(&self, name: &str, item: &Item<'_>, notes: &mut Notes) {
+        if self.groups.contains_key(name) {
+            return;
+        }
+        let hint = notes.hint(name, self.groups.keys().copied());
+        let cure = match self.groups.values().min() {
+            None => "there are no groups; add one under `groups:`".to_owned(),
+            Some(place) => format!("{hint}add it to the groups, from line {} on, or name one of them", place.line),
+        };
+        item.fault(notes, format!("no group is called {:?}", shown(name, 40)), cure);
+    }
+
+    pub(super) fn add_id(&mut self, device: &'n str, id: u32, item: &Item<'n>, notes: &mut Notes) {
+        match self.ids.get(&id) {
+            Some((other, place)) => {
+                let found = format!("{id} is already the id of {}, line {}", shown(other, 64), place.line);
+                item.fault(notes, found, "ids are unique; remove one for the first free id");
+            }
+            None => {
+                self.ids.insert(id, (device, item.place()));
+            }
+        }
+    }
+
+    /// Notes the path of a device's backend, and refuses a second writer.
+    pub(super) fn add_path(
+        &mut self,
+        device: &'n str,
+        path: &Path,
+        read_only: bool,
+        place: Place,
+        key: &str,
+        notes: &mut Notes,
+    ) {
+        let owner = Owner { device, read_only, place };
+        let Some(other) = self.paths.get_mut(path) else {
+            self.paths.insert(path.to_owned(), owner);
+            return;
+        };
+        let (line, name) = (other.place.line, shown(other.device, 64));
+        match (other.read_only, read_only) {
+            (true, true) => {}
+            (false, false) => {
+                let found = format!("device {name} (line {line}) already writes to this path");
+                notes.fault(place, key, found, "two writers destroy each other's data; give each its own path");
+            }
+            (true, false) => {
+                notes.warn(place, key, WarningKind::SharedPath { other: name, line });
+                *other = owner;
+            }
+            (false, true) => notes.warn(place, key, WarningKind::SharedPath { other: name, line }),
+        }
+    }
+
+    pub(super) fn add_device(&mut self, name: &'n str, item: &Item<'n>) {
+        self.devices.insert(name, item.key_place);
+    }
+
+    /// Warns of what can only be seen from the whole.
+    pub(super) fn check(&self, config: &Config, notes: &mut Notes) {
+        if !notes.faults.is_empty() {
+            return;
+        }
+        if config.devices.is_empty() {
+            notes.warn(Place::START, "devices", WarningKind::NoDevices);
+        }
+        let mut fit_by_group: BTreeMap<&str, u64> = BTreeMap::new();
+        for device in &config.devices {
+            let fit = fit(device);
+            if let Some(group) = &device.group {
+                *fit_by_group.entry(group).or_default() += fit;
+            }
+            if let (Some(kind), Some(place)) = (long_hold(&device.limits, fit), self.devices.get(device.name.as_str()))
+            {
+                notes.warn(*place, &format!("devices.{}", device.name), kind);
+            }
+        }
+        for group in &config.groups {
+            let Some(place) = self.groups.get(group.name.as_str()) else { continue };
+            let path = format!("groups.{}", group.name);
+            match fit_by_group.get(group.name.as_str()) {
+                None => notes.warn(*place, &path, WarningKind::GroupWithoutDevices),
+                Some(fit) => {
+                    if let Some(kind) = long_hold(&group.limits, *fit) {
+                        notes.warn(*place, &path, kind);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How many requests a device takes at once.
+fn fit(device: &Device) -> u64 {
+    u64::from(device.queues) * u64::from(device.depth)
+}
+
+/// The longest wait of a request when `requests` come at once, if it is too long. Bursts are left out: they are spent
+/// when it matters.
+fn long_hold(limits: &Limits, requests: u64) -> Option<WarningKind> {
+    let holds = LimitKind::ALL.into_iter().filter_map(|kind| {
+        let avg = limits.get(kind).avg;
+        let request_bytes = (!kind.is_iops()).then_some(REQUEST_BYTES);
+        let seconds = (requests * request_bytes.unwrap_or(1)).checked_div(avg)?;
+        (seconds > HOLD_MAX_S).then_some((seconds, request_bytes))
+    });
+    let (seconds, request_bytes) = holds.max_by_key(|(seconds, _)| *seconds)?;
+    Some(WarningKind::LongHold { seconds, requests, request_bytes })
+}

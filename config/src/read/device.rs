@@ -1,0 +1,54 @@
+//! One entry of `devices`.
+
+use std::path::Path;
+
+use crate::fields::{Fields, Item, Leftovers, Notes};
+use crate::model::{Device, ID_MAX};
+use crate::read::cross::Cross;
+use crate::read::{Defaults, backend, limits};
+
+const KEYS: [&str; 9] = ["backend", "group", "limits", "queues", "depth", "id", "read-only", "on-crash", "on-stop"];
+
+pub(super) fn read<'n>(
+    name: &'n str,
+    item: &Item<'n>,
+    base: &Path,
+    defaults: &Defaults,
+    cross: &mut Cross<'n>,
+    notes: &mut Notes,
+) -> Option<Device> {
+    let mut fields = Fields::of(item, notes)?;
+    let mut own = *defaults;
+    own.take_from(&mut fields, notes);
+    let limits = fields.take("limits").map_or_else(Default::default, |item| limits::read(&item, notes));
+    let id = fields.take("id").and_then(|id| {
+        let number = u32::try_from(id.count(notes, 0..=u64::from(ID_MAX))?).ok()?;
+        cross.add_id(name, number, &id, notes);
+        Some(number)
+    });
+    let group = fields.take("group").and_then(|group| {
+        let of = group.text(notes, "allowed: the name of a group")?;
+        cross.check_group(of, &group, notes);
+        Some(of.to_owned())
+    });
+    let read_only = fields.take("read-only").and_then(|item| item.bool(notes)).unwrap_or(false);
+    let backend_item = fields.take("backend");
+    let leftovers = fields.finish(notes, &KEYS, &[]);
+    let Some(backend_item) = backend_item else {
+        if leftovers == Leftovers::Some {
+            return None;
+        }
+        let cure = "add one, like `backend: { file: /srv/vol1.img }`, or block, memory or null";
+        notes.fault(item.key_place, &item.path, "no backend", cure);
+        return None;
+    };
+    let (backend, path_place) = backend::read(&backend_item, base, read_only, notes)?;
+    if let Some(path) = backend.path() {
+        let key = format!("{}.{}", backend_item.path, backend.kind());
+        cross.add_path(name, path, read_only, path_place, &key, notes);
+    }
+    let Defaults { queues, depth, on_crash, on_stop } = own;
+    let line = item.key_place.line;
+    let name = name.to_owned();
+    Some(Device { name, id, backend, group, limits, queues, depth, read_only, on_crash, on_stop, line })
+}

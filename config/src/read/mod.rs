@@ -1,0 +1,119 @@
+//! From the tree of nodes to a [`Config`]: the schema, one file for each of its parts.
+//!
+//! ```text
+//!   version     1
+//!   defaults    queues, depth, on-crash, on-stop
+//!   groups      NAME → group.rs   ─┐
+//!   devices     NAME → device.rs  ─┴─ limits.rs, backend.rs
+//! ```
+//!
+//! Then come the checks that need more than one entry: references, ids and paths that are unique, and how long a full
+//! device may be held back.
+
+mod backend;
+mod cross;
+mod device;
+mod group;
+mod limits;
+
+use std::path::Path;
+
+use crate::fields::{Fields, Item, Notes, named};
+use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX};
+use crate::source::Place;
+use crate::yaml::{Node, Value};
+
+const KEYS: [&str; 4] = ["version", "defaults", "groups", "devices"];
+const KEYS_LATER: [&str; 1] = ["metrics"];
+
+/// Reads a whole configuration. What it answers is only sound if no fault was noted.
+pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
+    let item = Item { path: String::new(), key_place: Place::START, node: root };
+    let mut config = Config::default();
+    if !matches!(root.value, Value::Map(_)) {
+        let found = match root.value {
+            Value::Null => "the file is empty".to_owned(),
+            _ => format!("the file is {}", item.kind()),
+        };
+        item.fault(notes, found, "it begins with `version: 1`, followed by `groups:` and `devices:`");
+        return config;
+    }
+    let Some(mut fields) = Fields::of(&item, notes) else { return config };
+    version(fields.take("version"), notes);
+    let defaults = fields.take("defaults").map_or_else(Defaults::default, |item| Defaults::read(&item, notes));
+    let groups = fields.take("groups");
+    let devices = fields.take("devices");
+    if let Some(metrics) = fields.take("metrics") {
+        metrics.not_supported_yet(notes, "remove it; numbers come from `ublk-throttle list` in this version");
+    }
+    fields.finish(notes, &KEYS, &KEYS_LATER);
+
+    let groups = groups.and_then(|item| named(&item, notes)).unwrap_or_default();
+    let mut cross = cross::Cross::default();
+    for (name, item) in &groups {
+        config.groups.extend(group::read(name, item, notes));
+        cross.add_group(name, item);
+    }
+    for (name, item) in devices.and_then(|item| named(&item, notes)).unwrap_or_default() {
+        cross.add_device(name, &item);
+        config.devices.extend(device::read(name, &item, base, &defaults, &mut cross, notes));
+    }
+    cross.check(&config, notes);
+    config
+}
+
+fn version(item: Option<Item<'_>>, notes: &mut Notes) {
+    match item {
+        None => notes.fault(Place::START, "version", "missing", "add `version: 1` as the first line"),
+        Some(item) => {
+            if let Some(text) = item.text(notes, "allowed: 1").filter(|text| *text != "1") {
+                let found = format!("{:?} is no version of this schema", crate::fault::shown(text, 40));
+                item.fault(notes, found, "allowed: 1");
+            }
+        }
+    }
+}
+
+/// What devices have where they say nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defaults {
+    queues: u16,
+    depth: u16,
+    on_crash: OnCrash,
+    on_stop: OnStop,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { queues: 1, depth: 128, on_crash: OnCrash::default(), on_stop: OnStop::default() }
+    }
+}
+
+impl Defaults {
+    const KEYS: [&'static str; 4] = ["queues", "depth", "on-crash", "on-stop"];
+
+    fn read(item: &Item<'_>, notes: &mut Notes) -> Self {
+        let mut defaults = Self::default();
+        if let Some(mut fields) = Fields::of(item, notes) {
+            defaults.take_from(&mut fields, notes);
+            fields.finish(notes, &Self::KEYS, &[]);
+        }
+        defaults
+    }
+
+    /// Replaces what the fields say: the same keys in `defaults` and in a device.
+    fn take_from(&mut self, fields: &mut Fields<'_>, notes: &mut Notes) {
+        let mut count = |name: &str, max: u16| {
+            let count = fields.take(name)?.count(notes, 1..=u64::from(max))?;
+            u16::try_from(count).ok()
+        };
+        self.queues = count("queues", QUEUES_MAX).unwrap_or(self.queues);
+        self.depth = count("depth", DEPTH_MAX).unwrap_or(self.depth);
+        if let Some(item) = fields.take("on-crash") {
+            self.on_crash = item.word(notes, &[("fail", OnCrash::Fail)], &["requeue"]).unwrap_or_default();
+        }
+        if let Some(item) = fields.take("on-stop") {
+            self.on_stop = item.word(notes, &[("remove", OnStop::Remove)], &["keep"]).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The daemon under test: from its start to its end, whatever the trial does in between.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait;
+
+/// Time for every device to come up. One takes about half a second under emulation.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Time for an exit that the product promises (faults.md has 10 s for removal in the VM).
+pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running `ublk-throttle run`.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `binary run CONFIG` and waits for its line `ready`. The log goes to `log`.
+    pub fn start(binary: &Path, config: &Path, socket: &Path, state_dir: &Path, log: &Path) -> Result<Self> {
+        let output = File::create(log)?;
+        let child = Command::new(binary)
+            .arg("run")
+            .arg(config)
+            .arg("--socket")
+            .arg(socket)
+            .arg("--state-dir")
+            .arg(state_dir)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        let mut daemon = Self { child, log: log.to_owned(), socket: socket.to_owned() };
+        wait::until("the daemon's line `ready`", READY_LIMIT, || {
+            if let Some(status) = daemon.child.try_wait()? {
+                bail!("the daemon ended ({status}) before it was ready:\n{}", daemon.log()?);
+            }
+            Ok(daemon.log()?.lines().any(|line| line.trim() == "ready").then_some(()))
+        })?;
+        Ok(daemon)
+    }
+
+    /// Everything it has logged so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Waits until the log contains `text`, at most for `limit`.
+    pub fn wait_for_log(&self, text: &str, limit: Duration) -> Result<()> {
+        wait::until(&format!("{text:?} in the daemon's log"), limit, || Ok(self.log()?.contains(text).then_some(())))
+            .with_context(|| self.log().unwrap_or_default())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.pid())?), signal).with_context(|| format!("{signal} to the daemon"))
+    }
+
+    /// SIGTERM; the daemon must exit with 0 within [`STOP_LIMIT`], without a panic, and its socket must be gone.
+    /// Returns how long it took.
+    pub fn stop(mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        self.signal(Signal::SIGTERM)?;
+        let status = wait::for_exit("the daemon after SIGTERM", &mut self.child, STOP_LIMIT)?;
+        let took = begin.elapsed();
+        ensure!(status.code() == Some(0), "SIGTERM: expected exit code 0, got {status}:\n{}", self.log()?);
+        ensure!(!self.log()?.contains("panicked at"), "the daemon panicked:\n{}", self.log()?);
+        ensure!(!self.socket.exists(), "the daemon left its socket {}", self.socket.display());
+        Ok(took)
+    }
+
+    /// Waits for its end, at most for `limit`; its exit code, or `None` if a signal ended it.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Result<Option<i32>> {
+        Ok(wait::for_exit("the daemon", &mut self.child, limit)?.code())
+    }
+
+    /// SIGKILL, and its process gone within `limit`.
+    pub fn kill(mut self, limit: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        self.signal(Signal::SIGKILL)?;
+        wait::for_exit("the daemon after SIGKILL", &mut self.child, limit)?;
+        Ok(begin.elapsed())
+    }
+}
+
+impl Drop for Daemon {
+    /// A trial failed before it stopped its daemon: end it kindly, so that its devices go too, and then not.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.signal(Signal::SIGTERM);
+            if wait::for_exit("the daemon", &mut self.child, STOP_LIMIT).is_err() {
+                wait::kill(&mut self.child);
+            }
+        }
+    }
+}

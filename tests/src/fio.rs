@@ -1,0 +1,272 @@
+//! fio: jobs out of `fio-jobs/`, what they report, and when each operation completed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::command::{self, Started};
+use crate::needs;
+
+/// What fio itself takes beside the time a job asks for: start, the requests in flight at the end, its report.
+const OVERHEAD: Duration = Duration::from_secs(30);
+
+/// Which job, and its parameters.
+#[derive(Clone, Debug)]
+pub struct Job {
+    file: PathBuf,
+    parameters: Vec<(String, String)>,
+    section: Option<&'static str>,
+}
+
+impl Job {
+    /// The job file `fio-jobs/CLAIM.fio`.
+    pub fn new(claim: &str) -> Self {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fio-jobs").join(format!("{claim}.fio"));
+        Self { file, parameters: Vec::new(), section: None }
+    }
+
+    /// Sets a parameter: an environment variable that the file refers to.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: impl ToString) -> Self {
+        self.parameters.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// Runs one section of the file only.
+    #[must_use]
+    pub fn section(mut self, name: &'static str) -> Self {
+        self.section = Some(name);
+        self
+    }
+}
+
+/// A job under way.
+#[derive(Debug)]
+pub struct Fio {
+    started: Started,
+    report: PathBuf,
+}
+
+impl Fio {
+    pub(crate) fn start(dir: &Path, job: Job) -> Result<Self> {
+        ensure!(job.file.exists(), "no job file {}", job.file.display());
+        // A parameter that is not set would be an empty string for fio, and another job than the one described.
+        let text = fs::read_to_string(&job.file)?;
+        for name in text.split("${").skip(1).filter_map(|rest| rest.split('}').next()) {
+            ensure!(job.parameters.iter().any(|(known, _)| known == name), "{}: {name} is not set", job.file.display());
+        }
+        let mut command = Command::new(needs::program("fio").context("no program fio")?);
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let report = dir.join(format!("fio-{}.json", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        command.arg("--output-format=json").arg("--eta=never").arg(format!("--output={}", report.display()));
+        command.args(job.section.map(|section| format!("--section={section}"))).arg(&job.file);
+        command.envs(job.parameters);
+        Ok(Self { started: command::start(dir, &mut command)?, report })
+    }
+
+    /// Waits for the end of a job that is to take `runtime`, and for its report. Fails if fio does.
+    pub fn finish(self, runtime: Duration) -> Result<Report> {
+        let report = self.finish_any(runtime)?;
+        ensure!(
+            report.code == Some(0) && report.errors().is_empty(),
+            "fio failed: {:?}\n{}",
+            report.errors(),
+            report.text
+        );
+        Ok(report)
+    }
+
+    /// The same for a job whose requests may fail. It must end all the same, and tell what it did.
+    pub fn finish_any(self, runtime: Duration) -> Result<Report> {
+        let outcome = self.started.finish(runtime + OVERHEAD)?;
+        let text = format!("{outcome}{}", fs::read_to_string(&self.report).unwrap_or_default());
+        let jobs = parse(&text).with_context(|| format!("fio's report\n{text}"))?;
+        Ok(Report { code: outcome.code, jobs, text })
+    }
+
+    /// Asks the job to end now (SIGINT): fio waits for what is in flight and reports.
+    pub fn interrupt(&self) -> Result<()> {
+        self.started.signal(Signal::SIGINT)
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.started.is_running()
+    }
+}
+
+/// What fio said at its end.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Its exit code.
+    pub code: Option<i32>,
+    jobs: Vec<JobReport>,
+    text: String,
+}
+
+impl Report {
+    /// The jobs, in the order of the file (and of their numbers).
+    pub fn jobs(&self) -> &[JobReport] {
+        &self.jobs
+    }
+
+    /// The only job.
+    pub fn only(&self) -> Result<&JobReport> {
+        ensure!(self.jobs.len() == 1, "expected one job, got {}", self.jobs.len());
+        Ok(&self.jobs[0])
+    }
+
+    /// The job of this name.
+    pub fn job(&self, name: &str) -> Result<&JobReport> {
+        self.jobs.iter().find(|job| job.name == name).with_context(|| format!("no job {name} in fio's report"))
+    }
+
+    /// The error numbers of the jobs that failed.
+    pub fn errors(&self) -> Vec<i64> {
+        self.jobs.iter().map(|job| job.error).filter(|&error| error != 0).collect()
+    }
+}
+
+/// One job of a report; reads and writes together.
+#[derive(Clone, Debug)]
+pub struct JobReport {
+    /// The section's name.
+    pub name: String,
+    /// The first error number; 0 if none.
+    pub error: i64,
+    /// Operations counted.
+    pub operations: u64,
+    /// Bytes counted.
+    pub bytes: u64,
+    /// Over how long they were counted.
+    pub window: Duration,
+}
+
+impl JobReport {
+    /// Operations per second.
+    pub fn iops(&self) -> f64 {
+        self.operations as f64 / self.window.as_secs_f64()
+    }
+
+    /// Bytes per second.
+    pub fn bps(&self) -> f64 {
+        self.bytes as f64 / self.window.as_secs_f64()
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<JobReport>> {
+    // Complaints of fio may stand before the report.
+    let begin = text.find("\n{").context("no JSON object")?;
+    let mut values = serde_json::Deserializer::from_str(&text[begin..]).into_iter::<Value>();
+    let report = values.next().context("no JSON object")??;
+    let jobs = report["jobs"].as_array().context("no jobs")?;
+    jobs.iter().map(parse_job).collect()
+}
+
+fn parse_job(job: &Value) -> Result<JobReport> {
+    let number = |direction: &str, key: &str| {
+        job[direction][key].as_u64().with_context(|| format!("no number {direction}.{key}"))
+    };
+    let sum = |key| Ok::<_, anyhow::Error>(number("read", key)? + number("write", key)?);
+    let window_ms = number("read", "runtime")?.max(number("write", "runtime")?);
+    Ok(JobReport {
+        name: job["jobname"].as_str().context("no job name")?.to_owned(),
+        error: job["error"].as_i64().context("no error number")?,
+        operations: sum("total_ios")?,
+        bytes: sum("io_bytes")?,
+        window: Duration::from_millis(window_ms),
+    })
+}
+
+/// Milliseconds since 1970, as in the logs of a job with `log_unix_epoch=1`.
+pub fn unix_ms(time: SystemTime) -> Result<u64> {
+    Ok(u64::try_from(time.duration_since(UNIX_EPOCH)?.as_millis())?)
+}
+
+/// When each operation completed, out of the latency log of a job with one line per operation.
+#[derive(Clone, Debug)]
+pub struct Completions {
+    at_ms: Vec<u64>,
+}
+
+impl Completions {
+    /// Reads `PREFIX_lat.1.log`, where `prefix` was the job's `write_lat_log`.
+    pub fn read(prefix: &Path) -> Result<Self> {
+        let path = PathBuf::from(format!("{}_lat.1.log", prefix.display()));
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let first_field = |line: &str| -> Result<u64> {
+            let field = line.split(',').next().unwrap_or_default();
+            field.trim().parse().with_context(|| format!("{}: {line:?}", path.display()))
+        };
+        let mut at_ms = text.lines().map(first_field).collect::<Result<Vec<_>>>()?;
+        at_ms.sort_unstable();
+        ensure!(!at_ms.is_empty(), "{} is empty", path.display());
+        Ok(Self { at_ms })
+    }
+
+    /// When the first operation completed.
+    pub fn first_ms(&self) -> u64 {
+        self.at_ms[0]
+    }
+
+    /// How many completed from `from_ms` up to, not including, `to_ms`.
+    pub fn count(&self, from_ms: u64, to_ms: u64) -> usize {
+        self.at_ms.partition_point(|&at| at < to_ms) - self.at_ms.partition_point(|&at| at < from_ms)
+    }
+
+    /// Operations per second in a window.
+    pub fn rate(&self, from_ms: u64, to_ms: u64) -> f64 {
+        self.count(from_ms, to_ms) as f64 * 1000.0 / (to_ms - from_ms) as f64
+    }
+
+    /// The longest time without a completion inside a window.
+    pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Duration {
+        let inside = self.at_ms.iter().copied().filter(|at| (from_ms..to_ms).contains(at));
+        let mut last = from_ms;
+        let mut longest = 0;
+        for at in inside.chain([to_ms]) {
+            longest = longest.max(at - last);
+            last = at;
+        }
+        Duration::from_millis(longest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_is_found_behind_fios_complaints() {
+        // fio writes its warnings into the same file.
+        let text = "$ fio\n--- stderr\nfio: multiple writers\n\n{\"jobs\": [{\"jobname\": \"a\", \"error\": 5,\n\
+            \"read\": {\"total_ios\": 100, \"io_bytes\": 409600, \"runtime\": 2000},\n\
+            \"write\": {\"total_ios\": 60, \"io_bytes\": 245760, \"runtime\": 1900}}]}\nfio: more\n";
+        let jobs = parse(text).unwrap();
+        assert_eq!((jobs[0].name.as_str(), jobs[0].error), ("a", 5));
+        assert!((jobs[0].iops() - 80.0).abs() < 1e-9 && (jobs[0].bps() - 327_680.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn window_counts_its_first_millisecond_and_not_its_last() {
+        // So that windows side by side count everything once.
+        let done = Completions { at_ms: vec![10, 20, 20, 30] };
+        assert_eq!((done.count(10, 20), done.count(20, 30), done.count(30, 31)), (1, 2, 1));
+        assert!((done.rate(10, 30) - 150.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn gap_reaches_to_both_ends_of_the_window() {
+        // Nothing at the end is as much of a gap as nothing in the middle.
+        let done = Completions { at_ms: vec![10, 20, 60] };
+        assert_eq!(done.longest_gap(0, 70), Duration::from_millis(40));
+        assert_eq!(done.longest_gap(0, 200), Duration::from_millis(140));
+        assert_eq!(done.longest_gap(0, 55), Duration::from_millis(35));
+    }
+}

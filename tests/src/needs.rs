@@ -1,0 +1,82 @@
+//! What a trial needs of the machine, and what happens where it is missing.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// Set to 1 (as CI does): whatever is missing fails the trial instead of skipping it.
+pub const REQUIRE_ALL: &str = "UBLK_THROTTLE_REQUIRE_ALL";
+
+/// One prerequisite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The ublk driver, and the right to use it.
+    Ublk,
+    /// The program `fio`.
+    Fio,
+    /// The programs `mkfs.ext4` and `fsck.ext4`.
+    Ext4,
+    /// The programs `blkdiscard` and `blockdev` of util-linux.
+    UtilLinux,
+    /// The program `rublk`, another client of the ublk driver.
+    Rublk,
+    /// A RAM disk module: `brd` or `null_blk`.
+    RamDisk,
+    /// `null_blk` with a latency of its own, for a backend that answers late.
+    NullBlk,
+}
+
+impl Need {
+    /// Why it is not met here; `None` if it is.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Ublk if !nix::unistd::geteuid().is_root() => Some("not root".into()),
+            Self::Ublk => (!Path::new("/dev/ublk-control").exists())
+                .then(|| "no /dev/ublk-control: `modprobe ublk_drv`, or run the suite by `cargo xtask test`".into()),
+            Self::Fio => missing_program("fio"),
+            Self::Ext4 => missing_program("mkfs.ext4").or_else(|| missing_program("fsck.ext4")),
+            Self::UtilLinux => missing_program("blkdiscard").or_else(|| missing_program("blockdev")),
+            Self::Rublk => rublk().is_none().then(|| "no rublk: `cargo install rublk`".into()),
+            Self::RamDisk => (missing_module("brd").is_some() && missing_module("null_blk").is_some())
+                .then(|| "neither brd nor null_blk among the kernel's modules".into()),
+            Self::NullBlk => missing_module("null_blk"),
+        }
+    }
+}
+
+/// Where `rublk` is: named by `RUBLK`, on the `PATH`, or where `cargo install` puts it.
+pub fn rublk() -> Option<PathBuf> {
+    if let Some(named) = env::var_os("RUBLK") {
+        return Some(named.into());
+    }
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    program("rublk").or_else(|| home.map(|home| home.join("bin/rublk")).filter(|path| path.exists()))
+}
+
+/// The path of a program, looked for where root's programs are as well.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+}
+
+fn missing_program(name: &str) -> Option<String> {
+    program(name).is_none().then(|| format!("no program {name}"))
+}
+
+/// Whether a module is neither loaded nor loadable (`modprobe --dry-run`, which loads nothing).
+fn missing_module(name: &str) -> Option<String> {
+    if Path::new("/sys/module").join(name).exists() {
+        return None;
+    }
+    let loadable = program("modprobe").is_some_and(|modprobe| {
+        std::process::Command::new(modprobe)
+            .args(["--dry-run", "--quiet", name])
+            .status()
+            .is_ok_and(|status| status.success())
+    });
+    (!loadable).then(|| format!("no kernel module {name}"))
+}

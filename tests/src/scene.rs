@@ -1,0 +1,239 @@
+//! The stage of one trial: its folder, its devices, and the proof that nothing was left behind.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::command::{self, Outcome, Started};
+use crate::daemon::Daemon;
+use crate::fio::{Fio, Job};
+use crate::needs;
+use crate::sysfs;
+use crate::wait;
+
+/// Time for a short command. The product promises an answer within seconds; the rest is emulation.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+
+/// Time for nodes and helper processes to be gone once the daemon has ended; the kernel does its last work late.
+const VANISH_LIMIT: Duration = Duration::from_secs(5);
+
+/// A device of a running daemon.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// The node: `/dev/ublkb3`.
+    pub node: PathBuf,
+    /// The name below `/sys/block`: `ublkb3`.
+    pub disk: String,
+    /// The number of the ublk device.
+    pub id: u32,
+}
+
+impl Device {
+    /// The node as text, for a job or a command line.
+    pub fn node(&self) -> &str {
+        self.node.to_str().expect("a node's path is ASCII")
+    }
+}
+
+/// A folder of its own and a memory of what existed before.
+#[derive(Debug)]
+pub struct Scene {
+    dir: PathBuf,
+    binary: PathBuf,
+    nodes_before: BTreeSet<PathBuf>,
+    processes_before: BTreeSet<u32>,
+    daemons: AtomicU32,
+}
+
+impl Scene {
+    /// A new, empty folder below the system's temporary one.
+    pub fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = env::temp_dir().join(format!("ublk-throttle-e2e-{}-{number}", std::process::id()));
+        fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        let binary = binary()?;
+        let (nodes_before, processes_before) = (sysfs::ublk_nodes(), sysfs::processes_of(&binary));
+        Ok(Self { dir, binary, nodes_before, processes_before, daemons: AtomicU32::new(0) })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The program under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Where the scene's daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// Where the scene's daemon keeps its state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Writes a file of the scene.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// Starts the daemon with a configuration given as text, and waits until it is ready.
+    pub fn start(&self, config: &str) -> Result<Daemon> {
+        let number = self.daemons.fetch_add(1, Ordering::Relaxed);
+        let path = self.write(&format!("config-{number}.yaml"), config)?;
+        let log = self.dir.join(format!("daemon-{number}.log"));
+        Daemon::start(&self.binary, &path, &self.socket(), &self.state_dir(), &log)
+    }
+
+    /// Starts a command of the binary under test without waiting: `["check", path]`.
+    pub fn begin<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Started> {
+        command::start(&self.dir, Command::new(&self.binary).args(words))
+    }
+
+    /// Runs a command of the binary under test to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Outcome> {
+        self.begin(words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
+    }
+
+    /// The same, for a command that talks to the scene's daemon.
+    pub fn ask<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Outcome> {
+        self.begin_ask(words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
+    }
+
+    /// Starts a command that talks to the scene's daemon.
+    pub fn begin_ask<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Started> {
+        let mut command = Command::new(&self.binary);
+        command.args(words).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        command::start(&self.dir, &mut command)
+    }
+
+    /// Runs another program to its end; anything but exit code 0 is an error.
+    pub fn tool(&self, name: &str, words: &[&str]) -> Result<Outcome> {
+        self.try_tool(name, words)?.expect_code(0)
+    }
+
+    /// Runs another program to its end, whatever that is.
+    pub fn try_tool(&self, name: &str, words: &[&str]) -> Result<Outcome> {
+        self.begin_tool(name, words)?.finish(Duration::from_secs(60))
+    }
+
+    /// Starts another program.
+    pub fn begin_tool(&self, name: &str, words: &[&str]) -> Result<Started> {
+        let found = if name == "rublk" { needs::rublk() } else { needs::program(name) };
+        let program = found.with_context(|| format!("no program {name}"))?;
+        command::start(&self.dir, Command::new(program).args(words))
+    }
+
+    /// Starts a fio job in the scene's folder.
+    pub fn fio(&self, job: Job) -> Result<Fio> {
+        Fio::start(&self.dir, job)
+    }
+
+    /// The device that a running daemon made under `name`: what its stable name points to.
+    pub fn device(&self, name: &str) -> Result<Device> {
+        let link = Path::new("/dev/ublk-throttle").join(name);
+        let node = fs::canonicalize(&link).with_context(|| link.display().to_string())?;
+        let disk = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(id) = disk.strip_prefix("ublkb").and_then(|id| id.parse().ok()) else {
+            bail!("{} points to {}, not to a ublk device", link.display(), node.display());
+        };
+        Ok(Device { node, disk, id })
+    }
+
+    /// Fails unless everything ublk that appeared since the scene began is gone: nodes, names, processes of the binary.
+    pub fn expect_nothing_left(&self) -> Result<()> {
+        let left = || -> Vec<String> {
+            let nodes = sysfs::ublk_nodes();
+            let nodes = nodes.difference(&self.nodes_before).map(|path| path.display().to_string());
+            nodes.chain(self.processes().iter().map(describe)).collect()
+        };
+        wait::until("nothing left behind", VANISH_LIMIT, || Ok(left().is_empty().then_some(())))
+            .with_context(|| format!("left behind: {}", left().join(", ")))
+    }
+
+    /// The processes of the binary under test that did not run when the scene began.
+    pub fn processes(&self) -> BTreeSet<u32> {
+        sysfs::processes_of(&self.binary).difference(&self.processes_before).copied().collect()
+    }
+
+    /// Ends those processes, whatever they are doing.
+    pub fn kill_processes(&self) {
+        for pid in self.processes() {
+            let _ = i32::try_from(pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
+        }
+    }
+
+    /// Every log and report of the scene, for the message of a failure.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        let mut paths: Vec<_> =
+            fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_log = name.ends_with(".log") && !name.contains("_lat.");
+            let Ok(content) = fs::read_to_string(&path) else { continue };
+            if is_log && !content.trim().is_empty() {
+                let lines: Vec<_> = content.lines().collect();
+                let _ = writeln!(text, "--- {name}\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            }
+        }
+        text
+    }
+
+    /// Removes what a failed trial left, so that the next one does not suffer from it: its devices, then its folder.
+    pub fn clear(self) {
+        let nodes: Vec<_> = sysfs::ublk_nodes().difference(&self.nodes_before).cloned().collect();
+        for node in nodes {
+            let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(id) = name.strip_prefix("ublkc") {
+                let _ = self.begin_tool("rublk", &["del", "-n", id]).and_then(|del| del.finish(COMMAND_LIMIT));
+            } else if node.is_symlink() && !node.exists() {
+                let _ = fs::remove_file(&node);
+            }
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A process in words: its pid and command line.
+fn describe(pid: &u32) -> String {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    format!("process {pid} ({})", String::from_utf8_lossy(&command).replace('\0', " ").trim())
+}
+
+/// The binary under test: `UBLK_THROTTLE_BIN`, or the newer of the release and debug builds beside this program.
+fn binary() -> Result<PathBuf> {
+    if let Some(named) = env::var_os("UBLK_THROTTLE_BIN") {
+        let path = PathBuf::from(named);
+        ensure!(path.exists(), "UBLK_THROTTLE_BIN: {} does not exist", path.display());
+        return fs::canonicalize(&path).with_context(|| path.display().to_string());
+    }
+    // This program is TARGET/PROFILE/deps/e2e-HASH.
+    let own = env::current_exe()?;
+    let target = own.ancestors().nth(3).context("this program is not in a cargo target folder")?;
+    let built = ["release", "debug"].map(|profile| target.join(profile).join("ublk-throttle"));
+    let newest =
+        built.iter().filter(|path| path.exists()).max_by_key(|path| path.metadata().and_then(|m| m.modified()).ok());
+    let Some(newest) = newest else {
+        bail!("no ublk-throttle in {}: `cargo build -p ublk-target`, or set UBLK_THROTTLE_BIN", target.display());
+    };
+    fs::canonicalize(newest).with_context(|| newest.display().to_string())
+}

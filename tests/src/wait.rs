@@ -1,0 +1,35 @@
+//! Waiting with a limit, by looking again every few milliseconds.
+
+use std::process::{Child, ExitStatus};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// How often a condition is looked at. Short against every bound of the suite, long against what a look costs.
+const STEP: Duration = Duration::from_millis(10);
+
+/// Waits until `look` yields something, at most for `limit`; the error says what was waited for.
+pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if begin.elapsed() >= limit {
+            bail!("{what}: not within {limit:?}");
+        }
+        sleep(STEP);
+    }
+}
+
+/// Waits until a child has ended, at most for `limit`. It is not killed: whoever owns it does that.
+pub fn for_exit(what: &str, child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    until(&format!("end of {what}"), limit, || child.try_wait().with_context(|| format!("waiting for {what}")))
+}
+
+/// Kills a child that may be stuck in the kernel: sends SIGKILL and waits a moment, not for ever.
+pub fn kill(child: &mut Child) {
+    let _ = child.kill();
+    let _ = for_exit("killed process", child, Duration::from_secs(5));
+}

@@ -1,0 +1,263 @@
+//! What is written is what is read, on every backend.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::disks::{Mount, RamDisk};
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::sysfs;
+
+use crate::measure::expect_near;
+use crate::{Case, cases};
+
+const MIB: u64 = 1 << 20;
+
+/// The verifying jobs move some 10 MiB.
+const RUNTIME: Duration = Duration::from_secs(30);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let fio = cases![[Need::Ublk, Need::Fio];
+        file_backend_keeps_data,
+        memory_backend_keeps_data,
+        file_keeps_its_data_over_a_restart_of_the_daemon,
+        null_backend_reads_zeros,
+        flushes_reach_the_device_and_are_not_charged,
+        forced_unit_access_writes_arrive,
+    ];
+    let direct = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Ext4]; direct_file_backend_keeps_data];
+    let block = cases![[Need::Ublk, Need::Fio, Need::RamDisk]; block_backend_keeps_data];
+    let util_linux = cases![[Need::Ublk, Need::UtilLinux];
+        discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt,
+        discard_gives_space_back_to_the_file_system,
+    ];
+    let plain = cases![[Need::Ublk]; read_only_device_refuses_writes, device_has_the_size_of_its_file];
+    fio.into_iter().chain(direct).chain(block).chain(util_linux).chain(plain).collect()
+}
+
+fn file_backend_keeps_data(scene: &Scene) -> Result<()> {
+    // Through the page cache of the host's file system.
+    let file = scene.dir().join("disk.img");
+    keeps_data(scene, &format!("file: {}, size: 64MiB, create: true", file.display()))
+}
+
+fn direct_file_backend_keeps_data(scene: &Scene) -> Result<()> {
+    // O_DIRECT on ext4, which insists on aligned buffers, offsets and lengths.
+    let disk = RamDisk::new(128)?;
+    let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
+    let file = mount.point().join("disk.img");
+    keeps_data(scene, &format!("file: {}, size: 64MiB, create: true, direct: true", file.display()))?;
+    mount.unmount()
+}
+
+fn block_backend_keeps_data(scene: &Scene) -> Result<()> {
+    // A block device below, of its own size.
+    let disk = RamDisk::new(64)?;
+    keeps_data(scene, &format!("block: {}", disk.node().display()))
+}
+
+fn memory_backend_keeps_data(scene: &Scene) -> Result<()> {
+    // The daemon's own memory.
+    keeps_data(scene, "memory: 64MiB")
+}
+
+/// Several block sizes, depths and queues on a device of 64 MiB with this backend.
+fn keeps_data(scene: &Scene, backend: &str) -> Result<()> {
+    let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2 }}\n"))?;
+    let device = scene.device("d")?;
+    ensure!(sysfs::number(&device.disk, "size")? * 512 == 64 * MIB, "the device is not of 64 MiB");
+    ensure!(sysfs::number(&device.disk, "queue/logical_block_size")? == 512, "the logical block is not of 512 bytes");
+    for (block, depth, size) in [(4096, 32, 4 * MIB), (65536, 4, 16 * MIB), (1_048_576, 2, 16 * MIB), (512, 1, MIB / 4)]
+    {
+        let job = Job::new("data-written-is-read-back")
+            .set("DEVICE", device.node())
+            .set("BLOCK", block)
+            .set("DEPTH", depth)
+            .set("SIZE", size);
+        let report = scene.fio(job)?.finish(RUNTIME).with_context(|| format!("{block} bytes at depth {depth}"))?;
+        let bytes: u64 = report.jobs().iter().map(|job| job.bytes).sum();
+        // Two jobs, each written once and read once.
+        ensure!(bytes == 4 * size, "{block} bytes at depth {depth}: {bytes} bytes moved, expected {}", 4 * size);
+    }
+    let job = Job::new("odd-sizes-and-offsets-arrive-whole").set("DEVICE", device.node()).set("SIZE", 16 * MIB);
+    scene.fio(job)?.finish(RUNTIME).context("odd sizes")?;
+    daemon.stop().map(drop)
+}
+
+fn file_keeps_its_data_over_a_restart_of_the_daemon(scene: &Scene) -> Result<()> {
+    // SIGTERM, the file is complete, and the next daemon serves the same bytes.
+    let file = scene.dir().join("disk.img");
+    let config = format!(
+        "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 16MiB, create: true }}, queues: 2 }}\n",
+        file.display()
+    );
+    let job = || -> Result<Job> {
+        Ok(Job::new("data-survives-a-restart").set("DEVICE", scene.device("d")?.node()).set("SIZE", 8 * MIB))
+    };
+    let daemon = scene.start(&config)?;
+    scene.fio(job()?.section("write"))?.finish(RUNTIME)?;
+    daemon.stop()?;
+    scene.expect_nothing_left()?;
+    let daemon = scene.start(&config)?;
+    scene.fio(job()?.section("verify"))?.finish(RUNTIME)?;
+    daemon.stop().map(drop)
+}
+
+fn null_backend_reads_zeros(scene: &Scene) -> Result<()> {
+    // Never what was in a buffer before: 32 MiB come back as zeros, also where something else was written.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1GiB } }\n")?;
+    let device = scene.device("d")?;
+    OpenOptions::new().write(true).open(&device.node)?.write_all(&[0xa5; 1 << 20])?;
+    flush_page_cache(&device)?;
+    let job = Job::new("device-reads-zeros").set("DEVICE", device.node()).set("OFFSET", 0).set("SIZE", 32 * MIB);
+    scene.fio(job)?.finish(RUNTIME)?;
+    daemon.stop().map(drop)
+}
+
+fn flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()> {
+    // iops-total 100 with a flush after each write: 100 writes a second, not 50.
+    let file = scene.dir().join("disk.img");
+    let daemon = scene.start(&format!(
+        "version: 1\ndevices:\n  d:\n    backend: {{ file: {}, size: 64MiB, create: true }}\n    limits: {{ iops-total: 100 }}\n",
+        file.display()
+    ))?;
+    let device = scene.device("d")?;
+    ensure!(sysfs::attribute(&device.disk, "queue/write_cache")? == "write back", "the device has no write cache");
+    let job = Job::new("flushes-are-not-charged").set("DEVICE", device.node());
+    let report = scene.fio(job)?.finish(Duration::from_secs(6))?;
+    let stat = sysfs::attribute(&device.disk, "stat")?;
+    // Documentation/block/stat.rst: the 16th number counts flushes.
+    let flushes: u64 = stat.split_whitespace().nth(15).context("no count of flushes")?.parse()?;
+    ensure!(flushes >= 350, "the kernel sent {flushes} flushes for 400 fsyncs: {stat}");
+    // Only the writes: fio counts its fsyncs apart.
+    expect_near("writes a second", report.only()?.iops(), 100.0, 0.02)?;
+    daemon.stop().map(drop)
+}
+
+fn forced_unit_access_writes_arrive(scene: &Scene) -> Result<()> {
+    // O_SYNC writes succeed and read back right, on a file and in memory.
+    let file = scene.dir().join("disk.img");
+    let daemon = scene.start(&format!(
+        "version: 1\ndevices:\n  f: {{ backend: {{ file: {}, size: 16MiB, create: true }} }}\n  m: {{ backend: {{ memory: 16MiB }} }}\n",
+        file.display()
+    ))?;
+    for name in ["f", "m"] {
+        let job = Job::new("forced-unit-access-writes-arrive").set("DEVICE", scene.device(name)?.node());
+        scene.fio(job)?.finish(RUNTIME).with_context(|| name.to_owned())?;
+    }
+    ensure!(sysfs::number(&scene.device("f")?.disk, "queue/fua")? == 1, "the device does not say that it knows FUA");
+    daemon.stop().map(drop)
+}
+
+fn discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt(scene: &Scene) -> Result<()> {
+    // 4 MiB of 0xa5; then discard the 2nd MiB, write zeros to the 3rd; on a file and in memory.
+    let file = scene.dir().join("disk.img");
+    let daemon = scene.start(&format!(
+        "version: 1\ndevices:\n  f: {{ backend: {{ file: {}, size: 16MiB, create: true }} }}\n  m: {{ backend: {{ memory: 16MiB }} }}\n",
+        file.display()
+    ))?;
+    for name in ["f", "m"] {
+        let device = scene.device(name)?;
+        let node = device.node();
+        let mut expected = vec![0xa5_u8; 4 << 20];
+        write_all(&device, &expected)?;
+
+        scene.tool("blkdiscard", &["--offset", "1MiB", "--length", "1MiB", node])?;
+        expected[1 << 20..2 << 20].fill(0);
+        expect_content(&device, &expected).with_context(|| format!("{name} after blkdiscard"))?;
+
+        scene.tool("blkdiscard", &["--zeroout", "--offset", "2MiB", "--length", "64KiB", node])?;
+        expected[2 << 20..(2 << 20) + (64 << 10)].fill(0);
+        expect_content(&device, &expected).with_context(|| format!("{name} after blkdiscard --zeroout"))?;
+
+        // From inside a page to inside a page, and through fallocate: the kernel sends it as write-zeroes.
+        scene.tool("fallocate", &["--punch-hole", "--offset", "3146240", "--length", "5120", node])?;
+        expected[3_146_240..3_146_240 + 5120].fill(0);
+        expect_content(&device, &expected).with_context(|| format!("{name} after fallocate --punch-hole"))?;
+    }
+    daemon.stop().map(drop)
+}
+
+fn discard_gives_space_back_to_the_file_system(scene: &Scene) -> Result<()> {
+    // A hole where the discard was: at most half a MiB of 8 is still allocated.
+    let file = scene.dir().join("disk.img");
+    let daemon = scene.start(&format!(
+        "version: 1\ndevices:\n  f: {{ backend: {{ file: {}, size: 16MiB, create: true }} }}\n",
+        file.display()
+    ))?;
+    let device = scene.device("f")?;
+    write_all(&device, &vec![0xa5; 8 << 20])?;
+    let allocated = || Ok::<_, anyhow::Error>(fs::metadata(&file)?.blocks() * 512);
+    let before = allocated()?;
+    ensure!(before >= 8 * MIB, "8 MiB written, {before} bytes allocated");
+    scene.tool("blkdiscard", &[device.node()])?;
+    let after = allocated()?;
+    ensure!(after <= MIB / 2, "{before} bytes allocated before the discard of all, {after} after it");
+    daemon.stop().map(drop)
+}
+
+fn read_only_device_refuses_writes(scene: &Scene) -> Result<()> {
+    // Neither an open for writing nor a write gets through, and reads give the file's bytes.
+    let content: Vec<u8> = (0..1_u32 << 20).map(|at| (at >> 9) as u8).collect();
+    let file = scene.dir().join("disk.img");
+    fs::write(&file, &content)?;
+    let daemon = scene.start(&format!(
+        "version: 1\ndevices:\n  d: {{ backend: {{ file: {} }}, read-only: true }}\n",
+        file.display()
+    ))?;
+    let device = scene.device("d")?;
+    ensure!(sysfs::number(&device.disk, "ro")? == 1, "the kernel does not hold {} for read-only", device.disk);
+    let write = OpenOptions::new().write(true).open(&device.node).and_then(|mut node| {
+        node.write_all(&[0; 4096])?;
+        node.sync_all()
+    });
+    ensure!(write.is_err(), "a write to a read-only device succeeded");
+    expect_content(&device, &content)?;
+    daemon.stop()?;
+    ensure!(fs::read(&file)? == content, "the file of a read-only device has changed");
+    Ok(())
+}
+
+fn device_has_the_size_of_its_file(scene: &Scene) -> Result<()> {
+    // Without `size` the file's own is taken.
+    let file = scene.dir().join("disk.img");
+    File::create(&file)?.set_len(5 * MIB)?;
+    let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ file: {} }} }}\n", file.display()))?;
+    let sectors = sysfs::number(&scene.device("d")?.disk, "size")?;
+    ensure!(sectors * 512 == 5 * MIB, "a file of 5 MiB became a device of {} bytes", sectors * 512);
+    daemon.stop().map(drop)
+}
+
+/// Writes from the device's beginning and makes it durable.
+fn write_all(device: &Device, content: &[u8]) -> Result<()> {
+    let mut node = OpenOptions::new().write(true).open(&device.node)?;
+    node.write_all(content)?;
+    node.sync_all()?;
+    Ok(())
+}
+
+/// Compares the device's first bytes with `expected`, read anew from the device.
+fn expect_content(device: &Device, expected: &[u8]) -> Result<()> {
+    flush_page_cache(device)?;
+    let mut found = vec![0; expected.len()];
+    File::open(&device.node)?.read_exact(&mut found)?;
+    let wrong = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    if let Some(at) = wrong {
+        anyhow::bail!("byte {at} is {:#04x}, expected {:#04x}", found[at], expected[at]);
+    }
+    Ok(())
+}
+
+/// Writes back and forgets what the kernel has cached of all disks, so that reads reach the device.
+fn flush_page_cache(device: &Device) -> Result<()> {
+    // A read-only node cannot be opened for writing, and need not be written back.
+    if let Ok(node) = OpenOptions::new().write(true).open(&device.node) {
+        node.sync_all()?;
+    }
+    fs::write(Path::new("/proc/sys/vm/drop_caches"), "1").context("dropping the page cache")
+}

@@ -1,0 +1,124 @@
+//! Signals that nobody can handle: SIGKILL in the middle of a removal, SIGSTOP under load.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::disks::RamDisk;
+use ublk_throttle_tests::fio::{Completions, Fio, Job};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::wait;
+
+use crate::measure::expect;
+use crate::{Case, cases, let_run, now_ms, wait_until_busy};
+
+/// Bound for everything to be gone after SIGKILL in the VM.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let rublk = cases![[Need::Ublk, Need::Fio, Need::Rublk];
+        daemon_killed_during_a_del_with_held_requests_leaves_no_process_behind,
+    ];
+    let slow = cases![[Need::Ublk, Need::Fio, Need::Rublk, Need::NullBlk];
+        daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind,
+    ];
+    let fio = cases![[Need::Ublk, Need::Fio]; daemon_stopped_for_a_while_serves_on_without_a_burst];
+    rublk.into_iter().chain(slow).chain(fio).collect()
+}
+
+fn daemon_killed_during_a_del_with_held_requests_leaves_no_process_behind(scene: &Scene) -> Result<()> {
+    // A daemon killed in its own STOP can never die, and takes every other ublk device with it; a helper's STOP has no such
+    // cycle. Killed at several points of a removal, as the window is narrow.
+    for delay_ms in [0, 20, 60, 120, 250] {
+        let daemon = scene.start(
+            "version: 1\n\
+             devices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n",
+        )?;
+        let device = scene.device("d")?;
+        let fio = busy(scene, &device)?;
+        kill_during_del(scene, daemon, &device, fio, Duration::from_millis(delay_ms))
+            .with_context(|| format!("killed {delay_ms} ms after del"))?;
+    }
+    Ok(())
+}
+
+fn daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind(scene: &Scene) -> Result<()> {
+    // The same with a window of a second: the backend takes that long for each request, and STOP waits for all of them.
+    let disk = RamDisk::slow(16, Duration::from_secs(1))?;
+    let daemon =
+        scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {} }} }}\n", disk.node().display()))?;
+    let device = scene.device("d")?;
+    let fio = busy(scene, &device)?;
+    kill_during_del(scene, daemon, &device, fio, Duration::from_millis(400))
+}
+
+/// A job on the device, with requests in flight.
+fn busy(scene: &Scene, device: &Device) -> Result<Fio> {
+    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
+    wait_until_busy(device)?;
+    Ok(fio)
+}
+
+fn kill_during_del(scene: &Scene, daemon: Daemon, device: &Device, fio: Fio, delay: Duration) -> Result<()> {
+    let del = scene.begin_ask(&["del", "--force", "d"])?;
+    sleep(delay);
+    let begin = Instant::now();
+    daemon.kill(GONE_LIMIT)?;
+    // What the device's users see now is another claim (`on-crash`); here another client ends it, if it is still there.
+    let character_node = format!("/dev/ublkc{}", device.id);
+    wait::until("a device or none", GONE_LIMIT, || {
+        if !Path::new(&character_node).exists() {
+            return Ok(Some(()));
+        }
+        let id = device.id.to_string();
+        let answer = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(GONE_LIMIT)?;
+        Ok((answer.code == Some(0)).then_some(()))
+    })?;
+    del.finish(GONE_LIMIT).context("the del whose daemon was killed")?;
+    fio.finish_any(GONE_LIMIT).context("the load of the device whose daemon was killed")?;
+    wait::until("end of helpers", GONE_LIMIT, || Ok(scene.processes().is_empty().then_some(())))?;
+    eprintln!("          killed {delay:?} after del: everything gone after {:?}", begin.elapsed());
+    // Neither the driver's locks nor our own are stuck: the same device comes up again.
+    scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?.stop()?;
+    scene.expect_nothing_left()
+}
+
+fn daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Result<()> {
+    // SIGSTOP for 2 s: no error; after SIGCONT at most the capacity (10) more than the rate, not 200 saved up.
+    let mut daemon = scene.start(
+        "version: 1\n\
+         devices:\n  d: { backend: { null: 1GiB }, queues: 2, limits: { iops-total: 100 } }\n",
+    )?;
+    let log = scene.dir().join("stopped");
+    let job = Job::new("neighbour-keeps-its-rate-through-a-removal")
+        .set("DEVICE", scene.device("d")?.node())
+        .set("LOG", log.display());
+    let fio = scene.fio(job)?;
+    wait_until_busy(&scene.device("d")?)?;
+    let_run(1);
+    daemon.signal(Signal::SIGSTOP)?;
+    let_run(2);
+    let stopped_for = fs::read_to_string(format!("/proc/{}/stat", daemon.pid()))?;
+    ensure!(stopped_for.contains(") T "), "the daemon is not stopped: {stopped_for}");
+    daemon.signal(Signal::SIGCONT)?;
+    let continued = now_ms()?;
+    let_run(3);
+    fio.interrupt()?;
+    let report = fio.finish_any(Duration::ZERO)?;
+    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    ensure!(daemon.is_running()?, "the daemon ended:\n{}", daemon.log()?);
+    let done = Completions::read(&log)?;
+    ensure!(done.count(continued - 1500, continued) == 0, "requests completed while the daemon was stopped");
+    let next_second = done.count(continued, continued + 1000);
+    eprintln!("          in the second after SIGCONT: {next_second}");
+    // 100 for the second, 10 of capacity, one at the brim; what completed before the stop is in flight no more.
+    expect((95..=111).contains(&next_second), || {
+        format!("{next_second} operations in the second after SIGCONT at 100 a second")
+    })?;
+    daemon.stop().map(drop)
+}

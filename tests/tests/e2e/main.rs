@@ -1,0 +1,140 @@
+//! The end-to-end suite: each trial starts the real binary on real ublk devices and looks at what users would see.
+//!
+//! ```text
+//!   cargo xtask test                                        in a VM, as CI does
+//!   cargo xtask vm -- cargo test -p ublk-throttle-tests     the same by hand; add `-- WORDS` to choose trials
+//! ```
+//!
+//! Trials run one at a time: most of them measure. What a trial needs and the machine lacks is a skip that is counted and
+//! says why; with `UBLK_THROTTLE_REQUIRE_ALL=1` it is a failure. A trial also fails if it leaves anything behind.
+
+mod burst;
+mod data;
+mod facts;
+mod filesystems;
+mod groups;
+mod kills;
+mod measure;
+mod rates;
+mod refusals;
+mod removal;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::{sysfs, wait};
+
+/// The longest trials take a minute under emulation. One that hangs is ended, so that the others are run.
+const TRIAL_LIMIT: Duration = Duration::from_secs(180);
+
+/// One trial before it is one: its name is its function's, and that is a sentence.
+struct Case {
+    name: &'static str,
+    needs: Vec<Need>,
+    run: fn(&Scene) -> Result<()>,
+}
+
+/// Cases of functions that need the same.
+macro_rules! cases {
+    ($needs:expr; $($function:ident),+ $(,)?) => {
+        [$($crate::Case { name: stringify!($function), needs: $needs.to_vec(), run: $function }),+]
+    };
+}
+use cases;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let cases = [
+        facts::cases(),
+        refusals::cases(),
+        rates::cases(),
+        burst::cases(),
+        groups::cases(),
+        data::cases(),
+        filesystems::cases(),
+        removal::cases(),
+        kills::cases(),
+    ];
+    let trials =
+        cases.into_iter().flatten().map(|case| Trial::ignorable_test(case.name, move || perform(&case))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn perform(case: &Case) -> Result<Completion, Failed> {
+    let missing: Vec<_> = case.needs.iter().filter_map(|need| need.missing()).collect();
+    if !missing.is_empty() {
+        let reason = missing.join("; ");
+        if std::env::var(REQUIRE_ALL).is_ok_and(|value| value == "1") {
+            return Err(format!("{REQUIRE_ALL}=1, and {reason}").into());
+        }
+        return Ok(Completion::ignored_with(reason));
+    }
+    // Measurements follow on lines of their own.
+    eprintln!();
+    let begin = Instant::now();
+    let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
+    let result = measure::repeat_if_void(|| {
+        within(TRIAL_LIMIT, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()))
+    });
+    eprintln!("{:6.1} s  {}", begin.elapsed().as_secs_f64(), case.name);
+    let result = result.map_err(|error| {
+        // At once, besides the summary at the end: a run that is cut short has none.
+        eprintln!("          {error:#}");
+        format!("{error:#}\n{}", scene.logs()).into()
+    });
+    scene.clear();
+    result.map(|()| Completion::Completed)
+}
+
+/// Runs a trial; when it has not ended after `limit`, kills the daemons and helpers of its scene.
+///
+/// A read of a device that nobody serves cannot be interrupted: only the end of the daemon ends it, by an error.
+fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) -> Result<()> {
+    let is_late = &AtomicBool::new(false);
+    let (done, wait) = mpsc::channel::<()>();
+    let result = thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                is_late.store(true, Ordering::Relaxed);
+                scene.kill_processes();
+            }
+        });
+        let result = trial();
+        drop(done);
+        result
+    });
+    if is_late.load(Ordering::Relaxed) {
+        return Err(anyhow!("not done after {limit:?}; its daemons were killed").context(format!("{result:?}")));
+    }
+    result
+}
+
+/// The number of lines of a text that say an error.
+fn error_count(stderr: &str) -> usize {
+    stderr.lines().filter(|line| line.starts_with("error[")).count()
+}
+
+/// Sleeps for whole seconds: how long a load runs before something is done to it.
+fn let_run(seconds: u64) {
+    thread::sleep(Duration::from_secs(seconds));
+}
+
+/// Waits until a job of depth 32 has come up to its depth on a device. fio itself may take seconds to start.
+fn wait_until_busy(device: &Device) -> Result<()> {
+    wait::until(&format!("30 requests in flight on {}", device.node()), Duration::from_secs(20), || {
+        Ok((sysfs::in_flight(&device.disk)? >= 30).then_some(()))
+    })
+}
+
+/// The present instant as it stands in fio's logs.
+fn now_ms() -> Result<u64> {
+    ublk_throttle_tests::fio::unix_ms(std::time::SystemTime::now()).context("the clock")
+}

@@ -1,0 +1,137 @@
+//! Each of the six limits, alone: the configured rate is the measured one, within 1 %.
+//!
+//! Several devices are measured at once, each with its own limit and its own fio, where all of them together stay below
+//! what emulation can do (some thousands of operations a second). Where one needs more, it is measured alone.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::Scene;
+
+use crate::measure::{expect, expect_all, expect_near};
+use crate::{Case, cases};
+
+const MIB: u64 = 1 << 20;
+const OPERATIONS: [&str; 3] = ["iops-total", "iops-read", "iops-write"];
+const BYTES: [&str; 3] = ["bps-total", "bps-read", "bps-write"];
+
+/// The jobs' runtime and ramp; at 1 MiB/s and depth 32 of 64 KiB, 2 s more for what is in flight at the end.
+const RUNTIME: Duration = Duration::from_secs(11);
+
+pub(crate) fn cases() -> Vec<Case> {
+    cases![[Need::Ublk, Need::Fio];
+        each_iops_limit_of_100_is_met,
+        each_iops_limit_of_1000_is_met,
+        each_bps_limit_of_1_mib_is_met,
+        each_bps_limit_of_10_mib_is_met,
+        limit_on_reads_leaves_writes_alone,
+    ]
+    .into()
+}
+
+/// One device, its only limit and the load on it.
+#[derive(Clone, Copy)]
+struct Load {
+    kind: &'static str,
+    limit: u64,
+    block: u64,
+    depth: u32,
+}
+
+fn each_iops_limit_of_100_is_met(scene: &Scene) -> Result<()> {
+    // 3 kinds x 4k and 64k x depth 1 and 32 = 12 devices at once: 1200 operations a second.
+    measure(scene, &product(&OPERATIONS, 100, &[4096, 65536], &[1, 32]))
+}
+
+fn each_iops_limit_of_1000_is_met(scene: &Scene) -> Result<()> {
+    // 3 at once: 3000 operations a second; at 64 KiB 200 MB/s, which is why block sizes take turns.
+    for block in [4096, 65536] {
+        for depth in [1, 32] {
+            measure(scene, &product(&OPERATIONS, 1000, &[block], &[depth]))?;
+        }
+    }
+    Ok(())
+}
+
+fn each_bps_limit_of_1_mib_is_met(scene: &Scene) -> Result<()> {
+    // 4 KiB: 256 operations a second, 64 KiB: 16. 12 devices at once: 1632.
+    measure(scene, &product(&BYTES, MIB, &[4096, 65536], &[1, 32]))
+}
+
+fn each_bps_limit_of_10_mib_is_met(scene: &Scene) -> Result<()> {
+    // 64 KiB: 160 operations a second, 6 devices at once. 4 KiB: 2560 a second, so one at a time, and at depth 32 only: at
+    // depth 1 a request would have to take less than 390 us, which emulation does not promise.
+    measure(scene, &product(&BYTES, 10 * MIB, &[65536], &[1, 32]))?;
+    for load in product(&BYTES, 10 * MIB, &[4096], &[32]) {
+        measure(scene, &[load])?;
+    }
+    Ok(())
+}
+
+fn limit_on_reads_leaves_writes_alone(scene: &Scene) -> Result<()> {
+    // Two buckets, not one: a writer beside a held reader goes at the device's own speed.
+    let daemon = scene.start(
+        "version: 1\n\
+         devices:\n  d: { backend: { null: 1GiB }, limits: { iops-read: 50 } }\n",
+    )?;
+    let job = Job::new("read-limit-leaves-writes-alone").set("DEVICE", scene.device("d")?.node());
+    let report = scene.fio(job)?.finish(Duration::from_secs(6))?;
+    expect_near("reader", report.job("reader")?.iops(), 50.0, 0.02)?;
+    let writer = report.job("writer")?.iops();
+    expect(writer >= 500.0, || {
+        format!("the writer did {writer:.0} operations a second beside a reader limited to 50")
+    })?;
+    daemon.stop().map(drop)
+}
+
+fn product(kinds: &[&'static str], limit: u64, blocks: &[u64], depths: &[u32]) -> Vec<Load> {
+    let mut loads = Vec::new();
+    for &block in blocks {
+        for &depth in depths {
+            loads.extend(kinds.iter().map(|&kind| Load { kind, limit, block, depth }));
+        }
+    }
+    loads
+}
+
+/// Runs all loads at the same time, each on a device of its own, and compares each rate with its limit.
+fn measure(scene: &Scene, loads: &[Load]) -> Result<()> {
+    let mut config = String::from("version: 1\ndevices:\n");
+    for (number, load) in loads.iter().enumerate() {
+        let Load { kind, limit, .. } = load;
+        config += &format!("  d{number}: {{ backend: {{ null: 1GiB }}, limits: {{ {kind}: {limit} }} }}\n");
+    }
+    let daemon = scene.start(&config)?;
+    let mut running = Vec::new();
+    for (number, load) in loads.iter().enumerate() {
+        running.push((load, scene.fio(load.job().set("DEVICE", scene.device(&format!("d{number}"))?.node()))?));
+    }
+    let checks = running.into_iter().map(|(load, fio)| {
+        let report = fio.finish(RUNTIME)?;
+        let job = report.only()?;
+        let rate = if load.is_iops() { job.iops() } else { job.bps() };
+        let what = format!("{} of {} bytes, depth {}", load.kind, load.block, load.depth);
+        expect_near(what, rate, load.limit as f64, 0.01)
+    });
+    expect_all(checks)?;
+    daemon.stop().map(drop)
+}
+
+impl Load {
+    fn is_iops(&self) -> bool {
+        self.kind.starts_with("iops")
+    }
+
+    /// The job whose claim this load is: only requests that the limit counts.
+    fn job(&self) -> Job {
+        let claim = if self.is_iops() { "iops-limit-is-met-to-one-percent" } else { "bps-limit-is-met-to-one-percent" };
+        let operations = match self.kind.rsplit('-').next() {
+            Some("read") => "randread",
+            Some("write") => "randwrite",
+            _ => "randrw",
+        };
+        Job::new(claim).set("RW", operations).set("BLOCK", self.block).set("DEPTH", self.depth)
+    }
+}

@@ -1,0 +1,250 @@
+//! Removal under load, whoever asks for it: our own command, SIGTERM, another client of the driver.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use ublk_throttle_tests::daemon::{Daemon, STOP_LIMIT};
+use ublk_throttle_tests::disks::{self, Mount};
+use ublk_throttle_tests::fio::{Completions, Fio, Job};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::sysfs;
+
+use crate::measure::{expect, expect_all, expect_near};
+use crate::{Case, cases, let_run, now_ms, wait_until_busy};
+
+/// Bound of a removal under load in the VM (2 s on real machines).
+const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let fio = cases![[Need::Ublk, Need::Fio];
+        forced_del_under_load_leaves_the_neighbour_unhurt,
+        del_of_an_open_device_is_refused_and_names_the_process,
+        forced_del_lets_requests_held_at_one_a_second_go_at_once,
+        two_dels_of_one_device_at_once_both_get_an_answer,
+        sigterm_ends_a_daemon_that_holds_requests_at_one_a_second,
+        sigterm_ends_a_daemon_under_full_load,
+        sigint_ends_the_daemon_as_sigterm_does,
+    ];
+    let rublk = cases![[Need::Ublk, Need::Fio, Need::Rublk];
+        removal_by_another_client_under_load_leaves_the_neighbour_unhurt,
+        removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second,
+    ];
+    let ext4 = cases![[Need::Ublk, Need::Ext4]; del_of_a_mounted_device_is_refused_and_names_the_mount_point];
+    fio.into_iter().chain(rublk).chain(ext4).collect()
+}
+
+/// Two busy devices of a group of 400 operations a second.
+struct Pair {
+    daemon: Daemon,
+    victim: Device,
+    victims_load: Fio,
+    neighbours_load: Fio,
+    log: PathBuf,
+}
+
+impl Pair {
+    fn start(scene: &Scene) -> Result<Self> {
+        let daemon = scene.start(
+            "version: 1\n\
+             groups:\n  g: { limits: { iops-total: 400 } }\n\
+             devices:\n  victim: { backend: { null: 1GiB }, group: g, queues: 2 }\n  \
+               neighbour: { backend: { null: 1GiB }, group: g }\n",
+        )?;
+        let log = scene.dir().join("neighbour");
+        let job = Job::new("neighbour-keeps-its-rate-through-a-removal")
+            .set("DEVICE", scene.device("neighbour")?.node())
+            .set("LOG", log.display());
+        let neighbours_load = scene.fio(job)?;
+        let victim = scene.device("victim")?;
+        let victims_load = scene.fio(load(&victim))?;
+        wait_until_busy(&scene.device("neighbour")?)?;
+        wait_until_busy(&victim)?;
+        // A second to settle, two and a half to measure.
+        let_run(4);
+        Ok(Self { daemon, victim, victims_load, neighbours_load, log })
+    }
+
+    /// The claims of the neighbour's job, given when the removal began and ended.
+    fn expect_neighbour_unhurt(self, begin_ms: u64, end_ms: u64) -> Result<()> {
+        let Self { daemon, victims_load, neighbours_load, log, .. } = self;
+        victims_load.finish_any(REMOVAL_LIMIT).context("the load of the removed device")?;
+        // Half a second to settle, three to measure.
+        let measured_by_ms = end_ms + 3700;
+        std::thread::sleep(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?)));
+        neighbours_load.interrupt()?;
+        let report = neighbours_load.finish_any(Duration::ZERO)?;
+        ensure!(report.errors().is_empty(), "the neighbour saw errors: {:?}", report.errors());
+        let done = Completions::read(&log)?;
+        let gap = done.longest_gap(begin_ms - 2500, end_ms + 3500);
+        expect_all([
+            expect_near("neighbour before", done.rate(begin_ms - 2500, begin_ms), 200.0, 0.04),
+            expect_near("neighbour after", done.rate(end_ms + 500, end_ms + 3500), 400.0, 0.02),
+            gap_is_short(gap),
+        ])?;
+        daemon.stop().map(drop)
+    }
+}
+
+fn gap_is_short(gap: Duration) -> Result<()> {
+    eprintln!("          longest gap of the neighbour: {gap:?}");
+    expect(gap <= Duration::from_secs(1), || format!("the neighbour waited {gap:?} for a completion"))
+}
+
+fn load(device: &Device) -> Job {
+    Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node())
+}
+
+/// A device that lets one operation a second go, and fio with 32 in flight on it, most of them held.
+fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio)> {
+    let daemon = scene.start(
+        "version: 1\n\
+         devices:\n  slow: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n",
+    )?;
+    let device = scene.device("slow")?;
+    let fio = scene.fio(load(&device))?;
+    wait_until_busy(&device)?;
+    Ok((daemon, device, fio))
+}
+
+fn forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
+    // 200 a second each; the victim goes; no error, no gap, and then 400 for the neighbour.
+    let pair = Pair::start(scene)?;
+    let begin = now_ms()?;
+    let del = scene.ask(&["del", "--force", "victim"])?.expect_code(0)?;
+    let end = now_ms()?;
+    ensure!(del.took <= REMOVAL_LIMIT, "del took {:?}", del.took);
+    ensure!(!pair.victim.node.exists(), "{} is still there after del", pair.victim.node());
+    pair.expect_neighbour_unhurt(begin, end)
+}
+
+fn del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Result<()> {
+    // Exit 5 with fio's name, while requests are held at 1 a second; they stay where they are.
+    let (daemon, device, mut fio) = held_at_one_a_second(scene)?;
+    let refused = scene.ask(&["del", "slow"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "fio"])?;
+    ensure!(refused.took <= REMOVAL_LIMIT, "the refusal took {:?}", refused.took);
+    ensure!(device.node.exists() && fio.is_running()?, "a refused del has changed something");
+    let held: u32 =
+        sysfs::attribute(&device.disk, "inflight")?.split_whitespace().next().context("inflight")?.parse()?;
+    ensure!(held >= 20, "{held} requests in flight after a refused del, 30 before it");
+    daemon.stop()?;
+    fio.finish_any(REMOVAL_LIMIT).map(drop)
+}
+
+fn forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
+    // 30 held requests would take half a minute at the limit's pace.
+    let (daemon, device, fio) = held_at_one_a_second(scene)?;
+    let del = scene.ask(&["del", "--force", device.node()])?.expect_code(0)?;
+    ensure!(del.took <= REMOVAL_LIMIT, "del took {:?}", del.took);
+    fio.finish_any(REMOVAL_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Result<()> {
+    // One removes it; the other joins in (0), or is told that it is being removed (5).
+    let (daemon, device, fio) = held_at_one_a_second(scene)?;
+    let dels = [(); 2].map(|()| scene.begin_ask(&["del", "--force", "slow"]));
+    let mut codes = Vec::new();
+    for del in dels {
+        codes.push(del?.finish(REMOVAL_LIMIT)?.expect_no_panic()?.code);
+    }
+    ensure!(codes.contains(&Some(0)), "no del succeeded: {codes:?}");
+    ensure!(codes.iter().all(|code| matches!(code, Some(0 | 5))), "exit codes {codes:?}, expected 0 or 5");
+    ensure!(!device.node.exists(), "{} is still there", device.node());
+    fio.finish_any(REMOVAL_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn sigterm_ends_a_daemon_that_holds_requests_at_one_a_second(scene: &Scene) -> Result<()> {
+    // Exit 0 in bounded time with 30 requests held (QEMU's R42), and every request ends.
+    let (daemon, _, fio) = held_at_one_a_second(scene)?;
+    let took = daemon.stop()?;
+    eprintln!("          SIGTERM to exit: {took:?}");
+    fio.finish_any(REMOVAL_LIMIT).map(drop)
+}
+
+fn sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
+    // Three devices without limits, as fast as they can go.
+    let daemon = scene.start(
+        "version: 1\n\
+         devices:\n  a: { backend: { null: 1GiB }, queues: 2 }\n  b: { backend: { null: 1GiB } }\n  \
+           c: { backend: { memory: 16MiB } }\n",
+    )?;
+    let mut loads = Vec::new();
+    for name in ["a", "b", "c"] {
+        loads.push(scene.fio(load(&scene.device(name)?))?);
+    }
+    let_run(2);
+    let took = daemon.stop()?;
+    eprintln!("          SIGTERM to exit: {took:?}");
+    for load in loads {
+        load.finish_any(REMOVAL_LIMIT)?;
+    }
+    Ok(())
+}
+
+fn sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
+    // What ^C sends.
+    let mut daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    daemon.signal(Signal::SIGINT)?;
+    let code = daemon.wait_for_end(STOP_LIMIT)?;
+    ensure!(code == Some(0), "SIGINT: exit code {code:?}:\n{}", daemon.log()?);
+    Ok(())
+}
+
+fn removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
+    // The same claims as for our own del; besides, it is told in the log and the id is free again.
+    let pair = Pair::start(scene)?;
+    let id = pair.victim.id.to_string();
+    let begin = now_ms()?;
+    let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(REMOVAL_LIMIT)?.expect_code(0)?;
+    let end = now_ms()?;
+    eprintln!("          rublk del: {:?}", del.took);
+    pair.daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
+    ensure!(!pair.victim.node.exists(), "{} is still there after rublk del", pair.victim.node());
+    expect_id_is_free(scene, &id)?;
+    pair.expect_neighbour_unhurt(begin, end)
+}
+
+fn removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second(scene: &Scene) -> Result<()> {
+    // The stop waits for what is held: the daemon must notice it by itself, and let go.
+    let (mut daemon, device, fio) = held_at_one_a_second(scene)?;
+    let id = device.id.to_string();
+    let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(REMOVAL_LIMIT)?.expect_code(0)?;
+    eprintln!("          rublk del: {:?}", del.took);
+    daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
+    fio.finish_any(REMOVAL_LIMIT)?;
+    ensure!(daemon.is_running()?, "the daemon ended with its device:\n{}", daemon.log()?);
+    expect_id_is_free(scene, &id)?;
+    daemon.stop().map(drop)
+}
+
+/// Another program can have the id, and gives it back.
+fn expect_id_is_free(scene: &Scene, id: &str) -> Result<()> {
+    let begin = Instant::now();
+    scene.tool("rublk", &["add", "null", "-n", id]).with_context(|| format!("id {id} is not free"))?;
+    scene.tool("rublk", &["del", "-n", id])?;
+    eprintln!("          id {id} taken and given back: {:?}", begin.elapsed());
+    Ok(())
+}
+
+fn del_of_a_mounted_device_is_refused_and_names_the_mount_point(scene: &Scene) -> Result<()> {
+    // Exit 5, nothing changed, the file system works on; once it is unmounted, del succeeds.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 32MiB } }\n")?;
+    let device = scene.device("d")?;
+    let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
+    let point = mount.point().display().to_string();
+    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &point])?;
+    let file = mount.point().join("file");
+    fs::write(&file, "written after the refusal")?;
+    fs::File::open(&file)?.sync_all()?;
+    ensure!(device.node.exists(), "{} is gone after a refused del", device.node());
+    mount.unmount()?;
+    disks::fsck(&device.node)?;
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    ensure!(!device.node.exists(), "{} is still there after del", device.node());
+    daemon.stop().map(drop)
+}

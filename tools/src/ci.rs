@@ -1,0 +1,31 @@
+//! What the CI service does, on this machine: `.ci/run`, with its input closed and its time limited.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace;
+
+/// The service ends a run after half an hour.
+const LIMIT_SECONDS: u32 = 30 * 60;
+
+/// The chore `ci`.
+pub fn main() -> Result<u8> {
+    let script = workspace::root().join(".ci/run");
+    // timeout(1) ends the script's children as well, as it gives them a process group; the terminal's ^C then reaches
+    // only us, so it is told of our end.
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "--", "timeout", "--kill-after=10"])
+        .arg(LIMIT_SECONDS.to_string())
+        .arg(&script)
+        .current_dir(workspace::root())
+        .env("CI", "true")
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {}", script.display()))?;
+    match status.code() {
+        Some(124) => bail!("{} took longer than {} minutes", script.display(), LIMIT_SECONDS / 60),
+        Some(code) => Ok(u8::try_from(code).unwrap_or(1)),
+        None => bail!("{} ended with {status}", script.display()),
+    }
+}

@@ -1,0 +1,43 @@
+//! A lock between several runs of this program: two VMs that start at once fetch one kernel.
+//!
+//! `flock` on a file that is never removed: removing it would let a third run lock a new file of the same name while
+//! the second still holds the old one. The kernel drops the lock with the process, so a killed run leaves none.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Held until dropped.
+pub struct Lock {
+    _file: File,
+}
+
+/// Waits for the lock of the file at `path`, which is made if absent.
+pub fn acquire(path: &Path) -> Result<Lock> {
+    let file = open(path)?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(Lock { _file: file })
+}
+
+/// The lock, or `None` where another run holds it.
+pub fn try_acquire(path: &Path) -> Result<Option<Lock>> {
+    let file = open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Lock { _file: file })),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open the lock file {}", path.display()))
+}

@@ -1,0 +1,39 @@
+# Second half of the guest's start, in the host's own files; then the command; then its status; then the end.
+# Before this text stand, written for this run: OUT, FOLDER and the exported environment.
+mkdir -p /lib/modules /run/vm
+# More ids than the kernel's 64 for unprivileged users; by default devices would run out in a test of many.
+modprobe ublk_drv ublks_max=4096 || echo "guest: no ublk_drv in $(uname -r)" > /dev/kmsg
+mount -t debugfs debugfs /sys/kernel/debug 2> /dev/null
+cd "$FOLDER" || cd /
+
+if [ -e "$OUT/shell" ]; then
+    # A controlling terminal, so that ^C and job control work.
+    stty -F /dev/ttyS0 sane $(cat "$OUT/shell")
+    # Without the user's rc file, which may start half a dozen programs: seconds under emulation.
+    PS1="vm:\w# " setsid -c bash --norc -i < /dev/ttyS0 > /dev/ttyS0 2>&1
+    status=$?
+else
+    # Through pipes: a virtio port can be opened once only, so `echo > /dev/stderr` in the command would fail.
+    mkfifo /run/vm/stdout /run/vm/stderr
+    cat < /run/vm/stdout > /dev/virtio-ports/stdout & stdout=$!
+    cat < /run/vm/stderr > /dev/virtio-ports/stderr & stderr=$!
+    echo "guest: command starts" > /dev/kmsg
+    setsid -w /bin/sh "$OUT/command.sh" < /dev/null > /run/vm/stdout 2> /run/vm/stderr
+    status=$?
+    # Normally at once: the pipes end with the command. A program left behind holds them for ever, a busy host makes
+    # the last lines take seconds: wait, then say that some may be missing.
+    patience=100
+    while { kill -0 $stdout || kill -0 $stderr; } 2> /dev/null; do
+        sleep 0.1
+        patience=$((patience - 1))
+        [ $patience -gt 0 ] || { : > "$OUT/cut"; break; }
+    done
+fi
+
+dmesg > "$OUT/dmesg"
+# Renamed when complete: the host kills the guest some time after it has seen this file.
+echo "$status" > "$OUT/status.part"
+mv "$OUT/status.part" "$OUT/status"
+sync -f "$OUT"
+echo o > /proc/sysrq-trigger
+sleep 60

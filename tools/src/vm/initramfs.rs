@@ -1,0 +1,124 @@
+//! What the guest boots from: a static busybox, the modules that reach the host's files, and `init.sh`.
+//!
+//! Only what must be there before `/lib/modules` is: the rest is loaded by the host's own modprobe. Made in about a
+//! second and kept; the name holds a hash of all that goes in.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::kernel::Kernel;
+use crate::lock;
+use crate::process;
+use crate::workspace;
+
+const INIT: &str = include_str!("init.sh");
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Built into some kernels, modules in others: modprobe tells which.
+const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"];
+
+/// The initramfs for this kernel, from an earlier run if nothing changed.
+pub fn build(kernel: &Kernel) -> Result<PathBuf> {
+    let folder = workspace::vm().join("initramfs");
+    let _one_at_a_time = lock::acquire(&folder.join("lock"))?;
+    let file = folder.join(format!("{}-{:016x}.cpio", kernel.release, fingerprint(kernel)?));
+    if file.exists() {
+        return Ok(file);
+    }
+    let staging = folder.join("staging");
+    let _ = fs::remove_dir_all(&staging);
+    fill(&staging, kernel).with_context(|| format!("cannot build the initramfs in {}", staging.display()))?;
+    // Not compressed: unpacking under emulation takes longer than reading 3 MB.
+    let part = file.with_extension("part");
+    let archive = format!("find . | cpio --quiet -o -H newc -R 0:0 > {}", process::quote(&part.to_string_lossy()));
+    process::output(Command::new("sh").arg("-c").arg(archive).current_dir(&staging))?;
+    fs::rename(&part, &file)?;
+    let _ = fs::remove_dir_all(&staging);
+    Ok(file)
+}
+
+fn fingerprint(kernel: &Kernel) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    let stamp = |path: &Path| -> Result<(u64, std::time::SystemTime)> {
+        let data = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((data.len(), data.modified()?))
+    };
+    (INIT, MODULES, stamp(Path::new(BUSYBOX))?, stamp(&kernel.modules().join("modules.dep"))?).hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+fn fill(staging: &Path, kernel: &Kernel) -> Result<()> {
+    for folder in ["bin", "modules", "proc", "sys", "dev", "host", "upper", "out", "root"] {
+        fs::create_dir_all(staging.join(folder))?;
+    }
+    fs::copy(BUSYBOX, staging.join("bin/busybox"))?;
+    let init = staging.join("init");
+    fs::write(&init, INIT)?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    for (number, module) in modules_in_order(kernel)?.iter().enumerate() {
+        let bytes = unpacked(module)?;
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        let plain = name.split(".ko").next().unwrap_or(&name);
+        fs::write(staging.join(format!("modules/{number:02}-{plain}.ko")), bytes)?;
+    }
+    Ok(())
+}
+
+/// Files of [`MODULES`] and all they need, each once, in an order in which `insmod` takes them.
+fn modules_in_order(kernel: &Kernel) -> Result<Vec<PathBuf>> {
+    let mut ordered: Vec<PathBuf> = Vec::new();
+    for module in MODULES {
+        let said = process::output(
+            Command::new("modprobe").env("PATH", process::path_with_sbin()).arg("-d").arg(&kernel.tree).args([
+                "-S",
+                &kernel.release,
+                "--show-depends",
+                module,
+            ]),
+        )?;
+        for file in said.lines().filter_map(insmod_file) {
+            if !ordered.contains(&file) {
+                ordered.push(file);
+            }
+        }
+    }
+    Ok(ordered)
+}
+
+/// `insmod PATH PARAMETERS` of `modprobe --show-depends`; other lines say `builtin NAME`.
+fn insmod_file(line: &str) -> Option<PathBuf> {
+    line.strip_prefix("insmod ")?.split_whitespace().next().map(PathBuf::from)
+}
+
+fn unpacked(module: &Path) -> Result<Vec<u8>> {
+    let program = match module.extension().and_then(|suffix| suffix.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        Some("gz") => "gzip",
+        _ => return fs::read(module).with_context(|| format!("cannot read {}", module.display())),
+    };
+    let output = Command::new(program).args(["-q", "-dc"]).arg(module).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        bail!("{program} cannot unpack {}: {}", module.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_read_from_modprobe_and_builtins_are_not() {
+        // Both kinds of line are followed by a space; parameters may follow the path.
+        assert_eq!(insmod_file("insmod /k/9p.ko.xz msize=1 "), Some(PathBuf::from("/k/9p.ko.xz")));
+        assert_eq!(insmod_file("builtin virtio_pci"), None);
+    }
+}

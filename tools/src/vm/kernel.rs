@@ -1,0 +1,304 @@
+//! The guest's kernel: Debian's, fetched and unpacked without being installed.
+//!
+//! ```text
+//!   metapackage ──depends──► linux-image-VERSION ──(newer kernels)──► linux-{base,binary,modules}-VERSION
+//!   apt with its own sources and lists ──► .deb ──dpkg -x──► target/vm/kernel/6.12/VERSION/{boot,lib/modules,…}
+//! ```
+//!
+//! Versions come and go in the archive, so the metapackage is resolved (again after a week), never pinned. The host's own
+//! sources are neither used nor touched: the same kernel comes to every host, whatever its release.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::lock;
+use crate::process;
+use crate::workspace;
+
+/// How long a resolved version is used before the archive is asked again.
+const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Where the Debian keyring may lie; newer releases changed the suffix.
+const KEYRINGS: [&str; 2] =
+    ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
+
+/// Beginnings of the names of packages that hold a part of a kernel.
+const PARTS: [&str; 4] = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
+
+/// Which kernel to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wanted {
+    /// Debian 12's optional kernel: the oldest that the product supports.
+    #[value(name = "6.12")]
+    Lts,
+    /// The newest one that Debian has built.
+    #[value(name = "newest")]
+    Newest,
+}
+
+impl Wanted {
+    fn name(self) -> &'static str {
+        match self {
+            Wanted::Lts => "6.12",
+            Wanted::Newest => "newest",
+        }
+    }
+
+    /// The archive's line for apt, without the keyring, and the metapackage in it.
+    fn source(self) -> (&'static str, &'static str) {
+        match self {
+            Wanted::Lts => ("http://deb.debian.org/debian-security bookworm-security main", "linux-image-6.12-amd64"),
+            Wanted::Newest => ("http://deb.debian.org/debian trixie-backports main", "linux-image-amd64"),
+        }
+    }
+}
+
+/// An unpacked kernel.
+pub struct Kernel {
+    /// As `uname -r` says it.
+    pub release: String,
+    /// The image to boot.
+    pub image: PathBuf,
+    /// The folder that has `lib/modules/RELEASE`.
+    pub tree: PathBuf,
+}
+
+impl Kernel {
+    /// `/lib/modules/RELEASE` of this kernel.
+    pub fn modules(&self) -> PathBuf {
+        self.tree.join("lib/modules").join(&self.release)
+    }
+}
+
+/// The wanted kernel, from the archive or from an earlier run.
+pub fn fetch(wanted: Wanted) -> Result<Kernel> {
+    if cfg!(not(target_arch = "x86_64")) {
+        bail!("the VM needs an x86_64 host: its kernel and its programs are the host's kind");
+    }
+    let folder = workspace::vm().join("kernel").join(wanted.name());
+    let _one_at_a_time = lock::acquire(&folder.join("lock"))?;
+    let current = folder.join("current");
+    let known = fs::read_to_string(&current).ok().map(|version| folder.join(version.trim()));
+    let known = known.and_then(|tree| open(&tree).ok());
+    match known {
+        Some(kernel) if is_fresh(&current) => Ok(kernel),
+        known => match refresh(wanted, &folder) {
+            Ok(version) => {
+                let kernel = open(&folder.join(&version))?;
+                fs::write(&current, version).with_context(|| format!("cannot write {}", current.display()))?;
+                Ok(kernel)
+            }
+            Err(error) => match known {
+                Some(kernel) => {
+                    eprintln!("xtask: using kernel {}: no newer one could be fetched: {error:#}", kernel.release);
+                    Ok(kernel)
+                }
+                None => Err(error.context(format!("cannot fetch the kernel {:?}", wanted.name()))),
+            },
+        },
+    }
+}
+
+fn is_fresh(file: &Path) -> bool {
+    let written = fs::metadata(file).and_then(|data| data.modified());
+    written.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < FRESH))
+}
+
+/// Asks the archive; downloads and unpacks what is new. The version, which names the folder.
+fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
+    let (_, metapackage) = wanted.source();
+    let apt = Apt::new(wanted, &folder.join("apt"))?;
+    process::output(apt.command("apt-get").args(["-q", "update"]))?;
+    let (version, packages) = resolve(metapackage, |name| {
+        process::output(apt.command("apt-cache").args(["show", "--no-all-versions", name]))
+    })?;
+    let tree = folder.join(&version);
+    if open(&tree).is_ok() {
+        return Ok(version);
+    }
+    eprintln!("xtask: fetching kernel {version}: {}", packages.join(" "));
+    let staging = folder.join("staging");
+    let _ = fs::remove_dir_all(&staging);
+    let (debs, unpacked) = (staging.join("debs"), staging.join("tree"));
+    fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
+    process::output(apt.command("apt-get").arg("-q").arg("download").args(&packages).current_dir(&debs))?;
+    for deb in fs::read_dir(&debs)? {
+        process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&unpacked))?;
+    }
+    let release = release(&unpacked)?;
+    // From 7.2 on the packages have only usr/lib; depmod and modprobe look below lib.
+    if !unpacked.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", unpacked.join("lib"))?;
+    }
+    process::output(
+        Command::new("depmod").env("PATH", process::path_with_sbin()).arg("-b").arg(&unpacked).arg(&release),
+    )?;
+    // Renamed only when complete, so that a run that was killed leaves nothing that looks usable.
+    let _ = fs::remove_dir_all(&tree);
+    fs::rename(&unpacked, &tree).with_context(|| format!("cannot move the kernel to {}", tree.display()))?;
+    let _ = fs::remove_dir_all(&staging);
+    Ok(version)
+}
+
+/// apt that knows one suite and none of the host's settings, packages or preferences.
+struct Apt {
+    folder: PathBuf,
+}
+
+impl Apt {
+    fn new(wanted: Wanted, folder: &Path) -> Result<Apt> {
+        for sub in ["sources", "lists/partial", "cache/archives/partial"] {
+            let path = folder.join(sub);
+            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        let Some(keyring) = KEYRINGS.iter().find(|path| Path::new(path).exists()) else {
+            bail!("no Debian keyring found (looked for {}); install debian-archive-keyring", KEYRINGS.join(", "));
+        };
+        let (line, _) = wanted.source();
+        fs::write(folder.join("sources/debian.list"), format!("deb [arch=amd64 signed-by={keyring}] {line}\n"))?;
+        fs::write(folder.join("status"), "")?;
+        Ok(Apt { folder: folder.to_owned() })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let folder = self.folder.display();
+        let mut command = Command::new(program);
+        for option in [
+            "Dir::Etc::SourceList=/dev/null".to_owned(),
+            format!("Dir::Etc::SourceParts={folder}/sources"),
+            "Dir::Etc::Preferences=/dev/null".to_owned(),
+            "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
+            format!("Dir::State::Lists={folder}/lists"),
+            // An empty package status: what the host has installed would take part in choosing the version.
+            format!("Dir::State::Status={folder}/status"),
+            format!("Dir::Cache={folder}/cache"),
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::Retries=3".to_owned(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        if nix::unistd::geteuid().is_root() {
+            // apt would download as the user _apt, who may not write below the target directory.
+            command.args(["-o", "APT::Sandbox::User=root"]);
+        }
+        command
+    }
+}
+
+/// The version of the metapackage, and every package that holds a part of the kernel it stands for.
+///
+/// `show` gives the archive's record of a package.
+fn resolve(metapackage: &str, mut show: impl FnMut(&str) -> Result<String>) -> Result<(String, Vec<String>)> {
+    let record = show(metapackage)?;
+    let version = field(&record, "Version").with_context(|| format!("{metapackage}: the archive gives no version"))?;
+    let mut packages = Vec::new();
+    let mut unread = kernel_parts(&record);
+    while let Some(name) = unread.pop() {
+        if !packages.contains(&name) {
+            unread.extend(kernel_parts(&show(&name)?));
+            packages.push(name);
+        }
+    }
+    if packages.is_empty() {
+        bail!("{metapackage} {version} depends on no kernel image; its record says:\n{record}");
+    }
+    packages.sort();
+    Ok((version.to_owned(), packages))
+}
+
+/// The value of a one-line field in a package record.
+fn field<'a>(record: &'a str, name: &str) -> Option<&'a str> {
+    record.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+}
+
+/// Dependencies that hold a part of a kernel; `linux-base-…` (unlike `linux-base`) says which modules are built in.
+fn kernel_parts(record: &str) -> Vec<String> {
+    ["Depends", "Pre-Depends"]
+        .iter()
+        .filter_map(|name| field(record, name))
+        .flat_map(|list| list.split(','))
+        // "a (= 1) | b": the first alternative is what the archive itself installs.
+        .filter_map(|dependency| dependency.split(['|', '(']).next())
+        .map(str::trim)
+        .filter(|name| PARTS.iter().any(|part| name.starts_with(part)))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The kernel in an unpacked tree; an error where a part is missing.
+fn open(tree: &Path) -> Result<Kernel> {
+    let release = release(tree)?;
+    let places = [
+        tree.join(format!("boot/vmlinuz-{release}")),
+        tree.join(format!("usr/lib/modules/{release}/vmlinuz")),
+        tree.join(format!("lib/modules/{release}/vmlinuz")),
+    ];
+    let image = places.into_iter().find(|path| path.exists());
+    let image = image.with_context(|| format!("no vmlinuz of {release} in {}", tree.display()))?;
+    let kernel = Kernel { release, image, tree: tree.to_owned() };
+    let index = kernel.modules().join("modules.dep");
+    if !index.exists() {
+        bail!("{} is missing", index.display());
+    }
+    Ok(kernel)
+}
+
+fn release(tree: &Path) -> Result<String> {
+    let folder = ["lib/modules", "usr/lib/modules"].iter().map(|sub| tree.join(sub)).find(|path| path.is_dir());
+    let folder = folder.with_context(|| format!("no lib/modules in {}", tree.display()))?;
+    let first = fs::read_dir(&folder)?.next().with_context(|| format!("{} is empty", folder.display()))??;
+    Ok(first.file_name().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolved(metapackage: &str, archive: &[(&str, &str)]) -> Result<(String, Vec<String>)> {
+        resolve(metapackage, |name| {
+            let found = archive.iter().find(|(package, _)| *package == name);
+            found.map(|(_, record)| (*record).to_owned()).with_context(|| format!("no package {name}"))
+        })
+    }
+
+    #[test]
+    fn metapackage_of_an_old_kernel_leads_to_one_image() {
+        // The image's other dependencies (kmod, an initramfs generator) are the host's business.
+        let archive = [
+            ("linux-image-6.12-amd64", "Version: 6.12.9-1\nDepends: linux-image-6.12.9-amd64 (= 6.12.9-1)\n"),
+            ("linux-image-6.12.9-amd64", "Depends: kmod, linux-base, initramfs-tools (>= 1) | linux-initramfs-tool\n"),
+        ];
+        let (version, packages) = resolved("linux-image-6.12-amd64", &archive).unwrap();
+        assert_eq!((version.as_str(), packages), ("6.12.9-1", vec!["linux-image-6.12.9-amd64".to_owned()]));
+    }
+
+    #[test]
+    fn metapackage_of_a_new_kernel_leads_to_binary_and_modules_too() {
+        // The image package is empty there; modules come by a second metapackage, and twice.
+        let archive = [
+            ("linux-image-amd64", "Version: 7.3\nDepends: linux-image-7.3 (= 7.3), linux-modules-amd64 (= 7.3)"),
+            ("linux-image-7.3", "Depends: linux-binary-7.3 (= 7.3), linux-modules-7.3 (= 7.3)\n"),
+            ("linux-modules-amd64", "Depends: linux-modules-7.3 (= 7.3)\n"),
+            ("linux-base-7.3", "Package: linux-base-7.3\n"),
+            ("linux-binary-7.3", "Pre-Depends: linux-base (>= 4.17~)\nDepends: linux-base-7.3 (= 7.3)\n"),
+            ("linux-modules-7.3", "Package: linux-modules-7.3\n"),
+        ];
+        let (_, packages) = resolved("linux-image-amd64", &archive).unwrap();
+        assert_eq!(
+            packages,
+            ["linux-base-7.3", "linux-binary-7.3", "linux-image-7.3", "linux-modules-7.3", "linux-modules-amd64"]
+        );
+    }
+
+    #[test]
+    fn metapackage_without_a_kernel_is_an_error_that_shows_the_record() {
+        // An archive that changes its names must not end in an empty tree.
+        let error = resolved("linux-image-amd64", &[("linux-image-amd64", "Version: 8\nDepends: kernel-8\n")]);
+        assert!(error.unwrap_err().to_string().contains("kernel-8"));
+    }
+}

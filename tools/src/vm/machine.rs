@@ -1,0 +1,119 @@
+//! How QEMU is started, and whether KVM is any use here.
+//!
+//! `/dev/kvm` that exists, and even one that opens, may still fail to run a stock kernel (nested virtualisation, missing
+//! CPU features). So it is tried: the guest's own kernel must reach its first program. Emulation needs nothing.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::kernel::Kernel;
+use crate::lock;
+use crate::workspace;
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The host's CPU.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// A kernel under KVM is up in about one second.
+const PROBE_LIMIT: Duration = Duration::from_secs(8);
+
+/// What works here; asked once for each boot of the host.
+pub fn accelerator(kernel: &Kernel, initramfs: &Path) -> Result<Accelerator> {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return Ok(Accelerator::Tcg);
+    }
+    let memo = workspace::vm().join("kvm");
+    let _one_at_a_time = lock::acquire(&memo.with_extension("lock"))?;
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let (works, fails) = (format!("{} works", host.trim()), format!("{} fails", host.trim()));
+    let known = fs::read_to_string(&memo).unwrap_or_default();
+    if known == works {
+        return Ok(Accelerator::Kvm);
+    } else if known == fails {
+        return Ok(Accelerator::Tcg);
+    }
+    let accelerator = if boots_with_kvm(kernel, initramfs)? { Accelerator::Kvm } else { Accelerator::Tcg };
+    if accelerator == Accelerator::Tcg {
+        eprintln!("xtask: /dev/kvm is there but cannot boot the guest; emulating (slower)");
+    }
+    fs::write(&memo, if accelerator == Accelerator::Kvm { works } else { fails })?;
+    Ok(accelerator)
+}
+
+fn boots_with_kvm(kernel: &Kernel, initramfs: &Path) -> Result<bool> {
+    let console = workspace::vm().join("kvm.console");
+    let mut probe = qemu(Accelerator::Kvm, kernel, initramfs, 1, "256M", "vm.probe");
+    probe.args(["-serial", &format!("file:{}", comma(&console))]);
+    let mut child = probe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let child = child.as_mut().map_err(|error| anyhow::anyhow!("cannot start qemu-system-x86_64: {error}"))?;
+    let until = Instant::now() + PROBE_LIMIT;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > until {
+            child.kill()?;
+            child.wait()?;
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let said = fs::read(&console).unwrap_or_default();
+    let _ = fs::remove_file(&console);
+    Ok(String::from_utf8_lossy(&said).contains("init: alive"))
+}
+
+/// QEMU with everything but devices that carry a run's files and output.
+pub fn qemu(
+    accelerator: Accelerator,
+    kernel: &Kernel,
+    initramfs: &Path,
+    cpus: u32,
+    memory: &str,
+    extra: &str,
+) -> Command {
+    // The kernel kills QEMU when the thread that started it is gone: no guest outlives a run, even one that was killed.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
+    command.args(["-display", "none", "-no-reboot", "-M", "pc", "-nic", "none"]);
+    match accelerator {
+        Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
+        Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
+    };
+    command.args(["-smp", &cpus.to_string(), "-m", memory]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    // panic=-1 with -no-reboot: a panic ends QEMU at once. An oops is a panic: what comes after one proves nothing.
+    // loglevel=5: warnings and worse reach the serial console, for the guest that never tells more.
+    // nowatchdog, rcu_cpu_stall_suppress: a busy host lets virtual CPUs stand still; that is no fault of the guest's.
+    let line = format!(
+        "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 mitigations=off {extra}"
+    );
+    command.args(["-append", line.trim_end()]);
+    command
+}
+
+/// A path inside a QEMU option, where a comma ends the value unless doubled.
+pub fn comma(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+/// A folder of the host, for the guest to mount by `tag`.
+pub fn virtfs(command: &mut Command, folder: &Path, tag: &str, readonly: bool) {
+    let readonly = if readonly { ",readonly=on" } else { "" };
+    let path = comma(folder);
+    // remap: the host's root spans several file systems, whose inode numbers would collide.
+    let option = format!("local,path={path},mount_tag={tag},security_model=none,multidevs=remap{readonly}");
+    command.args(["-virtfs", &option]);
+}
+
+/// Starts QEMU.
+pub fn spawn(command: &mut Command) -> Result<std::process::Child> {
+    command.spawn().context("cannot start qemu-system-x86_64 through setpriv (packages qemu-system-x86, util-linux)")
+}

@@ -1,0 +1,226 @@
+//! One boot: what the guest is told, its output passed on, its end waited for.
+
+use std::env;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::Options;
+use super::kernel::Kernel;
+use super::kernel_log;
+use super::machine::{self, Accelerator};
+use super::out::Out;
+use crate::process::{last_lines, quote};
+use crate::workspace;
+
+/// What the guest does.
+pub enum Command {
+    /// A shell on the serial console.
+    Shell,
+    /// A program and its arguments.
+    Run(Vec<String>),
+}
+
+/// Variables that the guest's command gets from ours, by name or by the beginning of their names.
+const ENVIRONMENT: [&str; 8] = ["PATH", "HOME", "LANG", "CI", "TERM", "USER", "CARGO_TARGET_DIR", "NO_COLOR"];
+const ENVIRONMENT_PREFIXES: [&str; 4] = ["UBLK_THROTTLE_", "RUST_", "PROPTEST_", "XTASK_"];
+
+/// The status is written before the guest powers off, which takes a moment.
+const POWER_OFF: Duration = Duration::from_secs(5);
+
+/// How a run ended.
+pub struct Ended {
+    out: Out,
+    /// The command's exit status, if the guest told it.
+    status: Option<u8>,
+    timed_out: bool,
+    trouble: Vec<String>,
+}
+
+/// Boots, runs `command`, waits for the end.
+pub fn run(
+    options: &Options,
+    command: &Command,
+    kernel: &Kernel,
+    initramfs: &Path,
+    accelerator: Accelerator,
+) -> Result<Ended> {
+    let out = Out::create()?;
+    let shares = shares(&options.share)?;
+    tell(&out, command, kernel, &shares)?;
+
+    let mut qemu = machine::qemu(accelerator, kernel, initramfs, options.cpus, &options.memory, "");
+    machine::virtfs(&mut qemu, Path::new("/"), "host", true);
+    machine::virtfs(&mut qemu, &out.path, "out", false);
+    for (number, folder) in shares.iter().enumerate() {
+        machine::virtfs(&mut qemu, folder, &format!("share{number}"), false);
+    }
+    let mut child;
+    let mut copies = Vec::new();
+    match command {
+        Command::Shell => {
+            // signal=off: ^C is for the guest's shell.
+            qemu.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+            eprintln!("xtask: kernel {}, {accelerator:?}; `exit` ends the VM", kernel.release);
+            child = machine::spawn(&mut qemu)?;
+        }
+        Command::Run(_) => {
+            qemu.args(["-serial", &format!("file:{}", machine::comma(&out.path.join("console")))]);
+            qemu.args(["-device", "virtio-serial-pci"]);
+            for (name, descriptor) in [("stdout", 1), ("stderr", 2)] {
+                // Opened anew by its path: QEMU makes the descriptor non-blocking, and ours is not shared that way.
+                qemu.args(["-chardev", &format!("file,id={name},path=/dev/fd/{descriptor}")]);
+                qemu.args(["-device", &format!("virtserialport,chardev={name},name={name}")]);
+            }
+            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            child = machine::spawn(&mut qemu)?;
+            copies.push(copy(child.stdout.take().expect("piped"), io::stdout()));
+            copies.push(copy(child.stderr.take().expect("piped"), io::stderr()));
+        }
+    }
+    let timed_out = wait(&mut child, &out, options.timeout)?;
+    for copy in copies {
+        let _ = copy.join();
+    }
+    if matches!(command, Command::Shell) {
+        let _ = Process::new("stty").arg("sane").status();
+    }
+    let trouble = kernel_log::trouble(&out.read("dmesg")).into_iter().map(str::to_owned).collect();
+    Ok(Ended { status: out.status(), out, timed_out, trouble })
+}
+
+impl Ended {
+    /// Says what went wrong and gives the exit code; the run's folder is kept when there is something to see in it.
+    pub fn report(self, options: &Options) -> u8 {
+        for line in &self.trouble {
+            eprintln!("xtask: the guest's kernel logged: {line}");
+        }
+        let code = match self.status {
+            _ if self.timed_out => {
+                let limit = options.timeout.unwrap_or_default();
+                eprintln!("xtask: killed the guest: the command ran longer than {} s (--timeout)", limit.as_secs());
+                124
+            }
+            None => {
+                eprintln!("xtask: the guest ended without telling an exit status");
+                125
+            }
+            Some(0) if options.check_dmesg && !self.trouble.is_empty() => 126,
+            Some(status) => status,
+        };
+        if self.status.is_none() {
+            eprintln!("xtask: the last lines of its console:\n{}", last_lines(&self.out.read("console"), 30));
+        }
+        if self.out.path.join("cut").exists() {
+            eprintln!("xtask: programs that the command left behind hold its output; the end of it may be missing");
+        }
+        if self.status.is_none() || !self.trouble.is_empty() {
+            eprintln!("xtask: see {}", self.out.path.display());
+        } else {
+            self.out.remove();
+        }
+        code
+    }
+}
+
+/// Existing folders, by their true paths: QEMU opens them, and the guest mounts them, without symlinks.
+fn shares(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let canonical = |folder: &PathBuf| {
+        folder.canonicalize().with_context(|| format!("--share {}: no such folder", folder.display()))
+    };
+    folders.iter().map(canonical).collect()
+}
+
+/// Writes the files that `init.sh` and `guest.sh` read.
+fn tell(out: &Out, command: &Command, kernel: &Kernel, shares: &[PathBuf]) -> Result<()> {
+    let folder = |path: &Path| quote(&path.to_string_lossy());
+    let at = folder(&out.path);
+    let here = env::current_dir().unwrap_or_else(|_| workspace::root().to_owned());
+    let here = if here.starts_with(workspace::root()) { here } else { workspace::root().to_owned() };
+
+    let mut mounts = format!("OUT={at}\nkeep {}\nkeep {}\n", folder(workspace::root()), folder(&workspace::target()));
+    writeln!(mounts, "modules {} {}", folder(&kernel.modules()), quote(&kernel.release))?;
+    for (number, share) in shares.iter().enumerate() {
+        writeln!(mounts, "share share{number} {}", folder(share))?;
+    }
+    out.write("mounts.sh", &mounts)?;
+
+    let mut script = format!("OUT={at}\nFOLDER={}\n", folder(&here));
+    for (name, value) in env::vars().filter(|(name, _)| is_passed_on(name)) {
+        writeln!(script, "export {name}={}", quote(&value))?;
+    }
+    writeln!(script, "export PATH=\"$PATH:/usr/sbin:/sbin:/usr/bin:/bin\" XTASK_VM_OUT={at}")?;
+    script.push_str(include_str!("guest.sh"));
+    out.write("guest.sh", &script)?;
+
+    match command {
+        Command::Shell => out.write("shell", &terminal_size()),
+        Command::Run(words) => {
+            let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
+            out.write("command.sh", &format!("exec {}\n", words.join(" ")))
+        }
+    }
+}
+
+fn is_passed_on(name: &str) -> bool {
+    ENVIRONMENT.contains(&name) || ENVIRONMENT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// `rows R cols C` for stty: a serial line does not tell its size.
+fn terminal_size() -> String {
+    let size = Process::new("stty").arg("size").stdin(Stdio::inherit()).output();
+    let size = size.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    match size.split_whitespace().collect::<Vec<_>>()[..] {
+        [rows, columns] if io::stdin().is_terminal() => format!("rows {rows} cols {columns}"),
+        _ => String::new(),
+    }
+}
+
+fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            // Our reader may be gone (`| head`); the guest must not block on that.
+            let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
+        }
+    })
+}
+
+/// Waits for QEMU's end; kills it when the time is over (then true) or when it lingers after the status.
+fn wait(child: &mut Child, out: &Out, limit: Option<Duration>) -> Result<bool> {
+    let start = Instant::now();
+    let mut told: Option<Instant> = None;
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(false);
+        }
+        if told.is_none() && out.status().is_some() {
+            told = Some(Instant::now());
+        }
+        let lingers = told.is_some_and(|at| at.elapsed() > POWER_OFF);
+        let late = told.is_none() && limit.is_some_and(|limit| start.elapsed() > limit);
+        if lingers || late {
+            child.kill()?;
+            child.wait()?;
+            return Ok(late);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_gets_our_switches_and_not_our_secrets() {
+        // Tests are steered by variables; everything else stays on the host.
+        assert!(is_passed_on("UBLK_THROTTLE_BIN") && is_passed_on("RUST_BACKTRACE") && is_passed_on("CI"));
+        assert!(!is_passed_on("AWS_SECRET_ACCESS_KEY") && !is_passed_on("CARGO_REGISTRY_TOKEN"));
+    }
+}

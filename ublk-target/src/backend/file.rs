@@ -1,0 +1,221 @@
+//! A regular file.
+//!
+//! ```text
+//!   read, write   READ, WRITE; FUA = RWF_DSYNC      flush          FSYNC, data only
+//!   discard       fallocate PUNCH_HOLE              write-zeroes   PUNCH_HOLE, or ZERO_RANGE to keep the space
+//! ```
+//!
+//! Never mapped: a file truncated by someone else gives an error to the request, not a signal to the daemon.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use throttle_core::cost::Operation;
+
+use super::place::{self, Access};
+use super::{Backend, Lane, Request, Step, range};
+use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::sys;
+use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
+
+/// What the configuration says beside the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The size of the device; the file's own if not said.
+    pub size: Option<u64>,
+    /// Make the file if it is not there, and extend it if it is too short.
+    pub create: bool,
+    /// `O_DIRECT`.
+    pub is_direct: bool,
+    /// Refuse writes.
+    pub is_read_only: bool,
+}
+
+/// An open file.
+pub struct FileBackend {
+    file: File,
+    geometry: Geometry,
+}
+
+/// A file system page: what a buffered file handles best.
+const PAGE: u32 = 4096;
+
+/// Opens, checks and locks the file.
+pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
+    let creates = wanted.create && !wanted.is_read_only;
+    let access = Access {
+        is_read_only: wanted.is_read_only,
+        is_direct: wanted.is_direct,
+        flags: if creates { libc::O_CREAT } else { 0 },
+    };
+    let (file, metadata) = place::open(path, access)?;
+    if !metadata.is_file() {
+        let kind = place::kind(&metadata);
+        return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a regular file", path.display())));
+    }
+    place::lock(&file, path, wanted.is_read_only)?;
+    let size = settle_size(&file, path, metadata.len(), wanted, creates)?;
+    let logical_block = logical_block(&file, path, wanted.is_direct)?;
+    let holes = Holes::probe(&file, size, wanted.is_read_only);
+    let geometry = Geometry {
+        size,
+        logical_block,
+        physical_block: PAGE.max(logical_block),
+        is_read_only: wanted.is_read_only,
+        has_volatile_cache: true,
+        discard: holes.punch.then_some(Discard { granularity: PAGE.max(logical_block), bytes_max: u64::MAX }),
+        write_zeroes_bytes_max: if holes.punch && holes.zero { u64::MAX } else { 0 },
+    };
+    if geometry.usable_size() == 0 {
+        return Err(Failure::new(
+            Class::Backing,
+            format!("{} has {size} bytes, less than one block of {logical_block}", path.display()),
+        ));
+    }
+    Ok(FileBackend { file, geometry })
+}
+
+/// What the file system can do with a range besides writing it.
+struct Holes {
+    punch: bool,
+    zero: bool,
+}
+
+impl Holes {
+    /// Tries both on a page behind the end, where nothing is lost; the second undoes the first. Offering what the file
+    /// system refuses would make the kernel complain in its log before it helps itself.
+    fn probe(file: &File, size: u64, is_read_only: bool) -> Self {
+        let behind = size.next_multiple_of(PAGE.into());
+        let can = |mode: FallocateFlags| {
+            let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            !is_read_only && fallocate(file, mode, behind as i64, PAGE.into()) != Err(Errno::EOPNOTSUPP)
+        };
+        let zero = can(FallocateFlags::FALLOC_FL_ZERO_RANGE);
+        Self { zero, punch: can(FallocateFlags::FALLOC_FL_PUNCH_HOLE) }
+    }
+}
+
+/// The size of the device, after the file was made long enough for it.
+fn settle_size(file: &File, path: &Path, length: u64, wanted: &Wanted, creates: bool) -> Outcome<u64> {
+    let Some(size) = wanted.size else { return Ok(length) };
+    if length < size {
+        if !creates {
+            return Err(Failure::new(
+                Class::Backing,
+                format!(
+                    "{} has {length} bytes, less than the size of {size}; say `create: true` to have it extended",
+                    path.display()
+                ),
+            ));
+        }
+        file.set_len(size).or_fail(Class::Backing, format!("cannot extend {} to {size} bytes", path.display()))?;
+    }
+    Ok(size)
+}
+
+/// The smallest request that the file takes.
+fn logical_block(file: &File, path: &Path, is_direct: bool) -> Outcome<u32> {
+    if !is_direct {
+        return Ok(*LOGICAL_BLOCKS.start());
+    }
+    let told = sys::direct_alignment(file.as_fd()).or_fail(Class::Backing, path.display())?;
+    // A file system that does not tell: its block is always right for O_DIRECT.
+    let block = match told {
+        Some(alignment) => alignment.offset.max(*LOGICAL_BLOCKS.start()),
+        None => PAGE,
+    };
+    if !block.is_power_of_two() || block > *LOGICAL_BLOCKS.end() {
+        return Err(Failure::new(
+            Class::Backing,
+            format!(
+                "{} needs blocks of {block} bytes for O_DIRECT, more than the {} of a ublk disk; say `direct: false`",
+                path.display(),
+                LOGICAL_BLOCKS.end()
+            ),
+        ));
+    }
+    Ok(block)
+}
+
+impl Backend for FileBackend {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn files(&self) -> Vec<RawFd> {
+        vec![self.file.as_raw_fd()]
+    }
+
+    fn lane(&self, _depth: u16) -> Box<dyn Lane> {
+        Box::new(FileLane)
+    }
+}
+
+struct FileLane;
+
+impl Lane for FileLane {
+    fn issue(&mut self, _tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+        Step::Submit(match request.operation {
+            Operation::Read => range::read(request, data, done),
+            Operation::Write => range::write(request, data, done),
+            Operation::Flush => range::flush(),
+            Operation::Discard => range::fallocate(request, libc::FALLOC_FL_PUNCH_HOLE),
+            Operation::WriteZeroes { .. } if request.keeps_space => {
+                range::fallocate(request, libc::FALLOC_FL_ZERO_RANGE)
+            }
+            Operation::WriteZeroes { .. } => range::fallocate(request, libc::FALLOC_FL_PUNCH_HOLE),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Wanted = Wanted { size: Some(1 << 20), create: true, is_direct: false, is_read_only: false };
+
+    fn scratch(name: &str) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("ublk-throttle-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        path
+    }
+
+    #[test]
+    fn a_file_is_made_sparse_and_of_the_size_asked_for() {
+        let path = scratch("create");
+        let backend = open(&path, &WANTED).unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(metadata.len(), 1 << 20);
+        assert_eq!(backend.geometry().usable_size(), 1 << 20);
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_refused_with_both_numbers() {
+        let path = scratch("short");
+        std::fs::write(&path, [0; 1000]).unwrap();
+        let refused = open(&path, &Wanted { create: false, ..WANTED }).err();
+        std::fs::remove_file(&path).unwrap();
+        let message = refused.unwrap().message;
+        assert!(message.contains("1000 bytes") && message.contains("1048576"), "{message}");
+    }
+
+    #[test]
+    fn a_directory_is_refused() {
+        let refused = open(Path::new("/tmp"), &Wanted { is_read_only: true, ..WANTED }).err().unwrap();
+        assert_eq!(refused.class, Class::Backing);
+        assert!(refused.message.contains("a directory"), "{}", refused.message);
+    }
+
+    #[test]
+    fn an_empty_file_is_refused() {
+        let path = scratch("empty");
+        std::fs::write(&path, []).unwrap();
+        let refused = open(&path, &Wanted { size: None, create: false, ..WANTED }).err();
+        std::fs::remove_file(&path).unwrap();
+        assert!(refused.unwrap().message.contains("0 bytes"));
+    }
+}

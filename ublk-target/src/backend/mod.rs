@@ -1,0 +1,172 @@
+//! Where the bytes of a device are.
+//!
+//! ```text
+//!   Backend   opened once, shared by the queues of a device: geometry, files to register
+//!      └─ Lane   one for each queue: takes a request, says what comes of it
+//!                  Done     answered on the spot (memory, null)
+//!                  Submit   an entry for the queue's ring (file, block); its result comes back through `finish`
+//! ```
+//!
+//! A lane never waits for a device: what could wait goes through the ring. Results are those of the backend: a part is
+//! continued until the whole is done, an error keeps its number. Throttling is over when a request arrives here.
+
+pub mod block;
+pub mod file;
+pub mod memory;
+pub mod null;
+mod place;
+mod range;
+
+use std::os::fd::RawFd;
+
+use nix::errno::Errno;
+use throttle_core::cost::Operation;
+use ublk_throttle_config::Backend as Description;
+
+use crate::error::Outcome;
+use crate::ublk::params::Geometry;
+use crate::ublk::queue::Entry;
+
+/// One request, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// What to do.
+    pub operation: Operation,
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is; 0 for a flush.
+    pub length: u64,
+    /// A write that must be durable when it completes.
+    pub is_fua: bool,
+    /// Write-zeroes that must keep the space allocated.
+    pub keeps_space: bool,
+}
+
+impl Request {
+    /// The length of the data in the buffer of its tag.
+    pub const fn data_length(&self) -> usize {
+        match self.operation {
+            Operation::Read | Operation::Write => self.length as usize,
+            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => 0,
+        }
+    }
+}
+
+/// What comes of a request.
+#[derive(Debug)]
+pub enum Step {
+    /// It is finished, in full length or with an error.
+    Done(Result<(), Errno>),
+    /// The backend needs this entry on the ring. Its file, if any, is a fixed one: [`FIXED_FILE`].
+    Submit(Entry),
+}
+
+/// The number under which the first of [`Backend::files`] is registered with the ring of a queue.
+pub const FIXED_FILE: io_uring::types::Fixed = io_uring::types::Fixed(1);
+
+/// The bytes of one device.
+pub trait Backend: Send + Sync {
+    /// Its shape. Does not change.
+    fn geometry(&self) -> Geometry;
+
+    /// What its lanes need as fixed files. Open as long as `self`.
+    fn files(&self) -> Vec<RawFd>;
+
+    /// The part of one queue.
+    fn lane(&self, depth: u16) -> Box<dyn Lane>;
+}
+
+/// A backend as one queue thread uses it.
+pub trait Lane {
+    /// Does the rest of a request of which `done` bytes are done, 0 for a new one. `data` is the buffer of the tag, in the
+    /// request's [`Request::data_length`].
+    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step;
+}
+
+/// What the completion of an entry means for its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Finished.
+    Done(Result<(), Errno>),
+    /// So many bytes are done; [`Lane::issue`] has to be called for the rest.
+    Continue(usize),
+}
+
+/// Reads the `result` of an entry (bytes or -errno) of a request that had `done` bytes done.
+pub fn progress(request: &Request, done: usize, result: i32) -> Progress {
+    if result < 0 {
+        return match Errno::from_raw(-result) {
+            // The kernel gave up waiting, nothing happened: again from the same place.
+            Errno::EINTR => Progress::Continue(done),
+            errno => Progress::Done(Err(presentable(errno))),
+        };
+    }
+    let length = request.data_length();
+    if length == 0 {
+        return Progress::Done(Ok(()));
+    }
+    match done + result as usize {
+        all if all >= length => Progress::Done(Ok(())),
+        // A file shorter than the device, or a medium that takes nothing: going on would go on for ever.
+        _ if result == 0 => Progress::Done(Err(Errno::EIO)),
+        part => Progress::Continue(part),
+    }
+}
+
+/// An error as a client may see it. EAGAIN would make the block layer try for ever; ENODEV is the mark of an aborted
+/// command between kernel and server.
+pub fn presentable(errno: Errno) -> Errno {
+    match errno {
+        Errno::EAGAIN | Errno::ENODEV | Errno::ECANCELED => Errno::EIO,
+        other => other,
+    }
+}
+
+/// Opens what the configuration describes.
+pub fn open(description: &Description, is_read_only: bool) -> Outcome<Box<dyn Backend>> {
+    Ok(match description {
+        Description::File { path, size, create, direct } => Box::new(file::open(
+            path,
+            &file::Wanted { size: *size, create: *create, is_direct: *direct, is_read_only },
+        )?),
+        Description::Block { path, direct } => Box::new(block::open(path, *direct, is_read_only)?),
+        Description::Memory { size } => Box::new(memory::open(*size, is_read_only)?),
+        Description::Null { size } => Box::new(null::Null::new(*size, is_read_only)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: Request =
+        Request { operation: Operation::Read, offset: 0, length: 4096, is_fua: false, keeps_space: false };
+
+    #[test]
+    fn a_part_is_continued_and_the_whole_is_done() {
+        // The kernel would take a short write for a whole one on some versions: data lost without a word.
+        assert_eq!(progress(&READ, 0, 1024), Progress::Continue(1024));
+        assert_eq!(progress(&READ, 1024, 3072), Progress::Done(Ok(())));
+    }
+
+    #[test]
+    fn nothing_read_is_an_error() {
+        // A file truncated below the device: without this the rest of the buffer would be handed out.
+        assert_eq!(progress(&READ, 1024, 0), Progress::Done(Err(Errno::EIO)));
+    }
+
+    #[test]
+    fn errors_keep_their_number_but_for_those_with_another_meaning() {
+        assert_eq!(progress(&READ, 0, -libc::ENOSPC), Progress::Done(Err(Errno::ENOSPC)));
+        assert_eq!(progress(&READ, 0, -libc::EAGAIN), Progress::Done(Err(Errno::EIO)));
+        assert_eq!(progress(&READ, 0, -libc::ENODEV), Progress::Done(Err(Errno::EIO)));
+        assert_eq!(progress(&READ, 512, -libc::EINTR), Progress::Continue(512));
+    }
+
+    #[test]
+    fn a_request_without_data_is_done_when_its_entry_is() {
+        // fallocate and fsync answer 0, whatever the length of the range.
+        let discard = Request { operation: Operation::Discard, length: 1 << 30, ..READ };
+        assert_eq!(progress(&discard, 0, 0), Progress::Done(Ok(())));
+    }
+}

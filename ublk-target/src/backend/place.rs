@@ -1,0 +1,190 @@
+//! Opening a path that a configuration names, without being led astray.
+//!
+//! 1. Links on the way are followed only if root or we own them: whoever may write a directory could otherwise turn root's
+//!    daemon to a file of his choice.
+//! 2. Opened with `O_NONBLOCK`, so that a FIFO does not hold us up; then it is looked at, and refused if it is not what the
+//!    backend wants.
+//! 3. Nothing on a ublk device: what is below a throttle must not wait for that throttle.
+//! 4. Locked (OFD lock, over the whole file): one writer, or any number of readers.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::error::{Class, Failure, OrFail, Outcome};
+
+/// How to open a place.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Writes are refused later on, so reading is enough.
+    pub is_read_only: bool,
+    /// `O_DIRECT`.
+    pub is_direct: bool,
+    /// More `O_*`.
+    pub flags: i32,
+}
+
+/// Opens `path`, or fails with [`Class::Backing`].
+pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
+    check_links(path)?;
+    let direct = if access.is_direct { libc::O_DIRECT } else { 0 };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!access.is_read_only)
+        .mode(0o600)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY | direct | access.flags)
+        .open(path)
+        .map_err(|cause| refused(path, access, &cause))?;
+    let metadata = file.metadata().or_fail(Class::Backing, path.display())?;
+    let below = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
+    if let Some(name) = ublk_disk(below) {
+        return Err(Failure::new(
+            Class::Backing,
+            format!("{} is on the ublk device {name}, and a throttle must not wait for a throttle", path.display()),
+        ));
+    }
+    Ok((file, metadata))
+}
+
+fn refused(path: &Path, access: Access, cause: &std::io::Error) -> Failure {
+    let path = path.display();
+    let text = match cause.raw_os_error() {
+        Some(libc::EISDIR) => format!("{path} is a directory"),
+        Some(libc::ENXIO) => format!("{path} is a FIFO, a socket or a device without a driver"),
+        Some(libc::EINVAL) if access.is_direct => {
+            format!("{path}: its file system has no O_DIRECT; say `direct: false`")
+        }
+        Some(libc::EBUSY) => format!("{path} is mounted or in exclusive use by another program"),
+        Some(libc::ENOENT) => format!("{path}: no such file; for a new one say `create: true` and a `size`"),
+        _ => format!("cannot open {path}: {}", crate::error::plain(cause)),
+    };
+    Failure::new(Class::Backing, text)
+}
+
+/// The word for what is there instead of the thing wanted.
+pub fn kind(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        "a regular file"
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "something else"
+    }
+}
+
+/// Keeps others (and a second device of ours) from using the same place. Held until the file is closed.
+pub fn lock(file: &File, path: &Path, is_read_only: bool) -> Outcome<()> {
+    let lock = libc::flock {
+        l_type: if is_read_only { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(()),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Err(Failure::new(
+            Class::Backing,
+            format!("{} is already in use by another device or program (it holds a lock on it)", path.display()),
+        )),
+        Err(cause) => Err(cause).or_fail(Class::Backing, format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The name of the ublk disk with this device number, whole or partition.
+fn ublk_disk(device: u64) -> Option<String> {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    let names = link.components().filter_map(|part| part.as_os_str().to_str());
+    names.filter(|name| name.starts_with("ublkb")).map(str::to_owned).next()
+}
+
+/// Refuses a path that leads over a link which neither root nor we own.
+fn check_links(path: &Path) -> Outcome<()> {
+    let own = nix::unistd::geteuid().as_raw();
+    let mut pending: Vec<PathBuf> = vec![std::path::absolute(path).or_fail(Class::Backing, path.display())?];
+    let mut followed = 0;
+    while let Some(path) = pending.pop() {
+        let mut at = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::ParentDir => {
+                    at.pop();
+                }
+                part => at.push(part),
+            }
+            // What is missing or not readable is told by the open that follows.
+            let Ok(metadata) = at.symlink_metadata() else { break };
+            if !metadata.is_symlink() {
+                continue;
+            }
+            if metadata.uid() != 0 && metadata.uid() != own {
+                return Err(Failure::new(
+                    Class::Backing,
+                    format!("{} is a link that belongs to user {}, not to root", at.display(), metadata.uid()),
+                ));
+            }
+            followed += 1;
+            if followed > 40 {
+                return Err(Failure::new(Class::Backing, format!("{}: too many links", path.display())));
+            }
+            let Ok(target) = std::fs::read_link(&at) else { break };
+            at.pop();
+            at.push(target);
+            pending.push(at.clone());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ_ONLY: Access = Access { is_read_only: true, is_direct: false, flags: 0 };
+
+    #[test]
+    fn a_directory_and_a_character_device_are_told_by_name() {
+        // The user must see what it is, not just that it is wrong.
+        let (_, metadata) = open(Path::new("/"), READ_ONLY).unwrap();
+        assert_eq!(kind(&metadata), "a directory");
+        let (_, metadata) = open(Path::new("/dev/null"), READ_ONLY).unwrap();
+        assert_eq!(kind(&metadata), "a character device");
+    }
+
+    #[test]
+    fn a_missing_file_is_told_with_the_cure() {
+        let failure = open(Path::new("/nonexistent/disk.img"), READ_ONLY).unwrap_err();
+        assert_eq!(failure.class, Class::Backing);
+        assert!(failure.message.contains("create: true"), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_place_is_locked_against_a_second_writer() {
+        // Two devices on one file would each cache and reorder what the other wrote.
+        let path = std::env::temp_dir().join(format!("ublk-throttle-lock-{}", std::process::id()));
+        std::fs::write(&path, "x").unwrap();
+        let access = Access { is_read_only: false, ..READ_ONLY };
+        let (first, _) = open(&path, access).unwrap();
+        let (second, _) = open(&path, access).unwrap();
+        lock(&first, &path, false).unwrap();
+        let refused = lock(&second, &path, false).unwrap_err();
+        drop(first);
+        let later = lock(&second, &path, false);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(refused.class, Class::Backing);
+        assert_eq!(later, Ok(()));
+    }
+}

@@ -1,0 +1,142 @@
+//! `list`: the devices and groups, from the daemon, or from what the last one wrote down.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::{client, say, say_json};
+use crate::daemon::Listing;
+use crate::device::Status;
+use crate::error::{Class, Failure, Outcome};
+use crate::flags::Place;
+use crate::log;
+use crate::protocol::Command;
+use crate::state_dir;
+
+/// Asks and prints.
+pub fn run(place: &Place, json: bool) -> Outcome<()> {
+    let listing = match client::ask(place, Command::List {}) {
+        Ok(result) => serde_json::from_value(result)
+            .map_err(|cause| Failure::new(Class::Protocol, format!("the daemon's list makes no sense: {cause}")))?,
+        Err(failure) if failure.class == Class::NoDaemon => written(place, failure)?,
+        Err(failure) => return Err(failure),
+    };
+    if json {
+        say_json(&json!(listing));
+    } else {
+        print(&listing);
+    }
+    Ok(())
+}
+
+/// What the state files say; the failure to reach a daemon if there are none.
+fn written(place: &Place, unreached: Failure) -> Outcome<Listing> {
+    match state_dir::read(&place.state_dir)? {
+        Some(devices) if !devices.is_empty() => {
+            log::warn("W-NODAEMON", format_args!("{}; this is what the last one wrote down", unreached.message));
+            Ok(Listing { devices, groups: Vec::new() })
+        }
+        _ => Err(unreached),
+    }
+}
+
+fn print(listing: &Listing) {
+    let head = ["DEVICE", "NODE", "STATE", "SIZE", "BACKEND", "GROUP", "HELD", "LIMITS"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(listing.devices.iter().map(row));
+    table(&rows);
+    if listing.groups.is_empty() {
+        return;
+    }
+    say("");
+    let mut rows = vec![["GROUP", "DEVICES", "HELD", "LIMITS"].map(str::to_owned)];
+    rows.extend(listing.groups.iter().map(|group| {
+        [group.name.clone(), or_dash(&group.devices.join(",")), group.held.to_string(), words(&group.limits)]
+    }));
+    table(&rows);
+}
+
+fn row(device: &Status) -> [String; 8] {
+    let backend = match &device.path {
+        Some(path) => format!("{} {path}", device.backend),
+        None => device.backend.clone(),
+    };
+    [
+        device.name.clone(),
+        or_dash(device.node.as_deref().unwrap_or_default()),
+        if device.read_only { format!("{} ro", device.state) } else { device.state.clone() },
+        device.size.map_or("-".to_owned(), size),
+        backend,
+        or_dash(device.group.as_deref().unwrap_or_default()),
+        device.held.to_string(),
+        words(&device.limits),
+    ]
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+/// Limits as the configuration spells them.
+fn words(limits: &BTreeMap<String, f64>) -> String {
+    if limits.is_empty() {
+        return "unlimited".to_owned();
+    }
+    let word = |(key, value): (&String, &f64)| match key {
+        key if key.ends_with("-length") => format!("{key}={value}s"),
+        key if key.starts_with("bps") || key == "iops-size" => format!("{key}={}", size(*value as u64)),
+        key => format!("{key}={value}"),
+    };
+    limits.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// Bytes in the largest unit that needs no fraction, so that the number is exact.
+fn size(bytes: u64) -> String {
+    let binary = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let decimal = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    for (shift, unit) in binary {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    for (one, unit) in decimal {
+        if bytes != 0 && bytes.is_multiple_of(one) {
+            return format!("{}{unit}", bytes / one);
+        }
+    }
+    format!("{bytes}B")
+}
+
+fn table<const N: usize>(rows: &[[String; N]]) {
+    let width: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(width).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        say(cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_told_exactly_in_the_largest_unit() {
+        // Rounded sizes have made people compare the wrong disks.
+        assert_eq!(size(1 << 30), "1GiB");
+        assert_eq!(size(1_000_000_000), "1GB");
+        assert_eq!(size(1_000_001), "1000001B");
+        assert_eq!(size(0), "0B");
+    }
+
+    #[test]
+    fn limits_are_told_in_the_words_of_the_configuration() {
+        let limits = BTreeMap::from([
+            ("iops-total".to_owned(), 100.0),
+            ("iops-total-max-length".to_owned(), 0.5),
+            ("bps-read".to_owned(), 1048576.0),
+        ]);
+        assert_eq!(words(&limits), "bps-read=1MiB iops-total=100 iops-total-max-length=0.5s");
+        assert_eq!(words(&BTreeMap::new()), "unlimited");
+    }
+}

@@ -1,0 +1,43 @@
+//! Tells systemd how we are, where it wants to know (`NOTIFY_SOCKET`, sd_notify(3)).
+
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// Sends `state`, for example `READY=1`. Nobody listening is no error.
+pub fn tell(state: &str) {
+    if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
+        let _ = send(&path, state);
+    }
+}
+
+fn send(path: &OsStr, state: &str) -> std::io::Result<()> {
+    let address = match path.as_bytes() {
+        // The mark of the abstract namespace.
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(path)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_arrives_at_a_path_and_at_an_abstract_name() {
+        let path = std::env::temp_dir().join(format!("ublk-throttle-notify-{}", std::process::id()));
+        let by_path = UnixDatagram::bind(&path).unwrap();
+        let name = format!("ublk-throttle-notify-{}", std::process::id());
+        let by_name = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        send(path.as_os_str(), "READY=1").unwrap();
+        send(OsStr::new(&format!("@{name}")), "READY=1").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for listener in [by_path, by_name] {
+            let mut heard = [0; 16];
+            let count = listener.recv(&mut heard).unwrap();
+            assert_eq!(&heard[..count], b"READY=1");
+        }
+    }
+}

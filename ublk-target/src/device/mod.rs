@@ -1,0 +1,231 @@
+//! A device, from configuration to its last trace: one thread that makes it, watches it and removes it.
+//!
+//! ```text
+//!   Starting ──► Live ──► Draining ──► Stopping ──► Reaping ──► Gone
+//!      │          │ del, SIGTERM        ▲ helper: STOP             ▲
+//!      │          └─ stopped by others ─┴──────────► (Reaping) ────┤
+//!      └── any step fails: everything made so far is undone ───────┘
+//! ```
+//!
+//! | state | requests | what is waited for |
+//! | --- | --- | --- |
+//! | Starting | let through, uncharged | queues ready, START, node, the end of the partition scan |
+//! | Live | limited | a removal |
+//! | Draining | let through, charged | held ones let go by their own threads |
+//! | Stopping | let through, charged, until aborted | STOP (in a helper), then the queue threads |
+//! | Reaping | none | the last user of the disk, for a while |
+//!
+//! The order of a removal: drain before STOP, or STOP waits for tokens; STOP before the queues end, their end *is* the abort;
+//! every gate retired before its thread is joined, so that no other member counts on a queue that is gone; the character
+//! device closed before DEL, which waits for that.
+
+mod status;
+mod thread;
+pub mod traces;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+
+use throttle_core::group::{GroupId, MemberId};
+use throttle_core::throttle::Throttle;
+use ublk_throttle_config::Device as Description;
+
+pub use status::{Status, limits};
+
+use crate::error::{Class, OrFail, Outcome};
+use crate::queue;
+use crate::state_dir::StateDir;
+
+/// Where in its life a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Being made.
+    Starting,
+    /// Serving.
+    Live,
+    /// Letting go of what it holds.
+    Draining,
+    /// The kernel is taking the disk down.
+    Stopping,
+    /// The rest is being cleared away.
+    Reaping,
+    /// No trace is left.
+    Gone,
+}
+
+impl State {
+    const ALL: [Self; 6] = [Self::Starting, Self::Live, Self::Draining, Self::Stopping, Self::Reaping, Self::Gone];
+
+    /// The word for log and list.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Live => "live",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+            Self::Reaping => "reaping",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// Asks a device to go. The answer comes when it has gone, or when it turned out to be in use.
+pub struct Removal {
+    /// Also if somebody uses it.
+    pub is_forced: bool,
+    /// Called once, on the device's thread.
+    pub answer: Box<dyn FnOnce(Outcome<()>) + Send>,
+}
+
+/// What reaches the thread of a device.
+enum Message {
+    Queue(queue::Report),
+    Remove(Removal),
+}
+
+/// What a device tells the daemon.
+#[derive(Debug)]
+pub enum Notice {
+    /// It serves.
+    Live(String),
+    /// It could not be made; nothing of it is left.
+    Failed(String, crate::error::Failure),
+    /// It has been removed.
+    Gone(String),
+}
+
+/// What the thread of a device shows of it.
+struct Shared {
+    description: Description,
+    throttle: Arc<Throttle>,
+    state: AtomicU8,
+    made: OnceLock<Made>,
+    /// Protects nothing but itself: taken away before the member leaves, so that nobody asks about a member that is gone.
+    member: Mutex<Option<MemberId>>,
+}
+
+/// What is known once the kernel has made it.
+struct Made {
+    id: u32,
+    nonce: u32,
+    size: u64,
+    queues: Vec<Arc<queue::Handle>>,
+    depth: u16,
+}
+
+impl Shared {
+    fn state(&self) -> State {
+        State::ALL[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+}
+
+/// What a device needs of its surroundings.
+pub struct Surroundings {
+    /// The daemon's throttle.
+    pub throttle: Arc<Throttle>,
+    /// The group of the device there.
+    pub group: Option<GroupId>,
+    /// Where its state file goes.
+    pub state_dir: Arc<StateDir>,
+    /// Tells the daemon.
+    pub notify: Box<dyn Fn(Notice) + Send>,
+}
+
+/// A device, as the control thread holds it.
+pub struct Device {
+    shared: Arc<Shared>,
+    inbox: Sender<Message>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Device {
+    /// Starts the thread that makes the device. [`Notice::Live`] or [`Notice::Failed`] follows.
+    pub fn start(description: Description, surroundings: Surroundings) -> Outcome<Self> {
+        let name = description.name.clone();
+        let shared = Arc::new(Shared {
+            description,
+            throttle: Arc::clone(&surroundings.throttle),
+            state: AtomicU8::new(State::Starting as u8),
+            made: OnceLock::new(),
+            member: Mutex::new(None),
+        });
+        let (inbox, messages) = std::sync::mpsc::channel();
+        let body = thread::DeviceThread::new(Arc::clone(&shared), surroundings, inbox.clone(), messages);
+        let thread = std::thread::Builder::new()
+            .name(thread_name(&name, None))
+            .spawn(move || body.run())
+            .or_fail(Class::Resource, format!("device {name:?}: cannot start a thread"))?;
+        Ok(Self { shared, inbox, thread: Some(thread) })
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.shared.description.name
+    }
+
+    /// The N of `/dev/ublkbN`, once there is one.
+    pub fn id(&self) -> Option<u32> {
+        self.shared.made.get().map(|made| made.id)
+    }
+
+    /// What `list` shows.
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// Asks it to go; a second removal joins the first. A device that has gone meanwhile answers at once.
+    pub fn remove(&self, removal: Removal) {
+        if let Err(unsent) = self.inbox.send(Message::Remove(removal))
+            && let Message::Remove(removal) = unsent.0
+        {
+            (removal.answer)(Ok(()));
+        }
+    }
+
+    /// The device and what would have to be deleted if the daemon ended now.
+    pub fn remains(&self) -> Option<crate::helper::Target> {
+        let made = self.shared.made.get()?;
+        (self.shared.state() != State::Gone).then_some(crate::helper::Target { id: made.id, nonce: made.nonce })
+    }
+
+    /// Waits for the end of a thread that has announced it.
+    pub fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic there has ended the whole process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The name of a thread, within the kernel's 15 characters: "vol1", "vol1/q0".
+fn thread_name(device: &str, queue: Option<u16>) -> String {
+    let suffix = queue.map_or(String::new(), |queue| format!("/q{queue}"));
+    let room = 15 - suffix.len();
+    let cut: String = device.chars().take(room).collect();
+    format!("{cut}{suffix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_named_after_its_device_and_queue_within_15_characters() {
+        // The kernel cuts longer ones, and the queue is what tells them apart in `top -H`.
+        assert_eq!(thread_name("vol1", None), "vol1");
+        assert_eq!(thread_name("a-very-long-device-name", Some(12)), "a-very-long/q12");
+    }
+
+    #[test]
+    fn a_state_is_found_again_by_its_number() {
+        for (index, state) in State::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, index);
+        }
+    }
+}

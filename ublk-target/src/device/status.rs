@@ -1,0 +1,124 @@
+//! What is told about a device: by `list`, over the socket, and in its state file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use throttle_core::limits::{LimitKind, Limits, SECOND_NS};
+
+use super::{Shared, State};
+use crate::clock;
+use crate::queue::Handle;
+
+/// A device in facts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name in the configuration.
+    pub name: String,
+    /// See [`State`]; `unserved` where a state file was found and no daemon.
+    pub state: String,
+    /// The N of `/dev/ublkbN`.
+    pub id: Option<u32>,
+    /// The device node.
+    pub node: Option<String>,
+    /// The stable name.
+    pub link: String,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// `file`, `block`, `memory`, `null`.
+    pub backend: String,
+    /// Of the file or block device behind it.
+    pub path: Option<String>,
+    /// The group it is in.
+    pub group: Option<String>,
+    /// Its own limits, in the configuration's words.
+    pub limits: BTreeMap<String, f64>,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// Queues, as the kernel granted them.
+    pub queues: u16,
+    /// Depth of each.
+    pub depth: u16,
+    /// Requests waiting for a limit at the moment.
+    pub held: u32,
+    /// How long the oldest of them has waited, in milliseconds.
+    pub held_ms_oldest: u64,
+    /// Requests fetched since the start.
+    pub requests: u64,
+    /// Those answered with an error.
+    pub errors: u64,
+    /// The daemon.
+    pub pid: u32,
+    /// Tells the device from every other that had or will have its id.
+    pub nonce: Option<u32>,
+}
+
+impl Shared {
+    pub(super) fn status(&self) -> Status {
+        let description = &self.description;
+        let made = self.made.get();
+        let sum = |of: fn(&Handle) -> u64| made.map_or(0, |made| made.queues.iter().map(|queue| of(queue)).sum());
+        let member = self.member.lock().expect("nothing panics while it holds this lock");
+        let held = member.map(|member| self.throttle.held(member)).unwrap_or_default();
+        drop(member);
+        let oldest = held.oldest.map_or(0, |since| clock::now().nanos_since(since) / 1_000_000);
+        Status {
+            name: description.name.clone(),
+            state: self.state().name().to_owned(),
+            id: made.map(|made| made.id),
+            node: made.map(|made| super::traces::node(made.id)),
+            link: super::traces::link(&description.name),
+            size: made.map(|made| made.size),
+            backend: description.backend.kind().to_owned(),
+            path: description.backend.path().map(|path| path.display().to_string()),
+            group: description.group.clone(),
+            limits: limits(&description.limits),
+            read_only: description.read_only,
+            queues: made.map_or(description.queues, |made| made.queues.len() as u16),
+            depth: made.map_or(description.depth, |made| made.depth),
+            held: held.count,
+            held_ms_oldest: oldest,
+            requests: sum(Handle::fetched),
+            errors: sum(Handle::errors),
+            pid: std::process::id(),
+            nonce: made.map(|made| made.nonce),
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.state() == State::Live
+    }
+}
+
+/// The limits that are set, by the keys of the configuration.
+pub fn limits(limits: &Limits) -> BTreeMap<String, f64> {
+    let mut told = BTreeMap::new();
+    for kind in LimitKind::ALL {
+        let limit = limits.get(kind);
+        if limit.is_unlimited() {
+            continue;
+        }
+        told.insert(kind.name().to_owned(), limit.avg as f64);
+        if limit.max != 0 {
+            told.insert(format!("{}-max", kind.name()), limit.max as f64);
+            told.insert(format!("{}-max-length", kind.name()), limit.burst_length_ns as f64 / SECOND_NS as f64);
+        }
+    }
+    if limits.iops_size != 0 {
+        told.insert("iops-size".to_owned(), limits.iops_size as f64);
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use throttle_core::limits::Limit;
+
+    #[test]
+    fn only_limits_that_are_set_are_told() {
+        let burst = Limit { avg: 100, max: 200, burst_length_ns: SECOND_NS / 2 };
+        let told = limits(&Limits::UNLIMITED.with(LimitKind::IopsTotal, burst));
+        let expected = [("iops-total", 100.0), ("iops-total-max", 200.0), ("iops-total-max-length", 0.5)];
+        assert_eq!(told, expected.map(|(key, value)| (key.to_owned(), value)).into());
+    }
+}

@@ -1,0 +1,245 @@
+//! What went wrong, in one form for the command line, the socket and the log.
+//!
+//! ```text
+//!   error[E-BUSY]: device "vol1" (/dev/ublkb0) is mounted at /srv; unmount it first, or use --force
+//!         │        │                                                └ what to do
+//!         │        └ what, and where
+//!         └ class: stable, decides the exit code, the same in the JSON answer
+//! ```
+//!
+//! A class is something a script can act on; everything else is text for a human.
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of failure it is; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It failed at run time and no better class fits.
+    Failed,
+    /// The configuration is refused.
+    Config,
+    /// The thing a device is to be backed by is missing or unsuitable.
+    Backing,
+    /// The kernel has no ublk driver loaded.
+    NoKernel,
+    /// The kernel refuses io_uring.
+    NoUring,
+    /// The caller lacks a right.
+    Perm,
+    /// Another daemon works with the same state directory.
+    Locked,
+    /// The device number belongs to someone else.
+    IdTaken,
+    /// The kernel has no more room for devices.
+    KernelLimit,
+    /// The device node did not appear.
+    Node,
+    /// A resource limit of this process was reached.
+    Resource,
+    /// The state directory holds something unreadable.
+    State,
+    /// A path we were to use is not safely ours.
+    UnsafePath,
+    /// The device is mounted, open or claimed.
+    Busy,
+    /// No daemon answers on the socket.
+    NoDaemon,
+    /// No device of that name.
+    NoDevice,
+    /// Not finished within the time given; the daemon goes on with it.
+    Timeout,
+    /// What came over the socket is not a request.
+    Protocol,
+    /// A request line longer than the protocol allows.
+    TooBig,
+}
+
+impl Class {
+    /// Every class, for the look-up by name.
+    const ALL: [Self; 19] = [
+        Self::Failed,
+        Self::Config,
+        Self::Backing,
+        Self::NoKernel,
+        Self::NoUring,
+        Self::Perm,
+        Self::Locked,
+        Self::IdTaken,
+        Self::KernelLimit,
+        Self::Node,
+        Self::Resource,
+        Self::State,
+        Self::UnsafePath,
+        Self::Busy,
+        Self::NoDaemon,
+        Self::NoDevice,
+        Self::Timeout,
+        Self::Protocol,
+        Self::TooBig,
+    ];
+
+    /// The stable name users and scripts see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "E-FAILED",
+            Self::Config => "E-CONFIG",
+            Self::Backing => "E-BACKING",
+            Self::NoKernel => "E-NOKERNEL",
+            Self::NoUring => "E-NOURING",
+            Self::Perm => "E-PERM",
+            Self::Locked => "E-LOCKED",
+            Self::IdTaken => "E-ID-TAKEN",
+            Self::KernelLimit => "E-KERNEL-LIMIT",
+            Self::Node => "E-NODE",
+            Self::Resource => "E-RESOURCE",
+            Self::State => "E-STATE",
+            Self::UnsafePath => "E-UNSAFE-PATH",
+            Self::Busy => "E-BUSY",
+            Self::NoDaemon => "E-NODAEMON",
+            Self::NoDevice => "E-NODEVICE",
+            Self::Timeout => "E-TIMEOUT",
+            Self::Protocol => "E-PROTOCOL",
+            Self::TooBig => "E-TOOBIG",
+        }
+    }
+
+    /// The exit code of a command that ends with it.
+    pub const fn exit(self) -> u8 {
+        match self {
+            Self::Failed | Self::NoKernel | Self::NoUring | Self::KernelLimit | Self::Node => 1,
+            Self::Resource | Self::State | Self::NoDevice | Self::Protocol | Self::TooBig => 1,
+            Self::Config | Self::Backing => 3,
+            Self::NoDaemon => 4,
+            Self::Locked | Self::IdTaken | Self::Busy => 5,
+            Self::Perm | Self::UnsafePath => 6,
+            Self::Timeout => 7,
+        }
+    }
+
+    /// The class of that name; [`Class::Failed`] for one that a newer daemon may know.
+    pub fn from_name(name: &str) -> Self {
+        Self::ALL.into_iter().find(|class| class.name() == name).unwrap_or(Self::Failed)
+    }
+}
+
+/// A failure on its way to the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind.
+    pub class: Class,
+    /// What, where, what was found, what would work.
+    pub message: String,
+}
+
+/// Short for results that end at the user.
+pub type Outcome<T> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure of `class`.
+    pub fn new(class: Class, message: impl fmt::Display) -> Self {
+        Self { class, message: message.to_string() }
+    }
+
+    /// The line, or lines, for stderr.
+    pub fn render(&self) -> String {
+        format!("error[{}]: {}", self.class.name(), self.message)
+    }
+
+    /// The same failure with `what` in front, for callers that know more than the place where it happened.
+    #[must_use]
+    pub fn context(self, what: impl fmt::Display) -> Self {
+        Self { class: self.class, message: format!("{what}: {}", self.message) }
+    }
+}
+
+/// How a failure travels over the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireFailure {
+    /// [`Class::name`].
+    pub class: String,
+    /// [`Failure::message`].
+    pub message: String,
+    /// [`Class::exit`], so that a client in another language needs no table.
+    pub exit: u8,
+}
+
+impl From<&Failure> for WireFailure {
+    fn from(failure: &Failure) -> Self {
+        Self { class: failure.class.name().to_owned(), message: failure.message.clone(), exit: failure.class.exit() }
+    }
+}
+
+impl From<WireFailure> for Failure {
+    fn from(wire: WireFailure) -> Self {
+        Self { class: Class::from_name(&wire.class), message: wire.message }
+    }
+}
+
+/// Gives an I/O error its class and its place.
+pub trait OrFail<T> {
+    /// `what` says what was tried, with the name of the thing; the cause follows it.
+    fn or_fail(self, class: Class, what: impl fmt::Display) -> Outcome<T>;
+}
+
+impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
+    fn or_fail(self, class: Class, what: impl fmt::Display) -> Outcome<T> {
+        self.map_err(|cause| {
+            let cause: io::Error = cause.into();
+            let class = match cause.raw_os_error() {
+                // These two say more than the place where they happened.
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Class::Resource,
+                _ => class,
+            };
+            Failure::new(class, format!("{what}: {}", plain(&cause)))
+        })
+    }
+}
+
+/// An I/O error without Rust's " (os error 2)".
+pub fn plain(cause: &io::Error) -> String {
+    let text = cause.to_string();
+    match (cause.raw_os_error(), text.rfind(" (os error ")) {
+        (Some(_), Some(end)) => {
+            let mut text = text[..end].to_owned();
+            if let Some(first) = text.get(..1).map(str::to_lowercase) {
+                text.replace_range(..1, &first);
+            }
+            text
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_is_found_again_by_its_name() {
+        // The client rebuilds the exit code from the name that travelled over the socket.
+        for class in Class::ALL {
+            assert_eq!(Class::from_name(class.name()), class);
+        }
+        assert_eq!(Class::from_name("E-FROM-THE-FUTURE"), Class::Failed);
+    }
+
+    #[test]
+    fn a_failure_is_rendered_with_its_class_in_brackets() {
+        // The form is a contract: scripts match on it.
+        let failure = Failure::new(Class::Busy, "device \"vol1\" is mounted at /srv").context("del");
+        assert_eq!(failure.render(), "error[E-BUSY]: del: device \"vol1\" is mounted at /srv");
+    }
+
+    #[test]
+    fn an_os_error_is_told_in_plain_words() {
+        // "(os error 2)" helps nobody; the limit classes are recognised by the errno.
+        let missing = io::Error::from_raw_os_error(libc::ENOENT);
+        assert_eq!(plain(&missing), "no such file or directory");
+        let full: Outcome<()> = Err(io::Error::from_raw_os_error(libc::EMFILE)).or_fail(Class::Failed, "open x");
+        assert_eq!(full.unwrap_err().class, Class::Resource);
+    }
+}

@@ -1,0 +1,74 @@
+//! How other threads wake a queue thread out of its wait.
+//!
+//! ```text
+//!   any thread   ring: was it silent? ──yes──► write the eventfd ──► the poll in the queue's ring completes
+//!                        └──no──► nothing: a turn that has not looked yet is on its way
+//!   queue thread take: silent again, THEN look at what there is to do
+//! ```
+//!
+//! 1. `take` comes before the look: a ring in between costs one turn too many, never one too few.
+//! 2. The eventfd is never read: the poll reports each write by itself (edge-triggered), and 2^64 rings are enough.
+//! 3. A bell outlives its queue in the hands of others; ringing it then is harmless.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use throttle_core::throttle::Doorbell;
+
+use crate::error::{Class, OrFail, Outcome};
+
+/// The bell of one queue.
+pub struct Bell {
+    event: EventFd,
+    is_rung: AtomicBool,
+}
+
+impl Bell {
+    /// A silent bell.
+    pub fn new() -> Outcome<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .or_fail(Class::Resource, "cannot make an eventfd")?;
+        Ok(Self { event, is_rung: AtomicBool::new(false) })
+    }
+
+    /// For the queue's poll.
+    pub fn descriptor(&self) -> RawFd {
+        self.event.as_fd().as_raw_fd()
+    }
+
+    /// Whether it was rung since the last time; silent from here on.
+    pub fn take(&self) -> bool {
+        // The load keeps a turn that nobody rang for from writing to a line that other threads read.
+        // Acquire pairs with the release in `ring`: what the ringer did before is visible to the look that follows.
+        self.is_rung.load(Ordering::Relaxed) && self.is_rung.swap(false, Ordering::Acquire)
+    }
+}
+
+impl Doorbell for Bell {
+    fn ring(&self) {
+        if !self.is_rung.swap(true, Ordering::AcqRel) {
+            // Fails only when the counter is full, after 2^64 - 2 rings.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_rung_twice_is_one_event() {
+        // Under load most rings must not cost a system call.
+        let bell = Bell::new().unwrap();
+        assert!(!bell.take());
+        bell.ring();
+        bell.ring();
+        assert_eq!(bell.event.read(), Ok(1), "one write only");
+        assert!(bell.take());
+        assert!(!bell.take());
+        bell.ring();
+        assert_eq!(bell.event.read(), Ok(1));
+    }
+}

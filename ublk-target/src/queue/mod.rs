@@ -1,0 +1,374 @@
+//! A queue thread: fetches requests, asks the gate, hands them to the backend, answers them.
+//!
+//! ```text
+//!        ┌──────────────────────────── one turn ────────────────────────────┐
+//!   wait │ events ──► Delivered ─► gate.request ─Go─► lane.issue ─► commit   │ submit, and wait until
+//!        │       └──► Backend ──► continue or commit    ▲                    │ something happens or
+//!        │ bell.take, gate.poll ─► tags let go ─────────┘                    │ the gate's deadline
+//!        └──────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! 1. It waits in one place only, and reads the clock once a turn, after the wait. Whether that ended by time, event or
+//!    signal does not matter: whatever is due by the clock is done.
+//! 2. Only this thread touches the tags of its queue. Other threads ring its bell, nothing else.
+//! 3. A held request is a tag not given back: the kernel's queue fills up, and the client waits. Nothing is allocated.
+//! 4. It ends when the kernel has aborted every tag and the gate has retired: after that nobody refers to the queue.
+
+mod bell;
+pub mod buffers;
+mod tags;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use throttle_core::cost::Operation;
+use throttle_core::gate::Gate;
+use throttle_core::group::{MemberId, Verdict};
+use throttle_core::throttle::{Doorbell, Throttle};
+use throttle_core::time::Time;
+
+pub use bell::Bell;
+use buffers::Buffers;
+use tags::Tags;
+
+use crate::backend::{self, Backend, Lane, Progress, Request, Step};
+use crate::clock;
+use crate::error::{Class, Failure, Outcome};
+use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, QueueRing, Wait, operation};
+
+/// What a queue thread tells the thread of its device.
+#[derive(Debug)]
+pub enum Report {
+    /// Every tag is offered to the kernel: START may be sent.
+    Ready,
+    /// It begins to hold requests while nobody watches ([`Handle::is_watched`]).
+    Holding,
+    /// The kernel aborted a tag: the device is being stopped.
+    Ending,
+    /// The thread is about to end, as planned or because of a failure.
+    Ended(Outcome<()>),
+}
+
+/// What others may do to a queue, and see of it.
+pub struct Handle {
+    bell: Bell,
+    must_leave: AtomicBool,
+    fetched: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Handle {
+    /// Of a queue that is about to be started.
+    pub fn new() -> Outcome<Arc<Self>> {
+        Ok(Arc::new(Self {
+            bell: Bell::new()?,
+            must_leave: AtomicBool::new(false),
+            fetched: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }))
+    }
+
+    /// Ends the thread of a device that was never started; afterwards only an abort by the kernel ends it.
+    pub fn leave(&self) {
+        self.must_leave.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    /// Requests fetched so far.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Requests answered with an error so far.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+}
+
+impl Doorbell for Handle {
+    fn ring(&self) {
+        self.bell.ring();
+    }
+}
+
+/// Everything a queue thread needs.
+pub struct Setup {
+    /// The character device.
+    pub device: Arc<CharDevice>,
+    /// The number of the queue.
+    pub id: u16,
+    /// Its tags.
+    pub depth: u16,
+    /// The longest read or write, in bytes.
+    pub request_bytes_max: u32,
+    /// The CPUs whose requests come here; `None` = any.
+    pub cpus: Option<CpuSet>,
+    /// Where the bytes are.
+    pub backend: Arc<dyn Backend>,
+    /// Whether writes are refused.
+    pub is_read_only: bool,
+    /// The device's place in the throttle; `None` = not limited at all.
+    pub membership: Option<(Arc<Throttle>, MemberId)>,
+    /// What others see.
+    pub handle: Arc<Handle>,
+    /// Whether the device thread already looks after the held requests of the device.
+    pub is_watched: Arc<AtomicBool>,
+    /// Tells the device thread.
+    pub report: Box<dyn Fn(Report) + Send>,
+}
+
+/// The body of a queue thread.
+pub fn run(setup: Setup) {
+    let outcome = serve(&setup);
+    (setup.report)(Report::Ended(outcome));
+}
+
+fn serve(setup: &Setup) -> Outcome<()> {
+    if let Some(cpus) = &setup.cpus {
+        // A matter of speed only: without it requests cross CPUs.
+        let _ = sched_setaffinity(Pid::from_raw(0), cpus);
+    }
+    let mut queue = Queue::open(setup)?;
+    queue.offer_all()?;
+    (setup.report)(Report::Ready);
+    while !queue.has_ended() {
+        queue.turn().map_err(|cause| {
+            Failure::new(Class::Failed, format!("queue {}: waiting: {}", setup.id, crate::error::plain(&cause)))
+        })?;
+    }
+    Ok(())
+}
+
+/// A request between delivery and commit.
+#[derive(Clone, Copy)]
+struct Slot {
+    request: Request,
+    /// Bytes that the backend has done.
+    done: usize,
+}
+
+struct Queue<'a> {
+    setup: &'a Setup,
+    ring: QueueRing<'a>,
+    lane: Box<dyn Lane>,
+    buffers: Buffers,
+    gate: Gate,
+    tags: Tags,
+    slots: Vec<Slot>,
+    /// To be submitted with the next wait: at most one for each tag, and the bell's poll.
+    entries: Vec<Entry>,
+    events: Vec<Event>,
+    let_go: Vec<u16>,
+    fetched: u64,
+    errors: u64,
+    has_retired: bool,
+}
+
+impl<'a> Queue<'a> {
+    fn open(setup: &'a Setup) -> Outcome<Self> {
+        let depth = setup.depth;
+        let ring = QueueRing::open(&setup.device, setup.id)?;
+        let buffers = Buffers::map(depth, setup.request_bytes_max)?;
+        let gate = match &setup.membership {
+            Some((throttle, member)) => {
+                Gate::new(Arc::clone(throttle), *member, depth, Arc::clone(&setup.handle) as Arc<dyn Doorbell>)
+            }
+            None => Gate::open(),
+        };
+        let nothing = Request { operation: Operation::Flush, offset: 0, length: 0, is_fua: false, keeps_space: false };
+        Ok(Self {
+            setup,
+            ring,
+            lane: setup.backend.lane(depth),
+            buffers,
+            gate,
+            tags: Tags::parked(depth),
+            slots: vec![Slot { request: nothing, done: 0 }; depth.into()],
+            entries: Vec::with_capacity(usize::from(depth) + 1),
+            events: Vec::with_capacity(usize::from(depth) * 2 + 64),
+            let_go: Vec::with_capacity(depth.into()),
+            fetched: 0,
+            errors: 0,
+            has_retired: false,
+        })
+    }
+
+    /// Offers every tag to the kernel and makes sure that none was refused: START would wait for it for ever.
+    fn offer_all(&mut self) -> Outcome<()> {
+        self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
+        for tag in 0..self.setup.depth {
+            self.entries.push(self.ring.fetch(tag, self.buffers.address(tag)));
+        }
+        let failed = |cause: io::Error| {
+            Failure::new(Class::Failed, format!("queue {}: first turn: {}", self.setup.id, crate::error::plain(&cause)))
+        };
+        self.ring.turn(&mut self.entries, Wait::AtMost(std::time::Duration::ZERO), &mut self.events).map_err(failed)?;
+        // What else may have come is left for the first turn.
+        let refused = self.events.iter().find_map(|event| match event {
+            Event::Refused(tag, errno) => Some((tag, Errno::from_raw(*errno))),
+            _ => None,
+        });
+        refused.map_or(Ok(()), |(tag, errno)| {
+            let what = format!("queue {}: the kernel refused tag {tag}: {}", self.setup.id, errno.desc());
+            Err(Failure::new(Class::Failed, what))
+        })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.has_retired
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let wait = match self.gate.deadline() {
+            Some(deadline) => Wait::AtMost(clock::until(clock::now(), deadline)),
+            None => Wait::Forever,
+        };
+        self.ring.turn(&mut self.entries, wait, &mut self.events)?;
+        let now = clock::now();
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            self.apply(event, now);
+        }
+        self.events = events;
+
+        // Silent first, then look: a ring that comes after this line brings another turn.
+        let is_rung = self.setup.handle.bell.take();
+        let mut let_go = std::mem::take(&mut self.let_go);
+        self.gate.poll(now, is_rung, &mut let_go);
+        for tag in let_go.drain(..) {
+            self.tags.let_go(tag);
+            self.issue(tag);
+        }
+        self.let_go = let_go;
+
+        self.publish();
+        let must_leave = is_rung && self.setup.handle.must_leave.load(Ordering::Acquire);
+        if self.tags.all_dead() || (must_leave && self.tags.is_backend_idle()) {
+            // Restart work may still be on its way to us; the bell tells when it has come.
+            self.has_retired = self.gate.retire().is_ok();
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, event: Event, now: Time) {
+        match event {
+            Event::Delivered(tag) => {
+                self.tags.deliver(tag);
+                self.fetched += 1;
+                self.begin(tag, now);
+            }
+            Event::Backend(tag, result) => {
+                self.tags.done(tag);
+                let slot = &mut self.slots[usize::from(tag)];
+                match backend::progress(&slot.request, slot.done, result) {
+                    Progress::Done(outcome) => self.commit(tag, outcome),
+                    Progress::Continue(done) => {
+                        slot.done = done;
+                        self.issue(tag);
+                    }
+                }
+            }
+            Event::Aborted(tag) => {
+                if !self.tags.is_ending() {
+                    (self.setup.report)(Report::Ending);
+                }
+                self.tags.abort(tag);
+            }
+            Event::Bell { is_armed: false } => {
+                self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
+            }
+            Event::Bell { is_armed: true } => {}
+            // The kernel refuses a COMMIT only if it is wrong: a wrong tag, a wrong thread, twice. Going on would leave
+            // a client waiting for ever.
+            Event::Refused(tag, errno) => {
+                panic!("queue {}: commit of tag {tag} refused: {}", self.setup.id, Errno::from_raw(errno))
+            }
+        }
+    }
+
+    /// A request has come.
+    fn begin(&mut self, tag: u16, now: Time) {
+        let described = self.ring.descriptor(tag);
+        let request = match self.admit(&described) {
+            Ok(request) => request,
+            Err(errno) => return self.commit(tag, Err(errno)),
+        };
+        self.slots[usize::from(tag)] = Slot { request, done: 0 };
+        match self.gate.request(tag, request.operation, request.length, now) {
+            Verdict::Go => self.issue(tag),
+            Verdict::Held => self.tags.hold(tag),
+        }
+    }
+
+    /// What the kernel asks for, in our words, if it is something we do.
+    fn admit(&self, described: &Descriptor) -> Result<Request, Errno> {
+        let operation = match described.operation {
+            operation::READ => Operation::Read,
+            operation::WRITE => Operation::Write,
+            operation::FLUSH => Operation::Flush,
+            operation::DISCARD => Operation::Discard,
+            // Offered only where the backend has a way that moves no data.
+            operation::WRITE_ZEROES => Operation::WriteZeroes { as_data: false },
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
+        // The kernel refuses them already; a backend opened for reading must not depend on that.
+        if self.setup.is_read_only
+            && matches!(operation, Operation::Write | Operation::Discard | Operation::WriteZeroes { .. })
+        {
+            return Err(Errno::EROFS);
+        }
+        let request = Request {
+            operation,
+            offset: described.offset,
+            length: described.length,
+            is_fua: described.is_fua,
+            keeps_space: described.keeps_space,
+        };
+        if request.data_length() > self.setup.request_bytes_max as usize {
+            return Err(Errno::EINVAL);
+        }
+        Ok(request)
+    }
+
+    /// Hands the rest of a request to the backend.
+    fn issue(&mut self, tag: u16) {
+        let Slot { request, done } = self.slots[usize::from(tag)];
+        let data = self.buffers.slice(tag, request.data_length());
+        match self.lane.issue(tag, &request, data, done) {
+            Step::Done(outcome) => self.commit(tag, outcome),
+            Step::Submit(entry) => {
+                self.tags.run(tag);
+                self.entries.push(QueueRing::backend(entry, tag));
+            }
+        }
+    }
+
+    /// Answers a request: its full length or an error, never a part.
+    fn commit(&mut self, tag: u16, outcome: Result<(), Errno>) {
+        let result = match outcome {
+            Ok(()) => self.slots[usize::from(tag)].request.data_length() as i32,
+            Err(errno) => {
+                self.errors += 1;
+                -(errno as i32)
+            }
+        };
+        self.tags.commit(tag);
+        self.entries.push(self.ring.commit(tag, self.buffers.address(tag), result));
+    }
+
+    /// Lets others see what happened in this turn.
+    fn publish(&self) {
+        let handle = &self.setup.handle;
+        handle.fetched.store(self.fetched, Ordering::Relaxed);
+        handle.errors.store(self.errors, Ordering::Relaxed);
+        // The load first: while the device thread watches, which is as long as something is held, this line is not written.
+        let watched = &self.setup.is_watched;
+        if self.tags.is_holding() && !watched.load(Ordering::Relaxed) && !watched.swap(true, Ordering::AcqRel) {
+            (self.setup.report)(Report::Holding);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Where each tag of a queue is: the guard of "committed exactly once".
+//!
+//! ```text
+//!              deliver             hold
+//!   Parked ─────────────► Owned ─────────► Held
+//!     │ ▲                 │   ▲             │
+//!     │ └──── commit ─────┤   └── let_go ───┘
+//!     │ abort             │ run
+//!     ▼                   ▼
+//!   Dead                Running ── done ──► Owned
+//! ```
+//!
+//! *Parked*: with the kernel, which may deliver a request under it. *Owned*: ours, about to move on in this very turn.
+//! *Held*: waits for a limit. *Running*: the backend has an entry of it. *Dead*: the kernel took it back; device ending.
+
+/// The state of a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Parked,
+    Owned,
+    Held,
+    Running,
+    Dead,
+}
+
+/// The states of all tags of a queue, and how many are where.
+#[derive(Debug)]
+pub struct Tags {
+    states: Vec<State>,
+    held: u16,
+    running: u16,
+    dead: u16,
+}
+
+impl Tags {
+    /// All parked: for a queue whose FETCHes have been submitted.
+    pub fn parked(depth: u16) -> Self {
+        Self { states: vec![State::Parked; depth.into()], held: 0, running: 0, dead: 0 }
+    }
+
+    /// The kernel delivered a request.
+    pub fn deliver(&mut self, tag: u16) {
+        self.step(tag, State::Parked, State::Owned);
+    }
+
+    /// The gate keeps it.
+    pub fn hold(&mut self, tag: u16) {
+        self.step(tag, State::Owned, State::Held);
+        self.held += 1;
+    }
+
+    /// The gate lets it go.
+    pub fn let_go(&mut self, tag: u16) {
+        self.step(tag, State::Held, State::Owned);
+        self.held -= 1;
+    }
+
+    /// The backend gets an entry for it.
+    pub fn run(&mut self, tag: u16) {
+        self.step(tag, State::Owned, State::Running);
+        self.running += 1;
+    }
+
+    /// That entry is done.
+    pub fn done(&mut self, tag: u16) {
+        self.step(tag, State::Running, State::Owned);
+        self.running -= 1;
+    }
+
+    /// Answered; the kernel has it again.
+    pub fn commit(&mut self, tag: u16) {
+        self.step(tag, State::Owned, State::Parked);
+    }
+
+    /// The kernel took it back for good.
+    pub fn abort(&mut self, tag: u16) {
+        self.step(tag, State::Parked, State::Dead);
+        self.dead += 1;
+    }
+
+    /// Whether at least one request waits for a limit.
+    pub fn is_holding(&self) -> bool {
+        self.held > 0
+    }
+
+    /// Whether the kernel has taken a tag back.
+    pub fn is_ending(&self) -> bool {
+        self.dead > 0
+    }
+
+    /// Whether the queue has nothing left to do: every tag dead, and so nothing held and nothing with the backend.
+    pub fn all_dead(&self) -> bool {
+        usize::from(self.dead) == self.states.len()
+    }
+
+    /// Whether the backend has an entry of any tag.
+    pub fn is_backend_idle(&self) -> bool {
+        self.running == 0
+    }
+
+    fn step(&mut self, tag: u16, from: State, to: State) {
+        let state = &mut self.states[usize::from(tag)];
+        // Not only in debug builds: a request answered twice is another client's data lost.
+        assert!(*state == from, "tag {tag} goes to {to:?} from {state:?}, not from {from:?}");
+        *state = to;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_may_be_held_run_and_committed_and_comes_again() {
+        // The usual way round, twice, with the counts in step.
+        let mut tags = Tags::parked(2);
+        for _ in 0..2 {
+            tags.deliver(1);
+            tags.hold(1);
+            assert!(tags.is_holding());
+            tags.let_go(1);
+            tags.run(1);
+            assert!(!tags.is_holding() && !tags.is_backend_idle());
+            tags.done(1);
+            tags.commit(1);
+        }
+        assert!(tags.is_backend_idle() && !tags.is_ending());
+    }
+
+    #[test]
+    fn the_queue_ends_when_the_last_tag_is_dead() {
+        // A tag that is still with us keeps the queue alive until it was committed and aborted.
+        let mut tags = Tags::parked(2);
+        tags.deliver(0);
+        tags.abort(1);
+        assert!(tags.is_ending() && !tags.all_dead());
+        tags.commit(0);
+        tags.abort(0);
+        assert!(tags.all_dead());
+    }
+
+    #[test]
+    #[should_panic(expected = "not from Owned")]
+    fn a_request_is_not_committed_twice() {
+        // The second commit would answer the next request under the same tag.
+        let mut tags = Tags::parked(1);
+        tags.deliver(0);
+        tags.commit(0);
+        tags.commit(0);
+    }
+}

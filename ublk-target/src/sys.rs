@@ -1,0 +1,96 @@
+//! System calls that neither std nor nix offers in a safe form, each made safe here.
+
+#![allow(unsafe_code, reason = "each function wraps one system call whose arguments it checks or owns")]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What `O_DIRECT` demands of a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectAlignment {
+    /// Of the address of a buffer.
+    pub memory: u32,
+    /// Of offset and length.
+    pub offset: u32,
+}
+
+/// Asks the file system what `O_DIRECT` demands; `None` where it does not tell (before Linux 6.1, or no `O_DIRECT`).
+pub fn direct_alignment(file: BorrowedFd<'_>) -> io::Result<Option<DirectAlignment>> {
+    let mut answer = MaybeUninit::<libc::statx>::zeroed();
+    let empty = CString::default();
+    // SAFETY: statx(2): the path is a NUL-terminated string, `answer` is a writable statx structure; AT_EMPTY_PATH makes
+    // the call about the descriptor, which `file` keeps open.
+    let done = unsafe {
+        libc::statx(file.as_raw_fd(), empty.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, answer.as_mut_ptr())
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all bytes were zeroed, which is a valid value of every field, and the kernel then wrote some of them.
+    let answer = unsafe { answer.assume_init() };
+    let told = answer.stx_mask & libc::STATX_DIOALIGN != 0 && answer.stx_dio_offset_align != 0;
+    Ok(told.then_some(DirectAlignment { memory: answer.stx_dio_mem_align, offset: answer.stx_dio_offset_align }))
+}
+
+/// What a block device says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// Bytes in all.
+    pub size: u64,
+    /// Bytes of the smallest thing it can be asked for.
+    pub logical: u32,
+    /// Bytes of what it handles at once.
+    pub physical: u32,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+}
+
+mod block_ioctl {
+    //! `<linux/fs.h>`
+    nix::ioctl_read!(size64, 0x12, 114, u64);
+    nix::ioctl_read_bad!(logical, nix::libc::BLKSSZGET, nix::libc::c_int);
+    nix::ioctl_read_bad!(physical, nix::request_code_none!(0x12, 123), nix::libc::c_uint);
+    nix::ioctl_read_bad!(read_only, nix::request_code_none!(0x12, 94), nix::libc::c_int);
+}
+
+/// Asks a block device for its sizes.
+pub fn block_sizes(device: BorrowedFd<'_>) -> io::Result<BlockSizes> {
+    let fd = device.as_raw_fd();
+    let (mut size, mut logical, mut physical, mut read_only) = (0u64, 0, 0, 0);
+    // SAFETY: the BLK*GET ioctls write one value of exactly the type each wrapper takes, into a variable of ours;
+    // on something that is no block device they fail with ENOTTY.
+    unsafe {
+        block_ioctl::size64(fd, &mut size)?;
+        block_ioctl::logical(fd, &mut logical)?;
+        block_ioctl::physical(fd, &mut physical)?;
+        block_ioctl::read_only(fd, &mut read_only)?;
+    }
+    Ok(BlockSizes { size, logical: logical as u32, physical, read_only: read_only != 0 })
+}
+
+/// `<linux/prctl.h>`, since Linux 5.6
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Declares that this process is part of the way memory is written back, so that it does not wait for itself when memory
+/// is short. Threads made afterwards inherit it. Needs `CAP_SYS_RESOURCE`.
+pub fn become_io_flusher() -> io::Result<()> {
+    // SAFETY: PR_SET_IO_FLUSHER takes one integer and no pointer; unused arguments must be 0 (prctl(2)).
+    let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Locks what is mapped, now and later, into memory, page by page as it is touched.
+pub fn lock_memory() -> io::Result<()> {
+    // SAFETY: mlockall(2) takes flags only.
+    let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Writes the dirty pages of one file system back.
+pub fn sync_filesystem(of: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: syncfs(2) takes a descriptor, which `of` keeps open.
+    let done = unsafe { libc::syncfs(of.as_raw_fd()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,218 @@
+//! Control commands on `/dev/ublk-control`, one at a time, each waited for.
+//!
+//! ```text
+//!   struct ublksrv_ctrl_cmd, 32 of the 80 bytes of a large submission entry:
+//!   dev_id u32 │ queue_id u16 │ len u16 │ addr u64 │ data u64 │ dev_path_len u16, pad │ reserved u32
+//! ```
+//!
+//! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES may be called by the daemon. START, STOP and DEL only by
+//! a helper process: they can wait for requests that the daemon holds, and a process killed in such a wait never dies.
+
+#![allow(unsafe_code, reason = "submission entries carry addresses; each buffer is ours and outlives its command")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use libublk::sys;
+use nix::errno::Errno;
+use nix::sched::CpuSet;
+
+use super::{DeviceInfo, Owner};
+use crate::error::{Class, Failure, OrFail, Outcome};
+
+/// Where the driver takes commands.
+pub const CONTROL_PATH: &str = "/dev/ublk-control";
+
+/// CPUs in an affinity mask: what `CpuSet` can hold.
+const CPUS_MAX: usize = 1024;
+
+/// A handle on the driver.
+pub struct Control {
+    ring: IoUring<squeue::Entry128, cqueue::Entry>,
+    device: File,
+    sequence: u64,
+}
+
+/// The part of a command that differs from command to command.
+#[derive(Default)]
+struct Command<'a> {
+    operation: u32,
+    id: u32,
+    data: u64,
+    buffer: Option<&'a mut [u8]>,
+}
+
+/// What to ask ADD for.
+#[derive(Clone, Copy, Debug)]
+pub struct NewDevice {
+    /// A certain number, or any free one.
+    pub id: Option<u32>,
+    /// Queues wanted.
+    pub queues: u16,
+    /// Depth of each.
+    pub depth: u16,
+    /// The longest read or write, in bytes.
+    pub request_bytes_max: u32,
+    /// Our mark.
+    pub owner: Owner,
+}
+
+impl Control {
+    /// Opens the driver, with the cure in the error when it is not there.
+    pub fn open() -> Outcome<Self> {
+        let device = OpenOptions::new().read(true).write(true).open(CONTROL_PATH).map_err(no_driver)?;
+        let ring = IoUring::builder().build(4).map_err(no_uring)?;
+        Ok(Self { ring, device, sequence: 0 })
+    }
+
+    /// Every optional ability of the driver, as bits.
+    pub fn features(&mut self) -> Result<u64, Errno> {
+        let mut bits = [0; 8];
+        self.run(Command { operation: sys::UBLK_U_CMD_GET_FEATURES, buffer: Some(&mut bits), ..no_device() })?;
+        Ok(u64::from_ne_bytes(bits))
+    }
+
+    /// Makes a device: `/dev/ublkcN` appears. Flags 0: requests in flight fail when the daemon dies.
+    pub fn add(&mut self, wanted: &NewDevice) -> Result<DeviceInfo, Errno> {
+        let mut info = sys::ublksrv_ctrl_dev_info {
+            nr_hw_queues: wanted.queues,
+            queue_depth: wanted.depth,
+            max_io_buf_bytes: wanted.request_bytes_max,
+            dev_id: wanted.id.unwrap_or(u32::MAX),
+            ublksrv_pid: std::process::id() as i32,
+            ublksrv_flags: wanted.owner.bits(),
+            ..Default::default()
+        };
+        let id = info.dev_id;
+        let buffer = Some(bytes_of_info(&mut info));
+        self.run(Command { operation: sys::UBLK_U_CMD_ADD_DEV, id, buffer, ..no_device() })?;
+        Ok(info.into())
+    }
+
+    /// What the driver knows about device `id`; `ENODEV` if there is none.
+    pub fn info(&mut self, id: u32) -> Result<DeviceInfo, Errno> {
+        let mut info = sys::ublksrv_ctrl_dev_info::default();
+        let buffer = Some(bytes_of_info(&mut info));
+        self.run(Command { operation: sys::UBLK_U_CMD_GET_DEV_INFO, id, buffer, ..no_device() })?;
+        Ok(info.into())
+    }
+
+    /// Describes the disk, before START.
+    pub fn set_params(&mut self, id: u32, params: &sys::ublk_params) -> Result<(), Errno> {
+        let mut params = *params;
+        params.len = size_of_val(&params) as u32;
+        let buffer = Some(bytes_of_params(&mut params));
+        self.run(Command { operation: sys::UBLK_U_CMD_SET_PARAMS, id, buffer, ..no_device() })
+    }
+
+    /// The CPUs whose requests come to `queue`.
+    pub fn affinity(&mut self, id: u32, queue: u16) -> Result<CpuSet, Errno> {
+        let mut mask = [0; CPUS_MAX / 8];
+        let buffer = Some(&mut mask[..]);
+        let data = u64::from(queue);
+        self.run(Command { operation: sys::UBLK_U_CMD_GET_QUEUE_AFFINITY, id, data, buffer })?;
+        let mut cpus = CpuSet::new();
+        for cpu in (0..CPUS_MAX).filter(|cpu| mask[cpu / 8] & (1 << (cpu % 8)) != 0) {
+            cpus.set(cpu)?;
+        }
+        Ok(cpus)
+    }
+
+    /// START: the disk appears. `server` must be the process that has `/dev/ublkcN` open. For helpers only.
+    pub fn start(&mut self, id: u32, server: u32) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_START_DEV, id, data: server.into(), ..no_device() })
+    }
+
+    /// STOP: the disk goes, after everything in flight was answered. For helpers only.
+    pub fn stop(&mut self, id: u32) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_STOP_DEV, id, ..no_device() })
+    }
+
+    /// DEL, the variant that does not wait: the id is free once the last user has closed the device. For helpers only.
+    pub fn delete(&mut self, id: u32) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, ..no_device() })
+    }
+
+    fn run(&mut self, command: Command<'_>) -> Result<(), Errno> {
+        self.sequence += 1;
+        let (address, length) = match command.buffer {
+            Some(buffer) => (buffer.as_mut_ptr() as u64, buffer.len() as u16),
+            None => (0, 0),
+        };
+        let mut bytes = [0; 80];
+        bytes[0..4].copy_from_slice(&command.id.to_ne_bytes());
+        // No command of ours is about a queue in this field.
+        bytes[4..6].copy_from_slice(&u16::MAX.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&length.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&address.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&command.data.to_ne_bytes());
+        let entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), command.operation)
+            .cmd(bytes)
+            .build()
+            .user_data(self.sequence);
+        // SAFETY: the entry names a descriptor and a buffer that both outlive this call, and the call does not return
+        // before the completion of exactly this entry was seen.
+        unsafe { self.ring.submission().push(&entry) }.expect("the ring has room: one command at a time");
+        loop {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                // A stop signal, a debugger or the freezer interrupts even with all signals blocked. The command goes on.
+                Err(cause) if matches!(cause.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+                Err(cause) => panic!("io_uring_enter on the control ring: {cause}"),
+            }
+            if let Some(done) = self.ring.completion().find(|done| done.user_data() == self.sequence) {
+                return if done.result() < 0 { Err(Errno::from_raw(-done.result())) } else { Ok(()) };
+            }
+        }
+    }
+}
+
+/// A command that is not about a device yet: the driver wants -1 there.
+fn no_device() -> Command<'static> {
+    Command { id: u32::MAX, ..Command::default() }
+}
+
+fn bytes_of_info(info: &mut sys::ublksrv_ctrl_dev_info) -> &mut [u8] {
+    // SAFETY: a `repr(C)` structure of integers without padding (64 bytes, linux/ublk_cmd.h): every byte is
+    // initialised and every pattern is valid, so the kernel may write into it.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(info).cast(), size_of_val(info)) }
+}
+
+fn bytes_of_params(params: &mut sys::ublk_params) -> &mut [u8] {
+    // SAFETY: as above, 112 bytes without padding; SET_PARAMS only reads it.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(params).cast(), size_of_val(params)) }
+}
+
+fn no_driver(cause: io::Error) -> Failure {
+    match cause.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Failure::new(
+            Class::NoKernel,
+            format!(
+                "this kernel has no ublk driver: {CONTROL_PATH} is missing; run `modprobe ublk_drv` \
+                 (Linux 6.0 or later with CONFIG_BLK_DEV_UBLK)"
+            ),
+        ),
+        Some(libc::EACCES | libc::EPERM) => {
+            Failure::new(Class::Perm, format!("{CONTROL_PATH} may not be opened; run as root"))
+        }
+        _ => Err::<(), _>(cause).or_fail(Class::NoKernel, format!("cannot open {CONTROL_PATH}")).unwrap_err(),
+    }
+}
+
+/// The failure of a ring that could not be made, with its cure.
+pub fn no_uring(cause: io::Error) -> Failure {
+    match cause.raw_os_error() {
+        Some(libc::EPERM) => Failure::new(
+            Class::NoUring,
+            "io_uring is switched off here; run `sysctl kernel.io_uring_disabled=0`, or allow it in the container's \
+             seccomp profile",
+        ),
+        Some(libc::ENOSYS) => Failure::new(
+            Class::NoUring,
+            "this kernel has no io_uring; it must be built with CONFIG_IO_URING, and a container must not filter it",
+        ),
+        _ => Err::<(), _>(cause).or_fail(Class::NoUring, "cannot make an io_uring").unwrap_err(),
+    }
+}

@@ -1,0 +1,56 @@
+//! The optional abilities of the driver, by name, and what this program does with each.
+
+/// One ability.
+#[derive(Clone, Copy, Debug)]
+pub struct Feature {
+    /// Its bit in `UBLK_U_CMD_GET_FEATURES`.
+    pub bit: u32,
+    /// `UBLK_F_` and this.
+    pub name: &'static str,
+    /// Since which mainline kernel, roughly, in plain words what it is.
+    pub meaning: &'static str,
+    /// Whether a device of ours has it.
+    pub is_used: bool,
+}
+
+/// All abilities known up to Linux 7.3, by bit.
+pub const ALL: [Feature; 21] = [
+    feature(0, "SUPPORT_ZERO_COPY", "request pages as fixed buffers, by command"),
+    feature(1, "URING_CMD_COMP_IN_TASK", "completions in task context (always on)"),
+    feature(2, "NEED_GET_DATA", "data of a write is asked for in a second step"),
+    feature(3, "USER_RECOVERY", "the disk survives the death of its server"),
+    feature(4, "USER_RECOVERY_REISSUE", "a recovered server gets the requests in flight again"),
+    feature(5, "UNPRIVILEGED_DEV", "devices without CAP_SYS_ADMIN"),
+    Feature { is_used: true, ..feature(6, "CMD_IOCTL_ENCODE", "commands numbered like ioctls (always on)") },
+    feature(7, "USER_COPY", "data moved by pread and pwrite"),
+    feature(8, "ZONED", "zoned disks"),
+    feature(9, "USER_RECOVERY_FAIL_IO", "without a server, requests fail at once"),
+    feature(10, "UPDATE_SIZE", "resize while in use"),
+    feature(11, "AUTO_BUF_REG", "request pages as fixed buffers, by itself"),
+    feature(12, "QUIESCE", "hand a live device to another server"),
+    feature(13, "PER_IO_DAEMON", "several threads for one queue"),
+    feature(14, "BUF_REG_OFF_DAEMON", "register buffers from any thread"),
+    feature(15, "BATCH_IO", "fetch and commit in batches"),
+    feature(16, "INTEGRITY", "protection information"),
+    feature(17, "SAFE_STOP_DEV", "stop only if nobody has it open"),
+    feature(18, "NO_AUTO_PART_SCAN", "no partition scan at start"),
+    feature(19, "SHMEM_ZC", "zero copy through shared memory"),
+    feature(20, "IO_DESC_SIZE", "larger io descriptors"),
+];
+
+const fn feature(bit: u32, name: &'static str, meaning: &'static str) -> Feature {
+    Feature { bit, name, meaning, is_used: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bit_stands_in_its_own_place() {
+        // The table is indexed by eye; a swapped line would give a wrong answer for two bits.
+        for (index, feature) in ALL.iter().enumerate() {
+            assert_eq!(feature.bit as usize, index, "{}", feature.name);
+        }
+    }
+}

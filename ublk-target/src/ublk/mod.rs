@@ -1,0 +1,77 @@
+//! The kernel's ublk driver and libublk: the only place that meets either.
+//!
+//! ```text
+//!   control   /dev/ublk-control   ADD, SET_PARAMS, GET_INFO, GET_FEATURES; START, STOP, DEL for the helper processes
+//!   params    what the kernel is told about a disk, from the geometry of its backend
+//!   queue     /dev/ublkcN         one ring: FETCH, COMMIT, the backend's entries, the wait
+//! ```
+//!
+//! libublk gives the character device, the mapped io descriptors and the queue's ring. The wait, the commits and the
+//! control commands are ours, because libublk 0.4.8
+//! * loses its place for ever when a signal interrupts a control command;
+//! * stops the device itself at the end of its own loop, which a daemon must never do (see [`crate::helper`]);
+//! * drops commits without a word once one command was aborted, and ignores a FETCH that failed;
+//! * waits 20 s at a time, where a throttle needs the next deadline.
+//!
+//! So none of its counters is used: every entry of the ring is made, counted and reaped by `queue`.
+
+pub mod control;
+pub mod features;
+pub mod params;
+pub mod queue;
+
+use libublk::sys;
+
+/// What marks a device as made by this program: the upper half of the 64 bits that the driver keeps for its server.
+const MAGIC: u64 = 0x7562_746c << 32;
+
+/// Who made a device: kept by the driver as long as the device lives, readable by every process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner(u64);
+
+impl Owner {
+    /// Ours, told from every other device of ours by `nonce`: an id may be given to somebody else between two commands.
+    pub const fn ours(nonce: u32) -> Self {
+        Self(MAGIC | nonce as u64)
+    }
+
+    /// As the driver keeps it.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// What the driver kept.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+/// What the driver knows about a device.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceInfo {
+    /// The N of `/dev/ublkbN`.
+    pub id: u32,
+    /// May be fewer than asked for: the driver gives no more than there are CPUs.
+    pub queues: u16,
+    /// Requests a queue takes at the same time.
+    pub depth: u16,
+    /// The longest read or write, in bytes.
+    pub request_bytes_max: u32,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The process that serves it; -1 or a stale one if there is none.
+    pub server: i32,
+}
+
+impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
+    fn from(info: sys::ublksrv_ctrl_dev_info) -> Self {
+        Self {
+            id: info.dev_id,
+            queues: info.nr_hw_queues,
+            depth: info.queue_depth,
+            request_bytes_max: info.max_io_buf_bytes,
+            owner: Owner(info.ublksrv_flags),
+            server: info.ublksrv_pid,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What the kernel is told about a disk.
+//!
+//! ```text
+//!   Geometry (of a backend)          ublk_params
+//!     size ───────────────────────►  dev_sectors     cut to whole logical blocks
+//!     logical, physical ──────────►  *_bs_shift, io_min
+//!     cache ──────────────────────►  VOLATILE_CACHE | FUA: flushes arrive, writes may carry FUA
+//!     discard, write-zeroes ──────►  PARAM_TYPE_DISCARD
+//! ```
+
+use libublk::sys;
+
+/// The shape of a backend, as far as a disk on top of it has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes.
+    pub size: u64,
+    /// The smallest unit of a request, in bytes: a power of two, 512 to 4096.
+    pub logical_block: u32,
+    /// What the backend handles best, in bytes: a power of two, not below the logical block.
+    pub physical_block: u32,
+    /// Whether writes are refused.
+    pub is_read_only: bool,
+    /// Whether a completed write may still be lost with the power, so that flushes and FUA matter.
+    pub has_volatile_cache: bool,
+    /// Whether parts can be forgotten, and in which unit.
+    pub discard: Option<Discard>,
+    /// The most bytes that one write-zeroes may cover; 0 = the kernel shall write zeros itself.
+    pub write_zeroes_bytes_max: u64,
+}
+
+/// How a backend forgets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discard {
+    /// Bytes; a power of two.
+    pub granularity: u32,
+    /// The most bytes that one discard may cover.
+    pub bytes_max: u64,
+}
+
+/// The smallest and the largest logical block that the driver takes.
+pub const LOGICAL_BLOCKS: std::ops::RangeInclusive<u32> = 512..=4096;
+
+impl Geometry {
+    /// The size in whole logical blocks.
+    pub const fn usable_size(&self) -> u64 {
+        self.size - self.size % self.logical_block as u64
+    }
+
+    /// What SET_PARAMS wants. `request_bytes_max` is the buffer of one tag.
+    pub fn params(&self, request_bytes_max: u32) -> sys::ublk_params {
+        debug_assert!(self.logical_block.is_power_of_two() && LOGICAL_BLOCKS.contains(&self.logical_block));
+        debug_assert!(self.physical_block.is_power_of_two() && self.physical_block >= self.logical_block);
+        let mut attributes = 0;
+        if self.is_read_only {
+            attributes |= sys::UBLK_ATTR_READ_ONLY;
+        }
+        if self.has_volatile_cache {
+            attributes |= sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
+        }
+        let physical_shift = self.physical_block.trailing_zeros() as u8;
+        let mut params = sys::ublk_params {
+            types: sys::UBLK_PARAM_TYPE_BASIC,
+            basic: sys::ublk_param_basic {
+                attrs: attributes,
+                logical_bs_shift: self.logical_block.trailing_zeros() as u8,
+                physical_bs_shift: physical_shift,
+                io_min_shift: physical_shift,
+                io_opt_shift: physical_shift,
+                max_sectors: request_bytes_max / 512,
+                dev_sectors: self.usable_size() / 512,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        if !self.is_read_only && (self.discard.is_some() || self.write_zeroes_bytes_max > 0) {
+            params.types |= sys::UBLK_PARAM_TYPE_DISCARD;
+            params.discard = sys::ublk_param_discard {
+                // The driver refuses a granularity of 0 even where only write-zeroes is offered.
+                discard_granularity: self.discard.map_or(self.logical_block, |discard| discard.granularity),
+                max_discard_sectors: self.discard.map_or(0, |discard| sectors(discard.bytes_max, self.logical_block)),
+                max_write_zeroes_sectors: sectors(self.write_zeroes_bytes_max, self.logical_block),
+                max_discard_segments: 1,
+                ..Default::default()
+            };
+        }
+        params
+    }
+}
+
+/// Bytes as a 32-bit count of sectors, cut to whole blocks.
+fn sectors(bytes: u64, block: u32) -> u32 {
+    let bytes = bytes.min(u64::from(u32::MAX) * 512);
+    ((bytes - bytes % u64::from(block)) / 512) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Geometry = Geometry {
+        size: 1 << 30,
+        logical_block: 512,
+        physical_block: 4096,
+        is_read_only: false,
+        has_volatile_cache: true,
+        discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
+        write_zeroes_bytes_max: 1 << 20,
+    };
+
+    #[test]
+    fn a_disk_ends_with_its_last_whole_block() {
+        // The driver does not check; a partial block at the end would fail each request to it.
+        let geometry = Geometry { size: 10_000, logical_block: 4096, ..PLAIN };
+        assert_eq!(geometry.params(1 << 19).basic.dev_sectors, 16);
+    }
+
+    #[test]
+    fn a_volatile_cache_offers_flush_and_fua() {
+        // Without VOLATILE_CACHE no flush ever arrives, and every completed write would have to be durable.
+        let with = PLAIN.params(1 << 19).basic.attrs;
+        assert_eq!(with, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
+        let without = Geometry { has_volatile_cache: false, ..PLAIN };
+        assert_eq!(without.params(1 << 19).basic.attrs, 0);
+    }
+
+    #[test]
+    fn a_discard_limit_beyond_32_bits_is_cut_to_whole_blocks() {
+        // 2^32 - 1 sectors is not a multiple of a 4096-byte block.
+        let geometry = Geometry { logical_block: 4096, ..PLAIN };
+        assert_eq!(geometry.params(1 << 19).discard.max_discard_sectors, u32::MAX - 7);
+    }
+
+    #[test]
+    fn a_read_only_disk_offers_no_discard() {
+        let params = Geometry { is_read_only: true, ..PLAIN }.params(1 << 19);
+        assert_eq!(params.types, sys::UBLK_PARAM_TYPE_BASIC);
+        assert_eq!(params.basic.attrs & sys::UBLK_ATTR_READ_ONLY, sys::UBLK_ATTR_READ_ONLY);
+    }
+
+    #[test]
+    fn write_zeroes_alone_still_names_a_granularity() {
+        // A granularity of 0 with PARAM_TYPE_DISCARD is refused by the driver.
+        let params = Geometry { discard: None, ..PLAIN }.params(1 << 19);
+        assert_eq!(params.discard.discard_granularity, 512);
+        assert_eq!(params.discard.max_discard_sectors, 0);
+        assert_eq!(params.discard.max_write_zeroes_sectors, 2048);
+    }
+}

@@ -1,0 +1,305 @@
+//! One queue of a device and its ring, as seen by the thread that owns both.
+//!
+//! ```text
+//!             entries: fetch, commit, backend, poll of the bell
+//!   thread ───────────────────────────────────────────────────► ring ──► kernel
+//!          ◄─────────────────────────────────────────────────── ring ◄──
+//!             events: Delivered │ Aborted │ Refused │ Backend │ Bell
+//!
+//!   user_data   63 │ 62..32 │ 31..16 │ 15..0
+//!               own│ 0      │ kind   │ tag        own = 0: FETCH or COMMIT, in libublk's numbering too
+//! ```
+//!
+//! A turn is one system call: it submits what was prepared, waits, and reaps. Nothing here decides anything.
+
+#![allow(unsafe_code, reason = "entries carry addresses; only this file hands them to a ring")]
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use libublk::ctrl::UblkCtrlBuilder;
+use libublk::io::{UblkDev, UblkQueue};
+use libublk::{UblkError, UblkFlags, sys, ublk_init_task_ring, with_task_io_ring_mut};
+
+use super::DeviceInfo;
+use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::log;
+
+/// An entry for the ring.
+pub type Entry = squeue::Entry;
+
+/// The character device, open. Its queues borrow it; once it and they are dropped the id can be freed.
+pub struct CharDevice(UblkDev);
+
+impl CharDevice {
+    /// Opens `/dev/ublkcN` of a device that was ADDed, and lists what its queues register as fixed files: the character
+    /// device itself is 0, `files` follow from 1. They must stay open as long as the device.
+    pub fn open(info: &DeviceInfo, files: &[RawFd]) -> Outcome<Self> {
+        let what = || format!("/dev/ublkc{}", info.id);
+        let handle = log::quietly(|| {
+            UblkCtrlBuilder::default()
+                .name("ublk-throttle")
+                .id(info.id as i32)
+                .nr_queues(info.queues)
+                .depth(info.depth)
+                .io_buf_bytes(info.request_bytes_max)
+                .dev_flags(UblkFlags::empty())
+                .build()
+        })
+        .map_err(|cause| failure(Class::Failed, what(), &cause))?;
+        let (sq, cq) = ring_sizes(info.depth);
+        UblkDev::new(
+            "ublk-throttle".to_owned(),
+            |dev| {
+                dev.tgt.sq_depth = sq;
+                dev.tgt.cq_depth = cq;
+                for file in files {
+                    dev.tgt.fds[dev.tgt.nr_fds as usize] = *file;
+                    dev.tgt.nr_fds += 1;
+                }
+                Ok(())
+            },
+            &handle,
+        )
+        .map(Self)
+        // Every failure to open it, of any kind, comes out of libublk as EACCES after 3 s.
+        .map_err(|_| Failure::new(Class::Node, format!("{} did not become available within 3 s", what())))
+    }
+}
+
+/// Entries and completions that a queue can have at once: a command or a backend entry for each tag and the bell's poll,
+/// doubled so that no submission finds the ring full; completions besides in case a thread is kept from reaping them.
+const fn ring_sizes(depth: u16) -> (u16, u16) {
+    (depth * 2, depth * 4 + 64)
+}
+
+/// What the kernel asks for, copied out of the shared memory at delivery: the kernel reuses it after the commit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Descriptor {
+    /// `UBLK_IO_OP_*`.
+    pub operation: u32,
+    /// The write must be durable when it completes.
+    pub is_fua: bool,
+    /// Write-zeroes that must keep the space allocated.
+    pub keeps_space: bool,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How much, in bytes.
+    pub length: u64,
+}
+
+impl Descriptor {
+    fn of(described: &sys::ublksrv_io_desc) -> Self {
+        let operation = described.op_flags & 0xff;
+        // A flush is about the whole disk: the kernel leaves its sector at -1.
+        let has_range = operation != sys::UBLK_IO_OP_FLUSH;
+        Self {
+            operation,
+            is_fua: described.op_flags & sys::UBLK_IO_F_FUA != 0,
+            keeps_space: described.op_flags & sys::UBLK_IO_F_NOUNMAP != 0,
+            offset: if has_range { described.start_sector * SECTOR } else { 0 },
+            length: if has_range { u64::from(described.nr_sectors) * SECTOR } else { 0 },
+        }
+    }
+}
+
+/// The kernel's unit, whatever the blocks of the disk.
+const SECTOR: u64 = 512;
+
+/// `UBLK_IO_OP_*` of the requests we serve.
+pub mod operation {
+    pub use libublk::sys::{
+        UBLK_IO_OP_DISCARD as DISCARD, UBLK_IO_OP_FLUSH as FLUSH, UBLK_IO_OP_READ as READ, UBLK_IO_OP_WRITE as WRITE,
+        UBLK_IO_OP_WRITE_ZEROES as WRITE_ZEROES,
+    };
+}
+
+/// What came out of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The kernel handed over a request under this tag.
+    Delivered(u16),
+    /// The kernel will hand over nothing more under this tag: the device is being stopped.
+    Aborted(u16),
+    /// FETCH or COMMIT of this tag was refused, with this errno.
+    Refused(u16, i32),
+    /// The backend is done with the entry of this tag: bytes or -errno.
+    Backend(u16, i32),
+    /// Somebody rang; `is_armed` tells whether the bell's poll is still there.
+    Bell {
+        /// If not, [`QueueRing::watch_bell`] must be submitted again.
+        is_armed: bool,
+    },
+}
+
+const OWN: u64 = 1 << 63;
+const KIND_BACKEND: u64 = 1 << 16;
+const KIND_BELL: u64 = 2 << 16;
+
+/// How long a turn may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Until something happens.
+    Forever,
+    /// Until something happens, but no longer.
+    AtMost(Duration),
+}
+
+/// The ring and the io descriptors of a queue.
+pub struct QueueRing<'a> {
+    queue: UblkQueue<'a>,
+    id: u16,
+}
+
+impl<'a> QueueRing<'a> {
+    /// Makes the ring of the calling thread and maps the descriptors of queue `id`. One queue a thread.
+    pub fn open(device: &'a CharDevice, id: u16) -> Outcome<Self> {
+        let (sq, cq) = (device.0.tgt.sq_depth, device.0.tgt.cq_depth);
+        ublk_init_task_ring(|cell| {
+            let ring = new_ring(sq.into(), cq.into()).map_err(UblkError::IOError)?;
+            cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
+        })
+        .map_err(|cause| failure(Class::Resource, format!("ring of queue {id}"), &cause))?;
+        let queue = UblkQueue::new(id, &device.0)
+            .map_err(|cause| failure(Class::Failed, format!("queue {id} of /dev/ublkc{}", device.id()), &cause))?;
+        Ok(Self { queue, id })
+    }
+
+    /// FETCH: offers `tag` to the kernel, with the buffer that write data is copied into and read data out of.
+    pub fn fetch(&self, tag: u16, buffer: *mut u8) -> Entry {
+        self.command(sys::UBLK_U_IO_FETCH_REQ, tag, buffer, -1)
+    }
+
+    /// COMMIT: answers the request under `tag` (bytes or -errno) and offers the tag again.
+    pub fn commit(&self, tag: u16, buffer: *mut u8, result: i32) -> Entry {
+        self.command(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, buffer, result)
+    }
+
+    /// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64.
+    fn command(&self, operation: u32, tag: u16, buffer: *mut u8, result: i32) -> Entry {
+        let mut bytes = [0; 16];
+        bytes[0..2].copy_from_slice(&self.id.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&result.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&(buffer as u64).to_ne_bytes());
+        opcode::UringCmd16::new(types::Fixed(0), operation).cmd(bytes).build().user_data(tag.into())
+    }
+
+    /// Marks an entry as the backend's, for the request under `tag`.
+    pub fn backend(entry: Entry, tag: u16) -> Entry {
+        entry.user_data(OWN | KIND_BACKEND | u64::from(tag))
+    }
+
+    /// Watches an eventfd: every ring of it is an event, until the event says that it is not armed any more.
+    pub fn watch_bell(bell: RawFd) -> Entry {
+        opcode::PollAdd::new(types::Fd(bell), libc::POLLIN as u32).multi(true).build().user_data(OWN | KIND_BELL)
+    }
+
+    /// What the kernel asks for under `tag`. To be read once, at delivery.
+    pub fn descriptor(&self, tag: u16) -> Descriptor {
+        Descriptor::of(self.queue.get_iod(tag))
+    }
+
+    /// Submits `entries` (and empties it), waits, and adds what happened to `events`.
+    ///
+    /// May return without an event: after the time given, or for no reason at all. Look at the clock, not at that.
+    pub fn turn(&self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        with_task_io_ring_mut(|ring| {
+            // SAFETY: io_uring(7): what an entry names must live until its completion. The descriptors are the fixed
+            // files and the bell, which outlive the ring's use; the buffers are those of [`crate::queue::buffers`],
+            // which the queue unmaps only when no backend entry is outstanding and no request is delivered.
+            let is_full = unsafe { ring.submission().push_multiple(entries) }.is_err();
+            assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
+            entries.clear();
+            let timespec;
+            let arguments = match wait {
+                Wait::Forever => types::SubmitArgs::new(),
+                Wait::AtMost(time) => {
+                    timespec = types::Timespec::from(time);
+                    types::SubmitArgs::new().timespec(&timespec)
+                }
+            };
+            match ring.submitter().submit_with_args(1, &arguments) {
+                Ok(_) => {}
+                // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
+                Err(cause) => match cause.raw_os_error() {
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
+                    _ => return Err(cause),
+                },
+            }
+            events.extend(ring.completion().map(|completion| event(&completion)));
+            Ok(())
+        })
+    }
+}
+
+impl CharDevice {
+    fn id(&self) -> u32 {
+        self.0.dev_info.dev_id
+    }
+}
+
+/// DEFER_TASKRUN: completions are processed when the thread waits, not in between. Before Linux 6.1 it is unknown.
+fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
+    let best = IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().build(sq);
+    best.or_else(|_| IoUring::builder().setup_cqsize(cq).setup_coop_taskrun().build(sq))
+}
+
+fn event(completion: &cqueue::Entry) -> Event {
+    let (data, result) = (completion.user_data(), completion.result());
+    let tag = data as u16;
+    match data & !0xffff {
+        0 if result == sys::UBLK_IO_RES_OK as i32 => Event::Delivered(tag),
+        0 if result == sys::UBLK_IO_RES_ABORT => Event::Aborted(tag),
+        0 => Event::Refused(tag, -result),
+        kind if kind == OWN | KIND_BACKEND => Event::Backend(tag, result),
+        _ => Event::Bell { is_armed: cqueue::more(completion.flags()) },
+    }
+}
+
+fn failure(class: Class, what: impl std::fmt::Display, cause: &UblkError) -> Failure {
+    let errno = match cause {
+        UblkError::OtherError(code) | UblkError::UringIOError(code) => Some(-code),
+        UblkError::IOError(cause) => cause.raw_os_error(),
+        _ => None,
+    };
+    match errno {
+        Some(errno) => Err::<(), _>(io::Error::from_raw_os_error(errno)).or_fail(class, what).unwrap_err(),
+        None => Failure::new(class, format!("{what}: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_has_no_range() {
+        // mkfs.ext4 sends one at its end; its sector is u64::MAX and must not be multiplied.
+        let flush =
+            sys::ublksrv_io_desc { op_flags: sys::UBLK_IO_OP_FLUSH, start_sector: u64::MAX, ..Default::default() };
+        let described = Descriptor::of(&flush);
+        assert_eq!((described.offset, described.length), (0, 0));
+    }
+
+    #[test]
+    fn the_flags_of_a_write_are_told() {
+        let op_flags = sys::UBLK_IO_OP_WRITE | sys::UBLK_IO_F_FUA;
+        let write = sys::ublksrv_io_desc { op_flags, nr_sectors: 8, start_sector: 16, ..Default::default() };
+        let described = Descriptor::of(&write);
+        assert!(described.is_fua && !described.keeps_space);
+        assert_eq!((described.operation, described.offset, described.length), (operation::WRITE, 8192, 4096));
+    }
+
+    #[test]
+    fn a_ring_has_room_for_every_tag_and_the_bell_at_the_largest_depth() {
+        // 4096 is the driver's largest depth; sizes are 16 bits in libublk, and io_uring takes up to 65536 completions.
+        let (sq, cq) = ring_sizes(4096);
+        assert_eq!((sq, cq), (8192, 16448));
+        let (sq, _) = ring_sizes(1);
+        assert!(sq >= 2, "a command and the bell");
+    }
+}
