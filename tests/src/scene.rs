@@ -146,6 +146,11 @@ impl Scene {
         Fio::start(&self.dir, job)
     }
 
+    /// Starts several fio jobs of one section each, all at the same instant.
+    pub fn fio_together(&self, jobs: &[Job]) -> Result<Fio> {
+        Fio::start_together(&self.dir, jobs)
+    }
+
     /// The device that a running daemon made under `name`: what its stable name points to.
     pub fn device(&self, name: &str) -> Result<Device> {
         let link = Path::new("/dev/ublk-throttle").join(name);

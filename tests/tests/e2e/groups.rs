@@ -33,7 +33,7 @@ fn two_devices_share_their_groups_limit_half_and_half(scene: &Scene) -> Result<(
         .set("DEVICE_A", scene.device("a")?.node())
         .set("DEVICE_B", scene.device("b")?.node());
     let report = scene.fio(job)?.finish(RUNTIME)?;
-    let (a, b) = (report.job("a")?.iops(), report.job("b")?.iops());
+    let (a, b) = (report.job("a")?.iops(4096), report.job("b")?.iops(4096));
     expect_all([
         expect_near("sum", a + b, 1000.0, 0.01),
         expect_near("device a", a, 500.0, 0.04),
@@ -61,7 +61,7 @@ fn two_queues_of_a_device_share_its_limit(scene: &Scene) -> Result<()> {
         .set("CPU_A", queues[0][0])
         .set("CPU_B", queues[1][0]);
     let report = scene.fio(job)?.finish(RUNTIME)?;
-    let (a, b) = (report.job("queue-a")?.iops(), report.job("queue-b")?.iops());
+    let (a, b) = (report.job("queue-a")?.iops(4096), report.job("queue-b")?.iops(4096));
     expect_all([
         expect_near("sum", a + b, 1000.0, 0.01),
         expect_near("queue a", a, 500.0, 0.1),
@@ -83,8 +83,8 @@ fn device_in_a_group_keeps_its_own_limit_and_the_rest_goes_to_the_other(scene: &
         .set("DEVICE_FREE", scene.device("free")?.node());
     let report = scene.fio(job)?.finish(RUNTIME)?;
     expect_all([
-        expect_near("capped", report.job("capped")?.iops(), 100.0, 0.01),
-        expect_near("free", report.job("free")?.iops(), 900.0, 0.01),
+        expect_near("capped", report.job("capped")?.iops(4096), 100.0, 0.01),
+        expect_near("free", report.job("free")?.iops(4096), 900.0, 0.01),
     ])?;
     daemon.stop().map(drop)
 }

@@ -1,11 +1,11 @@
 //! Each of the six limits, alone: the configured rate is the measured one, within 1 %.
 //!
-//! Several devices are measured at once, each with its own limit and its own fio, where all of them together stay below
+//! Several devices are measured at once, each with its own limit and its own job, where all of them together stay below
 //! what emulation can do (some thousands of operations a second). Where one needs more, it is measured alone.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
@@ -78,8 +78,8 @@ fn limit_on_reads_leaves_writes_alone(scene: &Scene) -> Result<()> {
     )?;
     let job = Job::new("read-limit-leaves-writes-alone").set("DEVICE", scene.device("d")?.node());
     let report = scene.fio(job)?.finish(Duration::from_secs(6))?;
-    expect_near("reader", report.job("reader")?.iops(), 50.0, 0.02)?;
-    let writer = report.job("writer")?.iops();
+    expect_near("reader", report.job("reader")?.iops(4096), 50.0, 0.02)?;
+    let writer = report.job("writer")?.iops(4096);
     expect(writer >= 500.0, || {
         format!("the writer did {writer:.0} operations a second beside a reader limited to 50")
     })?;
@@ -104,14 +104,14 @@ fn measure(scene: &Scene, loads: &[Load]) -> Result<()> {
         config += &format!("  d{number}: {{ backend: {{ null: 1GiB }}, limits: {{ {kind}: {limit} }} }}\n");
     }
     let daemon = scene.start(&config)?;
-    let mut running = Vec::new();
+    let mut jobs = Vec::new();
     for (number, load) in loads.iter().enumerate() {
-        running.push((load, scene.fio(load.job().set("DEVICE", scene.device(&format!("d{number}"))?.node()))?));
+        jobs.push(load.job().set("DEVICE", scene.device(&format!("d{number}"))?.node()));
     }
-    let checks = running.into_iter().map(|(load, fio)| {
-        let report = fio.finish(RUNTIME)?;
-        let job = report.only()?;
-        let rate = if load.is_iops() { job.iops() } else { job.bps() };
+    let report = scene.fio_together(&jobs)?.finish(RUNTIME)?;
+    ensure!(report.jobs().len() == loads.len(), "{} jobs reported of {}", report.jobs().len(), loads.len());
+    let checks = loads.iter().zip(report.jobs()).map(|(load, job)| {
+        let rate = if load.is_iops() { job.iops(load.block) } else { job.bps() };
         let what = format!("{} of {} bytes, depth {}", load.kind, load.block, load.depth);
         expect_near(what, rate, load.limit as f64, 0.01)
     });

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Number;
 
 use super::{load, say, say_json};
 use crate::device::limits;
@@ -18,7 +19,7 @@ struct Checked {
 #[derive(Serialize)]
 struct Group {
     name: String,
-    limits: BTreeMap<String, f64>,
+    limits: BTreeMap<String, Number>,
     devices: Vec<String>,
 }
 
@@ -29,7 +30,7 @@ struct Device {
     backend: &'static str,
     path: Option<String>,
     group: Option<String>,
-    limits: BTreeMap<String, f64>,
+    limits: BTreeMap<String, Number>,
     queues: u16,
     depth: u16,
     read_only: bool,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Number, json};
 
 use super::{client, say, say_json};
 use crate::daemon::Listing;
@@ -78,13 +78,15 @@ fn or_dash(text: &str) -> String {
 }
 
 /// Limits as the configuration spells them.
-fn words(limits: &BTreeMap<String, f64>) -> String {
+fn words(limits: &BTreeMap<String, Number>) -> String {
     if limits.is_empty() {
         return "unlimited".to_owned();
     }
-    let word = |(key, value): (&String, &f64)| match key {
+    let word = |(key, value): (&String, &Number)| match key {
         key if key.ends_with("-length") => format!("{key}={value}s"),
-        key if key.starts_with("bps") || key == "iops-size" => format!("{key}={}", size(*value as u64)),
+        key if key.starts_with("bps") || key == "iops-size" => {
+            format!("{key}={}", size(value.as_u64().unwrap_or_default()))
+        }
         key => format!("{key}={value}"),
     };
     limits.iter().map(word).collect::<Vec<_>>().join(" ")
@@ -132,9 +134,9 @@ mod tests {
     #[test]
     fn limits_are_told_in_the_words_of_the_configuration() {
         let limits = BTreeMap::from([
-            ("iops-total".to_owned(), 100.0),
-            ("iops-total-max-length".to_owned(), 0.5),
-            ("bps-read".to_owned(), 1048576.0),
+            ("iops-total".to_owned(), 100.into()),
+            ("iops-total-max-length".to_owned(), Number::from_f64(0.5).unwrap()),
+            ("bps-read".to_owned(), 1_048_576.into()),
         ]);
         assert_eq!(words(&limits), "bps-read=1MiB iops-total=100 iops-total-max-length=0.5s");
         assert_eq!(words(&BTreeMap::new()), "unlimited");

@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
+use serde_json::Number;
 use throttle_core::group::{GroupId, GroupOptions};
 use throttle_core::throttle::Throttle;
 use tokio::net::UnixListener;
@@ -49,7 +50,7 @@ pub struct GroupStatus {
     /// Its name in the configuration.
     pub name: String,
     /// Its limits, in the configuration's words.
-    pub limits: BTreeMap<String, f64>,
+    pub limits: BTreeMap<String, Number>,
     /// The devices in it.
     pub devices: Vec<String>,
     /// Requests of theirs waiting for a limit at the moment.

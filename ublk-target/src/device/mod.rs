@@ -19,6 +19,8 @@
 //! every gate retired before its thread is joined, so that no other member counts on a queue that is gone; the character
 //! device closed before DEL, which waits for that.
 
+mod making;
+mod removal;
 mod status;
 mod thread;
 pub mod traces;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Number;
 use throttle_core::limits::{LimitKind, Limits, SECOND_NS};
 
 use super::{Shared, State};
@@ -31,7 +32,7 @@ pub struct Status {
     /// The group it is in.
     pub group: Option<String>,
     /// Its own limits, in the configuration's words.
-    pub limits: BTreeMap<String, f64>,
+    pub limits: BTreeMap<String, Number>,
     /// Whether it refuses writes.
     pub read_only: bool,
     /// Queues, as the kernel granted them.
@@ -90,23 +91,31 @@ impl Shared {
 }
 
 /// The limits that are set, by the keys of the configuration.
-pub fn limits(limits: &Limits) -> BTreeMap<String, f64> {
+pub fn limits(limits: &Limits) -> BTreeMap<String, Number> {
     let mut told = BTreeMap::new();
     for kind in LimitKind::ALL {
         let limit = limits.get(kind);
         if limit.is_unlimited() {
             continue;
         }
-        told.insert(kind.name().to_owned(), limit.avg as f64);
+        told.insert(kind.name().to_owned(), limit.avg.into());
         if limit.max != 0 {
-            told.insert(format!("{}-max", kind.name()), limit.max as f64);
-            told.insert(format!("{}-max-length", kind.name()), limit.burst_length_ns as f64 / SECOND_NS as f64);
+            told.insert(format!("{}-max", kind.name()), limit.max.into());
+            told.insert(format!("{}-max-length", kind.name()), seconds(limit.burst_length_ns));
         }
     }
     if limits.iops_size != 0 {
-        told.insert("iops-size".to_owned(), limits.iops_size as f64);
+        told.insert("iops-size".to_owned(), limits.iops_size.into());
     }
     told
+}
+
+/// Whole seconds stay whole.
+fn seconds(ns: u64) -> Number {
+    if ns.is_multiple_of(SECOND_NS) {
+        return (ns / SECOND_NS).into();
+    }
+    Number::from_f64(ns as f64 / SECOND_NS as f64).expect("a quotient of integers is finite")
 }
 
 #[cfg(test)]
@@ -118,7 +127,7 @@ mod tests {
     fn only_limits_that_are_set_are_told() {
         let burst = Limit { avg: 100, max: 200, burst_length_ns: SECOND_NS / 2 };
         let told = limits(&Limits::UNLIMITED.with(LimitKind::IopsTotal, burst));
-        let expected = [("iops-total", 100.0), ("iops-total-max", 200.0), ("iops-total-max-length", 0.5)];
-        assert_eq!(told, expected.map(|(key, value)| (key.to_owned(), value)).into());
+        let told = serde_json::to_string(&told).unwrap();
+        assert_eq!(told, r#"{"iops-total":100,"iops-total-max":200,"iops-total-max-length":0.5}"#);
     }
 }

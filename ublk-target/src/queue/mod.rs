@@ -45,7 +45,7 @@ use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, QueueRing, Wait, 
 pub enum Report {
     /// Every tag is offered to the kernel: START may be sent.
     Ready,
-    /// It begins to hold requests while nobody watches ([`Handle::is_watched`]).
+    /// It begins to hold requests while nobody watches ([`Setup::is_watched`]).
     Holding,
     /// The kernel aborted a tag: the device is being stopped.
     Ending,

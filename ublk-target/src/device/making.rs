@@ -1,0 +1,262 @@
+//! How a device comes into being, each step in the order in which it can be taken back.
+//!
+//! ```text
+//!   backend ─► ADD ─► parameters ─► character device ─► throttle ─► queues, all ready ─► START ─► node, link ─► quiet ─► Live
+//!   └──────────────────────────── any failure: `undo` takes back what there is ──────────────────────────────┘
+//! ```
+//!
+//! Until the device is quiet it is neither limited nor charged: the kernel and udev read it as soon as it is there, and at one
+//! request a second they would hold up START, and with it every other device.
+
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use throttle_core::group::{MemberId, MemberOptions};
+
+use super::thread::DeviceThread;
+use super::{Made, Message, State, thread_name, traces};
+use crate::backend::{self, Backend};
+use crate::clock;
+use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::helper::{Errand, Helper, Target};
+use crate::log;
+use crate::queue::{self, Handle};
+use crate::ublk::control::{Control, NewDevice};
+use crate::ublk::queue::CharDevice;
+use crate::ublk::{DeviceInfo, Owner};
+
+/// The longest read or write: one buffer of this size for each tag, touched only as far as it is used.
+const REQUEST_BYTES_MAX: u32 = 512 * 1024;
+/// Until every queue thread has offered its tags. It takes milliseconds; a kernel that does not answer must not hang us.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+/// Until START has returned: on some kernels it reads the partition table, from our backend.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Until the node has appeared.
+const NODE_LIMIT: Duration = Duration::from_secs(5);
+/// A device without a new request for so long has been scanned for partitions, by the kernel and by udev.
+const QUIET: Duration = Duration::from_millis(50);
+/// One that never gets quiet is in use already.
+const QUIET_LIMIT: Duration = Duration::from_secs(2);
+
+impl DeviceThread {
+    pub(super) fn make(&mut self) -> Outcome<()> {
+        let description = &self.shared.description;
+        let backend: Arc<dyn Backend> = backend::open(&description.backend, description.read_only)?.into();
+        let geometry = backend.geometry();
+        if geometry.usable_size() != geometry.size {
+            log::warn(
+                "W-SIZE",
+                format_args!(
+                    "device={} size={} of {} bytes: the rest is less than a block of {}",
+                    description.name,
+                    geometry.usable_size(),
+                    geometry.size,
+                    geometry.logical_block
+                ),
+            );
+        }
+        self.backend = Some(Arc::clone(&backend));
+        let mut control = Control::open()?;
+        let info = self.add(&mut control)?;
+        control.set_params(info.id, &geometry.params(info.request_bytes_max)).map_err(|errno| {
+            Failure::new(Class::Failed, format!("the kernel refuses its parameters: {}", errno.desc()))
+        })?;
+        let files: Vec<RawFd> = backend.files();
+        self.char_device = Some(Arc::new(CharDevice::open(&info, &files)?));
+        self.join_throttle();
+        self.start_queues(&mut control, &info, &backend)?;
+        self.start_disk()?;
+        self.settle();
+        Ok(())
+    }
+
+    fn add(&mut self, control: &mut Control) -> Outcome<DeviceInfo> {
+        let description = &self.shared.description;
+        let nonce = nonce();
+        let wanted = NewDevice {
+            id: description.id,
+            queues: description.queues,
+            depth: description.depth,
+            request_bytes_max: REQUEST_BYTES_MAX,
+            owner: Owner::ours(nonce),
+        };
+        let info = control.add(&wanted).map_err(|errno| self.refused(control, errno))?;
+        self.target = Some(Target { id: info.id, nonce });
+        if info.queues != description.queues {
+            log::warn(
+                "W-QUEUES",
+                format_args!(
+                    "device={} queues={} of {}: the kernel gives no more than it has CPUs",
+                    description.name, info.queues, description.queues
+                ),
+            );
+        }
+        let mut handles = Vec::new();
+        for _ in 0..info.queues {
+            handles.push(Handle::new()?);
+        }
+        let size = self.backend.as_ref().map_or(0, |backend| backend.geometry().usable_size());
+        let made = Made { id: info.id, nonce, size, queues: handles, depth: info.depth };
+        assert!(self.shared.made.set(made).is_ok(), "a device is made once");
+        // Now, not at the end: a daemon killed during the start leaves a device too.
+        self.write_state();
+        Ok(info)
+    }
+
+    /// The reason why ADD was refused.
+    fn refused(&self, control: &mut Control, errno: Errno) -> Failure {
+        match (errno, self.shared.description.id) {
+            (Errno::EEXIST, Some(id)) => {
+                let owner = control.info(id).map_or(-1, |info| info.server);
+                Failure::new(
+                    Class::IdTaken,
+                    format!("id {id} is taken by {}; choose another id, or none", process_in_words(owner)),
+                )
+            }
+            (Errno::EPERM | Errno::EACCES, _) => {
+                Failure::new(Class::Perm, "the kernel lets only CAP_SYS_ADMIN add ublk devices; run as root")
+            }
+            (Errno::ENOSPC | Errno::EUSERS | Errno::EBUSY, _) => {
+                Failure::new(Class::KernelLimit, format!("the kernel takes no more ublk devices: {}", errno.desc()))
+            }
+            _ => Err::<(), _>(errno).or_fail(Class::Failed, "the kernel refuses to add a device").unwrap_err(),
+        }
+    }
+
+    /// A device without limits and group stays outside: it costs nothing.
+    fn join_throttle(&mut self) {
+        let description = &self.shared.description;
+        if description.limits.is_unlimited() && self.surroundings.group.is_none() {
+            return;
+        }
+        let options =
+            MemberOptions { limits: description.limits, group: self.surroundings.group, ..MemberOptions::default() };
+        let member = self.surroundings.throttle.join(&options, clock::now());
+        *self.member() = Some(member);
+    }
+
+    fn start_queues(&mut self, control: &mut Control, info: &DeviceInfo, backend: &Arc<dyn Backend>) -> Outcome<()> {
+        let member: Option<MemberId> = *self.member();
+        for id in 0..info.queues {
+            let inbox = Mutex::new(self.inbox.clone());
+            let setup = queue::Setup {
+                device: Arc::clone(self.char_device.as_ref().expect("opened before")),
+                id,
+                depth: info.depth,
+                request_bytes_max: info.request_bytes_max,
+                // A matter of speed only.
+                cpus: control.affinity(info.id, id).ok(),
+                backend: Arc::clone(backend),
+                is_read_only: self.shared.description.read_only,
+                membership: member.map(|member| (Arc::clone(&self.surroundings.throttle), member)),
+                handle: Arc::clone(&self.made().queues[usize::from(id)]),
+                is_watched: Arc::clone(&self.is_watched),
+                report: Box::new(move |report| {
+                    // The device thread outlives its queues.
+                    let _ = inbox.lock().expect("used by one thread").send(Message::Queue(report));
+                }),
+            };
+            let thread = std::thread::Builder::new()
+                .name(thread_name(self.name(), Some(id)))
+                .spawn(move || queue::run(setup))
+                .or_fail(Class::Resource, format!("cannot start the thread of queue {id}"))?;
+            self.queues.push(thread);
+        }
+        let all = self.queues.len();
+        let in_time = self.wait(READY_LIMIT, |this| this.ready == all || this.ended > 0);
+        match self.queue_failure.take() {
+            Some(failure) => Err(failure),
+            None if in_time && self.ended == 0 => Ok(()),
+            None => {
+                let what = format!("only {} of {all} queues were ready within {READY_LIMIT:?}", self.ready);
+                Err(Failure::new(Class::Failed, what))
+            }
+        }
+    }
+
+    fn start_disk(&mut self) -> Outcome<()> {
+        let target = self.target.expect("added before");
+        self.is_start_sent = true;
+        let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
+        self.finish(helper, Some(START_LIMIT), "START")?;
+        if !self.wait(NODE_LIMIT, |_| traces::has_node(target.id)) {
+            let what = format!(
+                "{} did not appear within {NODE_LIMIT:?}; is devtmpfs or udev at work?",
+                traces::node(target.id)
+            );
+            return Err(Failure::new(Class::Node, what));
+        }
+        traces::make_link(self.name(), target.id)
+    }
+
+    /// Waits for the end of the partition scan, then turns the limits on.
+    fn settle(&mut self) {
+        let (began, mut changed) = (Instant::now(), Instant::now());
+        let mut before = self.fetched();
+        self.wait(QUIET_LIMIT, |this| {
+            let fetched = this.fetched();
+            if fetched != before {
+                (before, changed) = (fetched, Instant::now());
+            }
+            changed.elapsed() >= QUIET || began.elapsed() >= QUIET_LIMIT
+        });
+        let member = *self.member();
+        if let Some(member) = member {
+            self.surroundings.throttle.go_live(member);
+        }
+        self.shared.set_state(State::Live);
+    }
+
+    pub(super) fn announce(&mut self) {
+        self.write_state();
+        let made = self.made();
+        log::info(format_args!(
+            "device={} state=started node={} queues={} depth={} size={}",
+            self.name(),
+            traces::node(made.id),
+            made.queues.len(),
+            made.depth,
+            made.size
+        ));
+    }
+
+    /// A daemon that cannot write its state serves all the same.
+    fn write_state(&self) {
+        if let Err(failure) = self.surroundings.state_dir.write(&self.shared.status()) {
+            log::warn("W-STATE", format_args!("device={} {}", self.name(), failure.message));
+        }
+    }
+
+    /// Takes back a start that failed at whatever step.
+    pub(super) fn undo(&mut self) {
+        if self.is_start_sent && self.ended == 0 {
+            self.drain();
+            self.shared.set_state(State::Stopping);
+            if let Err(failure) = self.stop(true) {
+                log::error(&failure.context(format!("device {:?}: undoing a failed start", self.name())));
+            }
+        } else if let Some(made) = self.shared.made.get() {
+            made.queues.iter().for_each(|queue| queue.leave());
+            let all = self.queues.len();
+            self.wait_for_ever("queues", |this| this.ended == all);
+        }
+        self.reap();
+    }
+}
+
+/// Tells this device from every other that had or will have its id. Uniqueness is enough, it is no secret.
+fn nonce() -> u32 {
+    use std::hash::{BuildHasher, Hasher};
+    // Seeded by the system for each value.
+    std::hash::RandomState::new().build_hasher().finish() as u32
+}
+
+fn process_in_words(pid: i32) -> String {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    match comm {
+        Ok(comm) if pid > 0 => format!("{} (pid {pid})", comm.trim()),
+        _ => "a device that no process serves".to_owned(),
+    }
+}
