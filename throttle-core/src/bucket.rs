@@ -165,7 +165,7 @@ fn carry_over(level: NanoUnits, old: NanoUnits, new: NanoUnits) -> NanoUnits {
     used.min(new).saturating_add(debt)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::limits::VALUE_MAX;

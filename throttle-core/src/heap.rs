@@ -86,7 +86,7 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

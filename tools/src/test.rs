@@ -1,7 +1,7 @@
 //! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
 //!
 //! ```text
-//!   fmt ─ clippy ─ unit ─ build ─ rublk ─ e2e (in the VM, with the kernel's log watched)
+//!   fmt ─ clippy ─ unit ─ models ─ build ─ rublk ─ e2e (in the VM, with the kernel's log watched)
 //! ```
 
 use std::env;
@@ -53,6 +53,8 @@ enum Step {
     Clippy,
     /// unit, property and documentation tests, on the host
     Unit,
+    /// the throttle's races under the model checkers loom and shuttle
+    Models,
     /// the daemon's release build
     Build,
     /// rublk, the foreign control client, built once and kept
@@ -106,11 +108,26 @@ impl Step {
                 tally += counted(cargo().args(["test", "--package", E2E, "--lib"]))?;
                 Ok(tally)
             }
+            Step::Models => {
+                let mut tally = counted(&mut models("loom"))?;
+                tally += counted(&mut models("shuttle"))?;
+                Ok(tally)
+            }
             Step::Build => counted(&mut build::daemon_command()),
             Step::Rublk => rublk().map(|()| Tally::default()),
             Step::E2e => e2e(e2e_arguments),
         }
     }
+}
+
+/// The models of the throttle under a checker, which is switched on by a `cfg` of its name. Each has a build directory of
+/// its own: with the flags changing, one would be built anew each time.
+fn models(checker: &str) -> Command {
+    let mut test = cargo();
+    test.args(["test", "--release", "--package", "throttle-core", "--lib", "models"])
+        .env("RUSTFLAGS", format!("--cfg {checker}"))
+        .env("CARGO_TARGET_DIR", workspace::target().join(checker));
+    test
 }
 
 /// Runs it; its counts, or an error if it fails.

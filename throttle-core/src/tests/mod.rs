@@ -3,6 +3,7 @@
 
 #[cfg(not(any(loom, shuttle)))]
 mod chaos;
+#[cfg(not(any(loom, shuttle)))]
 mod differential;
 #[cfg(not(any(loom, shuttle)))]
 mod explore;
