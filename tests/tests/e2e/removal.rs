@@ -127,8 +127,7 @@ fn del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Resu
     let refused = scene.ask(&["del", "slow"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "fio"])?;
     ensure!(refused.took <= REMOVAL_LIMIT, "the refusal took {:?}", refused.took);
     ensure!(device.node.exists() && fio.is_running()?, "a refused del has changed something");
-    let held: u32 =
-        sysfs::attribute(&device.disk, "inflight")?.split_whitespace().next().context("inflight")?.parse()?;
+    let held = sysfs::in_flight(&device.disk)?;
     ensure!(held >= 20, "{held} requests in flight after a refused del, 30 before it");
     daemon.stop()?;
     fio.finish_any(REMOVAL_LIMIT).map(drop)
