@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ci ──► test ──► tally       steps of cargo, then the end-to-end suite ─┐
+//!          bench                what a decision costs
 //!          demo                 the main job, on this host or else ────────┤
 //!                                                                          ▼
 //!          vm ──┬─ kernel       which kernel, fetched how
@@ -13,6 +14,7 @@
 //! Every chore installs what it needs (as root) or says the one command that does. Nothing is pinned to a machine: all
 //! that is fetched or built lies below the cargo target directory.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -40,6 +42,7 @@ struct Arguments {
 enum Chore {
     Demo(demo::Flags),
     Test(test::Flags),
+    Bench(bench::Flags),
     Vm(vm::Flags),
     /// Do what the CI service does: .ci/run, without input, at most 30 minutes
     Ci,
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::Demo(flags) => demo::main(&flags),
         Chore::Test(flags) => test::main(&flags),
+        Chore::Bench(flags) => bench::main(&flags),
         Chore::Vm(flags) => vm::main(flags),
         Chore::Ci => ci::main(),
     };
