@@ -8,44 +8,62 @@
 //!   burst length > 1 s     holds max × length, at no more than max a second; full after max × length / (max − avg)
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
+use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
 
 use crate::model::{Backend, Config, Device, Group};
 use crate::quantity::{Bytes, BytesPerSecond};
+use crate::siblings::Siblings;
 
 impl Config {
     /// A paragraph for each group and device, in file order, with a newline at the end of each line.
     pub fn describe(&self) -> String {
         let mut out = String::new();
+        let (siblings, charges) = (Siblings::of(self), inherited_charges(self));
         for group in &self.groups {
-            describe_group(&mut out, group, self);
+            describe_group(&mut out, group, &siblings, &charges[group.name.as_str()]);
         }
         for device in &self.devices {
-            describe_device(&mut out, device);
+            describe_device(&mut out, device, &siblings);
         }
         out
     }
 }
 
-fn describe_group(out: &mut String, group: &Group, config: &Config) {
-    let members: Vec<&str> = config.members(&group.name).map(|device| device.name.as_str()).collect();
-    let members = match members.len() {
-        0 => "no devices".to_owned(),
-        1 => members[0].to_owned(),
-        2..=8 => format!("{}, all together", members.join(", ")),
-        more => format!("{}, … {more} devices, all together", members[..8].join(", ")),
-    };
-    line(out, format_args!("group {}: {members}", group.name));
-    if group.limits.is_unlimited() {
-        line(out, format_args!("  no limit"));
+/// The table that each group has from above: what its own is told against.
+fn inherited_charges(config: &Config) -> BTreeMap<&str, ChargeTable> {
+    let (mut inherited, mut tables) = (BTreeMap::new(), BTreeMap::<&str, ChargeTable>::new());
+    for group in config.groups_parents_first() {
+        let parent = group.parent.as_deref().and_then(|parent| tables.get(parent));
+        let table = parent.copied().unwrap_or_default();
+        inherited.insert(group.name.as_str(), table);
+        tables.insert(&group.name, group.charges.unwrap_or(table));
     }
-    describe_limits(out, &group.limits);
+    inherited
 }
 
-fn describe_device(out: &mut String, device: &Device) {
-    let Device { name, id, backend, group, limits, queues, depth, read_only, .. } = device;
+fn describe_group(out: &mut String, group: &Group, siblings: &Siblings<'_>, inherited: &ChargeTable) {
+    let members: Vec<String> = siblings.children(&group.name).map_or_else(Vec::new, |children| {
+        let groups = children.groups.iter().map(|name| format!("group {name}"));
+        groups.chain(children.devices.iter().map(|name| (*name).to_owned())).collect()
+    });
+    let members = match members.len() {
+        0 => "no devices".to_owned(),
+        1 => members[0].clone(),
+        2..=8 => format!("{}, all together", members.join(", ")),
+        more => format!("{}, … {more} in all, all together", members[..8].join(", ")),
+    };
+    line(out, format_args!("group {}: {members}", group.name));
+    describe_place(out, group.parent.as_deref(), group.weight, siblings, &group.limits);
+    describe_limits(out, &group.limits);
+    describe_charges(out, &group.charges.unwrap_or(*inherited), inherited);
+}
+
+fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
+    let Device { name, id, backend, group, weight, limits, queues, depth, read_only, .. } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
     let mode = if *read_only { "read-only" } else { "read and write" };
     let queues = match queues {
@@ -53,13 +71,43 @@ fn describe_device(out: &mut String, device: &Device) {
         _ => format!("{queues} queues of {depth} requests each"),
     };
     line(out, format_args!("device {name}{id}: {}, {mode}, {queues}", backend_words(backend)));
-    match (group, limits.is_unlimited()) {
-        (None, true) => line(out, format_args!("  no limit")),
-        (None, false) => {}
-        (Some(group), true) => line(out, format_args!("  what group {group} allows")),
-        (Some(group), false) => line(out, format_args!("  what group {group} allows, and besides it")),
-    }
+    describe_place(out, group.as_deref(), *weight, siblings, limits);
     describe_limits(out, limits);
+}
+
+/// What a device or group has from the group above it, before its own limits.
+fn describe_place(out: &mut String, above: Option<&str>, weight: u32, siblings: &Siblings<'_>, own: &Limits) {
+    let Some(above) = above else {
+        if own.is_unlimited() {
+            line(out, format_args!("  no limit"));
+        }
+        return;
+    };
+    let besides = if own.is_unlimited() { "" } else { ", and besides it" };
+    let share = siblings.share(above, weight).map_or_else(String::new, |share| {
+        format!(", {share} of it while all in it are busy (weight {weight} of {})", share.of)
+    });
+    line(out, format_args!("  what group {above} allows{share}{besides}"));
+}
+
+/// What operations count as, where that differs from what they would without a word.
+fn describe_charges(out: &mut String, charges: &ChargeTable, inherited: &ChargeTable) {
+    let words = |charge| match charge {
+        Charge::Free => "are free: they never wait",
+        Charge::Op => "count as an operation without bytes",
+        Charge::Bytes => "count as an operation and their bytes",
+    };
+    for (operations, charge, before) in [
+        ("reads", Some(charges.read), Some(inherited.read)),
+        ("writes", Some(charges.write), Some(inherited.write)),
+        ("write-zeroes", charges.write_zeroes, inherited.write_zeroes),
+        ("discards", Some(charges.discard), Some(inherited.discard)),
+        ("flushes", Some(charges.flush), Some(inherited.flush)),
+    ] {
+        if let Some(charge) = charge.filter(|charge| Some(*charge) != before) {
+            line(out, format_args!("  {operations} {}", words(charge)));
+        }
+    }
 }
 
 fn backend_words(backend: &Backend) -> String {

@@ -155,7 +155,12 @@ pub enum WarningKind {
         /// The bytes of one request that was reckoned with, where bytes are limited.
         request_bytes: Option<u64>,
     },
-    /// Nobody is in the group.
+    /// A weight where there is no group to share.
+    WeightAlone {
+        /// The key that would name one.
+        group_key: &'static str,
+    },
+    /// Nobody is in the group, nor in one below it.
     GroupWithoutDevices,
     /// One device reads what another writes, each behind its own cache.
     SharedPath {
@@ -179,6 +184,9 @@ impl fmt::Display for WarningKind {
                     write!(f, " of {} KiB", bytes / 1024)?;
                 }
                 write!(f, " at once waits {seconds} s at this rate; a lower depth bounds that")
+            }
+            Self::WeightAlone { group_key } => {
+                write!(f, "a weight without `{group_key}` changes nothing: it is a share of what a group allows")
             }
             Self::GroupWithoutDevices => write!(f, "no device is in this group"),
             Self::SharedPath { other, line } => {

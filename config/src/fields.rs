@@ -13,15 +13,16 @@ use crate::quantity::{self, Refusal};
 use crate::source::Place;
 use crate::yaml::{Entry, Node, Value};
 
-/// Suggestions cost a comparison with every candidate; a file with more slips than this has other troubles.
-const HINTS_MAX: u32 = 100;
+/// Suggestions cost a comparison with every candidate; a file with more slips than this pays for has other troubles.
+const COMPARISONS_MAX: usize = 50_000;
 
 /// What a reading has found out so far, in the order in which it was found.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     pub(crate) faults: Vec<Fault>,
     pub(crate) warnings: Vec<(Place, String, WarningKind)>,
-    hints: u32,
+    /// Candidates that words were compared with, for suggestions.
+    comparisons: usize,
 }
 
 impl Notes {
@@ -35,10 +36,8 @@ impl Notes {
 
     /// `did you mean …? `, or nothing.
     pub(crate) fn hint<'a>(&mut self, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-        self.hints += 1;
-        if self.hints > HINTS_MAX {
-            return String::new();
-        }
+        let comparisons = &mut self.comparisons;
+        let known = known.into_iter().take(COMPARISONS_MAX - *comparisons).inspect(|_| *comparisons += 1);
         nearest(word, known).map_or_else(String::new, |near| format!("did you mean `{near}`? "))
     }
 }
@@ -270,7 +269,11 @@ fn map_of<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<&'n [Entry]> {
 
 fn note_twice(notes: &mut Notes, path: &str, first: &Entry, second: &Entry) {
     let spelling = if first.key == second.key { String::new() } else { format!(" as `{}`", shown(&first.key, 40)) };
-    notes.fault(second.place, path, format!("given twice, first on line {}{spelling}", first.place.line), "keep one");
+    let found = match first.place {
+        Place::NOWHERE => format!("given twice, first{spelling}"),
+        place => format!("given twice, first on line {}{spelling}", place.line),
+    };
+    notes.fault(second.place, path, found, "keep one");
 }
 
 /// `snake_case` is accepted for every `kebab-case` key.

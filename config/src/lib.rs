@@ -21,6 +21,7 @@ mod near;
 mod nesting;
 pub mod quantity;
 mod read;
+mod siblings;
 mod source;
 mod yaml;
 

@@ -3,8 +3,10 @@
 //! Everything here is plain data. Lines are kept so that a later refusal (a path that does not open, an id that is
 //! taken) can still name the place in the file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use throttle_core::charge::ChargeTable;
 use throttle_core::limits::Limits;
 
 /// A whole configuration.
@@ -22,24 +24,46 @@ impl Config {
         self.groups.iter().find(|group| group.name == name)
     }
 
+    /// The groups, each after the one above it; otherwise in file order.
+    pub fn groups_parents_first(&self) -> Vec<&Group> {
+        let parents: BTreeMap<&str, Option<&str>> =
+            self.groups.iter().map(|group| (group.name.as_str(), group.parent.as_deref())).collect();
+        let above = |group: &&Group| {
+            let parent = |name: &&str| parents.get(name).copied().flatten();
+            // Bounded, in case somebody makes a configuration by hand that goes round.
+            std::iter::successors(group.parent.as_deref(), parent).take(throttle_core::tree::DEPTH_MAX).count()
+        };
+        let mut groups: Vec<&Group> = self.groups.iter().collect();
+        groups.sort_by_key(above);
+        groups
+    }
+
     /// The device of that name.
     pub fn device(&self, name: &str) -> Option<&Device> {
         self.devices.iter().find(|device| device.name == name)
     }
 
-    /// The devices that share the limits of the group, in file order.
+    /// The devices in the group itself, not in groups below it, in file order.
     pub fn members<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a Device> {
         self.devices.iter().filter(move |device| device.group.as_deref() == Some(group))
     }
 }
 
-/// Limits that several devices share.
+/// Limits that several devices and groups share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// `[A-Za-z0-9_.-]`, 1 to 64 characters, no leading dot or dash.
     pub name: String,
-    /// Shared by all members together. Sound: [`Limits::violations`] is empty.
+    /// A group of this configuration, whose limits hold as well. The groups form trees, of at most
+    /// [`throttle_core::tree::DEPTH_MAX`] levels.
+    pub parent: Option<String>,
+    /// Its share of what the parent allows, against the others in it; 1 to [`throttle_core::share::WEIGHT_MAX`].
+    pub weight: u32,
+    /// Shared by all devices in it and below it together. Sound: [`Limits::violations`] is empty.
     pub limits: Limits,
+    /// What operations count as in it and below it, already with what it leaves to its parent. `None`: it says nothing,
+    /// and all is as in the parent, or by default.
+    pub charges: Option<ChargeTable>,
     /// Where the group begins in its file, from 1.
     pub line: u32,
 }
@@ -55,6 +79,8 @@ pub struct Device {
     pub backend: Backend,
     /// A group of this configuration.
     pub group: Option<String>,
+    /// Its share of what the group allows, against the others in it; 1 to [`throttle_core::share::WEIGHT_MAX`].
+    pub weight: u32,
     /// Its own limits, besides the group's. Sound: [`Limits::violations`] is empty.
     pub limits: Limits,
     /// Queues, each with a thread and a ring of its own; 1 to [`QUEUES_MAX`].

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{LimitKind, SECOND_NS};
 use ublk_throttle_config::{Backend, Config, load, parse};
 
@@ -42,9 +43,9 @@ fn quickstart_is_what_the_demo_expects() {
         "group shared: vol0, vol1, all together\n\
          \x20 reads and writes together: 1000 operations/s; after a rest 101 at once (a tenth of a second, and one)\n\
          device vol0: memory, 256 MiB (268.4 MB), read and write, 1 queue of 128 requests\n\
-         \x20 what group shared allows\n\
+         \x20 what group shared allows, 50 % of it while all in it are busy (weight 100 of 200)\n\
          device vol1: memory, 256 MiB (268.4 MB), read and write, 1 queue of 128 requests\n\
-         \x20 what group shared allows\n"
+         \x20 what group shared allows, 50 % of it while all in it are busy (weight 100 of 200)\n"
     );
 }
 
@@ -62,6 +63,31 @@ fn reference_shows_every_spelling_of_a_value() {
     assert_eq!((device.id, device.queues, device.depth, device.read_only), (Some(7), 2, 64, false));
     assert_eq!(device.limits.get(LimitKind::IopsTotal).avg, 500);
     assert_eq!(config.device("nowhere").expect("the device").backend, Backend::Null { size: 1 << 40 });
+}
+
+#[test]
+fn reference_says_the_default_charges() {
+    // All of them, so that the file shows the defaults; the core's table leaves write-zeroes to the backend.
+    let config = example("reference.yaml");
+    let charges = config.group("everything").expect("the group").charges;
+    assert_eq!(charges, Some(ChargeTable { write_zeroes: Some(Charge::Op), ..ChargeTable::DEFAULT }));
+    let part = config.group("part").expect("the group");
+    assert_eq!((part.parent.as_deref(), part.weight, part.charges), (Some("everything"), 200, None));
+}
+
+#[test]
+fn tenants_have_the_shares_that_the_picture_says() {
+    let described = example("tenants.yaml").describe();
+    for sentence in [
+        "group rack: group tenant-a, group tenant-b, monitor, all together",
+        "what group rack allows, 57.1 % of it while all in it are busy (weight 200 of 350), and besides it",
+        "what group rack allows, 28.6 % of it while all in it are busy (weight 100 of 350), and besides it",
+        "what group rack allows, 14.3 % of it while all in it are busy (weight 50 of 350)\n",
+        "what group tenant-a allows, 75 % of it while all in it are busy (weight 300 of 400)\n",
+        "flushes count as an operation without bytes",
+    ] {
+        assert!(described.contains(sentence), "{sentence:?} is not in\n{described}");
+    }
 }
 
 #[test]

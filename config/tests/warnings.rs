@@ -81,3 +81,30 @@ fn many_warnings_are_counted() {
     assert!(text.starts_with("warning[W-CONFIG]: w.yaml:3:52: devices.v0.limits.iops-total: 0 means"), "{text}");
     assert!(text.ends_with("and 20 more"), "{text}");
 }
+
+#[test]
+fn weight_that_shares_with_nobody_is_said() {
+    // Without a group above there is nothing to have a share of.
+    check(
+        &device("    weight: 200\n"),
+        &["5:5: devices.vol0.weight: a weight without `group` changes nothing: it is a share of what a group allows"],
+    );
+    check(
+        "version: 1\ngroups:\n  g: { weight: 50 }\ndevices:\n  a: { backend: { memory: 1MiB }, group: g, weight: 10 }\n",
+        &["3:8: groups.g.weight: a weight without `parent` changes nothing: it is a share of what a group allows"],
+    );
+}
+
+#[test]
+fn group_holds_the_requests_of_all_groups_below_it() {
+    // Two devices of 128 in two tenants wait for the rack: 51 s; the tenants have no limits of their own.
+    check(
+        "version: 1\ngroups:\n  t: { parent: rack }\n  u: { parent: rack }\n  rack: { limits: { iops: 5 } }\n  \
+         empty: { parent: rack }\ndevices:\n  a: { backend: { memory: 1MiB }, group: t }\n  \
+         b: { backend: { memory: 1MiB }, group: u }\n",
+        &[
+            "5:3: groups.rack: the last of 256 requests at once waits 51 s at this rate; a lower depth bounds that",
+            "6:3: groups.empty: no device is in this group",
+        ],
+    );
+}

@@ -9,6 +9,7 @@ use throttle_core::limits::{LimitKind, Limits};
 use crate::fault::{WarningKind, shown};
 use crate::fields::{Item, Notes};
 use crate::model::{Config, Device};
+use crate::read::parents::Parents;
 use crate::source::Place;
 
 /// Guests and file systems give up on a request after 30 s.
@@ -22,6 +23,9 @@ const REQUEST_BYTES: u64 = 128 << 10;
 pub(crate) struct Cross<'n> {
     /// Every name of a group, also of one that has faults of its own.
     groups: BTreeMap<&'n str, Place>,
+    /// Where the groups begin.
+    groups_line: Option<u32>,
+    parents: Parents<'n>,
     devices: BTreeMap<&'n str, Place>,
     ids: BTreeMap<u32, (&'n str, Place)>,
     paths: BTreeMap<PathBuf, Owner<'n>>,
@@ -36,19 +40,32 @@ struct Owner<'n> {
 
 impl<'n> Cross<'n> {
     pub(super) fn add_group(&mut self, name: &'n str, item: &Item<'n>) {
+        self.groups_line.get_or_insert(item.key_place.line);
         self.groups.insert(name, item.key_place);
     }
 
-    pub(super) fn check_group(&self, name: &str, item: &Item<'_>, notes: &mut Notes) {
+    /// Whether there is such a group.
+    pub(super) fn check_group(&self, name: &str, item: &Item<'_>, notes: &mut Notes) -> bool {
         if self.groups.contains_key(name) {
-            return;
+            return true;
         }
         let hint = notes.hint(name, self.groups.keys().copied());
-        let cure = match self.groups.values().min() {
+        let cure = match self.groups_line {
             None => "there are no groups; add one under `groups:`".to_owned(),
-            Some(place) => format!("{hint}add it to the groups, from line {} on, or name one of them", place.line),
+            Some(line) => format!("{hint}add it to the groups, from line {line} on, or name one of them"),
         };
         item.fault(notes, format!("no group is called {:?}", shown(name, 40)), cure);
+        false
+    }
+
+    pub(super) fn add_parent(&mut self, group: &'n str, parent: &'n str, item: Item<'n>, notes: &mut Notes) {
+        if self.check_group(parent, &item, notes) {
+            self.parents.add(group, parent, item);
+        }
+    }
+
+    pub(super) fn check_parents(&self, notes: &mut Notes) {
+        self.parents.check(&self.groups, notes);
     }
 
     pub(super) fn add_id(&mut self, device: &'n str, id: u32, item: &Item<'n>, notes: &mut Notes) {
@@ -97,14 +114,12 @@ impl<'n> Cross<'n> {
         self.devices.insert(name, item.key_place);
     }
 
-    /// Warns of what can only be seen from the whole.
+    /// Warns of what can only be seen from the whole, which has no faults.
     pub(super) fn check(&self, config: &Config, notes: &mut Notes) {
-        if !notes.faults.is_empty() {
-            return;
-        }
         if config.devices.is_empty() {
             notes.warn(Place::START, "devices", WarningKind::NoDevices);
         }
+        // Requests that fit into the devices of a group and of all groups below it: they wait for its limits.
         let mut fit_by_group: BTreeMap<&str, u64> = BTreeMap::new();
         for device in &config.devices {
             let fit = fit(device);
@@ -114,6 +129,11 @@ impl<'n> Cross<'n> {
             if let (Some(kind), Some(place)) = (long_hold(&device.limits, fit), self.devices.get(device.name.as_str()))
             {
                 notes.warn(*place, &format!("devices.{}", device.name), kind);
+            }
+        }
+        for group in config.groups_parents_first().into_iter().rev() {
+            if let (Some(parent), Some(&fit)) = (&group.parent, fit_by_group.get(group.name.as_str())) {
+                *fit_by_group.entry(parent).or_default() += fit;
             }
         }
         for group in &config.groups {

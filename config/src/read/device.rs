@@ -5,9 +5,10 @@ use std::path::Path;
 use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Device, ID_MAX};
 use crate::read::cross::Cross;
-use crate::read::{Defaults, backend, limits};
+use crate::read::{Defaults, backend, limits, weight};
 
-const KEYS: [&str; 9] = ["backend", "group", "limits", "queues", "depth", "id", "read-only", "on-crash", "on-stop"];
+const KEYS: [&str; 10] =
+    ["backend", "group", "weight", "limits", "queues", "depth", "id", "read-only", "on-crash", "on-stop"];
 
 pub(super) fn read<'n>(
     name: &'n str,
@@ -31,6 +32,7 @@ pub(super) fn read<'n>(
         cross.check_group(of, &group, notes);
         Some(of.to_owned())
     });
+    let weight = weight::read(&mut fields, group.is_some(), "group", notes);
     let read_only = fields.take("read-only").and_then(|item| item.bool(notes)).unwrap_or(false);
     let backend_item = fields.take("backend");
     let leftovers = fields.finish(notes, &KEYS, &[]);
@@ -50,5 +52,5 @@ pub(super) fn read<'n>(
     let Defaults { queues, depth, on_crash, on_stop } = own;
     let line = item.key_place.line;
     let name = name.to_owned();
-    Some(Device { name, id, backend, group, limits, queues, depth, read_only, on_crash, on_stop, line })
+    Some(Device { name, id, backend, group, weight, limits, queues, depth, read_only, on_crash, on_stop, line })
 }

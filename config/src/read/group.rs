@@ -2,29 +2,28 @@
 
 use crate::fields::{Fields, Item, Notes};
 use crate::model::Group;
-use crate::read::limits;
+use crate::read::cross::Cross;
+use crate::read::{charge, limits, weight};
 
-const KEYS: [&str; 2] = ["limits", "weight"];
-const KEYS_LATER: [&str; 2] = ["parent", "charge"];
+const KEYS: [&str; 4] = ["parent", "weight", "limits", "charge"];
 
-/// What `weight` means for everyone, and the only value while it changes nothing.
-const WEIGHT_DEFAULT: u64 = 100;
-
-pub(super) fn read(name: &str, item: &Item<'_>, notes: &mut Notes) -> Option<Group> {
+/// The group, still without its charges: those depend on the groups above it.
+pub(super) fn read<'n>(
+    name: &'n str,
+    item: &Item<'n>,
+    cross: &mut Cross<'n>,
+    notes: &mut Notes,
+) -> Option<(Group, charge::Said)> {
     let mut fields = Fields::of(item, notes)?;
     let limits = fields.take("limits").map_or_else(Default::default, |item| limits::read(&item, notes));
-    if let Some(parent) = fields.take("parent") {
-        parent.not_supported_yet(notes, "remove it; in this version a group has no other above it");
-    }
-    if let Some(weight) = fields.take("weight") {
-        let value = weight.count(notes, 1..=10_000);
-        if value.is_some_and(|value| value != WEIGHT_DEFAULT) {
-            weight.not_supported_yet(notes, "remove it, or write 100; in this version all members count the same");
-        }
-    }
-    if let Some(charge) = fields.take("charge") {
-        charge.not_supported_yet(notes, "remove it; in this version the costs of operations are fixed");
-    }
-    fields.finish(notes, &KEYS, &KEYS_LATER);
-    Some(Group { name: name.to_owned(), limits, line: item.key_place.line })
+    let parent = fields.take("parent").and_then(|parent| {
+        let of = parent.text(notes, "allowed: the name of a group")?;
+        cross.add_parent(name, of, parent, notes);
+        Some(of.to_owned())
+    });
+    let weight = weight::read(&mut fields, parent.is_some(), "parent", notes);
+    let said = fields.take("charge").map_or_else(Default::default, |item| charge::read(&item, notes));
+    fields.finish(notes, &KEYS, &[]);
+    let line = item.key_place.line;
+    Some((Group { name: name.to_owned(), parent, weight, limits, charges: None, line }, said))
 }

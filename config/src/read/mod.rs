@@ -3,20 +3,26 @@
 //! ```text
 //!   version     1
 //!   defaults    queues, depth, on-crash, on-stop
-//!   groups      NAME → group.rs   ─┐
-//!   devices     NAME → device.rs  ─┴─ limits.rs, backend.rs
+//!   groups      NAME → group.rs   ─── parents.rs, charge.rs ─┐
+//!   devices     NAME → device.rs  ─── backend.rs ────────────┴─ limits.rs, weight.rs
 //! ```
 //!
-//! Then come the checks that need more than one entry: references, ids and paths that are unique, and how long a full
-//! device may be held back.
+//! Then come the checks that need more than one entry (cross.rs): references, groups in trees, ids and paths that are
+//! unique, and how long a full device may be held back.
 
 mod backend;
+mod charge;
 mod cross;
 mod device;
 mod group;
 mod limits;
+mod parents;
+mod weight;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use throttle_core::charge::ChargeTable;
 
 use crate::fields::{Fields, Item, Notes, named};
 use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX};
@@ -50,16 +56,41 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
 
     let groups = groups.and_then(|item| named(&item, notes)).unwrap_or_default();
     let mut cross = cross::Cross::default();
+    // All names first: a parent may stand below its children in the file.
     for (name, item) in &groups {
-        config.groups.extend(group::read(name, item, notes));
         cross.add_group(name, item);
+    }
+    let mut charges = BTreeMap::new();
+    for (name, item) in &groups {
+        let Some((group, said)) = group::read(name, item, &mut cross, notes) else { continue };
+        config.groups.push(group);
+        charges.insert(*name, said);
     }
     for (name, item) in devices.and_then(|item| named(&item, notes)).unwrap_or_default() {
         cross.add_device(name, &item);
         config.devices.extend(device::read(name, &item, base, &defaults, &mut cross, notes));
     }
-    cross.check(&config, notes);
+    cross.check_parents(notes);
+    if notes.faults.is_empty() {
+        inherit_charges(&mut config, &charges);
+        cross.check(&config, notes);
+    }
     config
+}
+
+/// Fills in what groups leave to their parents. The groups form trees.
+fn inherit_charges(config: &mut Config, said: &BTreeMap<&str, charge::Said>) {
+    let mut tables: BTreeMap<&str, ChargeTable> = BTreeMap::new();
+    let mut own: BTreeMap<String, ChargeTable> = BTreeMap::new();
+    for group in config.groups_parents_first() {
+        let inherited = group.parent.as_deref().map_or(ChargeTable::DEFAULT, |parent| tables[parent]);
+        let table = said[group.name.as_str()].over(&inherited);
+        own.extend(table.map(|table| (group.name.clone(), table)));
+        tables.insert(&group.name, table.unwrap_or(inherited));
+    }
+    for group in &mut config.groups {
+        group.charges = own.remove(&group.name);
+    }
 }
 
 fn version(item: Option<Item<'_>>, notes: &mut Notes) {
