@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod device;
 pub mod error;
 pub mod flags;
+pub mod groups;
 pub mod helper;
 pub mod in_use;
 pub mod log;

@@ -41,7 +41,7 @@ fn written(place: &Place, unreached: Failure) -> Outcome<Listing> {
 }
 
 fn print(listing: &Listing) {
-    let head = ["DEVICE", "NODE", "STATE", "SIZE", "BACKEND", "GROUP", "HELD", "LIMITS"];
+    let head = ["DEVICE", "NODE", "STATE", "SIZE", "BACKEND", "GROUP", "WEIGHT", "HELD", "LIMITS"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(listing.devices.iter().map(row));
     table(&rows);
@@ -49,14 +49,21 @@ fn print(listing: &Listing) {
         return;
     }
     say("");
-    let mut rows = vec![["GROUP", "DEVICES", "HELD", "LIMITS"].map(str::to_owned)];
+    let mut rows = vec![["GROUP", "PARENT", "WEIGHT", "DEVICES", "HELD", "LIMITS"].map(str::to_owned)];
     rows.extend(listing.groups.iter().map(|group| {
-        [group.name.clone(), or_dash(&group.devices.join(",")), group.held.to_string(), words(&group.limits)]
+        [
+            group.name.clone(),
+            or_dash(group.parent.as_deref().unwrap_or_default()),
+            weight(group.parent.as_deref(), group.weight),
+            or_dash(&group.devices.join(",")),
+            group.held.to_string(),
+            words(&group.limits),
+        ]
     }));
     table(&rows);
 }
 
-fn row(device: &Status) -> [String; 8] {
+fn row(device: &Status) -> [String; 9] {
     let backend = match &device.path {
         Some(path) => format!("{} {path}", device.backend),
         None => device.backend.clone(),
@@ -68,6 +75,7 @@ fn row(device: &Status) -> [String; 8] {
         device.size.map_or("-".to_owned(), size),
         backend,
         or_dash(device.group.as_deref().unwrap_or_default()),
+        weight(device.group.as_deref(), device.weight),
         device.held.to_string(),
         words(&device.limits),
     ]
@@ -75,6 +83,11 @@ fn row(device: &Status) -> [String; 8] {
 
 fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+/// A weight means nothing without a group above.
+fn weight(above: Option<&str>, weight: u32) -> String {
+    above.map_or("-".to_owned(), |_| weight.to_string())
 }
 
 /// Limits as the configuration spells them.

@@ -20,7 +20,6 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
-use throttle_core::group::{GroupId, GroupOptions};
 use throttle_core::throttle::Throttle;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -31,6 +30,7 @@ use super::{notify, server};
 use crate::clock;
 use crate::device::{Device, Notice, Removal, Status, Surroundings, limits};
 use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::groups;
 use crate::helper::{Errand, Helper};
 use crate::log;
 use crate::state_dir::StateDir;
@@ -49,12 +49,30 @@ pub struct Listing {
 pub struct GroupStatus {
     /// Its name in the configuration.
     pub name: String,
+    /// The group above it, whose limits hold as well.
+    pub parent: Option<String>,
+    /// Its share of what the parent allows, against the others in it.
+    pub weight: u32,
     /// Its limits, in the configuration's words.
     pub limits: BTreeMap<String, Number>,
-    /// The devices in it.
+    /// The devices in it, without those of groups below it.
     pub devices: Vec<String>,
-    /// Requests of theirs waiting for a limit at the moment.
+    /// Requests waiting for a limit at the moment, of all devices in it and below it.
     pub held: u32,
+}
+
+impl GroupStatus {
+    /// Nobody is in it yet.
+    fn of(group: &Group) -> Self {
+        Self {
+            name: group.name.clone(),
+            parent: group.parent.clone(),
+            weight: group.weight,
+            limits: limits(&group.limits),
+            devices: Vec::new(),
+            held: 0,
+        }
+    }
 }
 
 /// What reaches the control thread.
@@ -73,16 +91,18 @@ impl Table {
     /// Everything, for `list`.
     pub fn listing(&self) -> Listing {
         let devices: Vec<Status> = self.devices.values().map(Device::status).collect();
-        let group = |group: &Group| {
-            let members = || devices.iter().filter(|device| device.group.as_ref() == Some(&group.name));
-            GroupStatus {
-                name: group.name.clone(),
-                limits: limits(&group.limits),
-                devices: members().map(|device| device.name.clone()).collect(),
-                held: members().map(|device| device.held).sum(),
+        let mut groups: Vec<GroupStatus> = self.groups.iter().map(GroupStatus::of).collect();
+        let places: BTreeMap<&str, usize> = self.groups.iter().zip(0..).map(|(group, n)| (&*group.name, n)).collect();
+        let place = |name: &Option<String>| name.as_deref().and_then(|name| places.get(name).copied());
+        for device in &devices {
+            let own = place(&device.group);
+            if let Some(own) = own {
+                groups[own].devices.push(device.name.clone());
             }
-        };
-        let groups = self.groups.iter().map(group).collect();
+            for above in std::iter::successors(own, |&n| place(&self.groups[n].parent)) {
+                groups[above].held += device.held;
+            }
+        }
         Listing { devices, groups }
     }
 
@@ -218,14 +238,7 @@ fn start_devices(
     table: &Rc<RefCell<Table>>,
 ) -> Outcome<()> {
     let throttle = Throttle::new();
-    let mut groups: BTreeMap<String, GroupId> = BTreeMap::new();
-    for group in &config.groups {
-        let options = GroupOptions { limits: group.limits, ..GroupOptions::default() };
-        let id = throttle
-            .add_group(&options, clock::now())
-            .map_err(|refused| Failure::new(Class::Config, format!("groups.{}: {refused}", group.name)))?;
-        groups.insert(group.name.clone(), id);
-    }
+    let groups = groups::make(&config, &throttle, clock::now())?;
     for description in config.devices {
         let events = events.clone();
         let surroundings = Surroundings {

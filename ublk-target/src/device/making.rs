@@ -132,7 +132,7 @@ impl DeviceThread {
             return;
         }
         let options =
-            MemberOptions { limits: description.limits, group: self.surroundings.group, ..MemberOptions::default() };
+            MemberOptions { limits: description.limits, group: self.surroundings.group, weight: description.weight };
         let member = self.surroundings.throttle.join(&options, clock::now());
         *self.member() = Some(member);
     }

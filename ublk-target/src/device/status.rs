@@ -31,6 +31,8 @@ pub struct Status {
     pub path: Option<String>,
     /// The group it is in.
     pub group: Option<String>,
+    /// Its share of what the group allows, against the others in it.
+    pub weight: u32,
     /// Its own limits, in the configuration's words.
     pub limits: BTreeMap<String, Number>,
     /// Whether it refuses writes.
@@ -72,6 +74,7 @@ impl Shared {
             backend: description.backend.kind().to_owned(),
             path: description.backend.path().map(|path| path.display().to_string()),
             group: description.group.clone(),
+            weight: description.weight,
             limits: limits(&description.limits),
             read_only: description.read_only,
             queues: made.map_or(description.queues, |made| made.queues.len() as u16),
