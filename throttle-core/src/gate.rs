@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::cost::Operation;
 use crate::group::{MemberId, QueueId, StillBusy, Verdict};
 use crate::lease::Lease;
-use crate::throttle::{Bells, Doorbell, Request, Throttle};
+use crate::throttle::{Bells, Doorbell, Request, Tag, Throttle};
 use crate::time::Time;
 
 /// The throttle as one queue sees it.
@@ -39,7 +39,7 @@ impl Gate {
         Self { joined: None }
     }
 
-    /// The gate of a queue of `member` with tags below `depth`, whose thread is woken by `bell`.
+    /// The gate of a queue of `member` whose thread is woken by `bell`. Holding up to `depth` requests allocates nothing.
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
         let leases = Some([Lease::none(); 2]);
@@ -59,7 +59,7 @@ impl Gate {
     /// charge table of its group ([`crate::charge`]).
     ///
     /// After [`Verdict::Held`] the tag comes out of a [`Self::poll`], perhaps already of this turn's.
-    pub fn request(&mut self, tag: u16, operation: Operation, bytes: u64, now: Time) -> Verdict {
+    pub fn request(&mut self, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
         let Some(joined) = &mut self.joined else { return Verdict::Go };
         let mut lease = joined.leases.as_mut().map(|leases| &mut leases[operation.direction() as usize]);
         if let Some(lease) = &mut lease
@@ -86,7 +86,7 @@ impl Gate {
 
     /// Adds the tags that may be issued now to `let_go`. To be called in every turn; does nothing, without the lock, unless
     /// the thread was `rung`, its deadline has passed or it held something in this turn.
-    pub fn poll(&mut self, now: Time, rung: bool, let_go: &mut Vec<u16>) {
+    pub fn poll(&mut self, now: Time, rung: bool, let_go: &mut Vec<Tag>) {
         let Some(joined) = &mut self.joined else { return };
         if rung || joined.owes_poll || joined.deadline.is_some_and(|deadline| deadline <= now) {
             joined.deadline = joined.throttle.poll(&mut joined.bells, joined.queue, now, let_go);

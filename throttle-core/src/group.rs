@@ -31,6 +31,7 @@ use crate::lease::{Grant, Prepaid};
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
 use crate::share::WEIGHT_DEFAULT;
+use crate::throttle::Tag;
 use crate::time::Time;
 use crate::tree::{BadParent, NodeId, Tree};
 
@@ -152,7 +153,7 @@ struct Queue {
     /// Requests of this queue in the member's lines.
     held: u32,
     /// Restart work: tags let go that the thread has not collected.
-    let_go: Vec<u16>,
+    let_go: Vec<Tag>,
     /// The deadline that the thread was last told to wake up for.
     told: Option<Time>,
     /// The thread has been rung, or is in the middle of a turn that ends in a poll: it needs no other ring.
@@ -173,7 +174,7 @@ pub(crate) struct Groups {
     rings: Vec<QueueId>,
     /// What [`Fault::PostAfterUnlock`] posts too late.
     #[cfg(test)]
-    late: Vec<(QueueId, u16)>,
+    late: Vec<(QueueId, Tag)>,
 }
 
 impl Groups {
@@ -211,7 +212,7 @@ impl Groups {
         MemberId(member)
     }
 
-    /// A queue of `member` with tags below `depth`.
+    /// A queue of `member` that has room for `depth` requests.
     pub fn add_queue(&mut self, member: MemberId, depth: u16) -> QueueId {
         self.members[member.0].queues += 1;
         let let_go = Vec::with_capacity(usize::from(depth));
@@ -231,7 +232,7 @@ impl Groups {
     }
 
     /// A request has arrived on `queue`. After [`Verdict::Held`] the caller polls in the same turn.
-    pub fn request(&mut self, queue: QueueId, tag: u16, operation: Operation, bytes: u64, now: Time) -> Verdict {
+    pub fn request(&mut self, queue: QueueId, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
         let now = self.see(now);
         let MemberId(member) = self.queues[queue].member;
         let mode = self.members[member].mode;
@@ -275,7 +276,7 @@ impl Groups {
     }
 
     /// Charges a request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
-    fn go(&mut self, queue: QueueId, tag: u16, cost: &Cost, now: Time) -> Verdict {
+    fn go(&mut self, queue: QueueId, tag: Tag, cost: &Cost, now: Time) -> Verdict {
         let MemberId(member) = self.queues[queue].member;
         self.tree.charge(member, cost, now);
         // Others may wait, if the member is draining: their wait has become longer.
@@ -293,7 +294,7 @@ impl Groups {
     ///
     /// Its restart work is added to `collected`, to be issued by the caller at once. Returns the deadline at which the
     /// thread is to look in again, if its tree counts on it.
-    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {
+    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
         let now = self.see(now);
         let root = self.tree.root(self.queues[queue].member.0);
         self.queues[queue].owes_poll = true;
@@ -502,12 +503,12 @@ impl Groups {
 #[cfg(test)]
 impl Groups {
     /// See [`Fault::PostAfterUnlock`].
-    pub fn take_late(&mut self) -> Vec<(QueueId, u16)> {
+    pub fn take_late(&mut self) -> Vec<(QueueId, Tag)> {
         std::mem::take(&mut self.late)
     }
 
     /// See [`Fault::PostAfterUnlock`].
-    pub fn post_late(&mut self, queue: QueueId, tag: u16) {
+    pub fn post_late(&mut self, queue: QueueId, tag: Tag) {
         self.queues[queue].let_go.push(tag);
         self.ring(queue, None);
     }

@@ -7,13 +7,14 @@ use crate::group::QueueId;
 use crate::lane::Lane;
 use crate::planted::{Fault, planted};
 use crate::share::Virtual;
+use crate::throttle::Tag;
 use crate::time::Time;
 
 /// A request that waits for a limit. Its data stays with the thread of its queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
     pub queue: QueueId,
-    pub tag: u16,
+    pub tag: Tag,
     pub cost: Cost,
     pub since: Time,
 }

@@ -39,10 +39,15 @@ pub trait Doorbell: Send + Sync {
     fn ring(&self);
 }
 
+/// What the owner of a queue calls a request until it is let go; the throttle only hands it back.
+///
+/// ublk numbers them from 0 to the queue's depth, in 16 bits; a simulation may have millions waiting.
+pub type Tag = u32;
+
 /// A request as it came.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
-    pub tag: u16,
+    pub tag: Tag,
     pub operation: Operation,
     pub bytes: u64,
 }
@@ -162,7 +167,7 @@ impl Throttle {
         })
     }
 
-    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<u16>) -> Option<Time> {
+    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
         let told = self.call(bells, |groups| groups.poll(queue, now, collected));
         #[cfg(test)]
         if planted(Fault::LookThenSay) {

@@ -84,7 +84,7 @@ proptest! {
         for member in owner {
             world.queue(member);
         }
-        let mut sent = [0_u16; QUEUES];
+        let mut sent = [0_u32; QUEUES];
         let mut drained_at: [Option<Time>; QUEUES] = [None; QUEUES];
         for step in steps {
             match step {

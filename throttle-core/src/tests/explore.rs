@@ -23,8 +23,8 @@ struct Side {
     deadline: Option<Time>,
     /// A request was held and the turn is not over.
     is_in_turn: bool,
-    sent: u16,
-    went: Vec<u16>,
+    sent: u32,
+    went: Vec<u32>,
     is_draining: bool,
     has_moved: bool,
     is_retired: bool,
@@ -52,7 +52,7 @@ enum Event {
 }
 
 /// Requests of each side: enough for one to go and two to wait.
-const REQUESTS: u16 = 3;
+const REQUESTS: u32 = 3;
 const TICK_NS: u64 = 500_000_000;
 const TICKS: u64 = 3;
 
@@ -67,7 +67,7 @@ impl State {
                 let options = MemberOptions { group: Some(group), ..MemberOptions::default() };
                 let member = groups.join(&options, Time::ZERO);
                 groups.go_live(member);
-                let queue = groups.add_queue(member, REQUESTS);
+                let queue = groups.add_queue(member, REQUESTS as u16);
                 Side {
                     member,
                     queue,
@@ -171,7 +171,7 @@ impl State {
             assert_eq!(once.len(), side.went.len(), "each request goes once");
             let held = if side.is_retired { 0 } else { self.groups.held(side.member).count };
             assert!(!side.is_draining || held == 0, "I9: a member that drains holds nothing");
-            assert!(!side.is_retired || usize::from(side.sent) == side.went.len(), "nothing is lost with a queue");
+            assert!(!side.is_retired || side.sent as usize == side.went.len(), "nothing is lost with a queue");
         }
         // U4: within the first instant, the group's capacity lets one request go, and those of who drains.
         let limited = self.sides.iter().filter(|side| !side.is_draining && !side.has_moved);
@@ -201,7 +201,7 @@ impl State {
         }
         for index in 0..self.sides.len() {
             let side = &self.sides[index];
-            assert_eq!(usize::from(side.sent), side.went.len(), "I3: whatever waits goes in the end");
+            assert_eq!(side.sent as usize, side.went.len(), "I3: whatever waits goes in the end");
             if !side.is_retired {
                 self.groups.retire(self.sides[index].queue).expect("nothing held, no restart work");
                 self.groups.leave(self.sides[index].member, self.now).expect("no queues");

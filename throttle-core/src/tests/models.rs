@@ -87,7 +87,7 @@ impl Device {
     }
 
     /// The body of a queue thread: sends `requests`, and ends when all have gone and the gate has retired.
-    fn serve(mut self, requests: u16) {
+    fn serve(mut self, requests: u32) {
         let mut now = Time::ZERO;
         let mut went = Vec::new();
         for tag in 0..requests {
@@ -112,7 +112,7 @@ impl Device {
         assert_eq!(went, (0..requests).collect::<Vec<_>>(), "each request goes once, in order");
     }
 
-    fn spawn(self, requests: u16) -> thread::JoinHandle<()> {
+    fn spawn(self, requests: u32) -> thread::JoinHandle<()> {
         thread::spawn(move || self.serve(requests))
     }
 }

@@ -52,7 +52,7 @@ pub struct Went {
     pub at: Time,
     pub queue: usize,
     /// Counts the requests of its queue from 0, in arrival order.
-    pub number: u16,
+    pub number: u32,
     pub operation: Operation,
     pub bytes: u64,
 }
@@ -146,7 +146,7 @@ impl World {
     /// A request arrives now; the turn of its queue is not over yet.
     pub fn arrives(&mut self, queue: usize, operation: Operation, bytes: u64) {
         let state = &mut self.queues[queue];
-        let number = u16::try_from(state.requests.len()).unwrap();
+        let number = u32::try_from(state.requests.len()).unwrap();
         state.requests.push((operation, bytes));
         if state.gate.request(number, operation, bytes, self.now) == Verdict::Go {
             self.went.push(Went { at: self.now, queue, number, operation, bytes });
@@ -164,7 +164,7 @@ impl World {
         let mut tags = Vec::new();
         state.gate.poll(self.now, rung, &mut tags);
         for number in tags {
-            let (operation, bytes) = state.requests[usize::from(number)];
+            let (operation, bytes) = state.requests[number as usize];
             self.went.push(Went { at: self.now, queue, number, operation, bytes });
         }
         self.check();

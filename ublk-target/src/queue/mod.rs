@@ -28,7 +28,7 @@ use nix::unistd::Pid;
 use throttle_core::cost::Operation;
 use throttle_core::gate::Gate;
 use throttle_core::group::{MemberId, Verdict};
-use throttle_core::throttle::{Doorbell, Throttle};
+use throttle_core::throttle::{Doorbell, Tag, Throttle};
 use throttle_core::time::Time;
 
 pub use bell::Bell;
@@ -162,7 +162,7 @@ struct Queue<'a> {
     /// To be submitted with the next wait: at most one for each tag, and the bell's poll.
     entries: Vec<Entry>,
     events: Vec<Event>,
-    let_go: Vec<u16>,
+    let_go: Vec<Tag>,
     fetched: u64,
     errors: u64,
     has_retired: bool,
@@ -240,6 +240,7 @@ impl<'a> Queue<'a> {
         let mut let_go = std::mem::take(&mut self.let_go);
         self.gate.poll(now, is_rung, &mut let_go);
         for tag in let_go.drain(..) {
+            let tag = u16::try_from(tag).expect("the gate hands back the tags that it was given");
             self.tags.let_go(tag);
             self.issue(tag);
         }
@@ -298,7 +299,7 @@ impl<'a> Queue<'a> {
             Err(errno) => return self.commit(tag, Err(errno)),
         };
         self.slots[usize::from(tag)] = Slot { request, done: 0 };
-        match self.gate.request(tag, request.operation, request.length, now) {
+        match self.gate.request(tag.into(), request.operation, request.length, now) {
             Verdict::Go => self.issue(tag),
             Verdict::Held => self.tags.hold(tag),
         }
