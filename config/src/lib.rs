@@ -12,6 +12,7 @@
 //!
 //! The schema is documented by `config/examples/`, of which every file is tested.
 
+mod change;
 mod describe;
 mod fault;
 mod fields;
@@ -27,9 +28,11 @@ mod yaml;
 
 use std::path::Path;
 
+pub use change::change_limits;
 pub use fault::{Errors, Fault, Warning, WarningKind, show_warnings};
 pub use load::{FILE_BYTES_MAX, load};
 pub use model::{Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, SECTOR};
+pub use near::nearest;
 pub use source::Place;
 
 use fields::Notes;

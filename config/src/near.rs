@@ -1,7 +1,7 @@
 //! "Did you mean …?": the known word that differs least from the one that was written.
 
 /// The nearest of the known words, if it is near enough that a slip of the hand explains it: one edit in three letters.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let folded: Vec<char> = word.to_lowercase().chars().collect();
     known
         .into_iter()

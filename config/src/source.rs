@@ -20,6 +20,9 @@ pub struct Place {
 impl Place {
     /// Where every file begins.
     pub const START: Self = Self { line: 1, column: 1 };
+
+    /// In no file.
+    pub(crate) const NOWHERE: Self = Self { line: 0, column: 0 };
 }
 
 impl fmt::Display for Place {

@@ -42,7 +42,7 @@ const KEYS: [&str; 21] = [
     "bps",
 ];
 
-pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
+pub(crate) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
     let mut limits = Limits::UNLIMITED;
     let Some(mut fields) = Fields::with_names(item, notes, canonical) else { return limits };
     let mut places: Vec<(Field, Item<'_>)> = Vec::new();
@@ -85,7 +85,7 @@ pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
 }
 
 /// Kebab case, and `total` where neither total, read nor write is said.
-fn canonical(key: &str) -> Cow<'_, str> {
+pub(crate) fn canonical(key: &str) -> Cow<'_, str> {
     let key = kebab(key);
     for unit in ["iops", "bps"] {
         if let Some(rest) = key.strip_prefix(unit)
@@ -126,7 +126,8 @@ fn note_violation(
     };
     let line_of = |wanted: Field| -> String {
         let at: Option<Place> = places.iter().find(|(given, _)| *given == wanted).map(|(_, item)| item.place());
-        at.map_or_else(String::new, |at| format!(", line {}", at.line))
+        // What is changed while the daemon runs stands in no file: see `change.rs`.
+        at.filter(|at| *at != Place::NOWHERE).map_or_else(String::new, |at| format!(", line {}", at.line))
     };
     let (found, cure) = match violation.rule {
         Rule::TooLarge { value } => (

@@ -15,7 +15,7 @@ mod charge;
 mod cross;
 mod device;
 mod group;
-mod limits;
+pub(crate) mod limits;
 mod parents;
 mod weight;
 
