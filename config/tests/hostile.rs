@@ -18,6 +18,7 @@ fn examples() -> Vec<Vec<u8>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut paths: Vec<_> =
         fs::read_dir(directory).expect("readable").map(|entry| entry.expect("an entry").path()).collect();
+    paths.retain(|path| path.is_file());
     paths.sort();
     paths.iter().map(|path| fs::read(path).expect("readable")).collect()
 }

@@ -21,6 +21,8 @@ pub enum Class {
     Failed,
     /// The configuration is refused.
     Config,
+    /// The trace of a simulation is refused.
+    Trace,
     /// The thing a device is to be backed by is missing or unsuitable.
     Backing,
     /// The kernel has no ublk driver loaded.
@@ -59,9 +61,10 @@ pub enum Class {
 
 impl Class {
     /// Every class, for the look-up by name.
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::Failed,
         Self::Config,
+        Self::Trace,
         Self::Backing,
         Self::NoKernel,
         Self::NoUring,
@@ -86,6 +89,7 @@ impl Class {
         match self {
             Self::Failed => "E-FAILED",
             Self::Config => "E-CONFIG",
+            Self::Trace => "E-TRACE",
             Self::Backing => "E-BACKING",
             Self::NoKernel => "E-NOKERNEL",
             Self::NoUring => "E-NOURING",
@@ -111,7 +115,7 @@ impl Class {
         match self {
             Self::Failed | Self::NoKernel | Self::NoUring | Self::KernelLimit | Self::Node => 1,
             Self::Resource | Self::State | Self::NoDevice | Self::Protocol | Self::TooBig => 1,
-            Self::Config | Self::Backing => 3,
+            Self::Config | Self::Trace | Self::Backing => 3,
             Self::NoDaemon => 4,
             Self::Locked | Self::IdTaken | Self::Busy => 5,
             Self::Perm | Self::UnsafePath => 6,

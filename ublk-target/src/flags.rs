@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 /// Where daemon and commands meet unless told otherwise.
 pub const STATE_DIR: &str = "/run/ublk-throttle";
@@ -29,6 +30,21 @@ Exit codes:
   3  configuration refused               7  timed out, the daemon still works on it
 
 An error is one line on stderr, `error[E-CLASS]: what; what to do`; E-CLASS never changes its meaning.";
+
+const TRACE: &str = r#"The trace, an event a line, `t` in nanoseconds:
+
+  {"t":0,"device":"vol1","op":"read","bytes":4096,"count":15}
+  {"t":5000000,"set":{"group":"tenant-a","limits":{"iops-total":500}}}
+  {"t":6000000,"del":"vol1"}
+  {"t":7000000,"add":"vol1"}
+
+op is read, write, flush, discard or write-zeroes; count, 1 if absent, stands for that many lines. Every device of CONFIG is there from t = 0.
+
+set changes a group: {"group":NAME, "limits":{…}, "weight":100, "parent":NAME or null}, or a device: {"device":NAME, "limits":{…}, "weight":100, "group":NAME or null}. Limits have the keys and values of CONFIG ("10MiB/s", "unlimited"); what is not named stays. del removes a device: what it holds goes at once. add brings it back as CONFIG has it.
+
+The result: {"t":900000000,"device":"vol1","op":"read","bytes":4096,"arrived":0,"wait":900000000}
+
+In the summary, percentiles are rounded up by at most 0.4 %; "at the limit" is the time during which something waited."#;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -88,6 +104,40 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Play a trace against CONFIG in virtual time and print when each request would go
+    ///
+    /// The daemon's own throttle, exact to the nanosecond, the same on every run, without root and without ublk; nothing of
+    /// CONFIG but its limits, groups, weights and charges counts. The backend is instant, and a request is there when its
+    /// line says so, however many wait already.
+    ///
+    /// The result is a JSON line for each request at the time when it is let go: its time `t`, and how long it had to
+    /// `wait`, in nanoseconds.
+    #[command(after_long_help = TRACE)]
+    Simulate {
+        /// The configuration, YAML
+        config: PathBuf,
+        /// The trace, JSON lines in the order of time; - for stdin
+        #[arg(long, value_name = "FILE")]
+        trace: PathBuf,
+        /// Print rates and waits of each device and group instead
+        #[arg(long)]
+        summary: bool,
+        /// Print the summary as JSON
+        #[arg(long, requires = "summary")]
+        json: bool,
+    },
+    /// Print the manual page of ublk-throttle or of one of its commands
+    ///
+    /// To be read with `man -l`: `ublk-throttle man simulate | man -l -`.
+    Man {
+        /// The command
+        command: Option<String>,
+    },
+    /// Print what makes a shell complete our commands and flags
+    Completions {
+        /// The shell
+        shell: Shell,
     },
     /// START in a process of its own
     #[command(name = "__start", hide = true)]

@@ -5,6 +5,7 @@
 //!            run, check,         protocol, state_dir          │                          │        │
 //!            list, del,                                       ├─► helper ─► in_use       │        └─► backend
 //!            features                                         └─► ublk ◄─────────────────┘
+//!            simulate ─► simulate: the throttle alone, in virtual time
 //! ```
 //!
 //! What is throttled how is decided by `throttle-core`; what a user may write, by `ublk-throttle-config`. This crate brings
@@ -23,6 +24,7 @@ pub mod in_use;
 pub mod log;
 pub mod protocol;
 pub mod queue;
+pub mod simulate;
 pub mod state_dir;
 pub mod sys;
 pub mod ublk;

@@ -6,6 +6,8 @@ mod check;
 mod client;
 mod features;
 mod list;
+mod manual;
+mod simulate;
 
 use std::fmt;
 use std::io::Write;
@@ -34,6 +36,9 @@ pub fn main() -> u8 {
             client::ask(&place, protocol::Command::Del { device, force, timeout_ms }).map(drop)
         }
         Command::Features { json } => features::run(json),
+        Command::Simulate { config, trace, summary, json } => simulate::run(&config, &trace, summary, json),
+        Command::Man { command } => manual::page(command.as_deref()),
+        Command::Completions { shell } => manual::completions(shell),
         Command::HelpStart { id, nonce, server } => return helper::run(Target { id, nonce }, Errand::Start { server }),
         Command::HelpStop { id, nonce, force } => {
             return helper::run(Target { id, nonce }, Errand::Stop { is_forced: force });

@@ -1,0 +1,46 @@
+//! The requests of a device that wait, by tag: what the throttle does not keep, because in the daemon the queue does.
+
+use throttle_core::cost::Operation;
+use throttle_core::throttle::Tag;
+use throttle_core::time::Time;
+
+/// A request as it came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub operation: Operation,
+    pub bytes: u64,
+    pub arrived: Time,
+}
+
+/// Tags are used again, so this grows with what waits at a time, not with the trace.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    requests: Vec<Request>,
+    free: Vec<Tag>,
+}
+
+impl Waiting {
+    /// The tag under which the next [`Self::put`] will store.
+    pub fn next_tag(&self) -> Tag {
+        self.free.last().copied().unwrap_or(self.requests.len() as Tag)
+    }
+
+    /// Stores a request under [`Self::next_tag`].
+    pub fn put(&mut self, request: Request) {
+        match self.free.pop() {
+            Some(tag) => self.requests[tag as usize] = request,
+            None => self.requests.push(request),
+        }
+    }
+
+    /// Takes out the request of a tag.
+    pub fn take(&mut self, tag: Tag) -> Request {
+        self.free.push(tag);
+        self.requests[tag as usize]
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.requests.len() - self.free.len()
+    }
+}
