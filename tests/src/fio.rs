@@ -216,35 +216,63 @@ pub fn unix_ms(time: SystemTime) -> Result<u64> {
     Ok(u64::try_from(time.duration_since(UNIX_EPOCH)?.as_millis())?)
 }
 
-/// When each operation completed, out of the latency log of a job with one line per operation.
+/// When each operation completed, and its size, out of the latency log of a job with one line per operation.
 #[derive(Clone, Debug)]
 pub struct Completions {
-    at_ms: Vec<u64>,
+    /// In order of time.
+    done: Vec<Completion>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Completion {
+    at_ms: u64,
+    bytes: u64,
 }
 
 impl Completions {
-    /// Reads `PREFIX_lat.1.log`, where `prefix` was the job's `write_lat_log`.
+    /// Reads `PREFIX_lat.1.log`, where `prefix` was the `write_lat_log` of a file with one job.
     pub fn read(prefix: &Path) -> Result<Self> {
-        let path = PathBuf::from(format!("{}_lat.1.log", prefix.display()));
+        Self::read_numbered(prefix, 1)
+    }
+
+    /// The same for each job of a file with several, in the file's order.
+    pub fn read_all(prefix: &Path, jobs: usize) -> Result<Vec<Self>> {
+        (1..=jobs).map(|number| Self::read_numbered(prefix, number)).collect()
+    }
+
+    fn read_numbered(prefix: &Path, number: usize) -> Result<Self> {
+        let path = PathBuf::from(format!("{}_lat.{number}.log", prefix.display()));
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let first_field = |line: &str| -> Result<u64> {
-            let field = line.split(',').next().unwrap_or_default();
-            field.trim().parse().with_context(|| format!("{}: {line:?}", path.display()))
-        };
-        let mut at_ms = text.lines().map(first_field).collect::<Result<Vec<_>>>()?;
-        at_ms.sort_unstable();
-        ensure!(!at_ms.is_empty(), "{} is empty", path.display());
-        Ok(Self { at_ms })
+        let read_line = |line| Completion::read(line).with_context(|| format!("{}: {line:?}", path.display()));
+        let mut done = text.lines().map(read_line).collect::<Result<Vec<_>>>()?;
+        done.sort_by_key(|completion| completion.at_ms);
+        ensure!(!done.is_empty(), "{} is empty", path.display());
+        Ok(Self { done })
     }
 
     /// When the first operation completed.
     pub fn first_ms(&self) -> u64 {
-        self.at_ms[0]
+        self.done[0].at_ms
+    }
+
+    /// When the last operation completed.
+    pub fn last_ms(&self) -> u64 {
+        self.done[self.done.len() - 1].at_ms
     }
 
     /// How many completed from `from_ms` up to, not including, `to_ms`.
     pub fn count(&self, from_ms: u64, to_ms: u64) -> usize {
-        self.at_ms.partition_point(|&at| at < to_ms) - self.at_ms.partition_point(|&at| at < from_ms)
+        self.within(from_ms, to_ms).len()
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self, from_ms: u64, to_ms: u64) -> u64 {
+        self.within(from_ms, to_ms).iter().map(|completion| completion.bytes).sum()
+    }
+
+    fn within(&self, from_ms: u64, to_ms: u64) -> &[Completion] {
+        let place = |ms| self.done.partition_point(|completion| completion.at_ms < ms);
+        &self.done[place(from_ms)..place(to_ms)]
     }
 
     /// Operations per second in a window.
@@ -254,7 +282,7 @@ impl Completions {
 
     /// The longest time without a completion inside a window.
     pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Duration {
-        let inside = self.at_ms.iter().copied().filter(|at| (from_ms..to_ms).contains(at));
+        let inside = self.within(from_ms, to_ms).iter().map(|completion| completion.at_ms);
         let mut last = from_ms;
         let mut longest = 0;
         for at in inside.chain([to_ms]) {
@@ -262,6 +290,16 @@ impl Completions {
             last = at;
         }
         Duration::from_millis(longest)
+    }
+}
+
+impl Completion {
+    /// A line of the log: time, latency, direction, bytes, offset, and what later versions add.
+    fn read(line: &str) -> Result<Self> {
+        let mut fields = line.split(',').map(str::trim);
+        let at_ms = fields.next().context("no time")?.parse()?;
+        let bytes = fields.nth(2).context("no size")?.parse()?;
+        Ok(Self { at_ms, bytes })
     }
 }
 
@@ -290,18 +328,31 @@ mod tests {
         assert!(!text.contains("${"), "{text}");
     }
 
+    fn pages_at(instants_ms: &[u64]) -> Completions {
+        Completions { done: instants_ms.iter().map(|&at_ms| Completion { at_ms, bytes: 4096 }).collect() }
+    }
+
+    #[test]
+    fn line_of_the_log_has_its_time_first_and_its_size_fourth() {
+        // With log_unix_epoch=1 the time is that of the wall clock, in milliseconds.
+        let done = Completion::read("1789000123456, 1833021, 1, 65536, 131072, 0").unwrap();
+        assert_eq!((done.at_ms, done.bytes), (1_789_000_123_456, 65_536));
+        assert!(Completion::read("1789000123456, 1833021").is_err());
+    }
+
     #[test]
     fn window_counts_its_first_millisecond_and_not_its_last() {
         // So that windows side by side count everything once.
-        let done = Completions { at_ms: vec![10, 20, 20, 30] };
+        let done = pages_at(&[10, 20, 20, 30]);
         assert_eq!((done.count(10, 20), done.count(20, 30), done.count(30, 31)), (1, 2, 1));
+        assert_eq!((done.bytes(10, 20), done.bytes(20, 30)), (4096, 8192));
         assert!((done.rate(10, 30) - 150.0).abs() < 1e-9);
     }
 
     #[test]
     fn gap_reaches_to_both_ends_of_the_window() {
         // Nothing at the end is as much of a gap as nothing in the middle.
-        let done = Completions { at_ms: vec![10, 20, 60] };
+        let done = pages_at(&[10, 20, 60]);
         assert_eq!(done.longest_gap(0, 70), Duration::from_millis(40));
         assert_eq!(done.longest_gap(0, 200), Duration::from_millis(140));
         assert_eq!(done.longest_gap(0, 55), Duration::from_millis(35));

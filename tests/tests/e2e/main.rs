@@ -11,6 +11,7 @@
 mod burst;
 mod data;
 mod facts;
+mod fairness;
 mod filesystems;
 mod groups;
 mod kills;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         rates::cases(),
         burst::cases(),
         groups::cases(),
+        fairness::cases(),
         data::cases(),
         filesystems::cases(),
         removal::cases(),
