@@ -118,21 +118,48 @@ fn two_devices_take_turns_and_flushes_go_at_once() {
     assert_eq!(rest, ["100", "200", "300", "400"]);
 }
 
-#[test]
-fn a_share_is_equal_in_bytes_whatever_the_request_sizes() {
-    // 4 KiB against 64 KiB, both with more than they get, under 10 MiB/s for 10 s.
-    let config = group("bps-total: 10MiB/s");
-    let trace = r#"{"t":0,"device":"a","op":"read","bytes":4096,"count":13000}
-{"t":0,"device":"b","op":"read","bytes":65536,"count":900}"#;
-    let mut bytes = [0_u64; 2];
-    for line in run(&config, trace).unwrap().lines() {
-        let line: Value = serde_json::from_str(line).unwrap();
-        if (1_000_000_000..10_000_000_000).contains(&line["t"].as_u64().unwrap()) {
-            bytes[usize::from(line["device"] == "b")] += line["bytes"].as_u64().unwrap();
+/// The bytes of each device, by name, that went from 1 s to 10 s.
+fn bytes_from_1_to_10_s(config: &Config, trace: &str) -> Vec<f64> {
+    let mut bytes = vec![0.0; config.devices.len()];
+    for line in run(config, trace).expect("a good trace").lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        if (1_000_000_000..10_000_000_000).contains(&line["t"].as_u64().expect("a number")) {
+            let number = config.devices.iter().position(|device| line["device"] == device.name.as_str());
+            bytes[number.expect("a device")] += line["bytes"].as_f64().expect("a number");
         }
     }
-    let share = bytes[0] as f64 / (bytes[0] + bytes[1]) as f64;
-    assert!((0.495..0.505).contains(&share), "{share} of {bytes:?}");
+    bytes
+}
+
+#[test]
+fn a_share_is_equal_in_bytes_whatever_the_request_sizes_and_directions() {
+    // Both want more than they get of 10 MiB/s, for 10 s; the bar is 1 %.
+    let config = group("bps-total: 10MiB/s");
+    for (op, large) in [("read", 65_536), ("write", 131_072)] {
+        let trace = format!(
+            r#"{{"t":0,"device":"a","op":"read","bytes":4096,"count":14000}}
+{{"t":0,"device":"b","op":"{op}","bytes":{large},"count":900}}"#
+        );
+        let bytes = bytes_from_1_to_10_s(&config, &trace);
+        let ratio = bytes[0] / bytes[1];
+        assert!((0.99..1.01).contains(&ratio), "{ratio} of {bytes:?}");
+    }
+}
+
+#[test]
+fn weights_of_1_2_4_share_bytes_with_mixed_sizes() {
+    // The bar is 2 %; each has more to send than its share of 70 MiB/s over 10 s.
+    let mut text = "groups:\n  g: { limits: { bps-total: 70MiB/s } }\ndevices:\n".to_owned();
+    let mut trace = String::new();
+    for (name, weight, bytes, count) in
+        [("a", 100, 131_072, 900), ("b", 200, 16_384, 13_500), ("c", 400, 65_536, 6_500)]
+    {
+        text += &format!("  {name}: {{ backend: {{ null: 1MiB }}, group: g, weight: {weight} }}\n");
+        trace += &format!("{{\"t\":0,\"device\":\"{name}\",\"op\":\"read\",\"bytes\":{bytes},\"count\":{count}}}\n");
+    }
+    let bytes = bytes_from_1_to_10_s(&config(&text), &trace);
+    let each = [bytes[0], bytes[1] / 2.0, bytes[2] / 4.0];
+    assert!(each.iter().all(|share| (share / each[0] - 1.0).abs() < 0.02), "{each:?}");
 }
 
 #[test]
