@@ -210,7 +210,7 @@ proptest! {
 }
 
 /// For all windows: the units of all but the last request fit into rate · T + capacity (a tenth of the rate) + `more`.
-fn assert_windows(served: &[(Time, u64)], rate: u64, more: u64) {
+pub(super) fn assert_windows(served: &[(Time, u64)], rate: u64, more: u64) {
     for first in 0..served.len() {
         let mut units_before = 0_u128;
         for &(at, units) in &served[first..] {

@@ -14,6 +14,8 @@ mod live_change;
 #[cfg(any(loom, shuttle))]
 mod models;
 #[cfg(not(any(loom, shuttle)))]
+mod properties;
+#[cfg(not(any(loom, shuttle)))]
 mod scenarios;
 #[cfg(not(any(loom, shuttle)))]
 mod worked_examples;

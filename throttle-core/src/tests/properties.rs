@@ -1,0 +1,82 @@
+//! What limits promise, on random trees and loads: never more than allowed in any window, never less while work waits.
+
+use proptest::prelude::*;
+
+use super::chaos::assert_windows;
+use super::world::World;
+use crate::cost::Operation;
+
+proptest! {
+    #[test]
+    fn every_limit_of_a_tree_holds_in_every_window(
+        rack_bps in 100_000_u64..5_000_000,
+        tenant_iops in 10_u64..500,
+        own_bps in 50_000_u64..2_000_000,
+        steps in prop::collection::vec((0..3_usize, 1_u64..150_000, any::<bool>(), 0_u64..30_000_000), 1..150),
+    ) {
+        // rack (bytes) over tenant (operations) over A (bytes written) and B; C in the rack. Each limit for itself: served
+        // <= rate · T + capacity + the one request at the brim.
+        let mut world = World::new();
+        let rack = world.group(&format!("bps-total={rack_bps}"));
+        let tenant = world.group_below(Some(rack), &format!("iops-total={tenant_iops}"), 200);
+        for (group, own) in [(tenant, format!("bps-write={own_bps}")), (tenant, String::new()), (rack, String::new())] {
+            let member = world.device(Some(group), &own);
+            world.queue(member);
+        }
+        for (queue, bytes, is_read, ns) in steps {
+            world.request(queue, if is_read { Operation::Read } else { Operation::Write }, bytes);
+            world.run_until(world.now.plus_nanos(ns));
+        }
+        world.run_until(world.now.plus_nanos(3_600_000_000_000));
+        let went = &world.went;
+        let all: Vec<_> = went.iter().map(|went| (went.at, went.bytes)).collect();
+        assert_windows(&all, rack_bps, 0);
+        let of_tenant: Vec<_> = went.iter().filter(|went| went.queue < 2).map(|went| (went.at, 1)).collect();
+        assert_windows(&of_tenant, tenant_iops, 0);
+        let written_by_a: Vec<_> = went
+            .iter()
+            .filter(|went| went.queue == 0 && went.operation == Operation::Write)
+            .map(|went| (went.at, went.bytes))
+            .collect();
+        assert_windows(&written_by_a, own_bps, 0);
+    }
+
+    #[test]
+    fn group_with_work_waiting_is_never_under_served(
+        bps in 10_000_u64..10_000_000,
+        sizes in prop::collection::vec(512_u64..65_536, 1..20),
+        gaps_ns in prop::collection::vec(1_u64..50_000_000, 1..100),
+    ) {
+        // Two queues that always have 16 requests waiting. A bucket that always has takers never runs empty, so what was
+        // let go is what has drained, rate · T, and what stands in it, more than the capacity.
+        let mut world = World::new();
+        let group = world.group(&format!("bps-total={bps}"));
+        let queues = [world.simple(group).1, world.simple(group).1];
+        let mut sent = 0;
+        let mut next = sizes.iter().cycle();
+        for gap_ns in gaps_ns {
+            loop {
+                while sent < world.went.len() + 32 {
+                    world.request(queues[sent % 2], Operation::Read, *next.next().unwrap());
+                    sent += 1;
+                }
+                world.run_until(world.now);
+                if sent == world.went.len() + 32 {
+                    break;
+                }
+            }
+            let end = world.now.plus_nanos(gap_ns);
+            while let Some(at) = world.next_deadline().filter(|&at| at <= end) {
+                world.run_until(at);
+                while sent < world.went.len() + 32 {
+                    world.request(queues[sent % 2], Operation::Read, *next.next().unwrap());
+                    sent += 1;
+                }
+            }
+            world.run_until(end);
+            let served: u128 = world.went.iter().map(|went| u128::from(went.bytes)).sum();
+            let drained = u128::from(bps) * u128::from(world.now.as_nanos()) / 1_000_000_000;
+            prop_assert!(served >= drained + u128::from(bps) / 10, "{served} B, {drained} B drained");
+        }
+    }
+}
