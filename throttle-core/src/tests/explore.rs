@@ -47,6 +47,8 @@ enum Event {
     Tick,
     Drain(usize),
     Retire(usize),
+    /// The device is said to be gone while its queue is there.
+    Leave(usize),
     Move(usize),
     Raise,
 }
@@ -98,6 +100,7 @@ impl State {
             if !side.is_draining {
                 events.push(Event::Drain(index));
             }
+            events.push(Event::Leave(index));
             // A thread may try to end as soon as its device drains; it is refused until its restart work has run.
             if side.is_draining && !side.is_in_turn {
                 events.push(Event::Retire(index));
@@ -144,6 +147,10 @@ impl State {
                     side.is_retired = true;
                     self.groups.leave(side.member, self.now).expect("its queue has retired");
                 }
+            }
+            Event::Leave(index) => {
+                let left = self.groups.leave(self.sides[index].member, self.now);
+                assert!(left.is_err(), "I7: a member does not leave while it has a queue");
             }
             Event::Move(index) => {
                 self.sides[index].has_moved = true;
@@ -264,6 +271,7 @@ fn exploration_finds_each_planted_fault() {
         Fault::PopWithoutSettle,
         Fault::HeldNotCounted,
         Fault::NewestFirst,
+        Fault::LeaveWithQueue,
         Fault::MoveEndsDrain,
         Fault::DrainHoldsOn,
         Fault::DrainExemptsGroup,
