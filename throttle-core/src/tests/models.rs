@@ -86,6 +86,13 @@ impl Device {
         Self { throttle: Arc::clone(throttle), member, gate, bell }
     }
 
+    /// Another queue of the same device.
+    fn another_queue(&self) -> Self {
+        let bell = Bell::new(None);
+        let gate = Gate::new(Arc::clone(&self.throttle), self.member, 4, bell.clone());
+        Self { throttle: Arc::clone(&self.throttle), member: self.member, gate, bell }
+    }
+
     /// The body of a queue thread: sends `requests`, and ends when all have gone and the gate has retired.
     fn serve(mut self, requests: u32) {
         let mut now = Time::ZERO;
@@ -247,6 +254,47 @@ fn bells_ring_without_the_lock() {
     take_down(&throttle, &members, &[group]);
 }
 
+/// R10, R14: the only device goes while its deadline comes; timer and drain both wake the same request.
+fn last_device_is_removed_while_its_timer_fires() {
+    let throttle = Throttle::new();
+    let group = group(&throttle, "iops-total=1");
+    let a = Device::new(&throttle, group);
+    let member = a.member;
+    let thread = a.spawn(3);
+    throttle.drain(member, Time::ZERO);
+    throttle.drain(member, Time::from_nanos(1_000_000_000));
+    thread.join().unwrap();
+    take_down(&throttle, &[member], &[group]);
+}
+
+/// R3: one device served by two threads; each lets requests of the other go, and the removal waits for both.
+fn two_queues_of_one_device_are_removed() {
+    let throttle = Throttle::new();
+    let group = group(&throttle, "iops-total=1");
+    let a = Device::new(&throttle, group);
+    let other = a.another_queue();
+    let member = a.member;
+    let threads = [a.spawn(2), other.spawn(2)];
+    throttle.drain(member, Time::ZERO);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    take_down(&throttle, &[member], &[group]);
+}
+
+/// A limit is lowered, and raised again, between the computation of a deadline and the wait for it: the old deadline is a
+/// turn for nothing, never a turn too late.
+fn limits_fall_and_rise_under_load() {
+    let throttle = Throttle::new();
+    let group = group(&throttle, "iops-total=10");
+    let [a, b] = [(); 2].map(|()| Device::new(&throttle, group));
+    let members = [a.member, b.member];
+    let threads = [a.spawn(3), b.spawn(1)];
+    throttle.set_group_limits(group, &limits("iops-total=1"), Time::ZERO);
+    throttle.set_member_limits(members[0], &limits("iops-total=2"), Time::ZERO);
+    throttle.set_group_limits(group, &limits("iops-total=10"), Time::ZERO);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    take_down(&throttle, &members, &[group]);
+}
+
 #[cfg(loom)]
 fn check(model: fn()) {
     // Two preemptions besides the switches that blocking forces find all races named here but (c), which needs three.
@@ -285,6 +333,9 @@ models! {
     devices_swap_groups
     group_removed_while_a_device_joins
     bells_ring_without_the_lock
+    last_device_is_removed_while_its_timer_fires
+    two_queues_of_one_device_are_removed
+    limits_fall_and_rise_under_load
 }
 
 #[test]
