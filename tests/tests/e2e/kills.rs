@@ -108,8 +108,9 @@ fn daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Result
     let_run(2);
     let stopped_for = fs::read_to_string(format!("/proc/{}/stat", daemon.pid()))?;
     ensure!(stopped_for.contains(") T "), "the daemon is not stopped: {stopped_for}");
-    daemon.signal(Signal::SIGCONT)?;
+    // Before the signal: after it, the daemon may complete requests before we look at the clock.
     let continued = now_ms()?;
+    daemon.signal(Signal::SIGCONT)?;
     let_run(3);
     fio.interrupt()?;
     let report = fio.finish_any(Duration::ZERO)?;
