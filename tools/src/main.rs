@@ -3,6 +3,7 @@
 //! ```text
 //!   ci ──► test ──► tally       steps of cargo, then the end-to-end suite ─┐
 //!          bench                what a decision costs
+//!          simulate             the example traces, in virtual time
 //!          demo                 the main job, on this host or else ────────┤
 //!                                                                          ▼
 //!          vm ──┬─ kernel       which kernel, fetched how
@@ -21,6 +22,7 @@ mod demo;
 mod install;
 mod lock;
 mod process;
+mod simulate;
 mod tally;
 mod test;
 mod vm;
@@ -44,6 +46,8 @@ enum Chore {
     Test(test::Flags),
     Bench(bench::Flags),
     Vm(vm::Flags),
+    /// Play the example traces in virtual time and print what the limits did to them
+    Simulate,
     /// Do what the CI service does: .ci/run, without input, at most 30 minutes
     Ci,
 }
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Chore::Demo(flags) => demo::main(&flags),
         Chore::Test(flags) => test::main(&flags),
         Chore::Bench(flags) => bench::main(&flags),
+        Chore::Simulate => simulate::main(),
         Chore::Vm(flags) => vm::main(flags),
         Chore::Ci => ci::main(),
     };

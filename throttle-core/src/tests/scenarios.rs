@@ -70,6 +70,40 @@ fn r6_draining_member_does_not_wait_for_the_turns_of_others() {
 }
 
 #[test]
+fn r12_member_that_left_is_in_nobodys_way() {
+    // B leaves while A waits: the group goes on with A alone, and ends when A has left too.
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (a, qa) = world.simple(group);
+    let (b, qb) = world.simple(group);
+    world.reads(qb, 2, 4096);
+    world.reads(qa, 4, 4096);
+    world.throttle.drain(b, world.now);
+    world.poll(qb);
+    assert_eq!(world.retire(qb), Ok(()));
+    assert_eq!(world.throttle.leave(b, world.now), Ok(()));
+    world.run_until_ms(1_000);
+    // B's two were charged: the level is 2 against a capacity of 1.
+    assert_eq!(world.times_ms(qa), [100.0, 200.0, 300.0, 400.0]);
+    assert_eq!(world.retire(qa), Ok(()));
+    assert_eq!(world.throttle.leave(a, world.now), Ok(()));
+    assert_eq!(world.throttle.remove_group(group, world.now), Ok(()));
+}
+
+#[test]
+fn r13_change_of_group_does_not_end_a_drain() {
+    // I9: what arrives after the move is still not held, whatever the new group allows.
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let other = world.group("iops-total=1");
+    let (a, qa) = world.simple(group);
+    world.throttle.drain(a, world.now);
+    world.throttle.set_group(a, Some(other), world.now);
+    world.reads(qa, 20, 4096);
+    assert_eq!(world.times_ms(qa), [0.0; 20]);
+}
+
+#[test]
 fn r15_one_busy_member_of_three_is_not_starved() {
     let mut world = World::new();
     let group = world.group("iops-total=10");
