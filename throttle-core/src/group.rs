@@ -279,8 +279,11 @@ impl Groups {
     fn go(&mut self, queue: QueueId, tag: Tag, cost: &Cost, now: Time) -> Verdict {
         let MemberId(member) = self.queues[queue].member;
         self.tree.charge(member, cost, now);
-        // Others may wait, if the member is draining: their wait has become longer.
-        self.rearm(self.tree.root(member), Some(queue), now);
+        let root = self.tree.root(member);
+        if !self.tree.is_idle(root) {
+            // The member is draining, and others wait: their wait has become longer.
+            self.rearm(root, Some(queue), now);
+        }
         let queue = &mut self.queues[queue];
         if queue.let_go.is_empty() {
             return Verdict::Go;
@@ -522,7 +525,6 @@ impl Groups {
     pub fn assert_invariants(&self) {
         self.tree.assert_invariants();
         for (id, member) in &self.members {
-            let MemberId(_) = MemberId(id);
             let queues = self.queues.values().filter(|queue| queue.member.0 == id);
             assert_eq!(queues.count(), member.queues as usize);
             let mut held = self.tree.lines(id).iter().flat_map(|line| line.iter()).peekable();
