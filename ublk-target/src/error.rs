@@ -12,6 +12,7 @@
 use std::fmt;
 use std::io;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 /// What kind of failure it is; decides the exit code.
@@ -47,10 +48,20 @@ pub enum Class {
     UnsafePath,
     /// The device is mounted, open or claimed.
     Busy,
+    /// Another command works on the same thing, or the daemon is starting or stopping.
+    Conflict,
+    /// There is one of that name already.
+    Exists,
+    /// Devices or groups are in the group.
+    GroupInUse,
     /// No daemon answers on the socket.
     NoDaemon,
     /// No device of that name.
     NoDevice,
+    /// No group of that name.
+    NoGroup,
+    /// This kernel cannot do it.
+    Unsupported,
     /// Not finished within the time given; the daemon goes on with it.
     Timeout,
     /// What came over the socket is not a request.
@@ -61,7 +72,7 @@ pub enum Class {
 
 impl Class {
     /// Every class, for the look-up by name.
-    const ALL: [Self; 20] = [
+    pub const ALL: [Self; 25] = [
         Self::Failed,
         Self::Config,
         Self::Trace,
@@ -77,8 +88,13 @@ impl Class {
         Self::State,
         Self::UnsafePath,
         Self::Busy,
+        Self::Conflict,
+        Self::Exists,
+        Self::GroupInUse,
         Self::NoDaemon,
         Self::NoDevice,
+        Self::NoGroup,
+        Self::Unsupported,
         Self::Timeout,
         Self::Protocol,
         Self::TooBig,
@@ -102,8 +118,13 @@ impl Class {
             Self::State => "E-STATE",
             Self::UnsafePath => "E-UNSAFE-PATH",
             Self::Busy => "E-BUSY",
+            Self::Conflict => "E-CONFLICT",
+            Self::Exists => "E-EXISTS",
+            Self::GroupInUse => "E-GROUP-IN-USE",
             Self::NoDaemon => "E-NODAEMON",
             Self::NoDevice => "E-NODEVICE",
+            Self::NoGroup => "E-NOGROUP",
+            Self::Unsupported => "E-UNSUPPORTED",
             Self::Timeout => "E-TIMEOUT",
             Self::Protocol => "E-PROTOCOL",
             Self::TooBig => "E-TOOBIG",
@@ -114,10 +135,10 @@ impl Class {
     pub const fn exit(self) -> u8 {
         match self {
             Self::Failed | Self::NoKernel | Self::NoUring | Self::KernelLimit | Self::Node => 1,
-            Self::Resource | Self::State | Self::NoDevice | Self::Protocol | Self::TooBig => 1,
-            Self::Config | Self::Trace | Self::Backing => 3,
+            Self::Resource | Self::State | Self::NoDevice | Self::NoGroup | Self::Protocol | Self::TooBig => 1,
+            Self::Config | Self::Trace | Self::Backing | Self::Unsupported => 3,
             Self::NoDaemon => 4,
-            Self::Locked | Self::IdTaken | Self::Busy => 5,
+            Self::Locked | Self::IdTaken | Self::Busy | Self::Conflict | Self::Exists | Self::GroupInUse => 5,
             Self::Perm | Self::UnsafePath => 6,
             Self::Timeout => 7,
         }
@@ -198,8 +219,23 @@ impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Class::Resource,
                 _ => class,
             };
-            Failure::new(class, format!("{what}: {}", plain(&cause)))
+            Failure::new(class, format!("{what}: {}{}", plain(&cause), limit_in_words(&cause)))
         })
+    }
+}
+
+/// The limit of this process that may have been reached; nothing for other errors.
+fn limit_in_words(cause: &io::Error) -> String {
+    let (resource, name) = match cause.raw_os_error() {
+        Some(libc::EMFILE) => (Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE"),
+        Some(libc::ENOMEM) => (Resource::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK"),
+        Some(libc::ENFILE) => return "; raise the sysctl fs.file-max".to_owned(),
+        _ => return String::new(),
+    };
+    match getrlimit(resource) {
+        Ok((soft, _)) if soft == RLIM_INFINITY => String::new(),
+        Ok((soft, _)) => format!("; {name} is {soft}, raise it"),
+        Err(_) => String::new(),
     }
 }
 
@@ -244,6 +280,8 @@ mod tests {
         let missing = io::Error::from_raw_os_error(libc::ENOENT);
         assert_eq!(plain(&missing), "no such file or directory");
         let full: Outcome<()> = Err(io::Error::from_raw_os_error(libc::EMFILE)).or_fail(Class::Failed, "open x");
-        assert_eq!(full.unwrap_err().class, Class::Resource);
+        let full = full.unwrap_err();
+        assert_eq!(full.class, Class::Resource);
+        assert!(full.message.contains("RLIMIT_NOFILE is "), "{}", full.message);
     }
 }
