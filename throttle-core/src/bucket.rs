@@ -114,6 +114,17 @@ impl Bucket {
         u64::try_from(room / UNIT).unwrap_or(u64::MAX)
     }
 
+    /// Units left below the brim, units from bottom to brim, and units above it; drained up to `now`.
+    pub(crate) fn credit(&mut self, now: Time) -> (u64, u64, u64) {
+        self.drain(now);
+        let units = |nano: NanoUnits| u64::try_from(nano / UNIT).unwrap_or(u64::MAX);
+        (
+            units(self.capacity.saturating_sub(self.level)),
+            units(self.capacity),
+            units(self.level.saturating_sub(self.capacity)),
+        )
+    }
+
     /// Changes the limit, keeping the used share of the capacity: no gift, no fine. A debt stays what it is in units.
     pub(crate) fn reconfigure(&mut self, limit: Limit, now: Time) {
         self.drain(now);
@@ -188,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn request_above_the_capacity_passes_and_leaves_a_debt() {
+    fn f38_request_above_the_capacity_passes_and_leaves_a_debt() {
         let mut bucket = Bucket::new(Limit::average(4096));
         assert_eq!(bucket.ready_at(ms(0)), None);
         bucket.charge(1_048_576 * UNIT, ms(0));
@@ -197,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_goes_back_gives_no_credit() {
+    fn f42_time_that_goes_back_gives_no_credit() {
         let mut bucket = Bucket::new(Limit::average(10));
         bucket.charge(100 * UNIT, ms(1000));
         let ready = bucket.ready_at(ms(1000));

@@ -14,6 +14,9 @@
 //! One queue with a held request is the *owner* of its tree's one deadline: its thread wakes up then. Every call that can
 //! change the deadline ends in [`Groups::rearm`], so none is ever left armed for nothing, and none forgotten.
 //!
+//! Limits, weights and places change by [`Groups::apply`], any number of them as one step: nothing goes in between that may
+//! go neither before nor after.
+//!
 //! What holds between any two calls (numbers as in `ARCHITECTURE.md`, checked by `assert_invariants` in tests):
 //! * I1  something waits in a tree ⇔ it is armed, with exactly one owner, who knows the deadline or owes a poll
 //! * I2  the owner holds a request of a member that is not draining
@@ -25,9 +28,10 @@ use slotmap::{SecondaryMap, SlotMap, new_key_type};
 use thiserror::Error;
 
 use crate::charge::ChargeTable;
-use crate::cost::{Cost, Direction, Operation};
+use crate::cost::{Direction, Operation};
 use crate::held::Held;
 use crate::lease::{Grant, Prepaid};
+use crate::limiter::Credit;
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
 use crate::share::WEIGHT_DEFAULT;
@@ -113,6 +117,47 @@ pub struct GroupInUse {
     pub children: u32,
 }
 
+/// Something about a group or a member that changes while requests wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The limits of a group. Each bucket keeps its used share, and the same limits again change nothing.
+    GroupLimits(GroupId, Limits),
+    /// The share of a group among its siblings; 1 to [`crate::share::WEIGHT_MAX`].
+    GroupWeight(GroupId, u32),
+    /// What operations count as in a group, for requests that come from now on; `None`: as in its parent.
+    GroupCharges(GroupId, Option<ChargeTable>),
+    /// A group, with everything in it and all it holds, goes below another, or to the top.
+    GroupParent(GroupId, Option<GroupId>),
+    /// The limits of a member, as those of a group.
+    MemberLimits(MemberId, Limits),
+    /// The share of a member of what its group grants; 1 to [`crate::share::WEIGHT_MAX`].
+    MemberWeight(MemberId, u32),
+    /// A member, with all it holds, goes to another group, or out of any: each request waits in exactly one.
+    MemberGroup(MemberId, Option<GroupId>),
+}
+
+impl Change {
+    fn node(&self) -> NodeId {
+        match *self {
+            Self::GroupLimits(GroupId(node), _)
+            | Self::GroupWeight(GroupId(node), _)
+            | Self::GroupCharges(GroupId(node), _)
+            | Self::GroupParent(GroupId(node), _)
+            | Self::MemberLimits(MemberId(node), _)
+            | Self::MemberWeight(MemberId(node), _)
+            | Self::MemberGroup(MemberId(node), _) => node,
+        }
+    }
+
+    /// Where the node goes, if this is about its place.
+    fn parent(&self) -> Option<Option<NodeId>> {
+        match *self {
+            Self::GroupParent(_, parent) | Self::MemberGroup(_, parent) => Some(parent.map(|GroupId(parent)| parent)),
+            _ => None,
+        }
+    }
+}
+
 /// What a member holds back at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldSummary {
@@ -129,9 +174,14 @@ enum Mode {
     Exempt,
     /// Limited and charged.
     Live,
-    /// No longer limited, still charged: the device is being removed. There is no way back.
+    /// Neither limited nor charged: the device is being removed, and what the kernel still sends while it takes the disk
+    /// down is nobody's load. There is no way back.
     Draining,
 }
+
+/// How much longer others may have to wait because of what a drain lets go. What is held is charged to the groups until that
+/// is reached, and one request at least; the rest goes uncharged, so that a removal is no pause for the neighbours.
+const DRAIN_DEBT_NS: u64 = 50_000_000;
 
 /// The one deadline of a tree and the queue whose thread wakes up for it.
 #[derive(Clone, Copy, Debug)]
@@ -181,12 +231,12 @@ impl Groups {
     /// A new group that nobody is in.
     pub fn add_group(&mut self, options: &GroupOptions, now: Time) -> Result<GroupId, BadParent> {
         let now = self.see(now);
-        let group = self.tree.add_group(&options.limits, options.weight, options.charges);
-        let placed = self.set_node_parent(group, options.parent, now);
+        let group = GroupId(self.tree.add_group(&options.limits, options.weight, options.charges));
+        let placed = self.apply(&[Change::GroupParent(group, options.parent)], now);
         if placed.is_err() {
-            self.tree.remove(group, now);
+            self.tree.remove(group.0, now);
         }
-        placed.map(|()| GroupId(group))
+        placed.map(|()| group)
     }
 
     /// Ends a group; refused while it has members or groups below it.
@@ -235,17 +285,17 @@ impl Groups {
     pub fn request(&mut self, queue: QueueId, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
         let now = self.see(now);
         let MemberId(member) = self.queues[queue].member;
-        let mode = self.members[member].mode;
-        if mode == Mode::Exempt {
-            return Verdict::Go;
+        if self.members[member].mode != Mode::Live {
+            return self.go(queue, tag);
         }
         let cost = self.tree.charges(member).cost(operation, bytes);
         if cost.is_free() {
             return Verdict::Go;
         }
         let root = self.tree.root(member);
-        if mode == Mode::Draining || self.tree.is_idle(root) && self.tree.ready_at(member, &cost, now).is_none() {
-            return self.go(queue, tag, &cost, now);
+        if self.tree.is_idle(root) && self.tree.ready_at(member, &cost, now).is_none() {
+            self.tree.charge(member, &cost, now);
+            return self.go(queue, tag);
         }
         let owed_poll = self.queues[queue].owes_poll;
         self.queues[queue].held += 1;
@@ -275,15 +325,8 @@ impl Groups {
         if may { self.tree.prepay(member, direction, wanted, now) } else { None }
     }
 
-    /// Charges a request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
-    fn go(&mut self, queue: QueueId, tag: Tag, cost: &Cost, now: Time) -> Verdict {
-        let MemberId(member) = self.queues[queue].member;
-        self.tree.charge(member, cost, now);
-        let root = self.tree.root(member);
-        if !self.tree.is_idle(root) {
-            // The member is draining, and others wait: their wait has become longer.
-            self.rearm(root, Some(queue), now);
-        }
+    /// A request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
+    fn go(&mut self, queue: QueueId, tag: Tag) -> Verdict {
         let queue = &mut self.queues[queue];
         if queue.let_go.is_empty() {
             return Verdict::Go;
@@ -315,7 +358,8 @@ impl Groups {
         told
     }
 
-    /// The member is about to go: everything it holds is let go now, and nothing is held any more. Still charged.
+    /// The member is about to go: everything it holds is let go now, and nothing is held any more. What is let go is charged
+    /// as far as [`DRAIN_DEBT_NS`] says; what comes later is not.
     pub fn drain(&mut self, member: MemberId, now: Time) {
         let now = self.see(now);
         self.members[member.0].mode = Mode::Draining;
@@ -325,9 +369,16 @@ impl Groups {
         if planted(Fault::DrainExemptsGroup) {
             self.members.iter_mut().for_each(|(_, member)| member.mode = Mode::Draining);
         }
+        let above = self.tree.parent(member.0);
         for direction in Direction::ALL {
+            let mut enough = None;
             while let Some(held) = self.tree.pop(member.0, direction, now) {
-                self.tree.charge(member.0, &held.cost, now);
+                if let Some(above) = above {
+                    let wait = self.tree.ready_at(above, &held.cost, now).unwrap_or(now);
+                    if planted(Fault::DrainChargesAll) || wait < *enough.get_or_insert(wait.plus_nanos(DRAIN_DEBT_NS)) {
+                        self.tree.charge(above, &held.cost, now);
+                    }
+                }
                 self.post(&held, None);
             }
         }
@@ -374,44 +425,68 @@ impl Groups {
         Ok(())
     }
 
-    /// Changes the limits of a group, under load: the used share of each bucket is kept, and who waits is timed anew.
-    pub fn set_group_limits(&mut self, group: GroupId, limits: &Limits, now: Time) {
-        self.change(group.0, now, |tree, now| tree.set_limits(group.0, limits, now));
-    }
-
-    /// Changes the limits of a member, as [`Self::set_group_limits`].
-    pub fn set_member_limits(&mut self, member: MemberId, limits: &Limits, now: Time) {
-        self.change(member.0, now, |tree, now| tree.set_limits(member.0, limits, now));
-    }
-
-    /// Changes the share of a group among its siblings.
-    pub fn set_group_weight(&mut self, group: GroupId, weight: u32) {
-        self.tree.set_weight(group.0, weight);
-    }
-
-    /// Changes the share of a member of what its group grants.
-    pub fn set_member_weight(&mut self, member: MemberId, weight: u32) {
-        self.tree.set_weight(member.0, weight);
-    }
-
-    /// Changes what operations count as in a group, for requests that come from now on.
-    pub fn set_charges(&mut self, group: GroupId, charges: Option<ChargeTable>) {
-        self.tree.set_charges(group.0, charges);
-    }
-
-    /// Moves a group, with everything in it and all it holds, below another or to the top.
-    pub fn set_parent(&mut self, group: GroupId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
+    /// Makes all of these changes in one step, under load: who waits is timed anew at the end, and nothing goes in between.
+    /// Either all of them or, where a group would get a parent that it cannot have, none. Where two are about the same thing,
+    /// the later one counts; groups may take each other's places.
+    pub fn apply(&mut self, changes: &[Change], now: Time) -> Result<(), BadParent> {
         let now = self.see(now);
-        self.set_node_parent(group.0, parent, now)
-    }
-
-    /// Moves a member, with all it holds, to another group, or out of any.
-    pub fn set_group(&mut self, member: MemberId, group: Option<GroupId>, now: Time) {
-        let now = self.see(now);
-        if planted(Fault::MoveEndsDrain) {
-            self.members[member.0].mode = Mode::Live;
+        let mut places: SecondaryMap<NodeId, Option<NodeId>> = SecondaryMap::new();
+        places.extend(changes.iter().filter_map(|change| Some((change.node(), change.parent()?))));
+        self.tree.check_parents(&places)?;
+        places.retain(|node, parent| self.tree.parent(node) != *parent);
+        let roots_before: Vec<NodeId> = changes.iter().map(|change| self.tree.root(change.node())).collect();
+        // Those who move stand alone for a moment, so that groups can take each other's places.
+        for node in places.keys() {
+            self.tree.set_parent(node, None, now);
         }
-        self.move_node(member.0, group.map(|group| group.0), now);
+        for (node, parent) in &places {
+            self.tree.set_parent(node, *parent, now);
+            if planted(Fault::ApplyInSteps) {
+                self.let_go_due(self.tree.root(node), None, now);
+            }
+        }
+        for change in changes {
+            match *change {
+                Change::GroupLimits(GroupId(node), ref limits) | Change::MemberLimits(MemberId(node), ref limits) => {
+                    self.tree.set_limits(node, limits, now);
+                }
+                Change::GroupWeight(GroupId(node), weight) | Change::MemberWeight(MemberId(node), weight) => {
+                    self.tree.set_weight(node, weight);
+                }
+                Change::GroupCharges(GroupId(node), charges) => self.tree.set_charges(node, charges),
+                Change::GroupParent(..) => {}
+                Change::MemberGroup(MemberId(node), _) => {
+                    if planted(Fault::MoveEndsDrain) {
+                        self.members[node].mode = Mode::Live;
+                    }
+                }
+            }
+        }
+        let roots_after = changes.iter().map(|change| self.tree.root(change.node()));
+        let mut roots: Vec<NodeId> = roots_before.into_iter().chain(roots_after).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        for root in roots {
+            if self.tree.root(root) == root {
+                self.let_go_due(root, None, now);
+            } else {
+                // It was a root, and is none any more: its deadline is now that of the tree it has joined.
+                self.armed.remove(root);
+            }
+        }
+        Ok(())
+    }
+
+    /// What each limit of a group has left.
+    pub fn group_credit(&mut self, group: GroupId, now: Time) -> Vec<Credit> {
+        let now = self.see(now);
+        self.tree.credit(group.0, now)
+    }
+
+    /// What each limit of a member has left.
+    pub fn member_credit(&mut self, member: MemberId, now: Time) -> Vec<Credit> {
+        let now = self.see(now);
+        self.tree.credit(member.0, now)
     }
 
     /// The queues to be rung because of the calls since the last time, each once.
@@ -422,32 +497,6 @@ impl Groups {
     fn see(&mut self, now: Time) -> Time {
         self.now = self.now.max(now);
         self.now
-    }
-
-    fn set_node_parent(&mut self, node: NodeId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
-        if let Some(parent) = parent {
-            self.tree.check_parent(node, parent.0)?;
-        }
-        self.move_node(node, parent.map(|parent| parent.0), now);
-        Ok(())
-    }
-
-    fn move_node(&mut self, node: NodeId, parent: Option<NodeId>, now: Time) {
-        let left = self.tree.root(node);
-        self.change(node, now, |tree, now| tree.set_parent(node, parent, now));
-        if left != node {
-            self.let_go_due(left, None, now);
-        } else if self.tree.root(node) != node {
-            // It was a root, and is none any more: its deadline is now that of the tree it has joined.
-            self.armed.remove(node);
-        }
-    }
-
-    /// Changes something about a node, and lets go of what has fallen due by it in its tree.
-    fn change(&mut self, node: NodeId, now: Time, with: impl FnOnce(&mut Tree, Time)) {
-        let now = self.see(now);
-        with(&mut self.tree, now);
-        self.let_go_due(self.tree.root(node), None, now);
     }
 
     /// Lets go of everything that is due, in the order of the turn, and arms for what is not.

@@ -44,6 +44,19 @@ impl Takes {
     }
 }
 
+/// What one limit has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    /// Which limit.
+    pub kind: LimitKind,
+    /// Units (bytes or operations, rounded down) that may go at once before it holds requests back.
+    pub left: u64,
+    /// The most that `left` can be.
+    pub capacity: u64,
+    /// Units above the brim, for which later requests wait.
+    pub debt: u64,
+}
+
 impl Limiter {
     /// Empty buckets for `limits`, which must be sound ([`Limits::violations`]).
     pub fn new(limits: &Limits) -> Self {
@@ -119,6 +132,16 @@ impl Limiter {
             }
         }
         self.limits = *limits;
+    }
+
+    /// What each limit has left, in the order of [`LimitKind`].
+    pub(crate) fn credit(&mut self, now: Time) -> Vec<Credit> {
+        let each = LimitKind::ALL.into_iter().zip(&mut self.buckets);
+        each.filter_map(|(kind, bucket)| {
+            let (left, capacity, debt) = bucket.as_mut()?.credit(now);
+            Some(Credit { kind, left, capacity, debt })
+        })
+        .collect()
     }
 
     /// Whether a limit on reads and writes together is set, for which they compete.

@@ -37,6 +37,10 @@ pub(crate) enum Fault {
     DrainHoldsOn,
     /// U4: a drain exempts the whole group.
     DrainExemptsGroup,
+    /// A drain charges whatever it lets go, and its neighbours pay.
+    DrainChargesAll,
+    /// The changes of one step are made one after the other, and what is due goes in between.
+    ApplyInSteps,
 }
 
 #[cfg(test)]

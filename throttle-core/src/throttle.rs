@@ -19,13 +19,13 @@ use std::sync::Arc;
 
 use slotmap::SecondaryMap;
 
-use crate::charge::ChargeTable;
 use crate::cost::Operation;
 use crate::group::{
-    GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy, Verdict,
+    Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy,
+    Verdict,
 };
 use crate::lease::{Grant, Prepaid};
-use crate::limits::Limits;
+use crate::limiter::Credit;
 use crate::planted::{Fault, planted};
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
@@ -92,8 +92,9 @@ impl Throttle {
         self.lock().groups.go_live(member);
     }
 
-    /// The device is about to be removed: from now on it is no longer limited, though still charged, and what it holds
-    /// is let go at once, each request by the thread of its queue. Cannot be undone; asking twice is harmless.
+    /// The device is about to be removed: what it holds is let go at once, each request by the thread of its queue, and charged
+    /// as far as it makes nobody else wait more than 50 ms longer; what it still sends is neither limited nor charged. Cannot
+    /// be undone; asking twice is harmless.
     pub fn drain(&self, member: MemberId, now: Time) {
         self.call(&mut Vec::new(), |groups| groups.drain(member, now));
     }
@@ -108,40 +109,21 @@ impl Throttle {
         self.lock().groups.leave(member, now)
     }
 
-    /// Changes the limits of a group under load. Each bucket keeps its used share, the same limits again change nothing,
-    /// and who waits is timed anew at once: a change strands nobody.
-    pub fn set_group_limits(&self, group: GroupId, limits: &Limits, now: Time) {
-        self.call(&mut Vec::new(), |groups| groups.set_group_limits(group, limits, now));
+    /// Makes changes under load, all in one step: nothing goes in between that may go neither before nor after, and who waits is
+    /// timed anew at once, so that a change strands nobody. Either all of them, or none where a group would get a parent that
+    /// it cannot have. Every group and member named must be there.
+    pub fn apply(&self, changes: &[Change], now: Time) -> Result<(), BadParent> {
+        self.call(&mut Vec::new(), |groups| groups.apply(changes, now))
     }
 
-    /// Changes the limits of a device, as [`Self::set_group_limits`].
-    pub fn set_member_limits(&self, member: MemberId, limits: &Limits, now: Time) {
-        self.call(&mut Vec::new(), |groups| groups.set_member_limits(member, limits, now));
+    /// What each limit of a group has left at the moment, in the order of [`crate::limits::LimitKind`].
+    pub fn group_credit(&self, group: GroupId, now: Time) -> Vec<Credit> {
+        self.lock().groups.group_credit(group, now)
     }
 
-    /// Changes the share of a group among its siblings; 1 to [`crate::share::WEIGHT_MAX`].
-    pub fn set_group_weight(&self, group: GroupId, weight: u32) {
-        self.lock().groups.set_group_weight(group, weight);
-    }
-
-    /// Changes the share of a device of what its group grants; 1 to [`crate::share::WEIGHT_MAX`].
-    pub fn set_member_weight(&self, member: MemberId, weight: u32) {
-        self.lock().groups.set_member_weight(member, weight);
-    }
-
-    /// Changes what operations count as in a group, for requests that come from now on.
-    pub fn set_charges(&self, group: GroupId, charges: Option<ChargeTable>) {
-        self.lock().groups.set_charges(group, charges);
-    }
-
-    /// Moves a group, with everything in it and all it holds, below another or to the top.
-    pub fn set_parent(&self, group: GroupId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
-        self.call(&mut Vec::new(), |groups| groups.set_parent(group, parent, now))
-    }
-
-    /// Moves a device, with all it holds, to another group or out of any: each request waits in exactly one.
-    pub fn set_group(&self, member: MemberId, group: Option<GroupId>, now: Time) {
-        self.call(&mut Vec::new(), |groups| groups.set_group(member, group, now));
+    /// What each limit of a device has left at the moment.
+    pub fn member_credit(&self, member: MemberId, now: Time) -> Vec<Credit> {
+        self.lock().groups.member_credit(member, now)
     }
 
     pub(crate) fn add_queue(&self, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> QueueId {

@@ -21,7 +21,7 @@
 //!
 //! This module knows no queues, no restart work and no timers.
 
-use slotmap::{SlotMap, new_key_type};
+use slotmap::{SecondaryMap, SlotMap, new_key_type};
 
 use crate::charge::ChargeTable;
 use crate::cost::{Cost, Direction};
@@ -29,7 +29,7 @@ use crate::heap::Heap;
 use crate::held::{Held, Lines};
 use crate::lane::{Lane, Lanes};
 use crate::lease::{Grant, Prepaid, within};
-use crate::limiter::{Limiter, Takes};
+use crate::limiter::{Credit, Limiter, Takes};
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
 use crate::share::{LAG_MAX, Virtual, advance};
@@ -119,6 +119,10 @@ impl Node {
         if self.is_joint { 0 } else { direction as usize }
     }
 
+    fn is_group(&self) -> bool {
+        matches!(self.kind, Kind::Group(_))
+    }
+
     fn group(&mut self) -> &mut Group {
         match &mut self.kind {
             Kind::Group(group) => group,
@@ -187,6 +191,16 @@ impl Tree {
         self.path(id).last().unwrap_or(id)
     }
 
+    /// The group that a node is in.
+    pub fn parent(&self, id: NodeId) -> Option<NodeId> {
+        self.nodes[id].parent
+    }
+
+    /// What each limit of a node has left.
+    pub fn credit(&mut self, id: NodeId, now: Time) -> Vec<Credit> {
+        self.nodes[id].limiter.credit(now)
+    }
+
     /// The node and all above it.
     fn path(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
         std::iter::successors(Some(id), |&id| self.nodes[id].parent)
@@ -218,10 +232,10 @@ impl Tree {
         }
     }
 
-    /// When every limit above a member takes a request of this cost, `None` if it goes now.
-    pub fn ready_at(&mut self, member: NodeId, cost: &Cost, now: Time) -> Option<Time> {
+    /// When every limit of a node and above it takes a request of this cost, `None` if it goes now.
+    pub fn ready_at(&mut self, node: NodeId, cost: &Cost, now: Time) -> Option<Time> {
         let mut latest = None;
-        let mut next = Some(member);
+        let mut next = Some(node);
         while let Some(id) = next {
             let node = &mut self.nodes[id];
             latest = latest.max(node.limiter.ready_at(cost, now));
@@ -230,10 +244,10 @@ impl Tree {
         latest
     }
 
-    /// Charges a request that goes without having waited.
-    pub fn charge(&mut self, member: NodeId, cost: &Cost, now: Time) {
-        let mut next = Some(member);
-        let mut root = member;
+    /// Charges a node and all above it for a request that goes without its turn.
+    pub fn charge(&mut self, node: NodeId, cost: &Cost, now: Time) {
+        let mut next = Some(node);
+        let mut root = node;
         while let Some(id) = next {
             let node = &mut self.nodes[id];
             node.limiter.charge(cost, now);
@@ -241,7 +255,7 @@ impl Tree {
             next = node.parent;
         }
         if !self.is_idle(root) {
-            self.settle(member, now);
+            self.settle(node, now);
         }
     }
 
@@ -388,28 +402,27 @@ impl Tree {
         self.nodes[id].group().charges = charges;
     }
 
-    /// Whether `parent` may stand above `id`.
-    pub fn check_parent(&self, id: NodeId, parent: NodeId) -> Result<(), BadParent> {
-        if self.path(parent).any(|above| above == id) {
-            return Err(BadParent::Cycle);
+    /// Whether these nodes may have these parents, all at once.
+    pub fn check_parents(&self, planned: &SecondaryMap<NodeId, Option<NodeId>>) -> Result<(), BadParent> {
+        if planned.is_empty() {
+            return Ok(());
         }
-        let is_group = |id: &NodeId| matches!(self.nodes[*id].kind, Kind::Group(_));
-        // Groups at or below `id`, on the longest way down.
-        let below = self
-            .nodes
-            .keys()
-            .filter(|&node| self.path(node).any(|above| above == id))
-            .map(|node| self.path(node).take_while(|&above| above != id).chain([id]).filter(is_group).count())
-            .max();
-        if self.path(parent).count() + below.unwrap_or(0) > DEPTH_MAX {
-            return Err(BadParent::TooDeep);
+        for (id, node) in &self.nodes {
+            let parent = |id: &NodeId| planned.get(*id).copied().unwrap_or(self.nodes[*id].parent);
+            // A path without a circle visits no node twice.
+            if std::iter::successors(Some(id), parent).nth(self.nodes.len()).is_some() {
+                return Err(BadParent::Cycle);
+            }
+            let groups = std::iter::successors(Some(id), parent).count() - usize::from(!node.is_group());
+            if groups > DEPTH_MAX {
+                return Err(BadParent::TooDeep);
+            }
         }
         Ok(())
     }
 
     /// Moves a node, with all below it and everything they hold, below `parent`, or to the root of a tree of its own.
     pub fn set_parent(&mut self, id: NodeId, parent: Option<NodeId>, now: Time) {
-        debug_assert!(parent.is_none_or(|parent| self.check_parent(id, parent).is_ok()));
         self.detach(id, now);
         if let Some(parent) = parent {
             let held = i32::try_from(self.nodes[id].held).expect("fewer than 2^31 requests are held");

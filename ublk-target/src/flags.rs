@@ -40,7 +40,7 @@ const TRACE: &str = r#"The trace, an event a line, `t` in nanoseconds:
 
 op is read, write, flush, discard or write-zeroes; count, 1 if absent, stands for that many lines. Every device of CONFIG is there from t = 0.
 
-set changes a group: {"group":NAME, "limits":{…}, "weight":100, "parent":NAME or null}, or a device: {"device":NAME, "limits":{…}, "weight":100, "group":NAME or null}. Limits have the keys and values of CONFIG ("10MiB/s", "unlimited"); what is not named stays. del removes a device: what it holds goes at once. add brings it back as CONFIG has it.
+set changes a group: {"group":NAME, "limits":{…}, "weight":100, "parent":NAME or null}, or a device: {"device":NAME, "limits":{…}, "weight":100, "group":NAME or null}. Limits have the keys and values of CONFIG ("10MiB/s", "unlimited"); what is not named stays. del removes a device: what it holds goes at once, and is charged to its group as far as that makes the others wait no more than 50 ms longer (one request at least). add brings it back as CONFIG has it.
 
 The result: {"t":900000000,"device":"vol1","op":"read","bytes":4096,"arrived":0,"wait":900000000}
 

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use super::world::{World, limits};
+use super::world::{OneChange, World, limits};
 use crate::charge::ChargeTable;
 use crate::cost::{Direction, Operation};
 use crate::group::MemberId;
@@ -120,7 +120,7 @@ proptest! {
                     Some(&group) => world.throttle.set_group_limits(group, &limits(LIMITS[which]), world.now),
                     None => world.throttle.set_member_limits(owner[whose - GROUPS], &limits(LIMITS[which]), world.now),
                 },
-                Step::Weight { queue, weight } => world.throttle.set_member_weight(owner[queue], weight),
+                Step::Weight { queue, weight } => world.throttle.set_member_weight(owner[queue], weight, world.now),
             }
             world.throttle.assert_invariants();
         }

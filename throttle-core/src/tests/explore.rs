@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::world::limits;
 use crate::cost::Operation;
-use crate::group::{GroupId, GroupOptions, Groups, MemberId, MemberOptions, QueueId, Verdict};
+use crate::group::{Change, GroupId, GroupOptions, Groups, MemberId, MemberOptions, QueueId, Verdict};
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
 
@@ -154,11 +154,13 @@ impl State {
             }
             Event::Move(index) => {
                 self.sides[index].has_moved = true;
-                self.groups.set_group(self.sides[index].member, Some(self.other), self.now);
+                let to = Change::MemberGroup(self.sides[index].member, Some(self.other));
+                self.groups.apply(&[to], self.now).expect("a member has nothing below it");
             }
             Event::Raise => {
                 self.is_raised = true;
-                self.groups.set_group_limits(self.group, &limits("iops-total=4"), self.now);
+                let raise = Change::GroupLimits(self.group, limits("iops-total=4"));
+                self.groups.apply(&[raise], self.now).expect("no place changes");
             }
         }
         for queue in self.groups.take_rings() {

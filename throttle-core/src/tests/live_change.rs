@@ -1,9 +1,10 @@
 //! Limits, weights, parents and groups change while requests wait.
 
-use super::world::{World, limits};
+use super::world::{OneChange, World, limits};
 use crate::cost::Operation::{Read, Write};
-use crate::group::GroupInUse;
-use crate::limits::Limits;
+use crate::group::{Change, GroupInUse};
+use crate::limits::{LimitKind, Limits};
+use crate::planted::{Fault, is_found};
 use crate::time::Time;
 use crate::tree::{BadParent, DEPTH_MAX};
 
@@ -46,7 +47,7 @@ fn limits_that_swing_grant_nothing_extra() {
 }
 
 #[test]
-fn u1_raised_limit_lets_waiters_go_at_once() {
+fn f49_u1_raised_limit_lets_waiters_go_at_once() {
     // QEMU: a write behind 1000 B/s stayed stuck for 1,048 s after the limit became 10^9.
     let mut world = World::new();
     let group = world.group("bps-total=1000");
@@ -104,7 +105,7 @@ fn up_down_up_still_limits() {
 }
 
 #[test]
-fn device_that_moves_takes_its_requests_along() {
+fn f48_device_that_moves_takes_its_requests_along() {
     // Held at 1/s, moved to a group of 100/s: they wait there now, in order, and the old group is armed for B alone.
     let mut world = World::new();
     let slow = world.group("iops-total=1");
@@ -156,6 +157,80 @@ fn two_devices_may_swap_groups() {
     world.run_until_ms(800);
     assert_eq!(world.times_ms(qa), world.times_ms(qb));
     assert_eq!(world.times_ms(qa).len(), 10);
+}
+
+/// A device of 1000/s in a group of 1/s moves to one of 1000/s, and takes a limit of 1/s of its own.
+fn limit_and_place_in_one_step() {
+    let mut world = World::new();
+    let [slow, fast] = ["iops-total=1", "iops-total=1000"].map(|limits| world.group(limits));
+    let device = world.device(Some(slow), "iops-total=1000");
+    let queue = world.queue(device);
+    world.reads(queue, 10, 4096);
+    let own = Change::MemberLimits(device, limits("iops-total=1"));
+    world.throttle.apply(&[own, Change::MemberGroup(device, Some(fast))], world.now).unwrap();
+    world.run_until_ms(800);
+    // One went before. Of its new bucket the same share is used as of the old one: a hundredth of 0.1, so one more goes.
+    assert_eq!(world.times_ms(queue), [0.0, 0.0]);
+}
+
+#[test]
+fn limit_and_place_change_in_one_step() {
+    // In two steps, place first, all ten would go in between: the old limit and the new group both take them.
+    limit_and_place_in_one_step();
+    assert!(is_found(Fault::ApplyInSteps, limit_and_place_in_one_step), "a change in steps was not found");
+}
+
+#[test]
+fn groups_swap_places_in_one_step() {
+    // Child and parent, which no order of two moves allows.
+    let mut world = World::new();
+    let rack = world.group("iops-total=10");
+    let tenant = world.group_below(Some(rack), "iops-total=100", 100);
+    let device = world.device(Some(tenant), "");
+    let queue = world.queue(device);
+    world.reads(queue, 5, 4096);
+    let swap = [
+        Change::GroupParent(rack, Some(tenant)),
+        Change::GroupParent(tenant, None),
+        Change::MemberGroup(device, Some(tenant)),
+    ];
+    world.throttle.apply(&swap, world.now).unwrap();
+    // Above it is only the limit of 100/s now, of which two are used.
+    world.run_until_ms(0);
+    assert_eq!(world.times_ms(queue), [0.0; 5]);
+}
+
+#[test]
+fn refused_step_changes_nothing() {
+    // The second change makes a circle; the first must not have been made either.
+    let mut world = World::new();
+    let rack = world.group("iops-total=1");
+    let tenant = world.group_below(Some(rack), "", 100);
+    let device = world.device(Some(tenant), "");
+    let queue = world.queue(device);
+    world.reads(queue, 5, 4096);
+    let changes = [Change::GroupLimits(rack, limits("iops-total=1000")), Change::GroupParent(rack, Some(tenant))];
+    assert_eq!(world.throttle.apply(&changes, world.now), Err(BadParent::Cycle));
+    world.run_until_ms(100);
+    assert_eq!(world.times_ms(queue).len(), 1, "still 1/s");
+}
+
+#[test]
+fn credit_is_what_may_go_at_once() {
+    // 100/s: 10 at rest; 3 used; 12 used is a debt of 2.
+    let mut world = World::new();
+    let group = world.group("iops-total=100");
+    let (_, queue) = world.simple(group);
+    let told = |world: &World| {
+        let credit = world.throttle.group_credit(group, world.now);
+        assert_eq!((credit.len(), credit[0].kind), (1, LimitKind::IopsTotal));
+        (credit[0].left, credit[0].capacity, credit[0].debt)
+    };
+    assert_eq!(told(&world), (10, 10, 0));
+    world.reads(queue, 3, 4096);
+    assert_eq!(told(&world), (7, 10, 0));
+    world.reads(queue, 20, 4096);
+    assert_eq!(told(&world), (0, 10, 1));
 }
 
 #[test]
@@ -225,7 +300,7 @@ fn weight_counts_from_when_it_changes() {
     world.reads(qb, 2_000, 1);
     world.run_until_ms(1_000);
     let before = world.times_ms(qa).len();
-    world.throttle.set_member_weight(a, 300);
+    world.throttle.set_member_weight(a, 300, world.now);
     world.run_until_ms(2_000);
     let gained = world.times_ms(qa).len() - before;
     assert!((748..=752).contains(&gained), "{gained} of 1000 with weight 3 : 1");

@@ -26,7 +26,7 @@ use shuttle::{
     thread,
 };
 
-use super::world::limits;
+use super::world::{OneChange, limits};
 use crate::cost::Operation;
 use crate::gate::Gate;
 use crate::group::{GroupId, GroupOptions, MemberId, MemberOptions, Verdict};

@@ -1,8 +1,9 @@
 //! What once broke QEMU's throttle groups, each replayed. The numbers (R1, U2 …) name the failure in `ARCHITECTURE.md`.
 
-use super::world::World;
+use super::world::{OneChange, World};
 use crate::cost::Operation;
 use crate::group::{HeldSummary, MemberOptions, StillBusy};
+use crate::planted::{Fault, is_found};
 use crate::time::Time;
 
 #[test]
@@ -55,7 +56,7 @@ fn r5_drain_of_the_only_waiter_leaves_nothing_armed() {
 }
 
 #[test]
-fn r6_draining_member_does_not_wait_for_the_turns_of_others() {
+fn f50_r6_draining_member_does_not_wait_for_the_turns_of_others() {
     let mut world = World::new();
     let group = world.group("iops-total=1");
     let (a, qa) = world.simple(group);
@@ -129,6 +130,30 @@ fn u2_removal_at_one_iops_does_not_wait_for_the_limit() {
     world.run_until_ms(51);
     assert_eq!(world.went.len(), 32);
     assert_eq!(world.retire(queue), Ok(()));
+}
+
+/// A and B share 400/s; A holds 32 and is removed, and sends 500 more while it goes.
+fn neighbour_through_a_removal() {
+    let mut world = World::new();
+    let group = world.group("iops-total=400");
+    let (a, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 73, 4096);
+    world.run_until_ms(0);
+    world.throttle.drain(a, world.now);
+    world.reads(qb, 3, 4096);
+    world.reads(qa, 500, 4096);
+    assert_eq!(world.times_ms(qa), [0.0; 573]);
+    world.run_until_ms(1_000);
+    // 20 of the 32 are charged: 50 ms. The first of B waits for them, and the others for no more than their turn.
+    assert_eq!(world.times_ms(qb), [52.5, 55.0, 57.5]);
+}
+
+#[test]
+fn removal_makes_a_neighbour_wait_no_more_than_50_ms_longer() {
+    // At 400/s 532 requests are more than a second: a pause for whoever has nothing to do with it.
+    neighbour_through_a_removal();
+    assert!(is_found(Fault::DrainChargesAll, neighbour_through_a_removal), "a drain that charges all was not found");
 }
 
 #[test]

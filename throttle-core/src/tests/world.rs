@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cost::Operation;
 use crate::gate::Gate;
-use crate::group::{GroupId, GroupOptions, MemberId, MemberOptions, StillBusy, Verdict};
+use crate::group::{Change, GroupId, GroupOptions, MemberId, MemberOptions, StillBusy, Verdict};
 use crate::limits::{LimitKind, Limits, SECOND_NS};
 use crate::throttle::{Doorbell, Throttle};
 use crate::time::Time;
+use crate::tree::BadParent;
 
 /// Limits from text such as `iops-total=10 iops-total-max=70 iops-total-max-length=4`.
 pub fn limits(text: &str) -> Limits {
@@ -35,6 +36,37 @@ pub fn limits(text: &str) -> Limits {
     }
     assert_eq!(limits.violations(), []);
     limits
+}
+
+/// A single change, in a word.
+pub trait OneChange {
+    fn change(&self, change: Change, now: Time) -> Result<(), BadParent>;
+
+    fn set_group_limits(&self, group: GroupId, limits: &Limits, now: Time) {
+        self.change(Change::GroupLimits(group, *limits), now).expect("no place changes");
+    }
+
+    fn set_member_limits(&self, member: MemberId, limits: &Limits, now: Time) {
+        self.change(Change::MemberLimits(member, *limits), now).expect("no place changes");
+    }
+
+    fn set_member_weight(&self, member: MemberId, weight: u32, now: Time) {
+        self.change(Change::MemberWeight(member, weight), now).expect("no place changes");
+    }
+
+    fn set_parent(&self, group: GroupId, parent: Option<GroupId>, now: Time) -> Result<(), BadParent> {
+        self.change(Change::GroupParent(group, parent), now)
+    }
+
+    fn set_group(&self, member: MemberId, group: Option<GroupId>, now: Time) {
+        self.change(Change::MemberGroup(member, group), now).expect("a member has nothing below it");
+    }
+}
+
+impl OneChange for Throttle {
+    fn change(&self, change: Change, now: Time) -> Result<(), BadParent> {
+        self.apply(&[change], now)
+    }
 }
 
 #[derive(Default)]

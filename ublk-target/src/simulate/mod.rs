@@ -15,7 +15,7 @@
 //! member's requests stand in one line whichever queue they came through.
 
 mod cast;
-mod change;
+
 mod histogram;
 mod print;
 mod set;

@@ -6,8 +6,9 @@
 //! ```
 
 use serde_json::{Map, Value};
+use throttle_core::limits::Limits;
 use throttle_core::share::WEIGHT_MAX;
-use ublk_throttle_config::nearest;
+use ublk_throttle_config::{Fault, change_limits, nearest};
 
 use super::cast::{Cast, Node};
 
@@ -56,15 +57,19 @@ impl Set {
         Ok(Self { node, above, weight: weight(said)?, limits: limits(said)? })
     }
 
-    /// Whether limits are named at all.
-    pub fn has_limits(&self) -> bool {
-        !self.limits.is_empty()
+    /// The limits in force after it; or what is wrong with them.
+    pub fn limits_after(&self, in_force: &Limits) -> Result<Limits, String> {
+        let named: Vec<(&str, &str)> = self.limits.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        change_limits(in_force, &named).map_err(|faults| said(&faults))
     }
+}
 
-    /// The limits that are named.
-    pub fn limits(&self) -> Vec<(&str, &str)> {
-        self.limits.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
-    }
+fn said(faults: &[Fault]) -> String {
+    let one = |fault: &Fault| match fault.path.as_str() {
+        "" => format!("limits: {}; {}", fault.found, fault.cure),
+        path => format!("limits.{path}: {}; {}", fault.found, fault.cure),
+    };
+    faults.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn weight(said: &Map<String, Value>) -> Result<Option<u32>, String> {

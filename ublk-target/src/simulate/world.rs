@@ -14,14 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use throttle_core::cost::Operation;
 use throttle_core::gate::Gate;
-use throttle_core::group::{GroupId, MemberId, MemberOptions, Verdict};
+use throttle_core::group::{Change, GroupId, MemberId, MemberOptions, Verdict};
 use throttle_core::limits::Limits;
 use throttle_core::throttle::{Doorbell, Tag, Throttle};
 use throttle_core::time::Time;
 use ublk_throttle_config::Config;
 
 use super::cast::{Cast, Node};
-use super::change::Change;
 use super::set::Set;
 use super::trace::Event;
 use super::waiting::{Request, Waiting};
@@ -251,35 +250,31 @@ impl<'o, O: Observer> World<'o, O> {
     }
 
     fn set(&mut self, set: &Set) -> Result<(), String> {
-        let (throttle, now) = (&self.throttle, self.now);
         let above = set.above.map(|above| above.map(|group| self.groups[group].id));
-        match set.node {
+        let mut changes = Vec::new();
+        let limits = match set.node {
             Node::Group(group) => {
                 let Group { id, limits } = &mut self.groups[group];
-                let change = Change::new(limits, set)?;
-                change.make(
-                    |limits| throttle.set_group_limits(*id, limits, now),
-                    || above.map_or(Ok(()), |parent| throttle.set_parent(*id, parent, now)),
-                )?;
-                if let Some(weight) = set.weight {
-                    throttle.set_group_weight(*id, weight);
-                }
-                *limits = change.after;
+                let after = set.limits_after(limits)?;
+                changes.push(Change::GroupLimits(*id, after));
+                changes.extend(above.map(|parent| Change::GroupParent(*id, parent)));
+                changes.extend(set.weight.map(|weight| Change::GroupWeight(*id, weight)));
+                (limits, after)
             }
             Node::Device(device) => {
                 let Present { member, limits, .. } = present(&mut self.devices, device)?;
-                let change = Change::new(limits, set)?;
-                let place = || {
-                    above.into_iter().for_each(|group| throttle.set_group(*member, group, now));
-                    Ok(())
-                };
-                change.make(|limits| throttle.set_member_limits(*member, limits, now), place)?;
-                if let Some(weight) = set.weight {
-                    throttle.set_member_weight(*member, weight);
-                }
-                *limits = change.after;
+                let after = set.limits_after(limits)?;
+                changes.push(Change::MemberLimits(*member, after));
+                changes.extend(above.map(|group| Change::MemberGroup(*member, group)));
+                changes.extend(set.weight.map(|weight| Change::MemberWeight(*member, weight)));
+                (limits, after)
             }
-        }
+        };
+        self.throttle
+            .apply(&changes, self.now)
+            .map_err(|bad| format!("{bad}; name another parent, or null for none"))?;
+        let (in_force, after) = limits;
+        *in_force = after;
         if let Some(above) = set.above {
             self.observer.moved(self.now, set.node, above);
         }
@@ -287,7 +282,8 @@ impl<'o, O: Observer> World<'o, O> {
         Ok(())
     }
 
-    /// A removal as the daemon does it: what is held goes at once, charged to the group, and the member leaves.
+    /// A removal as the daemon does it: what is held goes at once, charged to the group as far as a drain does, and the member
+    /// leaves.
     fn del(&mut self, device: usize) -> Result<(), String> {
         let member = present(&mut self.devices, device)?.member;
         self.throttle.drain(member, self.now);
