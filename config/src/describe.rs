@@ -19,9 +19,10 @@ use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
 impl Config {
-    /// A paragraph for each group and device, in file order, with a newline at the end of each line.
+    /// What holds for the daemon, then a paragraph for each group and device, in file order, with a newline at the end of each line.
     pub fn describe(&self) -> String {
         let mut out = String::new();
+        describe_daemon(&mut out, self);
         let (siblings, charges) = (Siblings::of(self), inherited_charges(self));
         for group in &self.groups {
             describe_group(&mut out, group, &siblings, &charges[group.name.as_str()]);
@@ -30,6 +31,16 @@ impl Config {
             describe_device(&mut out, device, &siblings);
         }
         out
+    }
+}
+
+fn describe_daemon(out: &mut String, config: &Config) {
+    if let Some(max) = config.memory_max {
+        let (needed, max) = (Bytes(config.buffer_bytes()), Bytes(max));
+        line(out, format_args!("buffers: {needed} for all devices, of at most {max}"));
+    }
+    if let Some(readers) = &config.readers {
+        line(out, format_args!("control: root changes; group {readers} may use the commands that only read"));
     }
 }
 
@@ -63,14 +74,15 @@ fn describe_group(out: &mut String, group: &Group, siblings: &Siblings<'_>, inhe
 }
 
 fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
-    let Device { name, id, backend, group, weight, limits, queues, depth, read_only, .. } = device;
+    let Device { name, id, backend, group, weight, limits, queues, depth, block_size, read_only, .. } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
     let mode = if *read_only { "read-only" } else { "read and write" };
     let queues = match queues {
         1 => format!("1 queue of {depth} requests"),
         _ => format!("{queues} queues of {depth} requests each"),
     };
-    line(out, format_args!("device {name}{id}: {}, {mode}, {queues}", backend_words(backend)));
+    let blocks = block_size.map_or_else(String::new, |bytes| format!(", blocks of {bytes} bytes"));
+    line(out, format_args!("device {name}{id}: {}, {mode}{blocks}, {queues}", backend_words(backend)));
     describe_place(out, group.as_deref(), *weight, siblings, limits);
     describe_limits(out, limits);
 }
@@ -112,13 +124,14 @@ fn describe_charges(out: &mut String, charges: &ChargeTable, inherited: &ChargeT
 
 fn backend_words(backend: &Backend) -> String {
     let direct = |direct: &bool| if *direct { ", direct I/O" } else { "" };
+    let shared = if backend.is_shared() { ", shared with other writers" } else { "" };
     match backend {
-        Backend::File { path, size, create, direct: d } => {
+        Backend::File { path, size, create, direct: d, .. } => {
             let size = size.map_or_else(|| "its whole size".to_owned(), |size| Bytes(size).to_string());
             let create = if *create { ", made if there is none" } else { "" };
-            format!("file {}, {size}{create}{}", path.display(), direct(d))
+            format!("file {}, {size}{create}{}{shared}", path.display(), direct(d))
         }
-        Backend::Block { path, direct: d } => format!("block device {}{}", path.display(), direct(d)),
+        Backend::Block { path, direct: d, .. } => format!("block device {}{}{shared}", path.display(), direct(d)),
         Backend::Memory { size } => format!("memory, {}", Bytes(*size)),
         Backend::Null { size } => format!("null, {}", Bytes(*size)),
     }

@@ -69,6 +69,11 @@ impl<'n> Item<'n> {
         }
     }
 
+    /// Whether it is exactly this word.
+    pub(crate) fn is_word(&self, word: &str) -> bool {
+        matches!(&self.node.value, Value::Text { text, .. } if text == word)
+    }
+
     /// The text of a scalar that is not empty; otherwise says what is `wanted`.
     pub(crate) fn text(&self, notes: &mut Notes, wanted: &str) -> Option<&'n str> {
         match &self.node.value {
@@ -97,7 +102,12 @@ impl<'n> Item<'n> {
 
     /// A plain whole number within the bounds.
     pub(crate) fn count(&self, notes: &mut Notes, bounds: RangeInclusive<u64>) -> Option<u64> {
-        let allowed = format!("allowed: a whole number from {} to {}", bounds.start(), bounds.end());
+        self.count_or(notes, bounds, "")
+    }
+
+    /// As [`Self::count`], where the caller takes something else too: the cure ends with `or`.
+    pub(crate) fn count_or(&self, notes: &mut Notes, bounds: RangeInclusive<u64>, or: &str) -> Option<u64> {
+        let allowed = format!("allowed: a whole number from {} to {}{or}", bounds.start(), bounds.end());
         let text = self.text(notes, &allowed)?;
         match quantity::parse_count(text) {
             Ok(count) if bounds.contains(&count) => Some(count),

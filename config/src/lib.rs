@@ -31,7 +31,9 @@ use std::path::Path;
 pub use change::change_limits;
 pub use fault::{Errors, Fault, Warning, WarningKind, show_warnings};
 pub use load::{FILE_BYTES_MAX, load};
-pub use model::{Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, SECTOR};
+pub use model::{
+    Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR,
+};
 pub use near::nearest;
 pub use source::Place;
 

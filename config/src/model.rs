@@ -16,6 +16,11 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// The devices, in file order. May be empty.
     pub devices: Vec<Device>,
+    /// What the buffers of all devices together may take, in bytes; [`Self::buffer_bytes`] is not above it. `None` = no
+    /// bound.
+    pub memory_max: Option<u64>,
+    /// The Unix group, by name or number, that may use the commands which only read. `None` = nobody but root.
+    pub readers: Option<String>,
 }
 
 impl Config {
@@ -41,6 +46,12 @@ impl Config {
     /// The device of that name.
     pub fn device(&self, name: &str) -> Option<&Device> {
         self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// What the buffers of all devices take.
+    pub fn buffer_bytes(&self) -> u64 {
+        // At most 2^12 x 2^12 x 2^19 each: below 2^63 for a million of them, which is more than there are ids.
+        self.devices.iter().map(Device::buffer_bytes).sum()
     }
 
     /// The devices in the group itself, not in groups below it, in file order.
@@ -87,6 +98,9 @@ pub struct Device {
     pub queues: u16,
     /// Requests a queue takes at the same time; 1 to [`DEPTH_MAX`].
     pub depth: u16,
+    /// The logical block in bytes, 512 or 4096: requests start and end on a multiple of it, and so does the size. `None` =
+    /// what the backend wants.
+    pub block_size: Option<u32>,
     /// Whether writes are refused by the kernel.
     pub read_only: bool,
     /// What becomes of requests in flight when the daemon dies.
@@ -96,6 +110,16 @@ pub struct Device {
     /// Where the device begins in its file, from 1.
     pub line: u32,
 }
+
+impl Device {
+    /// What its buffers take: one of the largest request for each that it takes at the same time.
+    pub fn buffer_bytes(&self) -> u64 {
+        u64::from(self.queues) * u64::from(self.depth) * u64::from(REQUEST_BYTES_MAX)
+    }
+}
+
+/// The largest request that a device takes; the kernel splits what is larger.
+pub const REQUEST_BYTES_MAX: u32 = 512 << 10;
 
 /// The kernel's `UBLK_MAX_NR_QUEUES`.
 pub const QUEUES_MAX: u16 = 4096;
@@ -122,6 +146,9 @@ pub enum Backend {
         create: bool,
         /// Go around the page cache (`O_DIRECT`).
         direct: bool,
+        /// Other devices that say the same may write to it too: what keeps their data apart is above them (a cluster
+        /// file system, say).
+        shared: bool,
     },
     /// Another block device, in its whole size.
     Block {
@@ -129,6 +156,8 @@ pub enum Backend {
         path: PathBuf,
         /// Go around the page cache (`O_DIRECT`).
         direct: bool,
+        /// As for a file.
+        shared: bool,
     },
     /// Memory of the daemon, empty at start, gone at the end.
     Memory {
@@ -148,6 +177,20 @@ impl Backend {
         match self {
             Self::File { path, .. } | Self::Block { path, .. } => Some(path),
             Self::Memory { .. } | Self::Null { .. } => None,
+        }
+    }
+
+    /// Whether other devices may write to the same bytes.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::File { shared: true, .. } | Self::Block { shared: true, .. })
+    }
+
+    /// The size, where it is given.
+    pub const fn size(&self) -> Option<u64> {
+        match self {
+            Self::File { size, .. } => *size,
+            Self::Block { .. } => None,
+            Self::Memory { size } | Self::Null { size } => Some(*size),
         }
     }
 

@@ -29,8 +29,9 @@ fn answer(path: &Path) -> String {
 }
 
 #[test]
-fn every_broken_file_gives_its_expected_error() {
-    // The same files are given to the command line by the end-to-end suite, which expects exit 3 for each.
+fn f35_every_broken_file_gives_its_expected_error() {
+    // Bad YAML, bad values and bad references, each with its place and a cure. The same files are given to the command
+    // line by the end-to-end suite, which expects exit 3 for each.
     let mut wrong = Vec::new();
     for path in files() {
         let (found, expected_path) = (answer(&path), path.with_extension("expected"));

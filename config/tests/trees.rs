@@ -96,3 +96,18 @@ fn description_tells_place_share_and_charges() {
         )
     );
 }
+
+#[test]
+fn description_tells_who_may_ask_and_how_a_device_is_cut() {
+    let config = config(
+        "control: { group: 1000 }\ndevices:\n  \
+           a: { backend: { block: /dev/sda, shared: true }, id: auto, block-size: 4096 }\n",
+    );
+    assert_eq!((config.readers.as_deref(), config.devices[0].id), (Some("1000"), None));
+    assert_eq!(
+        config.describe(),
+        "control: root changes; group 1000 may use the commands that only read\n\
+         device a: block device /dev/sda, shared with other writers, read and write, blocks of 4096 bytes, \
+         1 queue of 128 requests\n  no limit\n"
+    );
+}

@@ -7,21 +7,30 @@ use crate::model::{Backend, SECTOR};
 use crate::quantity::{self, Unit};
 use crate::source::Place;
 
-const KEYS: [&str; 7] = ["file", "block", "memory", "null", "size", "create", "direct"];
+pub(crate) const KEYS: [&str; 8] = ["file", "block", "memory", "null", "size", "create", "direct", "shared"];
 const KINDS: [&str; 4] = ["file", "block", "memory", "null"];
 const ONE_KIND: &str = "a backend is one of file, block, memory and null";
 
 /// Linux's `PATH_MAX`, less the closing 0.
 const PATH_BYTES_MAX: usize = 4095;
 
-/// The backend, and the place of its path or size.
-pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut Notes) -> Option<(Backend, Place)> {
+/// What was read of a backend.
+pub(super) struct Description<'n> {
+    pub(super) backend: Backend,
+    /// Where its path or size stands.
+    pub(super) place: Place,
+    /// Its size, and what says it, if anything does.
+    pub(super) size: Option<(u64, Item<'n>)>,
+}
+
+pub(super) fn read<'n>(item: &Item<'n>, base: &Path, read_only: bool, notes: &mut Notes) -> Option<Description<'n>> {
     let mut fields = Fields::of(item, notes)?;
     let mut kinds: Vec<(&str, Item<'_>)> = KINDS.iter().filter_map(|kind| Some((*kind, fields.take(kind)?))).collect();
     kinds.sort_by_key(|(_, item)| item.key_place);
     let size = fields.take("size");
     let create = fields.take("create");
     let direct = fields.take("direct");
+    let shared = fields.take("shared");
     let leftovers = fields.finish(notes, &KEYS, &[]);
 
     if let [(first, _), (_, second), ..] = &kinds[..] {
@@ -41,12 +50,21 @@ pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut No
         return None;
     };
     let is_file = kind == "file";
-    for (option, fits) in [(&size, is_file), (&create, is_file), (&direct, is_file || kind == "block")] {
+    let has_path = is_file || kind == "block";
+    for (option, fits, whose) in [
+        (&size, is_file, "a file"),
+        (&create, is_file, "a file"),
+        (&direct, has_path, "a file or block"),
+        (&shared, has_path, "a file or block"),
+    ] {
         if let Some(option) = option
             && !fits
         {
             let cure = match kind {
-                "memory" | "null" => format!("remove it; the size stands behind `{kind}:`"),
+                "memory" | "null" if option.path.ends_with("size") => {
+                    format!("remove it; the size stands behind `{kind}:`")
+                }
+                "memory" | "null" => format!("remove it; it belongs to {whose} backend"),
                 _ => "remove it; a block device exists and is served in its whole size".to_owned(),
             };
             notes.fault(option.key_place, &option.path, format!("means nothing to a {kind} backend"), cure);
@@ -59,9 +77,10 @@ pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut No
         _ => {
             let path = read_path(&main, base, notes);
             let direct = direct.and_then(|item| item.bool(notes)).unwrap_or(false);
+            let shared = shared.and_then(|item| item.bool(notes)).unwrap_or(false);
             if is_file {
                 let size_given = size.is_some();
-                let size = size.and_then(|item| read_size(&item, notes));
+                let size = size.as_ref().and_then(|item| read_size(item, notes));
                 let wants_creation = create.as_ref().and_then(|item| item.bool(notes)).unwrap_or(false);
                 if let Some(create) = create.filter(|_| wants_creation) {
                     if !size_given {
@@ -71,16 +90,32 @@ pub(super) fn read(item: &Item<'_>, base: &Path, read_only: bool, notes: &mut No
                         create.fault(notes, "`create` on a read-only device", cure);
                     }
                 }
-                Backend::File { path: path?, size, create: wants_creation, direct }
+                Backend::File { path: path?, size, create: wants_creation, direct, shared }
             } else {
-                Backend::Block { path: path?, direct }
+                Backend::Block { path: path?, direct, shared }
             }
         }
     };
-    Some((backend, place))
+    let size = backend.size().zip(if has_path { size } else { Some(main) });
+    Some(Description { backend, place, size })
 }
 
-fn read_size(item: &Item<'_>, notes: &mut Notes) -> Option<u64> {
+/// Refuses a size that is no whole number of blocks.
+pub(crate) fn check_blocks(size: u64, item: &Item<'_>, block_size: u32, notes: &mut Notes) {
+    let block = u64::from(block_size);
+    if !size.is_multiple_of(block) {
+        let below = size / block * block;
+        let above = below.saturating_add(block);
+        let found = format!("{size} is not a multiple of the block-size {block}");
+        let cure = match below {
+            0 => format!("write {above}"),
+            _ => format!("write {below} or {above}"),
+        };
+        item.fault(notes, found, cure);
+    }
+}
+
+pub(crate) fn read_size(item: &Item<'_>, notes: &mut Notes) -> Option<u64> {
     const ALLOWED: &str = "allowed: a size like 20GiB, a multiple of 512 above 0 and below 2^63";
     let size = item.amount(notes, ALLOWED, |text| quantity::parse(text, Unit::Bytes))?;
     if size == 0 {

@@ -28,14 +28,17 @@ pub(crate) struct Cross<'n> {
     parents: Parents<'n>,
     devices: BTreeMap<&'n str, Place>,
     ids: BTreeMap<u32, (&'n str, Place)>,
-    paths: BTreeMap<PathBuf, Owner<'n>>,
+    /// The first owner of each kind, of the four there are.
+    paths: BTreeMap<PathBuf, Vec<Owner<'n>>>,
 }
 
+/// A device that has a path for its backend.
 #[derive(Debug)]
-struct Owner<'n> {
-    device: &'n str,
-    read_only: bool,
-    place: Place,
+pub(super) struct Owner<'n> {
+    pub(super) device: &'n str,
+    pub(super) read_only: bool,
+    pub(super) shared: bool,
+    pub(super) place: Place,
 }
 
 impl<'n> Cross<'n> {
@@ -80,33 +83,24 @@ impl<'n> Cross<'n> {
         }
     }
 
-    /// Notes the path of a device's backend, and refuses a second writer.
-    pub(super) fn add_path(
-        &mut self,
-        device: &'n str,
-        path: &Path,
-        read_only: bool,
-        place: Place,
-        key: &str,
-        notes: &mut Notes,
-    ) {
-        let owner = Owner { device, read_only, place };
-        let Some(other) = self.paths.get_mut(path) else {
-            self.paths.insert(path.to_owned(), owner);
-            return;
-        };
-        let (line, name) = (other.place.line, shown(other.device, 64));
-        match (other.read_only, read_only) {
-            (true, true) => {}
-            (false, false) => {
-                let found = format!("device {name} (line {line}) already writes to this path");
-                notes.fault(place, key, found, "two writers destroy each other's data; give each its own path");
-            }
-            (true, false) => {
-                notes.warn(place, key, WarningKind::SharedPath { other: name, line });
-                *other = owner;
-            }
-            (false, true) => notes.warn(place, key, WarningKind::SharedPath { other: name, line }),
+    /// Notes the path of a device's backend, and refuses a second writer, unless both say that they share it.
+    pub(super) fn add_path(&mut self, path: &Path, owner: Owner<'n>, key: &str, notes: &mut Notes) {
+        let owners = self.paths.entry(path.to_owned()).or_default();
+        let mut others = owners.iter().filter(|other| !(other.shared && owner.shared));
+        let line_and_name = |other: &Owner<'_>| (other.place.line, shown(other.device, 64));
+        if let Some(writer) = others.clone().find(|other| !(other.read_only || owner.read_only)) {
+            let (line, name) = line_and_name(writer);
+            let found = format!("device {name} (line {line}) already writes to this path");
+            let cure = "two writers destroy each other's data; give each its own path, or both `shared: true` if they \
+                        are made for that";
+            notes.fault(owner.place, key, found, cure);
+        } else if let Some(other) = others.find(|other| other.read_only != owner.read_only) {
+            let (line, other) = line_and_name(other);
+            notes.warn(owner.place, key, WarningKind::SharedPath { other, line });
+        }
+        let is_alike = |other: &Owner<'_>| (other.read_only, other.shared) == (owner.read_only, owner.shared);
+        if !owners.iter().any(is_alike) {
+            owners.push(owner);
         }
     }
 

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Device, ID_MAX};
-use crate::read::cross::Cross;
+use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 
-const KEYS: [&str; 10] =
-    ["backend", "group", "weight", "limits", "queues", "depth", "id", "read-only", "on-crash", "on-stop"];
+pub(crate) const KEYS: [&str; 11] =
+    ["backend", "group", "weight", "limits", "queues", "depth", "id", "block-size", "read-only", "on-crash", "on-stop"];
+
+/// The logical blocks that disks have.
+const BLOCK_SIZES: [(&str, u32); 2] = [("512", 512), ("4096", 4096)];
 
 pub(super) fn read<'n>(
     name: &'n str,
@@ -22,8 +25,8 @@ pub(super) fn read<'n>(
     let mut own = *defaults;
     own.take_from(&mut fields, notes);
     let limits = fields.take("limits").map_or_else(Default::default, |item| limits::read(&item, notes));
-    let id = fields.take("id").and_then(|id| {
-        let number = u32::try_from(id.count(notes, 0..=u64::from(ID_MAX))?).ok()?;
+    let id = fields.take("id").filter(|id| !id.is_word("auto")).and_then(|id| {
+        let number = u32::try_from(id.count_or(notes, 0..=u64::from(ID_MAX), ", or `auto`")?).ok()?;
         cross.add_id(name, number, &id, notes);
         Some(number)
     });
@@ -34,6 +37,7 @@ pub(super) fn read<'n>(
     });
     let weight = weight::read(&mut fields, group.is_some(), "group", notes);
     let read_only = fields.take("read-only").and_then(|item| item.bool(notes)).unwrap_or(false);
+    let block_size = fields.take("block-size").and_then(|item| item.word(notes, &BLOCK_SIZES, &[]));
     let backend_item = fields.take("backend");
     let leftovers = fields.finish(notes, &KEYS, &[]);
     let Some(backend_item) = backend_item else {
@@ -44,13 +48,32 @@ pub(super) fn read<'n>(
         notes.fault(item.key_place, &item.path, "no backend", cure);
         return None;
     };
-    let (backend, path_place) = backend::read(&backend_item, base, read_only, notes)?;
+    let description = backend::read(&backend_item, base, read_only, notes)?;
+    if let (Some((size, item)), Some(block_size)) = (&description.size, block_size) {
+        backend::check_blocks(*size, item, block_size, notes);
+    }
+    let backend = description.backend;
     if let Some(path) = backend.path() {
         let key = format!("{}.{}", backend_item.path, backend.kind());
-        cross.add_path(name, path, read_only, path_place, &key, notes);
+        let owner = Owner { device: name, read_only, shared: backend.is_shared(), place: description.place };
+        cross.add_path(path, owner, &key, notes);
     }
     let Defaults { queues, depth, on_crash, on_stop } = own;
     let line = item.key_place.line;
     let name = name.to_owned();
-    Some(Device { name, id, backend, group, weight, limits, queues, depth, read_only, on_crash, on_stop, line })
+    Some(Device {
+        name,
+        id,
+        backend,
+        group,
+        weight,
+        limits,
+        queues,
+        depth,
+        block_size,
+        read_only,
+        on_crash,
+        on_stop,
+        line,
+    })
 }

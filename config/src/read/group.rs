@@ -5,7 +5,18 @@ use crate::model::Group;
 use crate::read::cross::Cross;
 use crate::read::{charge, limits, weight};
 
-const KEYS: [&str; 4] = ["parent", "weight", "limits", "charge"];
+pub(crate) const KEYS: [&str; 4] = ["parent", "weight", "limits", "charge"];
+
+/// The word for no group, where one is changed: `group=none`.
+pub(crate) const NONE: &str = "none";
+
+/// Refuses the one name that `set` could not tell from no group.
+pub(crate) fn check_name(name: &str, item: &Item<'_>, notes: &mut Notes) {
+    if name == NONE {
+        let found = "a group called `none`";
+        notes.fault(item.key_place, &item.path, found, "`group=none` means no group; choose another name");
+    }
+}
 
 /// The group, still without its charges: those depend on the groups above it.
 pub(super) fn read<'n>(

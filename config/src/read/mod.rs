@@ -5,16 +5,19 @@
 //!   defaults    queues, depth, on-crash, on-stop
 //!   groups      NAME → group.rs   ─── parents.rs, charge.rs ─┐
 //!   devices     NAME → device.rs  ─── backend.rs ────────────┴─ limits.rs, weight.rs
+//!   limits      memory ─┬─ daemon.rs
+//!   control     group  ─┘
 //! ```
 //!
 //! Then come the checks that need more than one entry (cross.rs): references, groups in trees, ids and paths that are
-//! unique, and how long a full device may be held back.
+//! unique, what all buffers take, and how long a full device may be held back.
 
-mod backend;
+pub(crate) mod backend;
 mod charge;
 mod cross;
-mod device;
-mod group;
+mod daemon;
+pub(crate) mod device;
+pub(crate) mod group;
 pub(crate) mod limits;
 mod parents;
 mod weight;
@@ -29,7 +32,7 @@ use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX};
 use crate::source::Place;
 use crate::yaml::{Node, Value};
 
-const KEYS: [&str; 4] = ["version", "defaults", "groups", "devices"];
+const KEYS: [&str; 6] = ["version", "defaults", "groups", "devices", "limits", "control"];
 const KEYS_LATER: [&str; 1] = ["metrics"];
 
 /// Reads a whole configuration. What it answers is only sound if no fault was noted.
@@ -49,6 +52,8 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     let defaults = fields.take("defaults").map_or_else(Defaults::default, |item| Defaults::read(&item, notes));
     let groups = fields.take("groups");
     let devices = fields.take("devices");
+    let memory_max = fields.take("limits").and_then(|item| daemon::memory_max(&item, notes));
+    config.readers = fields.take("control").and_then(|item| daemon::readers(&item, notes));
     if let Some(metrics) = fields.take("metrics") {
         metrics.not_supported_yet(notes, "remove it; numbers come from `ublk-throttle list` in this version");
     }
@@ -59,6 +64,7 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     // All names first: a parent may stand below its children in the file.
     for (name, item) in &groups {
         cross.add_group(name, item);
+        group::check_name(name, item, notes);
     }
     let mut charges = BTreeMap::new();
     for (name, item) in &groups {
@@ -71,6 +77,10 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
         config.devices.extend(device::read(name, &item, base, &defaults, &mut cross, notes));
     }
     cross.check_parents(notes);
+    if let Some((bytes, item)) = memory_max {
+        config.memory_max = Some(bytes);
+        daemon::check_memory(&config, bytes, &item, notes);
+    }
     if notes.faults.is_empty() {
         inherit_charges(&mut config, &charges);
         cross.check(&config, notes);

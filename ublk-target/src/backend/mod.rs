@@ -125,11 +125,11 @@ pub fn presentable(errno: Errno) -> Errno {
 /// Opens what the configuration describes.
 pub fn open(description: &Description, is_read_only: bool) -> Outcome<Box<dyn Backend>> {
     Ok(match description {
-        Description::File { path, size, create, direct } => Box::new(file::open(
+        Description::File { path, size, create, direct, .. } => Box::new(file::open(
             path,
             &file::Wanted { size: *size, create: *create, is_direct: *direct, is_read_only },
         )?),
-        Description::Block { path, direct } => Box::new(block::open(path, *direct, is_read_only)?),
+        Description::Block { path, direct, .. } => Box::new(block::open(path, *direct, is_read_only)?),
         Description::Memory { size } => Box::new(memory::open(*size, is_read_only)?),
         Description::Null { size } => Box::new(null::Null::new(*size, is_read_only)),
     })
