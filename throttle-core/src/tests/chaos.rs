@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::world::{OneChange, World, limits};
 use crate::charge::ChargeTable;
 use crate::cost::{Direction, Operation};
-use crate::group::MemberId;
+use crate::group::{Change, MemberId};
 use crate::time::Time;
 
 const QUEUES: usize = 5;
@@ -32,6 +32,8 @@ enum Step {
     Limits { whose: usize, which: usize },
     /// The weight of the device of a queue changes.
     Weight { queue: usize, weight: u32 },
+    /// Groups take other places, the device of a queue another group, and a group other limits, in one step.
+    Several { groups: [usize; 3], queue: usize, which: usize },
 }
 
 /// Limits to change to; all of them let everything pass within the hour that the end of a history lasts.
@@ -65,6 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..GROUPS, 0..=GROUPS).prop_map(|(group, parent)| Step::Parent { group, parent }),
         2 => (0..GROUPS + QUEUES, 0..LIMITS.len()).prop_map(|(whose, which)| Step::Limits { whose, which }),
         1 => (0..QUEUES, 1_u32..10_000).prop_map(|(queue, weight)| Step::Weight { queue, weight }),
+        1 => (Just([0, 1, 2]).prop_shuffle(), 0..QUEUES, 0..LIMITS.len())
+            .prop_map(|(groups, queue, which)| Step::Several { groups, queue, which }),
     ]
 }
 
@@ -121,6 +125,17 @@ proptest! {
                     None => world.throttle.set_member_limits(owner[whose - GROUPS], &limits(LIMITS[which]), world.now),
                 },
                 Step::Weight { queue, weight } => world.throttle.set_member_weight(owner[queue], weight, world.now),
+                Step::Several { groups: [top, middle, bottom], queue, which } => {
+                    // Never a ring, whatever stood where before.
+                    let changes = [
+                        Change::GroupParent(groups[bottom], Some(groups[middle])),
+                        Change::GroupParent(groups[middle], Some(groups[top])),
+                        Change::GroupParent(groups[top], None),
+                        Change::MemberGroup(owner[queue], Some(groups[middle])),
+                        Change::GroupLimits(groups[bottom], limits(LIMITS[which])),
+                    ];
+                    prop_assert_eq!(world.throttle.apply(&changes, world.now), Ok(()));
+                }
             }
             world.throttle.assert_invariants();
         }
