@@ -20,6 +20,7 @@ pub mod error;
 pub mod flags;
 pub mod groups;
 pub mod helper;
+pub mod histogram;
 pub mod in_use;
 pub mod log;
 pub mod protocol;

@@ -28,7 +28,7 @@ use ublk_throttle_config::{Config, Group};
 
 use super::{notify, server};
 use crate::clock;
-use crate::device::{Device, Notice, Removal, Status, Surroundings, limits};
+use crate::device::{Device, Notice, Removal, Removed, Status, Surroundings, limits};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::groups;
 use crate::helper::{Errand, Helper};
@@ -107,7 +107,7 @@ impl Table {
     }
 
     /// Asks a device to go, by name, link or node; the outcome comes through the channel.
-    pub fn remove(&self, device: &str, is_forced: bool) -> Outcome<oneshot::Receiver<Outcome<()>>> {
+    pub fn remove(&self, device: &str, is_forced: bool) -> Outcome<oneshot::Receiver<Outcome<Removed>>> {
         let found = self.find(device).ok_or_else(|| {
             let known: Vec<&str> = self.devices.keys().map(String::as_str).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };

@@ -112,7 +112,7 @@ async fn carry_out(command: Command, table: &Rc<RefCell<Table>>) -> Outcome<Valu
         Command::Del { device, force, timeout_ms } => {
             let outcome = table.borrow().remove(&device, force)?;
             match timeout(Duration::from_millis(timeout_ms), outcome).await {
-                Ok(Ok(outcome)) => outcome.map(|()| json!({ "device": device })),
+                Ok(Ok(outcome)) => outcome.map(|removed| json!({ "device": device, "note": removed.note })),
                 // The device's thread dropped the answer: it ended otherwise, and is gone.
                 Ok(Err(_)) => Ok(json!({ "device": device })),
                 Err(_) => Err(Failure::new(

@@ -1,7 +1,7 @@
 //! How a device comes into being, each step in the order in which it can be taken back.
 //!
 //! ```text
-//!   backend ─► ADD ─► parameters ─► character device ─► throttle ─► queues, all ready ─► START ─► node, link ─► quiet ─► Live
+//!   backend ─► ADD ─► parameters ─► character device ─► queues, all ready ─► START ─► node, link ─► quiet ─► Live
 //!   └──────────────────────────── any failure: `undo` takes back what there is ──────────────────────────────┘
 //! ```
 //!
@@ -13,12 +13,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use throttle_core::group::{MemberId, MemberOptions};
 
 use super::thread::DeviceThread;
 use super::{Made, Message, State, thread_name, traces};
 use crate::backend::{self, Backend};
-use crate::clock;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
 use crate::log;
@@ -65,7 +63,6 @@ impl DeviceThread {
         })?;
         let files: Vec<RawFd> = backend.files();
         self.char_device = Some(Arc::new(CharDevice::open(&info, &files)?));
-        self.join_throttle();
         self.start_queues(&mut control, &info, &backend)?;
         self.start_disk()?;
         self.settle();
@@ -97,8 +94,8 @@ impl DeviceThread {
         for _ in 0..info.queues {
             handles.push(Handle::new()?);
         }
-        let size = self.backend.as_ref().map_or(0, |backend| backend.geometry().usable_size());
-        let made = Made { id: info.id, nonce, size, queues: handles, depth: info.depth };
+        self.shared.standing().size = self.backend.as_ref().map(|backend| backend.geometry().usable_size());
+        let made = Made { id: info.id, nonce, queues: handles, depth: info.depth };
         assert!(self.shared.made.set(made).is_ok(), "a device is made once");
         // Now, not at the end: a daemon killed during the start leaves a device too.
         self.write_state();
@@ -125,20 +122,8 @@ impl DeviceThread {
         }
     }
 
-    /// A device without limits and group stays outside: it costs nothing.
-    fn join_throttle(&mut self) {
-        let description = &self.shared.description;
-        if description.limits.is_unlimited() && self.surroundings.group.is_none() {
-            return;
-        }
-        let options =
-            MemberOptions { limits: description.limits, group: self.surroundings.group, weight: description.weight };
-        let member = self.surroundings.throttle.join(&options, clock::now());
-        *self.member() = Some(member);
-    }
-
     fn start_queues(&mut self, control: &mut Control, info: &DeviceInfo, backend: &Arc<dyn Backend>) -> Outcome<()> {
-        let member: Option<MemberId> = *self.member();
+        let member = self.member().expect("it leaves the throttle after its queues");
         for id in 0..info.queues {
             let inbox = Mutex::new(self.inbox.clone());
             let setup = queue::Setup {
@@ -150,7 +135,8 @@ impl DeviceThread {
                 cpus: control.affinity(info.id, id).ok(),
                 backend: Arc::clone(backend),
                 is_read_only: self.shared.description.read_only,
-                membership: member.map(|member| (Arc::clone(&self.surroundings.throttle), member)),
+                throttle: Arc::clone(&self.surroundings.throttle),
+                member,
                 handle: Arc::clone(&self.made().queues[usize::from(id)]),
                 is_watched: Arc::clone(&self.is_watched),
                 report: Box::new(move |report| {
@@ -202,7 +188,7 @@ impl DeviceThread {
             }
             changed.elapsed() >= QUIET || began.elapsed() >= QUIET_LIMIT
         });
-        let member = *self.member();
+        let member = self.member();
         if let Some(member) = member {
             self.surroundings.throttle.go_live(member);
         }
@@ -218,12 +204,12 @@ impl DeviceThread {
             traces::node(made.id),
             made.queues.len(),
             made.depth,
-            made.size
+            self.shared.standing().size.unwrap_or_default()
         ));
     }
 
     /// A daemon that cannot write its state serves all the same.
-    fn write_state(&self) {
+    pub(super) fn write_state(&self) {
         if let Err(failure) = self.surroundings.state_dir.write(&self.shared.status()) {
             log::warn("W-STATE", format_args!("device={} {}", self.name(), failure.message));
         }

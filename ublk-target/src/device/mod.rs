@@ -21,21 +21,26 @@
 
 mod making;
 mod removal;
+mod standing;
+mod stats;
 mod status;
 mod thread;
 pub mod traces;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
-use throttle_core::group::{GroupId, MemberId};
+use throttle_core::group::{GroupId, MemberOptions};
 use throttle_core::throttle::Throttle;
 use ublk_throttle_config::Device as Description;
 
+pub use standing::Standing;
+pub use stats::{DeviceStats, OperationStats};
 pub use status::{Status, limits};
 
+use crate::clock;
 use crate::error::{Class, OrFail, Outcome};
 use crate::queue;
 use crate::state_dir::StateDir;
@@ -78,13 +83,25 @@ pub struct Removal {
     /// Also if somebody uses it.
     pub is_forced: bool,
     /// Called once, on the device's thread.
-    pub answer: Box<dyn FnOnce(Outcome<()>) + Send>,
+    pub answer: Answer<Removed>,
 }
+
+/// A device that has gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// What its user should know besides: what was not written back, who keeps its id.
+    pub note: Option<String>,
+}
+
+/// How a device thread answers whoever asked it for something.
+pub type Answer<T> = Box<dyn FnOnce(Outcome<T>) + Send>;
 
 /// What reaches the thread of a device.
 enum Message {
     Queue(queue::Report),
     Remove(Removal),
+    Changed,
+    Resize(u64, Answer<u64>),
 }
 
 /// What a device tells the daemon.
@@ -104,15 +121,14 @@ struct Shared {
     throttle: Arc<Throttle>,
     state: AtomicU8,
     made: OnceLock<Made>,
-    /// Protects nothing but itself: taken away before the member leaves, so that nobody asks about a member that is gone.
-    member: Mutex<Option<MemberId>>,
+    /// What it protects, and in what order: see [`standing`].
+    standing: Mutex<Standing>,
 }
 
 /// What is known once the kernel has made it.
 struct Made {
     id: u32,
     nonce: u32,
-    size: u64,
     queues: Vec<Arc<queue::Handle>>,
     depth: u16,
 }
@@ -120,6 +136,10 @@ struct Made {
 impl Shared {
     fn state(&self) -> State {
         State::ALL[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().expect("nothing panics while it holds this lock")
     }
 
     fn set_state(&self, state: State) {
@@ -148,21 +168,31 @@ pub struct Device {
 
 impl Device {
     /// Starts the thread that makes the device. [`Notice::Live`] or [`Notice::Failed`] follows.
+    ///
+    /// Its place in the throttle it has from here on, so that nobody takes its group away meanwhile.
     pub fn start(description: Description, surroundings: Surroundings) -> Outcome<Self> {
         let name = description.name.clone();
+        let throttle = Arc::clone(&surroundings.throttle);
+        let (limits, weight) = (description.limits, description.weight);
+        let member = throttle.join(&MemberOptions { limits, group: surroundings.group, weight }, clock::now());
+        let group = description.group.clone();
         let shared = Arc::new(Shared {
             description,
             throttle: Arc::clone(&surroundings.throttle),
             state: AtomicU8::new(State::Starting as u8),
             made: OnceLock::new(),
-            member: Mutex::new(None),
+            standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None }),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
         let body = thread::DeviceThread::new(Arc::clone(&shared), surroundings, inbox.clone(), messages);
         let thread = std::thread::Builder::new()
             .name(thread_name(&name, None))
             .spawn(move || body.run())
-            .or_fail(Class::Resource, format!("device {name:?}: cannot start a thread"))?;
+            .or_fail(Class::Resource, format!("device {name:?}: cannot start a thread"));
+        let thread = thread.inspect_err(|_| {
+            // It has no queues yet, so nothing keeps it.
+            let _ = throttle.leave(member, clock::now());
+        })?;
         Ok(Self { shared, inbox, thread: Some(thread) })
     }
 
@@ -181,12 +211,41 @@ impl Device {
         self.shared.status()
     }
 
+    /// What is in force for it, to be changed: see [`Standing`]. Not to be held while anything is waited for.
+    pub fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.shared.standing()
+    }
+
+    /// Tells it that its standing was changed, so that it writes it down.
+    pub fn note_change(&self) {
+        // A device that has gone has nothing to write down.
+        let _ = self.inbox.send(Message::Changed);
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> DeviceStats {
+        let mut sum = DeviceStats::default();
+        for queue in self.shared.made.get().into_iter().flat_map(|made| &made.queues) {
+            sum.add(&queue.counters.snapshot());
+        }
+        sum
+    }
+
     /// Asks it to go; a second removal joins the first. A device that has gone meanwhile answers at once.
     pub fn remove(&self, removal: Removal) {
         if let Err(unsent) = self.inbox.send(Message::Remove(removal))
             && let Message::Remove(removal) = unsent.0
         {
-            (removal.answer)(Ok(()));
+            (removal.answer)(Ok(Removed::default()));
+        }
+    }
+
+    /// Gives it another size, in bytes, while it is in use. The answer is the size it has then: whole blocks.
+    pub fn resize(&self, size: u64, answer: Answer<u64>) {
+        if let Err(unsent) = self.inbox.send(Message::Resize(size, answer))
+            && let Message::Resize(_, answer) = unsent.0
+        {
+            answer(Err(thread::is_going(self.name())));
         }
     }
 

@@ -41,7 +41,7 @@ impl DeviceThread {
 
     /// While something is held: whether the kernel is taking the disk down behind our back.
     fn watch(&mut self) -> bool {
-        let member = *self.member();
+        let member = self.member();
         let Some(member) = member else { return false };
         let held = self.surroundings.throttle.held(member);
         if held.count == 0 {
@@ -119,7 +119,7 @@ impl DeviceThread {
         if self.shared.is_live() {
             self.shared.set_state(State::Draining);
         }
-        let member = *self.member();
+        let member = self.member();
         if let Some(member) = member {
             self.surroundings.throttle.drain(member, clock::now());
         }
@@ -132,7 +132,7 @@ impl DeviceThread {
             // A panic there has ended the whole process.
             let _ = queue.join();
         }
-        let member = self.member().take();
+        let member = self.shared.standing().member.take();
         if let Some(member) = member {
             let left = self.surroundings.throttle.leave(member, clock::now());
             assert!(left.is_ok(), "every queue thread retired its gate before it ended: {left:?}");

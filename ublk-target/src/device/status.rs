@@ -8,13 +8,16 @@ use throttle_core::limits::{LimitKind, Limits, SECOND_NS};
 
 use super::{Shared, State};
 use crate::clock;
-use crate::queue::Handle;
+use crate::queue::{Handle, counters};
 
 /// A device in facts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Its name in the configuration.
     pub name: String,
+    /// `ok`, or `degraded`: the backend's last answer was an error, or one came within the last 10 s.
+    #[serde(default)]
+    pub health: String,
     /// See [`State`]; `unserved` where a state file was found and no daemon.
     pub state: String,
     /// The N of `/dev/ublkbN`.
@@ -60,29 +63,36 @@ impl Shared {
         let description = &self.description;
         let made = self.made.get();
         let sum = |of: fn(&Handle) -> u64| made.map_or(0, |made| made.queues.iter().map(|queue| of(queue)).sum());
-        let member = self.member.lock().expect("nothing panics while it holds this lock");
-        let held = member.map(|member| self.throttle.held(member)).unwrap_or_default();
-        drop(member);
-        let oldest = held.oldest.map_or(0, |since| clock::now().nanos_since(since) / 1_000_000);
+        let (standing, held) = {
+            let standing = self.standing();
+            // Inside, or it might have left in between.
+            let held = standing.member.map(|member| self.throttle.held(member)).unwrap_or_default();
+            (standing.clone(), held)
+        };
+        let now = clock::now();
+        let oldest = held.oldest.map_or(0, |since| now.nanos_since(since) / 1_000_000);
+        let counters = made.iter().flat_map(|made| &made.queues).map(|queue| &queue.counters);
+        let is_degraded = counters::is_degraded(counters, now);
         Status {
             name: description.name.clone(),
+            health: if is_degraded { "degraded" } else { "ok" }.to_owned(),
             state: self.state().name().to_owned(),
             id: made.map(|made| made.id),
             node: made.map(|made| super::traces::node(made.id)),
             link: super::traces::link(&description.name),
-            size: made.map(|made| made.size),
+            size: standing.size,
             backend: description.backend.kind().to_owned(),
             path: description.backend.path().map(|path| path.display().to_string()),
-            group: description.group.clone(),
-            weight: description.weight,
-            limits: limits(&description.limits),
+            group: standing.group,
+            weight: standing.weight,
+            limits: limits(&standing.limits),
             read_only: description.read_only,
             queues: made.map_or(description.queues, |made| made.queues.len() as u16),
             depth: made.map_or(description.depth, |made| made.depth),
             held: held.count,
             held_ms_oldest: oldest,
             requests: sum(Handle::fetched),
-            errors: sum(Handle::errors),
+            errors: sum(|queue| queue.counters.errors()),
             pid: std::process::id(),
             nonce: made.map(|made| made.nonce),
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use throttle_core::group::MemberId;
 
-use super::{Made, Message, Notice, Removal, Shared, State, Surroundings};
+use super::{Made, Message, Notice, Removal, Removed, Shared, State, Surroundings};
 use crate::backend::Backend;
 use crate::error::{Class, Failure, Outcome};
 use crate::helper::{self, Answer, Helper, Target};
@@ -99,7 +99,7 @@ impl DeviceThread {
         }
         // Removals that came too late have got what they wanted: it is gone.
         self.drain_inbox();
-        self.answer_removals(&Ok(()));
+        self.answer_removals(&Ok(Removed::default()));
     }
 
     pub(super) fn name(&self) -> &str {
@@ -204,6 +204,13 @@ impl DeviceThread {
                 }
             }
             Message::Remove(removal) => self.removals.push(removal),
+            // Before it is made and after it has gone there is nothing to write about.
+            Message::Changed if self.target.is_some() => self.write_state(),
+            Message::Changed => {}
+            Message::Resize(size, answer) => {
+                let what = format!("device {:?} cannot become {size} bytes while it is there", self.name());
+                answer(Err(Failure::new(Class::Unsupported, what)));
+            }
         }
     }
 
@@ -217,7 +224,7 @@ impl DeviceThread {
         self.queue_failure.get_or_insert(failure);
     }
 
-    pub(super) fn answer_removals(&mut self, outcome: &Outcome<()>) {
+    pub(super) fn answer_removals(&mut self, outcome: &Outcome<Removed>) {
         for removal in self.removals.drain(..) {
             (removal.answer)(outcome.clone());
         }
@@ -227,11 +234,17 @@ impl DeviceThread {
         self.shared.made.get().expect("only used once the device was added")
     }
 
-    pub(super) fn member(&self) -> std::sync::MutexGuard<'_, Option<MemberId>> {
-        self.shared.member.lock().expect("nothing panics while it holds this lock")
+    /// Its place in the throttle, if it has not left.
+    pub(super) fn member(&self) -> Option<MemberId> {
+        self.shared.standing().member
     }
 
     pub(super) fn fetched(&self) -> u64 {
         self.made().queues.iter().map(|queue| queue.fetched()).sum()
     }
+}
+
+/// The answer to whoever wants to change a device on its way out.
+pub(super) fn is_going(name: &str) -> Failure {
+    Failure::new(Class::Conflict, format!("device {name:?} is being removed"))
 }

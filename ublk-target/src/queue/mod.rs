@@ -16,11 +16,13 @@
 
 mod bell;
 pub mod buffers;
+pub mod counters;
 mod tags;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -33,6 +35,7 @@ use throttle_core::time::Time;
 
 pub use bell::Bell;
 use buffers::Buffers;
+use counters::Counters;
 use tags::Tags;
 
 use crate::backend::{self, Backend, Lane, Progress, Request, Step};
@@ -58,7 +61,8 @@ pub struct Handle {
     bell: Bell,
     must_leave: AtomicBool,
     fetched: AtomicU64,
-    errors: AtomicU64,
+    /// What it has done.
+    pub counters: Counters,
 }
 
 impl Handle {
@@ -68,7 +72,7 @@ impl Handle {
             bell: Bell::new()?,
             must_leave: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            counters: Counters::default(),
         }))
     }
 
@@ -81,11 +85,6 @@ impl Handle {
     /// Requests fetched so far.
     pub fn fetched(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
-    }
-
-    /// Requests answered with an error so far.
-    pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
     }
 }
 
@@ -111,8 +110,10 @@ pub struct Setup {
     pub backend: Arc<dyn Backend>,
     /// Whether writes are refused.
     pub is_read_only: bool,
-    /// The device's place in the throttle; `None` = not limited at all.
-    pub membership: Option<(Arc<Throttle>, MemberId)>,
+    /// The daemon's throttle.
+    pub throttle: Arc<Throttle>,
+    /// The device's place in it.
+    pub member: MemberId,
     /// What others see.
     pub handle: Arc<Handle>,
     /// Whether the device thread already looks after the held requests of the device.
@@ -149,6 +150,9 @@ struct Slot {
     request: Request,
     /// Bytes that the backend has done.
     done: usize,
+    arrived: Time,
+    /// When the backend got it first.
+    issued: Time,
 }
 
 struct Queue<'a> {
@@ -164,7 +168,6 @@ struct Queue<'a> {
     events: Vec<Event>,
     let_go: Vec<Tag>,
     fetched: u64,
-    errors: u64,
     has_retired: bool,
 }
 
@@ -173,12 +176,8 @@ impl<'a> Queue<'a> {
         let depth = setup.depth;
         let ring = QueueRing::open(&setup.device, setup.id)?;
         let buffers = Buffers::map(depth, setup.request_bytes_max)?;
-        let gate = match &setup.membership {
-            Some((throttle, member)) => {
-                Gate::new(Arc::clone(throttle), *member, depth, Arc::clone(&setup.handle) as Arc<dyn Doorbell>)
-            }
-            None => Gate::open(),
-        };
+        let bell = Arc::clone(&setup.handle) as Arc<dyn Doorbell>;
+        let gate = Gate::new(Arc::clone(&setup.throttle), setup.member, depth, bell);
         let nothing = Request { operation: Operation::Flush, offset: 0, length: 0, is_fua: false, keeps_space: false };
         Ok(Self {
             setup,
@@ -187,12 +186,11 @@ impl<'a> Queue<'a> {
             buffers,
             gate,
             tags: Tags::parked(depth),
-            slots: vec![Slot { request: nothing, done: 0 }; depth.into()],
+            slots: vec![Slot { request: nothing, done: 0, arrived: Time::ZERO, issued: Time::ZERO }; depth.into()],
             entries: Vec::with_capacity(usize::from(depth) + 1),
             events: Vec::with_capacity(usize::from(depth) * 2 + 64),
             let_go: Vec::with_capacity(depth.into()),
             fetched: 0,
-            errors: 0,
             has_retired: false,
         })
     }
@@ -206,7 +204,7 @@ impl<'a> Queue<'a> {
         let failed = |cause: io::Error| {
             Failure::new(Class::Failed, format!("queue {}: first turn: {}", self.setup.id, crate::error::plain(&cause)))
         };
-        self.ring.turn(&mut self.entries, Wait::AtMost(std::time::Duration::ZERO), &mut self.events).map_err(failed)?;
+        self.ring.turn(&mut self.entries, Wait::AtMost(Duration::ZERO), &mut self.events).map_err(failed)?;
         // What else may have come is left for the first turn.
         let refused = self.events.iter().find_map(|event| match event {
             Event::Refused(tag, errno) => Some((tag, Errno::from_raw(*errno))),
@@ -242,7 +240,8 @@ impl<'a> Queue<'a> {
         for tag in let_go.drain(..) {
             let tag = u16::try_from(tag).expect("the gate hands back the tags that it was given");
             self.tags.let_go(tag);
-            self.issue(tag);
+            let waited = Duration::from_nanos(now.nanos_since(self.slots[usize::from(tag)].arrived));
+            self.let_through(tag, Some(waited), now);
         }
         self.let_go = let_go;
 
@@ -266,10 +265,10 @@ impl<'a> Queue<'a> {
                 self.tags.done(tag);
                 let slot = &mut self.slots[usize::from(tag)];
                 match backend::progress(&slot.request, slot.done, result) {
-                    Progress::Done(outcome) => self.commit(tag, outcome),
+                    Progress::Done(outcome) => self.answer(tag, outcome, now),
                     Progress::Continue(done) => {
                         slot.done = done;
-                        self.issue(tag);
+                        self.issue(tag, now);
                     }
                 }
             }
@@ -296,13 +295,21 @@ impl<'a> Queue<'a> {
         let described = self.ring.descriptor(tag);
         let request = match self.admit(&described) {
             Ok(request) => request,
-            Err(errno) => return self.commit(tag, Err(errno)),
+            Err(errno) => return self.commit(tag, -(errno as i32)),
         };
-        self.slots[usize::from(tag)] = Slot { request, done: 0 };
+        self.slots[usize::from(tag)] = Slot { request, done: 0, arrived: now, issued: now };
         match self.gate.request(tag.into(), request.operation, request.length, now) {
-            Verdict::Go => self.issue(tag),
+            Verdict::Go => self.let_through(tag, None, now),
             Verdict::Held => self.tags.hold(tag),
         }
+    }
+
+    /// Nothing holds the request back any more.
+    fn let_through(&mut self, tag: u16, waited: Option<Duration>, now: Time) {
+        let slot = &mut self.slots[usize::from(tag)];
+        slot.issued = now;
+        self.setup.handle.counters.let_through(slot.request.operation, slot.request.length, waited);
+        self.issue(tag, now);
     }
 
     /// What the kernel asks for, in our words, if it is something we do.
@@ -336,11 +343,11 @@ impl<'a> Queue<'a> {
     }
 
     /// Hands the rest of a request to the backend.
-    fn issue(&mut self, tag: u16) {
-        let Slot { request, done } = self.slots[usize::from(tag)];
+    fn issue(&mut self, tag: u16, now: Time) {
+        let Slot { request, done, .. } = self.slots[usize::from(tag)];
         let data = self.buffers.slice(tag, request.data_length());
         match self.lane.issue(tag, &request, data, done) {
-            Step::Done(outcome) => self.commit(tag, outcome),
+            Step::Done(outcome) => self.answer(tag, outcome, now),
             Step::Submit(entry) => {
                 self.tags.run(tag);
                 self.entries.push(QueueRing::backend(entry, tag));
@@ -348,15 +355,22 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Answers a request: its full length or an error, never a part.
-    fn commit(&mut self, tag: u16, outcome: Result<(), Errno>) {
-        let result = match outcome {
-            Ok(()) => self.slots[usize::from(tag)].request.data_length() as i32,
+    /// The backend is done with a request.
+    fn answer(&mut self, tag: u16, outcome: Result<(), Errno>, now: Time) {
+        let Slot { request, issued, .. } = self.slots[usize::from(tag)];
+        let counters = &self.setup.handle.counters;
+        counters.answered(Duration::from_nanos(now.nanos_since(issued)), outcome.is_err(), now);
+        match outcome {
+            Ok(()) => self.commit(tag, request.data_length() as i32),
             Err(errno) => {
-                self.errors += 1;
-                -(errno as i32)
+                counters.failed(request.operation);
+                self.commit(tag, -(errno as i32));
             }
-        };
+        }
+    }
+
+    /// Gives the tag back to the kernel, with the full length of its request or an error, never a part.
+    fn commit(&mut self, tag: u16, result: i32) {
         self.tags.commit(tag);
         self.entries.push(self.ring.commit(tag, self.buffers.address(tag), result));
     }
@@ -365,7 +379,6 @@ impl<'a> Queue<'a> {
     fn publish(&self) {
         let handle = &self.setup.handle;
         handle.fetched.store(self.fetched, Ordering::Relaxed);
-        handle.errors.store(self.errors, Ordering::Relaxed);
         // The load first: while the device thread watches, which is as long as something is held, this line is not written.
         let watched = &self.setup.is_watched;
         if self.tags.is_holding() && !watched.load(Ordering::Relaxed) && !watched.swap(true, Ordering::AcqRel) {

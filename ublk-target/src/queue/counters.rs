@@ -1,0 +1,164 @@
+//! What one queue has done: written by its thread alone, read by anyone.
+//!
+//! A number is added to by a load and a store, both relaxed: there is one writer, and a reader wants a recent value, not a
+//! consistent set of them. So counting costs no locked instruction and shares no line with another queue.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use throttle_core::cost::Operation;
+use throttle_core::time::Time;
+
+use crate::device::DeviceStats;
+use crate::histogram::{Histogram, SLOTS, slot};
+
+/// An error this recent still counts against the health of a device.
+const ERROR_MEMORY: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct Counts {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// The numbers of a queue.
+pub struct Counters {
+    /// In the order of [`DeviceStats::operations`].
+    operations: [Counts; 5],
+    held: AtomicU64,
+    wait: Box<[AtomicU64]>,
+    service: Box<[AtomicU64]>,
+    /// When the backend last answered well; 0 = never.
+    succeeded_at_ns: AtomicU64,
+    /// When its last error came; 0 = never.
+    failed_at_ns: AtomicU64,
+}
+
+impl Default for Counters {
+    /// All zero.
+    fn default() -> Self {
+        let slots = || (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            operations: Default::default(),
+            held: AtomicU64::new(0),
+            wait: slots(),
+            service: slots(),
+            succeeded_at_ns: AtomicU64::new(0),
+            failed_at_ns: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Counters {
+    /// A request goes to the backend; `waited` if it was held before.
+    pub fn let_through(&self, operation: Operation, bytes: u64, waited: Option<Duration>) {
+        let counts = &self.operations[index(operation)];
+        add(&counts.requests, 1);
+        add(&counts.bytes, bytes);
+        if let Some(waited) = waited {
+            add(&self.held, 1);
+            count(&self.wait, waited);
+        }
+    }
+
+    /// The backend has answered a request after `service`.
+    pub fn answered(&self, service: Duration, is_error: bool, now: Time) {
+        count(&self.service, service);
+        let at = if is_error { &self.failed_at_ns } else { &self.succeeded_at_ns };
+        at.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// The client of a request got an error, from whomever.
+    pub fn failed(&self, operation: Operation) {
+        add(&self.operations[index(operation)].errors, 1);
+    }
+
+    /// Requests answered with an error so far.
+    pub fn errors(&self) -> u64 {
+        self.operations.iter().map(|counts| counts.errors.load(Ordering::Relaxed)).sum()
+    }
+
+    /// All of it, at about this moment.
+    pub fn snapshot(&self) -> DeviceStats {
+        let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        let histogram = |of: &[AtomicU64]| Histogram::from_slots(of.iter().map(read));
+        let mut stats = DeviceStats {
+            held_total: read(&self.held),
+            wait: histogram(&self.wait),
+            service: histogram(&self.service),
+            ..DeviceStats::default()
+        };
+        for (told, counts) in stats.operations_mut().into_iter().zip(&self.operations) {
+            (told.requests, told.bytes) = (read(&counts.requests), read(&counts.bytes));
+            told.errors = read(&counts.errors);
+        }
+        stats
+    }
+}
+
+/// Whether the last answer of the backend of these queues was an error, or one came lately. Heals by itself.
+pub fn is_degraded<'a>(queues: impl Iterator<Item = &'a Counters>, now: Time) -> bool {
+    let (mut succeeded, mut failed) = (0, 0);
+    for queue in queues {
+        succeeded = succeeded.max(queue.succeeded_at_ns.load(Ordering::Relaxed));
+        failed = failed.max(queue.failed_at_ns.load(Ordering::Relaxed));
+    }
+    let is_recent = now.as_nanos().saturating_sub(failed) < ERROR_MEMORY.as_nanos() as u64;
+    failed != 0 && (is_recent || failed > succeeded)
+}
+
+const fn index(operation: Operation) -> usize {
+    match operation {
+        Operation::Read => 0,
+        Operation::Write => 1,
+        Operation::Flush => 2,
+        Operation::Discard => 3,
+        Operation::WriteZeroes { .. } => 4,
+    }
+}
+
+fn add(to: &AtomicU64, by: u64) {
+    to.store(to.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
+fn count(slots: &[AtomicU64], time: Duration) {
+    add(&slots[slot(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))], 1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_told_by_operation() {
+        let counters = Counters::default();
+        counters.let_through(Operation::Write, 4096, None);
+        counters.let_through(Operation::Write, 512, Some(Duration::from_millis(5)));
+        counters.let_through(Operation::Discard, 1 << 30, None);
+        counters.failed(Operation::Discard);
+        let stats = counters.snapshot();
+        assert_eq!((stats.write.requests, stats.write.bytes), (2, 4608));
+        assert_eq!((stats.discard.requests, stats.discard.errors), (1, 1));
+        assert_eq!((stats.held_total, stats.wait.count()), (1, 1));
+        let median = stats.wait.percentile(50.0);
+        assert!((5_000_000..5_312_500).contains(&median), "{median} ns for 5 ms");
+    }
+
+    #[test]
+    fn a_backend_that_fails_is_degraded_until_it_has_answered_well_for_a_while() {
+        // Both: a device that nobody uses after the error does not heal by being left alone. The queue of the next good
+        // answer need not be that of the error.
+        let (queues, at) = ([Counters::default(), Counters::default()], |s: u64| Time::from_nanos(s * 1_000_000_000));
+        let is_degraded = |s| is_degraded(queues.iter(), at(s));
+        assert!(!is_degraded(1));
+        queues[0].answered(Duration::ZERO, true, at(1));
+        assert!(is_degraded(60), "its last answer was an error");
+        queues[1].answered(Duration::ZERO, false, at(60));
+        assert!(!is_degraded(60));
+        queues[0].answered(Duration::ZERO, true, at(61));
+        queues[0].answered(Duration::ZERO, false, at(62));
+        assert!(is_degraded(70));
+        assert!(!is_degraded(71));
+    }
+}
