@@ -10,6 +10,9 @@
 //! second or much memory for any input: a configuration may come from a template that went wrong, and the daemon that
 //! is asked to reload it is serving disks.
 //!
+//! A change while the daemon runs is read by the same rules: another file ([`difference`] of two configurations), or
+//! single values ([`change_limits`]).
+//!
 //! The schema is documented by `config/examples/`, of which every file is tested.
 
 mod change;
@@ -20,6 +23,8 @@ mod load;
 mod model;
 mod near;
 mod nesting;
+mod plan;
+mod plan_words;
 pub mod quantity;
 mod read;
 mod siblings;
@@ -35,6 +40,7 @@ pub use model::{
     Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR,
 };
 pub use near::nearest;
+pub use plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize, difference};
 pub use source::Place;
 
 use fields::Notes;

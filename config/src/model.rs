@@ -213,10 +213,28 @@ pub enum OnCrash {
     Fail,
 }
 
+impl OnCrash {
+    /// As in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+        }
+    }
+}
+
 /// What SIGTERM does with a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnStop {
     /// It is removed. What every device does in this version, said or not.
     #[default]
     Remove,
+}
+
+impl OnStop {
+    /// As in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Remove => "remove",
+        }
+    }
 }

@@ -1,0 +1,229 @@
+//! What leads from the configuration in force to another one, without a gap for what does not change.
+//!
+//! ```text
+//!   from                      to                            plan
+//!   group rack   1000 iops    group rack   2000 iops   ──►  group rack: limits
+//!   device a     in rack      device a     in tenant   ──►  device a: group            (and group tenant: added)
+//!   device b                                           ──►  device b: removed
+//!   device c     1 queue      device c     2 queues    ──►  refused: made with its queues
+//! ```
+//!
+//! Names say what is the same thing. Data only: it touches nothing, knows nothing of the kernel, and whoever carries it
+//! out may print it instead ([`Plan::lines`]). A plan with refusals is not to be carried out in part.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use throttle_core::charge::ChargeTable;
+use throttle_core::limits::Limits;
+
+use crate::model::{Backend, Config, Device, Group};
+
+/// The differences of two configurations.
+///
+/// They are carried out in this order: groups added, devices removed, groups and devices changed, devices added, groups
+/// removed. A parent may change places with a group below it: the changes of all groups belong into one step, and a
+/// group is best added without its parent, which that step then gives it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Parents first.
+    pub group_additions: Vec<Group>,
+    /// In the order of the new configuration.
+    pub group_changes: Vec<GroupChange>,
+    /// Children first. Nobody is in them once devices and groups have changed.
+    pub group_removals: Vec<String>,
+    /// In the order of the new configuration.
+    pub device_changes: Vec<DeviceChange>,
+    /// In the order of the new configuration. Their ids and paths may be those of devices that are removed.
+    pub device_additions: Vec<Device>,
+    /// In the order of the old configuration.
+    pub device_removals: Vec<String>,
+    /// The bound on all buffers.
+    pub memory_max: Option<Changed<Option<u64>>>,
+    /// The Unix group that may use the reading commands.
+    pub readers: Option<Changed<Option<String>>>,
+    /// What cannot change while a device runs, in the order of the new configuration.
+    pub refusals: Vec<FixedDevice>,
+}
+
+/// An old and a new value, which differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed<T> {
+    /// What is in force.
+    pub from: T,
+    /// What is wanted.
+    pub to: T,
+}
+
+impl<T: Clone + PartialEq> Changed<T> {
+    fn of(from: &T, to: &T) -> Option<Self> {
+        (from != to).then(|| Self { from: from.clone(), to: to.clone() })
+    }
+}
+
+/// What changes of a group; at least one of its fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupChange {
+    /// The group.
+    pub name: String,
+    /// All of them, also those that stay.
+    pub limits: Option<Changed<Limits>>,
+    /// Its share of what the parent allows.
+    pub weight: Option<Changed<u32>>,
+    /// The group above it.
+    pub parent: Option<Changed<Option<String>>>,
+    /// What operations count as in it.
+    pub charges: Option<Changed<Option<ChargeTable>>>,
+}
+
+/// What changes of a device that goes on serving; at least one of its fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceChange {
+    /// The device.
+    pub name: String,
+    /// All of them, also those that stay.
+    pub limits: Option<Changed<Limits>>,
+    /// Its share of what the group allows.
+    pub weight: Option<Changed<u32>>,
+    /// The group it is in.
+    pub group: Option<Changed<Option<String>>>,
+    /// Its size.
+    pub size: Option<Resize>,
+}
+
+/// A new size of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// `None`: whatever its file has.
+    pub from: Option<u64>,
+    /// The size that is wanted.
+    pub to: u64,
+}
+
+/// A device of which something differs that it was made with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FixedDevice {
+    /// The device.
+    pub name: String,
+    /// Where it begins in the new file.
+    pub line: u32,
+    /// Key, old and new value, as the file has them; at least one.
+    pub keys: Vec<(&'static str, Changed<String>)>,
+}
+
+/// The plan that leads from `from`, which is in force, to `to`.
+///
+/// Ids and sizes that `to` leaves open are taken as they are, so `from` is to hold those that the devices have got.
+pub fn difference(from: &Config, to: &Config) -> Plan {
+    let mut plan = Plan {
+        memory_max: Changed::of(&from.memory_max, &to.memory_max),
+        readers: Changed::of(&from.readers, &to.readers),
+        ..Plan::default()
+    };
+    let groups_before: BTreeMap<&str, &Group> = by_name(&from.groups, |group| &group.name);
+    let groups_after: BTreeMap<&str, &Group> = by_name(&to.groups, |group| &group.name);
+    for group in to.groups_parents_first() {
+        if !groups_before.contains_key(group.name.as_str()) {
+            plan.group_additions.push(group.clone());
+        }
+    }
+    for group in &to.groups {
+        plan.group_changes.extend(groups_before.get(group.name.as_str()).and_then(|before| change(before, group)));
+    }
+    for group in from.groups_parents_first().into_iter().rev() {
+        if !groups_after.contains_key(group.name.as_str()) {
+            plan.group_removals.push(group.name.clone());
+        }
+    }
+
+    let devices_before: BTreeMap<&str, &Device> = by_name(&from.devices, |device| &device.name);
+    let devices_after: BTreeMap<&str, &Device> = by_name(&to.devices, |device| &device.name);
+    for device in &to.devices {
+        match devices_before.get(device.name.as_str()) {
+            None => plan.device_additions.push(device.clone()),
+            Some(before) => {
+                plan.refusals.extend(fixed(before, device));
+                plan.device_changes.extend(live(before, device));
+            }
+        }
+    }
+    let gone = from.devices.iter().filter(|device| !devices_after.contains_key(device.name.as_str()));
+    plan.device_removals.extend(gone.map(|device| device.name.clone()));
+    plan
+}
+
+fn by_name<T>(things: &[T], name: impl Fn(&T) -> &String) -> BTreeMap<&str, &T> {
+    things.iter().map(|thing| (name(thing).as_str(), thing)).collect()
+}
+
+fn change(from: &Group, to: &Group) -> Option<GroupChange> {
+    // Every field is named, so that a new one is not forgotten.
+    let Group { name, parent, weight, limits, charges, line: _ } = to;
+    let change = GroupChange {
+        name: name.clone(),
+        limits: Changed::of(&from.limits, limits),
+        weight: Changed::of(&from.weight, weight),
+        parent: Changed::of(&from.parent, parent),
+        charges: Changed::of(&from.charges, charges),
+    };
+    let GroupChange { limits, weight, parent, charges, .. } = &change;
+    let is_any = limits.is_some() || weight.is_some() || parent.is_some() || charges.is_some();
+    is_any.then_some(change)
+}
+
+/// What a running device can take.
+fn live(from: &Device, to: &Device) -> Option<DeviceChange> {
+    // Of another kind, it is refused: its size is beside the point.
+    let is_same_kind = from.backend.kind() == to.backend.kind();
+    let size = to.backend.size().filter(|size| is_same_kind && from.backend.size() != Some(*size));
+    let change = DeviceChange {
+        name: to.name.clone(),
+        limits: Changed::of(&from.limits, &to.limits),
+        weight: Changed::of(&from.weight, &to.weight),
+        group: Changed::of(&from.group, &to.group),
+        size: size.map(|to| Resize { from: from.backend.size(), to }),
+    };
+    let DeviceChange { limits, weight, group, size, .. } = &change;
+    let is_any = limits.is_some() || weight.is_some() || group.is_some() || size.is_some();
+    is_any.then_some(change)
+}
+
+/// What it was made with.
+fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
+    let Device { name, line, id, backend, queues, depth, block_size, read_only, on_crash, on_stop, .. } = to;
+    let block_words =
+        |size: Option<u32>| size.map_or_else(|| "that of the backend".to_owned(), |size| size.to_string());
+    let id_words = |id: Option<u32>| id.map_or_else(|| "auto".to_owned(), |id| id.to_string());
+    let pairs = [
+        ("backend", place(&from.backend), place(backend)),
+        ("direct", is_direct(&from.backend).to_string(), is_direct(backend).to_string()),
+        ("shared", from.backend.is_shared().to_string(), backend.is_shared().to_string()),
+        ("id", id_words(from.id), id_words(id.or(from.id))),
+        ("queues", from.queues.to_string(), queues.to_string()),
+        ("depth", from.depth.to_string(), depth.to_string()),
+        ("block-size", block_words(from.block_size), block_words(*block_size)),
+        ("read-only", from.read_only.to_string(), read_only.to_string()),
+        ("on-crash", from.on_crash.word().to_owned(), on_crash.word().to_owned()),
+        ("on-stop", from.on_stop.word().to_owned(), on_stop.word().to_owned()),
+    ];
+    let keys: Vec<_> = pairs.iter().filter_map(|(key, from, to)| Some((*key, Changed::of(from, to)?))).collect();
+    (!keys.is_empty()).then(|| FixedDevice { name: name.clone(), line: *line, keys })
+}
+
+/// The kind, and the path as the kernel is given it.
+fn place(backend: &Backend) -> String {
+    let path = backend.path().map(Path::display);
+    path.map_or_else(|| backend.kind().to_owned(), |path| format!("{} {path}", backend.kind()))
+}
+
+/// Only for those that have the choice.
+fn is_direct(backend: &Backend) -> bool {
+    matches!(backend, Backend::File { direct: true, .. } | Backend::Block { direct: true, .. })
+}
+
+impl Plan {
+    /// Whether the two configurations come to the same.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
