@@ -26,21 +26,16 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `binary run CONFIG` and waits for its line `ready`. The log goes to `log`.
-    pub fn start(binary: &Path, config: &Path, socket: &Path, state_dir: &Path, log: &Path) -> Result<Self> {
+    /// Starts `run`, the command line of a daemon that listens on `socket`, and waits for its line `ready`. The log goes to
+    /// `log`.
+    pub fn start(run: &mut Command, socket: &Path, log: &Path) -> Result<Self> {
         let output = File::create(log)?;
-        let child = Command::new(binary)
-            .arg("run")
-            .arg(config)
-            .arg("--socket")
-            .arg(socket)
-            .arg("--state-dir")
-            .arg(state_dir)
+        let child = run
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
+            .with_context(|| format!("starting {run:?}"))?;
         let mut daemon = Self { child, log: log.to_owned(), socket: socket.to_owned() };
         wait::until("the daemon's line `ready`", READY_LIMIT, || {
             if let Some(status) = daemon.child.try_wait()? {

@@ -83,14 +83,71 @@ fn null_blk(mebibytes: u64, attributes: &[(&str, &str)]) -> Result<RamDisk> {
     Ok(RamDisk { node, made: Made::NullBlk { folder } })
 }
 
-/// An ext4 file system, mounted until dropped.
+/// A file system in memory of a bounded size, mounted until dropped.
+#[derive(Debug)]
+pub struct Tmpfs {
+    mount: Mount,
+}
+
+impl Tmpfs {
+    /// Mounts an empty one.
+    pub fn new(point: &Path, mebibytes: u64) -> Result<Self> {
+        fs::create_dir_all(point)?;
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs", text(point)?])?;
+        Ok(Self { mount: Mount { point: point.to_owned() } })
+    }
+
+    /// Where it is mounted.
+    pub fn point(&self) -> &Path {
+        self.mount.point()
+    }
+
+    /// Gives it another size.
+    pub fn resize(&self, mebibytes: u64) -> Result<()> {
+        run("mount", &["-o", &format!("remount,size={mebibytes}m"), text(self.point())?])
+    }
+
+    /// Takes the right to write away, from everybody.
+    pub fn make_read_only(&self) -> Result<()> {
+        run("mount", &["-o", "remount,ro", text(self.point())?])
+    }
+}
+
+/// A file served as a disk by the kernel, gone when dropped.
+#[derive(Debug)]
+pub struct LoopDisk {
+    node: PathBuf,
+}
+
+impl LoopDisk {
+    /// The file as a disk of blocks of `block` bytes.
+    pub fn new(file: &Path, block: u32) -> Result<Self> {
+        run("modprobe", &["loop"])?;
+        let block = format!("--sector-size={block}");
+        let node = output("losetup", &["--find", "--show", &block, text(file)?])?;
+        Ok(Self { node: node.trim().into() })
+    }
+
+    /// Its node.
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = run("losetup", &["--detach", &self.node.to_string_lossy()]);
+    }
+}
+
+/// A mounted file system, until dropped.
 #[derive(Debug)]
 pub struct Mount {
     point: PathBuf,
 }
 
 impl Mount {
-    /// Mounts what is on `node`.
+    /// Mounts the ext4 file system that is on `node`.
     pub fn existing(node: &Path, point: &Path) -> Result<Self> {
         fs::create_dir_all(point)?;
         run("mount", &["-t", "ext4", text(node)?, text(point)?])?;
@@ -129,15 +186,21 @@ pub fn fsck(node: &Path) -> Result<()> {
     run("fsck.ext4", &["-f", "-n", text(node)?])
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(crate) fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 /// Runs a program that ends soon; anything but exit code 0 is an error with what it printed.
-fn run(name: &str, words: &[&str]) -> Result<()> {
+pub(crate) fn run(name: &str, words: &[&str]) -> Result<()> {
+    output(name, words).map(drop)
+}
+
+/// The same, for what it prints.
+pub(crate) fn output(name: &str, words: &[&str]) -> Result<String> {
     let Some(path) = program(name) else { bail!("no program {name}") };
     let output = Command::new(path).args(words).output().with_context(|| name.to_owned())?;
-    let printed = [output.stdout, output.stderr].concat();
-    ensure!(output.status.success(), "{name} {words:?}: {}\n{}", output.status, String::from_utf8_lossy(&printed));
-    Ok(())
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} {words:?}: {}\n{stdout}{stderr}", output.status);
+    Ok(stdout)
 }

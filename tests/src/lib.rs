@@ -5,9 +5,12 @@
 //!     └─ Scene      a directory of its own, what existed before, and at the end: is anything left behind?
 //!          ├─ Daemon    the real binary, from its line `ready` to SIGTERM and exit 0
 //!          ├─ Command   the same binary's short commands, each with a time limit
+//!          ├─ Client    a bare client of its socket: whole questions, half lines, garbage, silence
 //!          ├─ Probe     did the machine keep up while something was measured?
 //!          ├─ Fio       a job of fio-jobs/, its report, the instant of every completion
-//!          └─ disks     RAM disks, a slow disk, mounts: what backends and users need
+//!          ├─ disks     RAM disks, a slow disk, mounts: what backends and users need
+//!          ├─ mapper    disks that fail, stall or wait on demand
+//!          └─ process   what a process holds: memory, descriptors, threads
 //! ```
 //!
 //! Nothing here knows a claim: those are in `tests/e2e/` and `fio-jobs/`. Nothing waits without a limit: a hang is a
@@ -15,10 +18,14 @@
 
 pub mod command;
 pub mod daemon;
+pub mod direct;
 pub mod disks;
 pub mod fio;
+pub mod mapper;
 pub mod needs;
+pub mod process;
 pub mod scene;
+pub mod socket;
 pub mod starvation;
 pub mod sysfs;
 pub mod wait;

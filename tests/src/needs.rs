@@ -21,6 +21,10 @@ pub enum Need {
     Rublk,
     /// A RAM disk module: `brd` or `null_blk`.
     RamDisk,
+    /// The program `dmsetup`, and the kernel's device mapper.
+    Mapper,
+    /// The kernel's loop devices, and the program `losetup`.
+    Loop,
     /// `null_blk` with a latency of its own, for a backend that answers late.
     NullBlk,
 }
@@ -38,6 +42,8 @@ impl Need {
             Self::Rublk => rublk().is_none().then(|| "no rublk: `cargo install rublk`".into()),
             Self::RamDisk => (missing_module("brd").is_some() && missing_module("null_blk").is_some())
                 .then(|| "neither brd nor null_blk among the kernel's modules".into()),
+            Self::Mapper => missing_program("dmsetup").or_else(|| missing_module("dm-mod")),
+            Self::Loop => missing_program("losetup").or_else(|| missing_module("loop")),
             Self::NullBlk => missing_module("null_blk"),
         }
     }
@@ -69,7 +75,7 @@ fn missing_program(name: &str) -> Option<String> {
 
 /// Whether a module is neither loaded nor loadable (`modprobe --dry-run`, which loads nothing).
 fn missing_module(name: &str) -> Option<String> {
-    if Path::new("/sys/module").join(name).exists() {
+    if Path::new("/sys/module").join(name.replace('-', "_")).exists() {
         return None;
     }
     let loadable = program("modprobe").is_some_and(|modprobe| {

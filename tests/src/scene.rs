@@ -18,6 +18,7 @@ use crate::command::{self, Outcome, Started};
 use crate::daemon::Daemon;
 use crate::fio::{Fio, Job};
 use crate::needs;
+use crate::socket::Client;
 use crate::sysfs;
 use crate::wait;
 
@@ -96,10 +97,37 @@ impl Scene {
 
     /// Starts the daemon with a configuration given as text, and waits until it is ready.
     pub fn start(&self, config: &str) -> Result<Daemon> {
+        self.start_under(&[], config)
+    }
+
+    /// The same below a program that changes what the daemon is given and then becomes it: `["prlimit", "--nofile=64"]`.
+    pub fn start_under(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
         let number = self.daemons.fetch_add(1, Ordering::Relaxed);
         let path = self.write(&format!("config-{number}.yaml"), config)?;
         let log = self.dir.join(format!("daemon-{number}.log"));
-        Daemon::start(&self.binary, &path, &self.socket(), &self.state_dir(), &log)
+        let mut run = self.wrapped(wrapper)?;
+        run.arg("run").arg(path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        Daemon::start(&mut run, &self.socket(), &log)
+    }
+
+    /// The binary under test below a wrapper, or alone.
+    fn wrapped(&self, wrapper: &[&str]) -> Result<Command> {
+        let Some((name, words)) = wrapper.split_first() else { return Ok(Command::new(&self.binary)) };
+        let mut command = Command::new(needs::program(name).with_context(|| format!("no program {name}"))?);
+        command.args(words).arg(&self.binary);
+        Ok(command)
+    }
+
+    /// Runs a command of the binary under test below a wrapper, as [`Scene::ask`] does without one.
+    pub fn ask_under<S: AsRef<OsStr>>(&self, wrapper: &[&str], words: &[S]) -> Result<Outcome> {
+        let mut command = self.wrapped(wrapper)?;
+        command.args(words).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        command::start(&self.dir, &mut command)?.finish(COMMAND_LIMIT)?.expect_no_panic()
+    }
+
+    /// A connection to the scene's daemon.
+    pub fn connect(&self) -> Result<Client> {
+        Client::connect(&self.socket())
     }
 
     /// Starts a command of the binary under test without waiting: `["check", path]`.
@@ -205,6 +233,12 @@ impl Scene {
 
     /// Removes what a failed trial left, so that the next one does not suffer from it: its devices, then its folder.
     pub fn clear(self) {
+        self.remove_devices();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    /// Removes every device that appeared since the scene began, as another client would, and names that lead nowhere.
+    pub fn remove_devices(&self) {
         let nodes: Vec<_> = sysfs::ublk_nodes().difference(&self.nodes_before).cloned().collect();
         for node in nodes {
             let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -214,7 +248,6 @@ impl Scene {
                 let _ = fs::remove_file(&node);
             }
         }
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

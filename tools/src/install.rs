@@ -30,7 +30,7 @@ pub const VM: &[&str] = &[
 pub const MEASURE: &[&str] = &["fio", "kmod"];
 
 /// For the end-to-end tests besides.
-pub const TEST: &[&str] = &["e2fsprogs", "util-linux"];
+pub const TEST: &[&str] = &["e2fsprogs", "util-linux", "dmsetup"];
 
 /// Makes sure all of them are installed; says what it installs.
 pub fn packages(wanted: &[&[&str]]) -> Result<()> {

@@ -27,8 +27,8 @@ pub(crate) fn cases() -> Vec<Case> {
         memory_backend_keeps_data,
         file_keeps_its_data_over_a_restart_of_the_daemon,
         null_backend_reads_zeros,
-        flushes_reach_the_device_and_are_not_charged,
-        forced_unit_access_writes_arrive,
+        f30_flushes_reach_the_device_and_are_not_charged,
+        f30_forced_unit_access_writes_arrive,
     ];
     let direct = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Ext4]; direct_file_backend_keeps_data];
     let block = cases![[Need::Ublk, Need::Fio, Need::RamDisk]; block_backend_keeps_data];
@@ -121,7 +121,7 @@ fn null_backend_reads_zeros(scene: &Scene) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-fn flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()> {
+fn f30_flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()> {
     // iops-total 100 with a flush after each write: 100 writes a second, not 50.
     let file = scene.dir().join("disk.img");
     let daemon = scene.start(&format!(
@@ -141,7 +141,7 @@ fn flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-fn forced_unit_access_writes_arrive(scene: &Scene) -> Result<()> {
+fn f30_forced_unit_access_writes_arrive(scene: &Scene) -> Result<()> {
     // O_SYNC writes succeed and read back right, on a file and in memory.
     let file = scene.dir().join("disk.img");
     let daemon = scene.start(&format!(

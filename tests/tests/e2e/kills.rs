@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let slow = cases![[Need::Ublk, Need::Fio, Need::Rublk, Need::NullBlk];
         daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind,
     ];
-    let fio = cases![[Need::Ublk, Need::Fio]; daemon_stopped_for_a_while_serves_on_without_a_burst];
+    let fio = cases![[Need::Ublk, Need::Fio]; f07_daemon_stopped_for_a_while_serves_on_without_a_burst];
     rublk.into_iter().chain(slow).chain(fio).collect()
 }
 
@@ -91,7 +91,7 @@ fn kill_during_del(scene: &Scene, daemon: Daemon, device: &Device, fio: Fio, del
     scene.expect_nothing_left()
 }
 
-fn daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Result<()> {
+fn f07_daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Result<()> {
     // SIGSTOP for 2 s: no error; after SIGCONT at most the capacity (10) more than the rate, not 200 saved up.
     let mut daemon = scene.start(
         "version: 1\n\

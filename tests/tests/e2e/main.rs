@@ -8,17 +8,22 @@
 //! Trials run one at a time: most of them measure. What a trial needs and the machine lacks is a skip that is counted and
 //! says why; with `UBLK_THROTTLE_REQUIRE_ALL=1` it is a failure. A trial also fails if it leaves anything behind.
 
+mod bars;
 mod burst;
 mod data;
 mod facts;
 mod fairness;
+mod faults_backing;
+mod faults_kernel;
 mod filesystems;
+mod foreign;
 mod groups;
 mod kills;
 mod measure;
 mod rates;
 mod refusals;
 mod removal;
+mod shapes;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +37,7 @@ use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::{sysfs, wait};
 
-/// The longest trials take a minute under emulation. One that hangs is ended, so that the others are run.
+/// Most trials take less than half a minute under emulation. One that hangs is ended, so that the others are run.
 const TRIAL_LIMIT: Duration = Duration::from_secs(180);
 
 /// One trial before it is one: its name is its function's, and that is a sentence.
@@ -40,17 +45,33 @@ struct Case {
     name: &'static str,
     needs: Vec<Need>,
     run: fn(&Scene) -> Result<()>,
+    limit: Duration,
+}
+
+impl Case {
+    /// A trial that is long by what it claims gets a limit of its own.
+    fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
 }
 
 /// Cases of functions that need the same.
 macro_rules! cases {
     ($needs:expr; $($function:ident),+ $(,)?) => {
-        [$($crate::Case { name: stringify!($function), needs: $needs.to_vec(), run: $function }),+]
+        [$($crate::Case {
+            name: stringify!($function),
+            needs: $needs.to_vec(),
+            run: $function,
+            limit: $crate::TRIAL_LIMIT,
+        }),+]
     };
 }
 use cases;
 
 fn main() -> ExitCode {
+    if let Some(code) = foreign::errand() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let cases = [
@@ -64,6 +85,10 @@ fn main() -> ExitCode {
         filesystems::cases(),
         removal::cases(),
         kills::cases(),
+        faults_kernel::cases(),
+        faults_backing::cases(),
+        shapes::cases(),
+        bars::cases(),
     ];
     let trials =
         cases.into_iter().flatten().map(|case| Trial::ignorable_test(case.name, move || perform(&case))).collect();
@@ -84,7 +109,7 @@ fn perform(case: &Case) -> Result<Completion, Failed> {
     let begin = Instant::now();
     let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
     let result = measure::repeat_if_void(|| {
-        within(TRIAL_LIMIT, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()))
+        within(case.limit, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()))
     });
     eprintln!("{:6.1} s  {}", begin.elapsed().as_secs_f64(), case.name);
     let result = result.map_err(|error| {

@@ -25,17 +25,17 @@ const MESSAGE_LINES: usize = 40;
 
 pub(crate) fn cases() -> Vec<Case> {
     let anywhere = cases![[];
-        check_refuses_every_broken_file_and_says_where,
+        f35_check_refuses_every_broken_file_and_says_where,
         check_accepts_every_example,
-        check_of_what_is_no_readable_file_is_refused,
+        f35_check_of_what_is_no_readable_file_is_refused,
         wrong_usage_is_refused_with_a_hint,
         commands_without_a_daemon_say_so,
     ];
     let ublk = cases![[Need::Ublk];
-        run_refuses_broken_files_without_making_a_device,
-        run_refuses_a_backing_that_cannot_serve,
-        second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt,
-        run_without_privileges_is_refused,
+        f35_run_refuses_broken_files_without_making_a_device,
+        f27_run_refuses_a_backing_that_cannot_serve,
+        f15_second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt,
+        f14_run_without_privileges_is_refused,
         commands_about_unknown_devices_are_refused,
     ];
     anywhere.into_iter().chain(ublk).collect()
@@ -66,7 +66,7 @@ fn expect_refusal(outcome: Outcome, expected: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_refuses_every_broken_file_and_says_where(scene: &Scene) -> Result<()> {
+fn f35_check_refuses_every_broken_file_and_says_where(scene: &Scene) -> Result<()> {
     // Exit 3, each message word for word, with line and column; at least the 30 kinds that the suite promises.
     let paths = files("tests/broken", "yaml")?;
     ensure!(paths.len() >= 30, "{} broken files", paths.len());
@@ -78,7 +78,7 @@ fn check_refuses_every_broken_file_and_says_where(scene: &Scene) -> Result<()> {
     }))
 }
 
-fn run_refuses_broken_files_without_making_a_device(scene: &Scene) -> Result<()> {
+fn f35_run_refuses_broken_files_without_making_a_device(scene: &Scene) -> Result<()> {
     // The same answer as from `check`, and no device, state or socket. Every fifth file: the reader is the same.
     expect_all(files("tests/broken", "yaml")?.iter().step_by(5).map(|path| {
         let (name, expected) = broken(scene, path)?;
@@ -99,7 +99,7 @@ fn check_accepts_every_example(scene: &Scene) -> Result<()> {
     }))
 }
 
-fn check_of_what_is_no_readable_file_is_refused(scene: &Scene) -> Result<()> {
+fn f35_check_of_what_is_no_readable_file_is_refused(scene: &Scene) -> Result<()> {
     // Exit 3 and the path, for a file that is not there, a directory, and an endless one.
     fs::create_dir(scene.dir().join("folder"))?;
     expect_all(
@@ -123,7 +123,7 @@ fn commands_without_a_daemon_say_so(scene: &Scene) -> Result<()> {
     scene.ask(&["del", "nothing"])?.expect_code(4)?.expect_stderr(&["error[", &socket]).map(drop)
 }
 
-fn run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
+fn f27_run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
     // Exit 3, the path in the message, and the device that would have been sound is not there either.
     let folder = scene.dir().join("folder");
     fs::create_dir(&folder)?;
@@ -148,7 +148,7 @@ fn run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
     }))
 }
 
-fn second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt(scene: &Scene) -> Result<()> {
+fn f15_second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt(scene: &Scene) -> Result<()> {
     // Exit 5 with the pid of the first, also with another socket; the first serves on.
     let mut first = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
     let config = scene.write("second.yaml", "version: 1\ndevices:\n  other: { backend: { null: 1MiB } }\n")?;
@@ -169,7 +169,7 @@ fn second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt(scene: &Sc
     first.stop().map(drop)
 }
 
-fn run_without_privileges_is_refused(scene: &Scene) -> Result<()> {
+fn f14_run_without_privileges_is_refused(scene: &Scene) -> Result<()> {
     // Exit 6 before anything is touched.
     scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let mut command = Command::new(scene.binary());

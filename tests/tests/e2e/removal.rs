@@ -21,19 +21,19 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
     let fio = cases![[Need::Ublk, Need::Fio];
-        forced_del_under_load_leaves_the_neighbour_unhurt,
-        del_of_an_open_device_is_refused_and_names_the_process,
-        forced_del_lets_requests_held_at_one_a_second_go_at_once,
-        two_dels_of_one_device_at_once_both_get_an_answer,
-        sigterm_ends_a_daemon_that_holds_requests_at_one_a_second,
-        sigterm_ends_a_daemon_under_full_load,
-        sigint_ends_the_daemon_as_sigterm_does,
+        f01_forced_del_under_load_leaves_the_neighbour_unhurt,
+        f03_del_of_an_open_device_is_refused_and_names_the_process,
+        f01_forced_del_lets_requests_held_at_one_a_second_go_at_once,
+        f34_two_dels_of_one_device_at_once_both_get_an_answer,
+        f10_sigterm_ends_a_daemon_that_holds_requests_at_one_a_second,
+        f10_sigterm_ends_a_daemon_under_full_load,
+        f10_sigint_ends_the_daemon_as_sigterm_does,
     ];
     let rublk = cases![[Need::Ublk, Need::Fio, Need::Rublk];
-        removal_by_another_client_under_load_leaves_the_neighbour_unhurt,
-        removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second,
+        f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt,
+        f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second,
     ];
-    let ext4 = cases![[Need::Ublk, Need::Ext4]; del_of_a_mounted_device_is_refused_and_names_the_mount_point];
+    let ext4 = cases![[Need::Ublk, Need::Ext4]; f03_del_of_a_mounted_device_is_refused_and_names_the_mount_point];
     fio.into_iter().chain(rublk).chain(ext4).collect()
 }
 
@@ -110,7 +110,7 @@ fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio)> {
     Ok((daemon, device, fio))
 }
 
-fn forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
+fn f01_forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
     // 200 a second each; the victim goes; no error, no gap, and then 400 for the neighbour.
     let pair = Pair::start(scene)?;
     let begin = now_ms()?;
@@ -121,7 +121,7 @@ fn forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()
     pair.expect_neighbour_unhurt(begin, end)
 }
 
-fn del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Result<()> {
+fn f03_del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Result<()> {
     // Exit 5 with fio's name, while requests are held at 1 a second; they stay where they are.
     let (daemon, device, mut fio) = held_at_one_a_second(scene)?;
     let refused = scene.ask(&["del", "slow"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "fio"])?;
@@ -133,7 +133,7 @@ fn del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Resu
     fio.finish_any(REMOVAL_LIMIT).map(drop)
 }
 
-fn forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
+fn f01_forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
     // 30 held requests would take half a minute at the limit's pace.
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
     let del = scene.ask(&["del", "--force", device.node()])?.expect_code(0)?;
@@ -142,7 +142,7 @@ fn forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Re
     daemon.stop().map(drop)
 }
 
-fn two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Result<()> {
+fn f34_two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Result<()> {
     // One removes it; the other joins in (0), or is told that it is being removed (5).
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
     let dels = [(); 2].map(|()| scene.begin_ask(&["del", "--force", "slow"]));
@@ -157,7 +157,7 @@ fn two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Result<()
     daemon.stop().map(drop)
 }
 
-fn sigterm_ends_a_daemon_that_holds_requests_at_one_a_second(scene: &Scene) -> Result<()> {
+fn f10_sigterm_ends_a_daemon_that_holds_requests_at_one_a_second(scene: &Scene) -> Result<()> {
     // Exit 0 in bounded time with 30 requests held (QEMU's R42), and every request ends.
     let (daemon, _, fio) = held_at_one_a_second(scene)?;
     let took = daemon.stop()?;
@@ -165,7 +165,7 @@ fn sigterm_ends_a_daemon_that_holds_requests_at_one_a_second(scene: &Scene) -> R
     fio.finish_any(REMOVAL_LIMIT).map(drop)
 }
 
-fn sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
+fn f10_sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
     // Three devices without limits, as fast as they can go.
     let daemon = scene.start(
         "version: 1\n\
@@ -185,7 +185,7 @@ fn sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
+fn f10_sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
     // What ^C sends.
     let mut daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     daemon.signal(Signal::SIGINT)?;
@@ -194,7 +194,7 @@ fn sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
+fn f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
     // The same claims as for our own del; besides, it is told in the log and the id is free again.
     let pair = Pair::start(scene)?;
     let id = pair.victim.id.to_string();
@@ -208,7 +208,7 @@ fn removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &Scen
     pair.expect_neighbour_unhurt(begin, end)
 }
 
-fn removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second(scene: &Scene) -> Result<()> {
+fn f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second(scene: &Scene) -> Result<()> {
     // The stop waits for what is held: the daemon must notice it by itself, and let go.
     let (mut daemon, device, fio) = held_at_one_a_second(scene)?;
     let id = device.id.to_string();
@@ -230,7 +230,7 @@ fn expect_id_is_free(scene: &Scene, id: &str) -> Result<()> {
     Ok(())
 }
 
-fn del_of_a_mounted_device_is_refused_and_names_the_mount_point(scene: &Scene) -> Result<()> {
+fn f03_del_of_a_mounted_device_is_refused_and_names_the_mount_point(scene: &Scene) -> Result<()> {
     // Exit 5, nothing changed, the file system works on; once it is unmounted, del succeeds.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 32MiB } }\n")?;
     let device = scene.device("d")?;

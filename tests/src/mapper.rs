@@ -1,0 +1,116 @@
+//! Disks that fail, stall or wait on demand: the device mapper over another disk.
+//!
+//! ```text
+//!   Mapped ── table ──► linear   the disk below, as it is
+//!     │                 error    every request fails
+//!     │                 delay    every request takes that long
+//!     └─ suspended:     requests wait until it is resumed, for ever if need be
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::disks::{output, run, text};
+
+/// What the mapper does with requests to a part of the disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// Passes them on.
+    Linear,
+    /// Fails them.
+    Error,
+    /// Passes them on after a while.
+    Delay(Duration),
+}
+
+/// A mapped disk, gone when dropped.
+#[derive(Debug)]
+pub struct Mapped {
+    name: String,
+    node: PathBuf,
+    below: PathBuf,
+    sectors: u64,
+}
+
+impl Mapped {
+    /// All of a disk, passed on.
+    pub fn new(below: &Path) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        for module in ["dm-mod", "dm-delay"] {
+            run("modprobe", &[module])?;
+        }
+        let name = format!("e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let sectors = output("blockdev", &["--getsz", text(below)?])?.trim().parse().context("blockdev --getsz")?;
+        let mut mapped = Self { name, node: PathBuf::new(), below: below.to_owned(), sectors };
+        dmsetup(&["create", &mapped.name, "--table", &mapped.table(&[(sectors, Target::Linear)])?])?;
+        let minor = dmsetup(&["info", "-c", "--noheadings", "-o", "minor", &mapped.name])?;
+        mapped.node = format!("/dev/dm-{}", minor.trim()).into();
+        Ok(mapped)
+    }
+
+    /// Its node.
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+
+    /// Its size in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Does something else from now on, with all of the disk.
+    pub fn become_all(&self, target: Target) -> Result<()> {
+        self.become_parts(&[(self.sectors, target)])
+    }
+
+    /// Does something else from now on, part by part: how many sectors, and what.
+    pub fn become_parts(&self, parts: &[(u64, Target)]) -> Result<()> {
+        dmsetup(&["load", &self.name, "--table", &self.table(parts)?])?;
+        dmsetup(&["suspend", "--nolockfs", "--noflush", &self.name])?;
+        self.resume()
+    }
+
+    /// Lets every request wait.
+    pub fn suspend(&self) -> Result<()> {
+        dmsetup(&["suspend", "--nolockfs", "--noflush", &self.name]).map(drop)
+    }
+
+    /// Lets them go.
+    pub fn resume(&self) -> Result<()> {
+        dmsetup(&["resume", &self.name]).map(drop)
+    }
+
+    /// A line a part: where it begins, how long it is, what it does.
+    fn table(&self, parts: &[(u64, Target)]) -> Result<String> {
+        let below = text(&self.below)?;
+        let mut begin = 0;
+        let mut lines = Vec::new();
+        for &(sectors, target) in parts {
+            let what = match target {
+                Target::Linear => format!("linear {below} {begin}"),
+                Target::Error => "error".to_owned(),
+                Target::Delay(time) => format!("delay {below} {begin} {}", time.as_millis()),
+            };
+            lines.push(format!("{begin} {sectors} {what}"));
+            begin += sectors;
+        }
+        Ok(lines.join("\n"))
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // What waits must go first.
+        let _ = self.resume();
+        let _ = dmsetup(&["remove", "--force", "--retry", &self.name]);
+    }
+}
+
+/// Without udev, which the guest lacks: otherwise it waits for that to answer.
+fn dmsetup(words: &[&str]) -> Result<String> {
+    let words: Vec<&str> = ["--noudevsync", "--noudevrules"].iter().chain(words).copied().collect();
+    output("dmsetup", &words)
+}

@@ -1,0 +1,87 @@
+//! A bare client of the control socket: it owes the protocol nothing and shares no code with the daemon's own.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    pending: Vec<u8>,
+}
+
+impl Client {
+    /// Connects.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+        Ok(Self { stream, pending: Vec::new() })
+    }
+
+    /// Sends bytes, whatever they are; gives up on a daemon that does not take them within `limit`. How many it took.
+    pub fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<usize> {
+        let end = Instant::now() + limit;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.stream.set_write_timeout(Some(left))?;
+            match self.stream.write(&bytes[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Hung up: what it took is the answer.
+                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// The next line without its end, at most `limit` from now; `None` where the daemon hung up instead.
+    pub fn line(&mut self, limit: Duration) -> Result<Option<String>> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(at) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=at).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..at]).into_owned()));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "no answer within {limit:?}");
+            self.stream.set_read_timeout(Some(left))?;
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.pending.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("no answer within {limit:?}"),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Asks and waits for the answer: the whole of it, with `ok`.
+    pub fn ask(&mut self, question: &Value, limit: Duration) -> Result<Value> {
+        self.send(format!("{question}\n").as_bytes(), limit)?;
+        let line = self.line(limit).with_context(|| format!("{question}"))?;
+        let line = line.with_context(|| format!("{question}: the daemon hung up"))?;
+        serde_json::from_str(&line).with_context(|| line)
+    }
+
+    /// Asks for what must succeed; its result.
+    pub fn must(&mut self, question: &Value, limit: Duration) -> Result<Value> {
+        let answer = self.ask(question, limit)?;
+        ensure!(answer["ok"] == true, "{question}: {answer}");
+        Ok(answer["result"].clone())
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish_sending(&self) -> Result<()> {
+        self.stream.shutdown(std::net::Shutdown::Write).context("shutdown")
+    }
+}

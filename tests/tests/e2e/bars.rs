@@ -1,0 +1,145 @@
+//! Bounds under emulation on what a user waits for, and on what goes wrong for others meanwhile. Each trial prints what it
+//! measured; none of the numbers is widened for a slow machine (see `measure`).
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::disks::{self, Mount, RamDisk};
+use ublk_throttle_tests::fio::{Fio, Job};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::wait;
+
+use crate::measure::{expect, repeat_if_void};
+use crate::{Case, cases, foreign, wait_until_busy};
+
+/// For a trial of many rounds.
+const TRIAL_LIMIT: Duration = Duration::from_secs(900);
+
+/// What `del` of held requests may take.
+const HELD_LIMIT: Duration = Duration::from_millis(500);
+
+/// What a DEL of somebody else may take, and an `add` beside it.
+const FOREIGN_LIMIT: Duration = Duration::from_secs(1);
+
+/// What may be left of a killed daemon, and for how long.
+const KILLED_LIMIT: Duration = Duration::from_secs(2);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let fio = cases![[Need::Ublk, Need::Fio];
+        del_of_32_requests_held_at_one_a_second_takes_half_a_second,
+        foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it,
+        daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds,
+    ];
+    let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
+        forced_del_of_a_mounted_file_system_keeps_the_24_mib_just_written,
+    ];
+    fio.into_iter().chain(ext4).map(|case| case.within(TRIAL_LIMIT)).collect()
+}
+
+const ONE_A_SECOND: &str = "version: 1\n\
+     devices:\n  slow: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n";
+
+/// A device that lets one operation a second go, and fio with 32 in flight on it, most of them held.
+fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio)> {
+    let daemon = scene.start(ONE_A_SECOND)?;
+    let device = scene.device("slow")?;
+    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
+    wait_until_busy(&device)?;
+    Ok((daemon, device, fio))
+}
+
+/// Prints a time, and fails where it is over its bound.
+fn expect_within(what: &str, took: Duration, limit: Duration) -> Result<()> {
+    eprintln!("          {what}: {took:?}, at most {limit:?}");
+    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
+}
+
+fn del_of_32_requests_held_at_one_a_second_takes_half_a_second(scene: &Scene) -> Result<()> {
+    // At the limit's pace it would be half a minute. From the question on the socket to its answer.
+    for _ in 0..5 {
+        repeat_if_void(|| {
+            let (daemon, device, fio) = held_at_one_a_second(scene)?;
+            let mut client = scene.connect()?;
+            let begin = Instant::now();
+            client.must(&json!({"cmd": "del", "device": "slow", "force": true}), Duration::from_secs(10))?;
+            let took = begin.elapsed();
+            ensure!(!device.node.exists(), "{} is still there", device.node());
+            fio.finish_any(Duration::ZERO)?;
+            drop(client);
+            daemon.stop()?;
+            expect_within("del", took, HELD_LIMIT)
+        })?;
+    }
+    Ok(())
+}
+
+fn foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it(scene: &Scene) -> Result<()> {
+    // DEL without STOP holds the driver's own lock until the last request is answered: we must see it coming, and let go.
+    for _ in 0..3 {
+        repeat_if_void(|| {
+            let (daemon, device, fio) = held_at_one_a_second(scene)?;
+            let del = foreign::begin_delete(scene.dir(), device.id)?;
+            // Into the middle of it.
+            sleep(Duration::from_millis(100));
+            let add = scene.ask(&["add", "beside", "--null", "1MiB"])?.expect_code(0)?;
+            let del = del.finish(Duration::from_secs(10))?.expect_code(0)?;
+            fio.finish_any(Duration::ZERO)?;
+            daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
+            ensure!(scene.device("beside")?.node.exists(), "the device added meanwhile is not there");
+            daemon.stop()?;
+            expect_within("DEL by another client", del.took, FOREIGN_LIMIT)?;
+            expect_within("add beside it", add.took, FOREIGN_LIMIT)
+        })?;
+    }
+    Ok(())
+}
+
+fn daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds(scene: &Scene) -> Result<()> {
+    // Neither it nor its helper stays behind, the driver's locks are free, and another device comes up at once.
+    for delay_ms in [0, 20, 50, 100, 200] {
+        repeat_if_void(|| {
+            let (daemon, _, fio) = held_at_one_a_second(scene)?;
+            let del = scene.begin_ask(&["del", "slow", "--force"])?;
+            sleep(Duration::from_millis(delay_ms));
+            let begin = Instant::now();
+            daemon.kill(Duration::from_secs(10))?;
+            let helpers_gone = || Ok(scene.processes().iter().all(|&pid| pid == del.pid()).then_some(()));
+            wait::until("end of daemon and helpers", Duration::from_secs(10), helpers_gone)?;
+            let gone = begin.elapsed();
+            let begin = Instant::now();
+            let again = scene.start("version: 1\ndevices:\n  other: { backend: { null: 1MiB } }\n")?;
+            let added = begin.elapsed();
+            del.finish(Duration::from_secs(10))?;
+            fio.finish_any(Duration::ZERO)?;
+            again.stop()?;
+            scene.remove_devices();
+            scene.expect_nothing_left()?;
+            expect_within(&format!("killed {delay_ms} ms after del, everything gone"), gone, KILLED_LIMIT)?;
+            expect_within("another daemon and its device", added, KILLED_LIMIT)
+        })?;
+    }
+    Ok(())
+}
+
+fn forced_del_of_a_mounted_file_system_keeps_the_24_mib_just_written(scene: &Scene) -> Result<()> {
+    // Written, not synced, and the disk is taken away: what the backend holds afterwards has all of it.
+    let disk = RamDisk::new(64)?;
+    let config = format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {} }} }}\n", disk.node().display());
+    let daemon = scene.start(&config)?;
+    let mount = Mount::new(&scene.device("d")?.node, &scene.dir().join("mount"))?;
+    let content: Vec<u8> = (0..24_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(mount.point().join("file"), &content)?;
+    let del = scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
+    eprintln!("          del --force of a mounted file system: {:?}", del.took);
+    scene.tool("umount", &[&mount.point().display().to_string()])?;
+    daemon.stop()?;
+    let mount = Mount::existing(disk.node(), &scene.dir().join("again"))?;
+    ensure!(fs::read(mount.point().join("file"))? == content, "24 MiB were written and something else is there");
+    mount.unmount()?;
+    disks::fsck(disk.node())
+}

@@ -1,0 +1,359 @@
+//! Faults of what is below a device: errors, full disks, files that change under us, backends that stall, paths that mislead.
+//!
+//! Each trial begins with the number of its row in `FAULTS.md`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::libc::{EIO, ENOSPC};
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::disks::{LoopDisk, Mount, RamDisk, Tmpfs};
+use ublk_throttle_tests::fio::{Completions, Job};
+use ublk_throttle_tests::mapper::{Mapped, Target};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::sysfs;
+
+use crate::measure::{expect_all, expect_near};
+use crate::{Case, cases, let_run, now_ms, wait_until_busy};
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mapper = cases![[Need::Ublk, Need::RamDisk, Need::Mapper, Need::UtilLinux];
+        f21_an_error_of_the_backend_reaches_that_request_only,
+        f26_a_slow_backend_is_waited_for_without_an_error,
+        f30_a_failed_flush_is_told_and_the_next_epoch_is_sound,
+    ];
+    let load = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper, Need::UtilLinux];
+        f26_a_stalled_backend_holds_no_tokens_of_its_group,
+    ];
+    let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4]; f25_a_file_system_unmounted_lazily_serves_on];
+    let loops = cases![[Need::Ublk, Need::Loop]; f29_a_block_larger_than_the_wanted_one_is_told_with_both_numbers];
+    let plain = cases![[Need::Ublk];
+        f22_a_full_disk_is_told_to_that_write_and_works_once_there_is_room,
+        f24_reads_behind_the_end_of_a_truncated_file_are_errors_and_the_rest_works,
+        f25_an_unlinked_file_serves_on,
+        f27_links_of_others_and_odd_nodes_are_refused,
+        f28_a_file_in_use_is_refused_to_a_second_writer,
+        f31_a_size_that_is_no_multiple_of_the_block_is_cut_and_told,
+    ];
+    mapper.into_iter().chain(load).chain(ext4).chain(loops).chain(plain).collect()
+}
+
+/// A daemon with one device `d`.
+fn one(scene: &Scene, backend: &str) -> Result<(Daemon, Device, Direct)> {
+    let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }} }}\n"))?;
+    let device = scene.device("d")?;
+    let direct = Direct::open(&device.node)?;
+    Ok((daemon, device, direct))
+}
+
+/// Fails unless a request failed with this error number.
+fn expect_errno<T>(what: &str, result: io::Result<T>, errno: i32) -> Result<()> {
+    let found = result.err().map(|error| error.raw_os_error());
+    ensure!(found == Some(Some(errno)), "{what}: error {found:?}, expected {errno}");
+    Ok(())
+}
+
+/// What `list --json` says of the device.
+fn listed(scene: &Scene, name: &str) -> Result<serde_json::Value> {
+    let facts = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let devices = facts["devices"].as_array().context("no devices")?;
+    devices.iter().find(|device| device["name"] == name).cloned().with_context(|| format!("no {name} in {facts}"))
+}
+
+fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Result<()> {
+    // A bad stretch from 8 to 16 MiB: EIO there and nowhere else, counted; sound again without a restart.
+    let disk = RamDisk::new(32)?;
+    let mapped = Mapped::new(disk.node())?;
+    let (daemon, device, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
+    let part = 8 * MIB / 512;
+    mapped.become_parts(&[
+        (part, Target::Linear),
+        (part, Target::Error),
+        (mapped.sectors() - 2 * part, Target::Linear),
+    ])?;
+    direct.write(0, 65536, 0xa5).context("before the bad stretch")?;
+    direct.write(20 * MIB, 65536, 0xa6).context("behind the bad stretch")?;
+    expect_errno("write to the bad stretch", direct.write(9 * MIB, 4096, 1), EIO)?;
+    expect_errno("read of the bad stretch", direct.read(9 * MIB, 4096), EIO)?;
+    expect_errno("write that reaches into it", direct.write(8 * MIB - 4096, 8192, 1), EIO)?;
+    ensure!(direct.holds(0, 65536, 0xa5)? && direct.holds(20 * MIB, 65536, 0xa6)?, "sound parts have changed");
+    let status = listed(scene, "d")?;
+    ensure!(status["errors"].as_u64() >= Some(3), "3 failed requests are listed as {}", status["errors"]);
+    ensure!(status["state"] == "live", "state {}", status["state"]);
+    mapped.become_all(Target::Linear)?;
+    direct.write(9 * MIB, 4096, 0xa7).context("write to the stretch that was bad")?;
+    ensure!(direct.holds(9 * MIB, 4096, 0xa7)?, "the stretch that was bad reads wrong");
+    ensure!(device.node.exists(), "the device is gone");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f22_a_full_disk_is_told_to_that_write_and_works_once_there_is_room(scene: &Scene) -> Result<()> {
+    // A sparse file of 32 MiB on a file system of 8: ENOSPC where it is full, what was there before is right, and then room.
+    let tmpfs = Tmpfs::new(&scene.dir().join("small"), 8)?;
+    let file = tmpfs.point().join("disk.img");
+    let (daemon, device, direct) = one(scene, &format!("file: {}, size: 32MiB, create: true", file.display()))?;
+    let step = 256 << 10;
+    let mut written = 0;
+    let full = loop {
+        ensure!(written < 32 * MIB, "32 MiB went into 8");
+        match direct.write(written, step, 0xa5) {
+            Ok(()) => written += step as u64,
+            Err(error) => break error,
+        }
+    };
+    ensure!(full.raw_os_error() == Some(ENOSPC), "the full disk is told as {full}");
+    ensure!(written >= 6 * MIB, "full after {written} bytes");
+    ensure!(direct.holds(0, usize::try_from(written)?, 0xa5)?, "earlier data has changed");
+    tmpfs.resize(64)?;
+    direct.write(written, step, 0xa6).context("once there is room")?;
+    ensure!(direct.holds(written, step, 0xa6)?, "what was written once there was room reads wrong");
+    ensure!(device.node.exists(), "the device is gone");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f24_reads_behind_the_end_of_a_truncated_file_are_errors_and_the_rest_works(scene: &Scene) -> Result<()> {
+    // 16 MiB cut to 8 by somebody else: EIO behind, never a signal, never made-up bytes; the rest reads; then whole again.
+    let path = scene.dir().join("disk.img");
+    let file = File::create(&path)?;
+    file.write_all_at(&vec![0xa5; 16 << 20], 0)?;
+    let (mut daemon, _, direct) = one(scene, &format!("file: {}", path.display()))?;
+    file.set_len(8 * MIB + 2048)?;
+    expect_errno("read behind the end", direct.read(12 * MIB, 4096), EIO)?;
+    expect_errno("read over the end", direct.read(8 * MIB, 4096), EIO)?;
+    ensure!(direct.holds(4 * MIB, 65536, 0xa5)?, "the part before the end reads wrong");
+    let status = listed(scene, "d")?;
+    ensure!(status["health"] == "degraded", "`list` says health {} after errors", status["health"]);
+    direct.write(12 * MIB, 4096, 0xa6).context("a write behind the end makes the file longer")?;
+    ensure!(direct.holds(12 * MIB, 4096, 0xa6)?, "what was written behind the end reads wrong");
+    ensure!(direct.holds(10 * MIB, 4096, 0)?, "what was cut off is not zero");
+    ensure!(daemon.is_running()?, "the daemon ended:\n{}", daemon.log()?);
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f25_an_unlinked_file_serves_on(scene: &Scene) -> Result<()> {
+    // The open file is the backend, whatever its name leads to meanwhile; a reload tells, and does not switch silently.
+    let path = scene.dir().join("disk.img");
+    let (daemon, _, direct) = one(scene, &format!("file: {}, size: 8MiB, create: true", path.display()))?;
+    direct.write(0, 65536, 0xa5)?;
+    fs::remove_file(&path)?;
+    File::create(&path)?.set_len(8 * MIB)?;
+    direct.write(65536, 65536, 0xa6)?;
+    ensure!(direct.holds(0, 65536, 0xa5)? && direct.holds(65536, 65536, 0xa6)?, "the unlinked file reads wrong");
+    ensure!(fs::read(&path)?.iter().all(|&byte| byte == 0), "the new file was written to");
+    let reload = scene.ask(&["reload"])?.expect_code(0)?;
+    let told = format!("{}{}{}", reload.stdout, reload.stderr, daemon.log()?);
+    ensure!(told.contains("W-BACKING-CHANGED"), "a reload does not tell:\n{told}");
+    ensure!(direct.holds(0, 65536, 0xa5)?, "a reload has switched the file");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f25_a_file_system_unmounted_lazily_serves_on(scene: &Scene) -> Result<()> {
+    // `umount --lazy` takes the names away, not the open file.
+    let disk = RamDisk::new(64)?;
+    let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
+    let path = mount.point().join("disk.img");
+    let (daemon, _, direct) = one(scene, &format!("file: {}, size: 16MiB, create: true", path.display()))?;
+    scene.tool("umount", &["--lazy", &mount.point().display().to_string()])?;
+    ensure!(!path.exists(), "the file is still there by its name");
+    direct.write(0, 65536, 0xa5)?;
+    direct.flush()?;
+    ensure!(direct.holds(0, 65536, 0xa5)?, "reads wrong");
+    drop(direct);
+    daemon.stop()?;
+    // Released for good by the last close.
+    let again = Mount::existing(disk.node(), &scene.dir().join("again"))?;
+    let begin = fs::read(again.point().join("disk.img"))?;
+    ensure!(begin[..65536].iter().all(|&byte| byte == 0xa5), "the file has lost its data");
+    again.unmount()
+}
+
+fn f26_a_slow_backend_is_waited_for_without_an_error(scene: &Scene) -> Result<()> {
+    // 300 ms a request: no error, and each waits as long as that and not much longer.
+    let disk = RamDisk::new(16)?;
+    let mapped = Mapped::new(disk.node())?;
+    let (daemon, _, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
+    mapped.become_all(Target::Delay(Duration::from_millis(300)))?;
+    for number in 0..3 {
+        let begin = std::time::Instant::now();
+        direct.write(number * 65536, 65536, 0xa5)?;
+        let took = begin.elapsed();
+        ensure!(took >= Duration::from_millis(300), "a request of 300 ms took {took:?}");
+        ensure!(took <= Duration::from_secs(2), "a request of 300 ms took {took:?}");
+    }
+    ensure!(direct.holds(0, 3 * 65536, 0xa5)?, "reads wrong");
+    mapped.become_all(Target::Linear)?;
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f26_a_stalled_backend_holds_no_tokens_of_its_group(scene: &Scene) -> Result<()> {
+    // Two of a group of 200 a second; one's backend answers nothing: the other gets all 200. Then it answers, without an error.
+    let disk = RamDisk::new(16)?;
+    let mapped = Mapped::new(disk.node())?;
+    let daemon = scene.start(&format!(
+        "version: 1\n\
+         groups:\n  g: {{ limits: {{ iops-total: 200 }} }}\n\
+         devices:\n  stalled: {{ backend: {{ block: {}, direct: true }}, group: g }}\n  \
+           other: {{ backend: {{ null: 1GiB }}, group: g }}\n",
+        mapped.node().display()
+    ))?;
+    mapped.suspend()?;
+    let stalled = scene.device("stalled")?;
+    let job = Job::new("requests-are-held-when-the-device-goes").set("DEVICE", stalled.node());
+    let stalled_load = scene.fio(job)?;
+    wait_until_busy(&stalled)?;
+    let log = scene.dir().join("other");
+    let other = scene.device("other")?;
+    let job =
+        Job::new("neighbour-keeps-its-rate-through-a-removal").set("DEVICE", other.node()).set("LOG", log.display());
+    let load = scene.fio(job)?;
+    wait_until_busy(&other)?;
+    let begin = now_ms()? + 1000;
+    let_run(5);
+    load.interrupt()?;
+    let report = load.finish_any(Duration::ZERO)?;
+    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    let in_flight = sysfs::in_flight(&stalled.disk)?;
+    ensure!(in_flight >= 30, "{in_flight} requests in flight on the stalled device");
+    mapped.resume()?;
+    let_run(1);
+    stalled_load.interrupt()?;
+    let report = stalled_load.finish_any(Duration::ZERO).context("the load of the stalled device")?;
+    ensure!(report.errors().is_empty(), "errors of the stalled device: {:?}", report.errors());
+    let done = Completions::read(&log)?;
+    expect_all([expect_near("beside a stalled device", done.rate(begin, begin + 4000), 200.0, 0.02)])?;
+    daemon.stop().map(drop)
+}
+
+fn f27_links_of_others_and_odd_nodes_are_refused(scene: &Scene) -> Result<()> {
+    // Exit 3 with the path: a link that another user has placed, a socket, a terminal, a disk of our own.
+    let sound = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
+    let own_disk = scene.device("d")?.node;
+    let target = scene.dir().join("precious");
+    fs::write(&target, vec![0; 1 << 20])?;
+    let link = scene.dir().join("link");
+    symlink(&target, &link)?;
+    nix::unistd::fchownat(
+        nix::fcntl::AT_FDCWD,
+        &link,
+        Some(65534.into()),
+        Some(65534.into()),
+        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+    )?;
+    let socket = scene.dir().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
+    let wrong: [(&str, &Path); 5] = [
+        ("file", &link),
+        ("file", &socket),
+        ("file", Path::new("/dev/console")),
+        ("block", Path::new("/dev/ptmx")),
+        ("block", &own_disk),
+    ];
+    expect_all(wrong.map(|(kind, path)| {
+        let config = format!("version: 1\ndevices:\n  wrong: {{ backend: {{ {kind}: {} }} }}\n", path.display());
+        scene.write("wrong.yaml", &config)?;
+        let words = ["run", "wrong.yaml", "--socket", "second.sock", "--state-dir", "second"];
+        let told = path.display().to_string();
+        scene.run(&words)?.expect_code(3)?.expect_stderr(&["error[E-BACKING]", &told]).map(drop)
+    }))?;
+    // A link of root's is a name like any other.
+    let own_link = scene.dir().join("own-link");
+    symlink(&target, &own_link)?;
+    sound.stop()?;
+    one(scene, &format!("file: {}", own_link.display()))?.0.stop().map(drop)
+}
+
+fn f28_a_file_in_use_is_refused_to_a_second_writer(scene: &Scene) -> Result<()> {
+    // Another daemon that wants the same file: exit 3, the first unhurt. Two names of one file are one file.
+    let path = scene.dir().join("disk.img");
+    let other_name = scene.dir().join("other-name.img");
+    let (daemon, _, direct) = one(scene, &format!("file: {}, size: 4MiB, create: true", path.display()))?;
+    fs::hard_link(&path, &other_name)?;
+    for path in [&path, &other_name] {
+        let config = format!("version: 1\ndevices:\n  second: {{ backend: {{ file: {} }} }}\n", path.display());
+        scene.write("second.yaml", &config)?;
+        let words = ["run", "second.yaml", "--socket", "second.sock", "--state-dir", "second"];
+        let told = path.display().to_string();
+        scene.run(&words)?.expect_code(3)?.expect_stderr(&["error[E-BACKING]", &told, "lock"])?;
+    }
+    direct.write(0, 65536, 0xa5)?;
+    ensure!(direct.holds(0, 65536, 0xa5)?, "the first device is hurt");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f29_a_block_larger_than_the_wanted_one_is_told_with_both_numbers(scene: &Scene) -> Result<()> {
+    // A disk of 4096-byte blocks serves as such, and is refused where 512 is wanted.
+    let path = scene.dir().join("disk.img");
+    File::create(&path)?.set_len(16 * MIB)?;
+    let disk = LoopDisk::new(&path, 4096)?;
+    let (daemon, device, direct) = one(scene, &format!("block: {}", disk.node().display()))?;
+    let block = sysfs::number(&device.disk, "queue/logical_block_size")?;
+    ensure!(block == 4096, "a disk of 4096-byte blocks became one of {block}");
+    direct.write(4096, 4096, 0xa5)?;
+    ensure!(direct.holds(4096, 4096, 0xa5)?, "reads wrong");
+    drop(direct);
+    daemon.stop()?;
+    let config =
+        format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {} }}, block-size: 512 }}\n", disk.node().display());
+    scene.write("wrong.yaml", &config)?;
+    scene.ask(&["run", "wrong.yaml"])?.expect_code(3)?.expect_stderr(&["512", "4096"]).map(drop)
+}
+
+fn f30_a_failed_flush_is_told_and_the_next_epoch_is_sound(scene: &Scene) -> Result<()> {
+    // Buffered writes below, which fail when they are written back: the fsync above says so; once it is sound, so is the next.
+    let disk = RamDisk::new(16)?;
+    let mapped = Mapped::new(disk.node())?;
+    let (daemon, _, direct) = one(scene, &format!("block: {}, direct: false", mapped.node().display()))?;
+    direct.write(0, 65536, 0xa5)?;
+    direct.flush().context("on a sound disk")?;
+    mapped.become_all(Target::Error)?;
+    direct.write(65536, 65536, 0xa6).context("into the page cache below")?;
+    expect_errno("fsync of what cannot be written back", direct.flush(), EIO)?;
+    mapped.become_all(Target::Linear)?;
+    direct.write(65536, 65536, 0xa7)?;
+    direct.flush().context("after the disk became sound")?;
+    drop(direct);
+    daemon.stop()?;
+    let below = Direct::open(mapped.node())?;
+    ensure!(below.holds(0, 65536, 0xa5)? && below.holds(65536, 65536, 0xa7)?, "the disk below lacks flushed data");
+    Ok(())
+}
+
+fn f31_a_size_that_is_no_multiple_of_the_block_is_cut_and_told(scene: &Scene) -> Result<()> {
+    // 1 MiB and 100 bytes: a disk of 1 MiB, and a word about the rest. One sector is a disk; less is none.
+    let file = |name: &str, length: u64| -> Result<PathBuf> {
+        let path = scene.dir().join(name);
+        OpenOptions::new().create(true).truncate(true).write(true).open(&path)?.set_len(length)?;
+        Ok(path)
+    };
+    let odd = file("odd", MIB + 100)?;
+    let (daemon, device, direct) = one(scene, &format!("file: {}", odd.display()))?;
+    let size = sysfs::number(&device.disk, "size")? * 512;
+    ensure!(size == MIB, "{size} bytes of a file of {}", MIB + 100);
+    ensure!(daemon.log()?.contains("W-SIZE"), "nothing is told:\n{}", daemon.log()?);
+    drop(direct);
+    daemon.stop()?;
+    let (daemon, device, _) = one(scene, &format!("file: {}", file("sector", 512)?.display()))?;
+    ensure!(sysfs::number(&device.disk, "size")? == 1, "one sector is no disk of one sector");
+    daemon.stop()?;
+    for length in [0, 511] {
+        let config =
+            format!("version: 1\ndevices:\n  d: {{ backend: {{ file: {} }} }}\n", file("short", length)?.display());
+        scene.write("wrong.yaml", &config)?;
+        scene.ask(&["run", "wrong.yaml"])?.expect_code(3)?.expect_stderr(&["error[E-BACKING]"])?;
+    }
+    Ok(())
+}

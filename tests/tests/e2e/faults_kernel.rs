@@ -1,0 +1,293 @@
+//! Faults of the kernel and of processes: holders of a disk, signals, drivers that are missing, ids and limits that are taken.
+//!
+//! Each trial begins with the number of its row in `FAULTS.md`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::disks::Mount;
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::mapper::Mapped;
+use ublk_throttle_tests::needs::{self, Need};
+use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::sysfs;
+use ublk_throttle_tests::wait;
+
+use crate::measure::expect;
+use crate::{Case, cases, wait_until_busy};
+
+const MIB: u64 = 1 << 20;
+
+/// Every command answers within this, whatever state a device or the daemon is in.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let plain = cases![[Need::Ublk];
+        f07_commands_to_a_stopped_daemon_end_with_7,
+        f12_without_the_driver_or_its_rings_run_says_what_to_do,
+        f13_what_the_kernel_lacks_is_said_and_the_rest_works,
+        f14_commands_of_an_unprivileged_user_are_refused,
+        f18_a_node_that_does_not_appear_is_told_and_rolled_back,
+        f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on,
+    ];
+    let fio = cases![[Need::Ublk, Need::Fio]; f09_a_daemon_that_aborts_under_load_ends_every_request];
+    let rublk = cases![[Need::Ublk, Need::Rublk]; f16_an_id_of_other_software_is_refused_and_another_one_picked];
+    let mapper = cases![[Need::Ublk, Need::Mapper, Need::UtilLinux];
+        f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused,
+    ];
+    let ext4 = cases![[Need::Ublk, Need::Ext4]; f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id];
+    plain.into_iter().chain(fio).chain(rublk).chain(mapper).chain(ext4).collect()
+}
+
+fn f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused(scene: &Scene) -> Result<()> {
+    // Exit 5 with the kind of holder; I/O goes on; once nobody holds it, del succeeds.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
+    let device = scene.device("d")?;
+    scene.tool("mkswap", &[device.node()])?;
+    scene.tool("swapon", &[device.node()])?;
+    let refused = scene.ask(&["del", "d"])?;
+    scene.tool("swapoff", &[device.node()])?;
+    refused.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "swap"])?;
+
+    let mapped = Mapped::new(&device.node)?;
+    let above = Direct::open(mapped.node())?;
+    let holder = mapped.node().display().to_string();
+    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &holder])?;
+    above.write(0, 65536, 0xa5).context("through the holder, after the refusal")?;
+    ensure!(above.holds(0, 65536, 0xa5)?, "the holder reads wrong");
+    drop((above, mapped));
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    ensure!(!device.node.exists(), "{} is still there", device.node());
+    daemon.stop().map(drop)
+}
+
+fn f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id(scene: &Scene) -> Result<()> {
+    // Exit 0 within the limit; the disk is gone, its number stays with the mount and that is said; then it is free.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 32MiB } }\n")?;
+    let device = scene.device("d")?;
+    let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
+    let point = mount.point().display().to_string();
+    let del = scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
+    ensure!(del.took <= ANSWER_LIMIT, "del --force of a mounted device took {:?}", del.took);
+    let told = format!("{}{}", del.stdout, del.stderr);
+    let id = format!("id {}", device.id);
+    ensure!(told.contains(&id) && told.contains(&point), "who keeps {id} is not told:\n{told}");
+    ensure!(!device.node.exists(), "{} is still there", device.node());
+    scene.tool("umount", &[&point])?;
+    wait::until("a free id", Duration::from_secs(5), || {
+        Ok((!Path::new(&format!("/sys/class/ublk-char/ublkc{}", device.id)).exists()).then_some(()))
+    })?;
+    daemon.stop().map(drop)
+}
+
+fn f07_commands_to_a_stopped_daemon_end_with_7(scene: &Scene) -> Result<()> {
+    // SIGSTOP: each command gives up within 5 s; after SIGCONT they work again.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    daemon.signal(Signal::SIGSTOP)?;
+    let commands: [&[&str]; 2] = [&["list"], &["del", "d"]];
+    for words in commands {
+        let outcome = scene.ask(words)?;
+        let outcome = outcome.expect_code(7)?.expect_stderr(&["error[E-TIMEOUT]"])?;
+        expect(outcome.took <= ANSWER_LIMIT, || format!("{words:?} took {:?}", outcome.took))?;
+    }
+    daemon.signal(Signal::SIGCONT)?;
+    scene.ask(&["list"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Result<()> {
+    // What a panic in any thread does, as panics abort: no half-dead daemon, and each request of its devices ends.
+    let mut daemon = scene.start(
+        "version: 1\n\
+         devices:\n  a: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n  b: { backend: { memory: 16MiB } }\n",
+    )?;
+    let (a, b) = (scene.device("a")?, scene.device("b")?);
+    let load = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", a.node()))?;
+    wait_until_busy(&a)?;
+    let begin = Instant::now();
+    daemon.signal(Signal::SIGABRT)?;
+    daemon.wait_for_end(ANSWER_LIMIT)?;
+    load.finish_any(Duration::ZERO).context("the load of a daemon that aborted")?;
+    ensure!(
+        Direct::open(&b.node).and_then(|disk| disk.write(0, 4096, 1)).is_err(),
+        "a write that nobody serves succeeds"
+    );
+    eprintln!("          every request ended after {:?}", begin.elapsed());
+    expect(begin.elapsed() <= ANSWER_LIMIT, || format!("requests ended {:?} after the abort", begin.elapsed()))?;
+    scene.remove_devices();
+    scene.expect_nothing_left()
+}
+
+/// Puts a kernel setting back when dropped.
+struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    fn set(path: &'static str, value: &str) -> Result<Self> {
+        let before = fs::read_to_string(path).context(path)?;
+        fs::write(path, value).with_context(|| format!("{value:?} to {path}"))?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(self.path, &self.before);
+    }
+}
+
+/// The driver, away until dropped.
+struct DriverGone;
+
+impl DriverGone {
+    fn new(scene: &Scene) -> Result<Self> {
+        scene.tool("modprobe", &["-r", "ublk_drv"])?;
+        Ok(Self)
+    }
+}
+
+impl Drop for DriverGone {
+    fn drop(&mut self) {
+        let loaded = needs::program("modprobe").map(|modprobe| Command::new(modprobe).arg("ublk_drv").status());
+        assert!(
+            loaded.is_some_and(|status| status.is_ok_and(|status| status.success())),
+            "ublk_drv does not load again"
+        );
+    }
+}
+
+fn f12_without_the_driver_or_its_rings_run_says_what_to_do(scene: &Scene) -> Result<()> {
+    // Exit 1 with the line that cures it, nothing made; a configuration can be checked all the same.
+    let config = scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let config = config.to_str().context("path")?;
+    let nothing_made = || ensure_no(scene.socket().exists(), "a socket was made");
+    {
+        let _away = DriverGone::new(scene)?;
+        scene.ask(&["run", config])?.expect_code(1)?.expect_stderr(&["error[E-NOKERNEL]", "modprobe ublk_drv"])?;
+        nothing_made()?;
+        scene.run(&["features"])?.expect_code(1)?.expect_stderr(&["error[E-NOKERNEL]"])?;
+        scene.run(&["check", config])?.expect_code(0)?;
+    }
+    wait::until("the driver's node", Duration::from_secs(5), || {
+        Ok(Path::new("/dev/ublk-control").exists().then_some(()))
+    })?;
+    {
+        let _off = Setting::set("/proc/sys/kernel/io_uring_disabled", "2")?;
+        scene.ask(&["run", config])?.expect_code(1)?.expect_stderr(&["error[E-NOURING]", "io_uring_disabled"])?;
+        nothing_made()?;
+        scene.run(&["check", config])?.expect_code(0)?;
+    }
+    scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?.stop().map(drop)
+}
+
+fn ensure_no(found: bool, what: &str) -> Result<()> {
+    ensure!(!found, "{what}");
+    Ok(())
+}
+
+fn f13_what_the_kernel_lacks_is_said_and_the_rest_works(scene: &Scene) -> Result<()> {
+    // Resizing needs UPDATE_SIZE (6.16): with it the disk is larger at once, without it exit 3 and the device as it was.
+    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
+    let features = features["features"].as_array().context("no features")?;
+    let offered = features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true);
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 8MiB } }\n")?;
+    let device = scene.device("d")?;
+    let direct = Direct::open(&device.node)?;
+    direct.write(0, 65536, 0xa5)?;
+    let outcome = scene.ask(&["set", "device", "d", "size=16MiB"])?;
+    let size = sysfs::number(&device.disk, "size")? * 512;
+    if offered {
+        outcome.expect_code(0)?;
+        ensure!(size == 16 * MIB, "resized to 16 MiB, the disk has {size} bytes");
+        direct.write(12 * MIB, 65536, 0xa6).context("where there was nothing before")?;
+    } else {
+        outcome.expect_code(3)?.expect_stderr(&["error[E-UNSUPPORTED]"])?;
+        ensure!(size == 8 * MIB, "a refused resize has changed the size to {size}");
+    }
+    ensure!(direct.holds(0, 65536, 0xa5)?, "what was written before reads wrong");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f14_commands_of_an_unprivileged_user_are_refused(scene: &Scene) -> Result<()> {
+    // `nobody` on root's socket: exit 6, nothing changed.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let commands: [&[&str]; 2] = [&["list"], &["del", "d"]];
+    for words in commands {
+        scene.ask_under(&nobody, words)?.expect_code(6)?.expect_stderr(&["error[E-PERM]"])?;
+    }
+    ensure!(scene.device("d")?.node.exists(), "the device is gone");
+    daemon.stop().map(drop)
+}
+
+fn f16_an_id_of_other_software_is_refused_and_another_one_picked(scene: &Scene) -> Result<()> {
+    // rublk has 7: exit 5 with its pid, its device unhurt; without an id of ours there is another.
+    scene.tool("rublk", &["add", "null", "-n", "7"])?;
+    scene.write("wrong.yaml", "version: 1\ndevices:\n  d: { id: 7, backend: { null: 1MiB } }\n")?;
+    let refused = scene.ask(&["run", "wrong.yaml"])?;
+    let other_reads = Direct::open(Path::new("/dev/ublkb7")).and_then(|disk| disk.read(0, 4096));
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let id = scene.device("d")?.id;
+    daemon.stop()?;
+    scene.tool("rublk", &["del", "-n", "7"])?;
+    refused.expect_code(5)?.expect_stderr(&["error[E-ID-TAKEN]", "7", "pid"])?;
+    other_reads.context("the other software's device")?;
+    ensure!(id != 7, "id 7 twice");
+    Ok(())
+}
+
+fn f18_a_node_that_does_not_appear_is_told_and_rolled_back(scene: &Scene) -> Result<()> {
+    // A /dev in which nobody makes nodes: exit 1 with the node's name after 5 s at most, and no device left.
+    scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let dev = scene.dir().join("dev");
+    fs::create_dir(&dev)?;
+    let script = format!(
+        "cp -a /dev/ublk-control /dev/null /dev/zero /dev/urandom {dev} && mount --bind {dev} /dev && exec \"$@\"",
+        dev = dev.display()
+    );
+    let wrapper = ["unshare", "--mount", "--propagation=private", "sh", "-c", &script, "sh"];
+    let outcome = scene.ask_under(&wrapper, &["run", "config.yaml"])?;
+    eprintln!("          told after {:?}", outcome.took);
+    let outcome = outcome.expect_code(1)?.expect_stderr(&["error[E-NODE]", "/dev/ublk"])?;
+    ensure!(outcome.took <= Duration::from_secs(8), "told after {:?}", outcome.took);
+    scene.expect_nothing_left()
+}
+
+fn f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on(scene: &Scene) -> Result<()> {
+    // 64 descriptors: the device for which there are none left is refused with the limit's name, and those made before serve.
+    let daemon = scene.start_under(
+        &["prlimit", "--nofile=64:64"],
+        "version: 1\ndevices:\n  first: { backend: { memory: 1MiB } }\n",
+    )?;
+    let first = Direct::open(&scene.device("first")?.node)?;
+    first.write(0, 4096, 0xa5)?;
+    let mut refused = None;
+    for number in 0..16 {
+        let outcome = scene.ask(&["add", &format!("more-{number}"), "--memory", "1MiB"])?;
+        if outcome.code != Some(0) {
+            refused = Some((number, outcome));
+            break;
+        }
+    }
+    let (number, outcome) = refused.context("17 devices with 64 descriptors")?;
+    eprintln!("          refused after {number} more devices");
+    outcome.expect_code(1)?.expect_stderr(&["error[E-RESOURCE]", "RLIMIT_NOFILE"])?;
+    ensure!(first.holds(0, 4096, 0xa5)?, "the first device reads wrong");
+    for made in 0..number {
+        ensure!(Direct::open(&scene.device(&format!("more-{made}"))?.node)?.holds(0, 4096, 0)?, "more-{made} is hurt");
+    }
+    ensure!(scene.device(&format!("more-{number}")).is_err(), "the refused device has a name");
+    // What was taken for the refused one is given back: with one device less there is room again.
+    scene.ask(&["del", "more-0"])?.expect_code(0)?;
+    scene.ask(&["add", "again", "--memory", "1MiB"])?.expect_code(0)?;
+    drop(first);
+    daemon.stop().map(drop)
+}
