@@ -21,14 +21,15 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    config: PathBuf,
     log: PathBuf,
     socket: PathBuf,
 }
 
 impl Daemon {
-    /// Starts `run`, the command line of a daemon that listens on `socket`, and waits for its line `ready`. The log goes to
-    /// `log`.
-    pub fn start(run: &mut Command, socket: &Path, log: &Path) -> Result<Self> {
+    /// Starts `run`, the command line of a daemon that listens on `socket` and was given `config`, and waits for its line
+    /// `ready`. The log goes to `log`.
+    pub fn start(run: &mut Command, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let output = File::create(log)?;
         let child = run
             .stdin(Stdio::null())
@@ -36,7 +37,7 @@ impl Daemon {
             .stderr(output)
             .spawn()
             .with_context(|| format!("starting {run:?}"))?;
-        let mut daemon = Self { child, log: log.to_owned(), socket: socket.to_owned() };
+        let mut daemon = Self { child, config: config.to_owned(), log: log.to_owned(), socket: socket.to_owned() };
         wait::until("the daemon's line `ready`", READY_LIMIT, || {
             if let Some(status) = daemon.child.try_wait()? {
                 bail!("the daemon ended ({status}) before it was ready:\n{}", daemon.log()?);
@@ -49,6 +50,11 @@ impl Daemon {
     /// Everything it has logged so far.
     pub fn log(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+    }
+
+    /// The file it was given.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     /// Its process id.

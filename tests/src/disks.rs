@@ -106,11 +106,6 @@ impl Tmpfs {
     pub fn resize(&self, mebibytes: u64) -> Result<()> {
         run("mount", &["-o", &format!("remount,size={mebibytes}m"), text(self.point())?])
     }
-
-    /// Takes the right to write away, from everybody.
-    pub fn make_read_only(&self) -> Result<()> {
-        run("mount", &["-o", "remount,ro", text(self.point())?])
-    }
 }
 
 /// A file served as a disk by the kernel, gone when dropped.

@@ -106,8 +106,8 @@ impl Scene {
         let path = self.write(&format!("config-{number}.yaml"), config)?;
         let log = self.dir.join(format!("daemon-{number}.log"));
         let mut run = self.wrapped(wrapper)?;
-        run.arg("run").arg(path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
-        Daemon::start(&mut run, &self.socket(), &log)
+        run.arg("run").arg(&path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        Daemon::start(&mut run, &path, &self.socket(), &log)
     }
 
     /// The binary under test below a wrapper, or alone.
@@ -120,9 +120,14 @@ impl Scene {
 
     /// Runs a command of the binary under test below a wrapper, as [`Scene::ask`] does without one.
     pub fn ask_under<S: AsRef<OsStr>>(&self, wrapper: &[&str], words: &[S]) -> Result<Outcome> {
+        self.begin_under(wrapper, words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
+    }
+
+    /// Starts such a command.
+    pub fn begin_under<S: AsRef<OsStr>>(&self, wrapper: &[&str], words: &[S]) -> Result<Started> {
         let mut command = self.wrapped(wrapper)?;
         command.args(words).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
-        command::start(&self.dir, &mut command)?.finish(COMMAND_LIMIT)?.expect_no_panic()
+        command::start(&self.dir, &mut command)
     }
 
     /// A connection to the scene's daemon.
@@ -147,9 +152,7 @@ impl Scene {
 
     /// Starts a command that talks to the scene's daemon.
     pub fn begin_ask<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Started> {
-        let mut command = Command::new(&self.binary);
-        command.args(words).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
-        command::start(&self.dir, &mut command)
+        self.begin_under(&[], words)
     }
 
     /// Runs another program to its end; anything but exit code 0 is an error.

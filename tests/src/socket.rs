@@ -1,11 +1,13 @@
 //! A bare client of the control socket: it owes the protocol nothing and shares no code with the daemon's own.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::Value;
 
 /// A connection.
@@ -78,6 +80,16 @@ impl Client {
         let answer = self.ask(question, limit)?;
         ensure!(answer["ok"] == true, "{question}: {answer}");
         Ok(answer["result"].clone())
+    }
+
+    /// Sends bytes and passes a descriptor with them.
+    pub fn send_with_descriptor(&mut self, bytes: &[u8], descriptor: impl AsFd) -> Result<()> {
+        let descriptors = [descriptor.as_fd().as_raw_fd()];
+        let passed = [ControlMessage::ScmRights(&descriptors)];
+        let socket = self.stream.as_raw_fd();
+        let sent = sendmsg::<()>(socket, &[IoSlice::new(bytes)], &passed, MsgFlags::empty(), None)?;
+        ensure!(sent == bytes.len(), "{sent} of {} bytes sent", bytes.len());
+        Ok(())
     }
 
     /// Says that nothing more will be sent.

@@ -14,6 +14,7 @@ mod data;
 mod facts;
 mod fairness;
 mod faults_backing;
+mod faults_control;
 mod faults_kernel;
 mod filesystems;
 mod foreign;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         kills::cases(),
         faults_kernel::cases(),
         faults_backing::cases(),
+        faults_control::cases(),
         shapes::cases(),
         bars::cases(),
     ];

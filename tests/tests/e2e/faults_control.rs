@@ -1,0 +1,412 @@
+//! Faults of those who talk to the daemon, and of the places where it keeps what is its own.
+//!
+//! Each trial begins with the number of its row in `FAULTS.md`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use serde_json::{Value, json};
+use ublk_throttle_tests::command::Started;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::disks::Tmpfs;
+use ublk_throttle_tests::fio::{Completions, Job};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::process::Holdings;
+use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::socket::Client;
+use ublk_throttle_tests::wait;
+
+use crate::measure::{expect, expect_all, expect_near, repeat_if_void};
+use crate::{Case, cases, now_ms, wait_until_busy};
+
+/// A client that behaves gets its answer within this, whatever others do.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let plain = cases![[Need::Ublk];
+        f32_clients_that_misbehave_hold_up_nobody,
+        f32_a_command_is_carried_through_although_its_client_left,
+        f33_garbage_gets_one_error_and_no_panic,
+        f34_commands_that_conflict_each_get_a_definite_answer,
+        f47_a_group_in_use_is_not_removed,
+        f51_a_full_state_directory_stops_no_device,
+        f51_a_state_file_that_cannot_be_read_is_named,
+        f52_a_log_that_takes_nothing_stops_no_device,
+        f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone,
+        f54_readers_of_the_group_may_look_and_not_touch,
+        f54_passed_descriptors_are_not_kept,
+    ];
+    let fio = cases![[Need::Ublk, Need::Fio];
+        f11_a_reload_during_a_burst_leaves_others_without_a_gap,
+    ];
+    plain.into_iter().chain(fio).collect()
+}
+
+fn ping() -> Value {
+    json!({"id": 1, "cmd": "ping"})
+}
+
+/// A new client, its question and the answer: how long that took, at most [`ANSWER_LIMIT`].
+fn expect_answer(scene: &Scene, what: &str) -> Result<()> {
+    let begin = Instant::now();
+    scene.connect()?.must(&ping(), Duration::from_secs(10)).with_context(|| what.to_owned())?;
+    let took = begin.elapsed();
+    expect(took <= ANSWER_LIMIT, || format!("{what}: another client was answered after {took:?}"))
+}
+
+/// One device in memory.
+const ONE: &str = "version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n";
+
+fn f11_a_reload_during_a_burst_leaves_others_without_a_gap(scene: &Scene) -> Result<()> {
+    // 500 a second on a device that the new file leaves as it is: no gap above 50 ms, no request more for it; the changes hold.
+    repeat_if_void(|| {
+        let config = |other: u32, more: &str| {
+            format!(
+                "version: 1\n\
+                 groups:\n  g: {{ limits: {{ iops-total: 500 }} }}\n  other: {{ limits: {{ iops-total: {other} }} }}\n\
+                 devices:\n  steady: {{ backend: {{ null: 1GiB }}, group: g }}\n  \
+                   changed: {{ backend: {{ null: 1GiB }}, group: other }}\n{more}"
+            )
+        };
+        let daemon = scene.start(&config(100, ""))?;
+        let path = daemon.config().to_owned();
+        let device = scene.device("steady")?;
+        let log = scene.dir().join("steady");
+        let job = Job::new("neighbour-keeps-its-rate-through-a-removal")
+            .set("DEVICE", device.node())
+            .set("LOG", log.display());
+        let load = scene.fio(job)?;
+        wait_until_busy(&device)?;
+        crate::let_run(1);
+        let begin = now_ms()?;
+        fs::write(&path, config(200, "  added: { backend: { memory: 1MiB } }\n"))?;
+        scene.ask(&["reload"])?.expect_code(0)?;
+        let reloaded = now_ms()?;
+        crate::let_run(1);
+        fs::write(&path, config(300, ""))?;
+        daemon.signal(Signal::SIGHUP)?;
+        wait::until("the group's new limit", Duration::from_secs(5), || {
+            let groups = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?["groups"].clone();
+            let other = groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == "other"));
+            Ok(other.filter(|group| group["limits"]["iops-total"] == 300).map(drop))
+        })?;
+        wait::until("end of the device that is in the file no more", Duration::from_secs(5), || {
+            Ok(scene.device("added").is_err().then_some(()))
+        })?;
+        crate::let_run(1);
+        let end = now_ms()?;
+        load.interrupt()?;
+        let report = load.finish_any(Duration::ZERO)?;
+        ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+        daemon.stop()?;
+        let done = Completions::read(&log)?;
+        let gap = done.longest_gap(begin, end);
+        eprintln!("          reload {} ms, longest gap {gap:?}", reloaded - begin);
+        expect_all([
+            expect_near("beside two reloads", done.rate(begin, end), 500.0, 0.01),
+            expect(gap <= Duration::from_millis(50), || format!("a gap of {gap:?} through a reload")),
+        ])
+    })
+}
+
+fn f32_clients_that_misbehave_hold_up_nobody(scene: &Scene) -> Result<()> {
+    // Gone at any byte, half closed, never reading, idle by the hundred, flooding, lines without end: others are answered.
+    let daemon = scene.start(ONE)?;
+    let idle = (0..300).map(|_| scene.connect()).collect::<Result<Vec<_>>>()?;
+    let idle_since = Instant::now();
+    expect_answer(scene, "300 idle clients")?;
+
+    let question = b"{\"id\":1,\"cmd\":\"list\"}\n";
+    for end in 0..=question.len() {
+        scene.connect()?.send(&question[..end], ANSWER_LIMIT)?;
+    }
+    expect_answer(scene, "clients that left at every byte")?;
+
+    let mut half_closed = scene.connect()?;
+    half_closed.send(question, ANSWER_LIMIT)?;
+    half_closed.finish_sending()?;
+    let answer = half_closed.line(ANSWER_LIMIT)?.context("no answer to a client that sends no more")?;
+    ensure!(answer.contains("\"ok\":true"), "{answer}");
+
+    let mut deaf = scene.connect()?;
+    let flood = question.repeat(100_000);
+    let taken = deaf.send(&flood, Duration::from_secs(1))?;
+    ensure!(taken < flood.len(), "100,000 questions of a client that reads no answer were taken");
+    expect_answer(scene, "a client that floods and never reads")?;
+
+    let mut endless = scene.connect()?;
+    endless.send(&vec![b'x'; 2 << 20], ANSWER_LIMIT)?;
+    let answer = endless.line(ANSWER_LIMIT)?.context("hung up without an answer to a line of 2 MiB")?;
+    ensure!(answer.contains("E-TOOBIG"), "{answer}");
+    ensure!(endless.line(ANSWER_LIMIT)?.is_none(), "a client with an endless line may go on");
+    expect_answer(scene, "a line of 2 MiB")?;
+
+    // Nobody may be idle for ever: 30 s.
+    for mut client in idle {
+        let left = Duration::from_secs(35).saturating_sub(idle_since.elapsed());
+        let said = client.line(left.max(Duration::from_secs(1))).context("an idle client after 35 s")?;
+        ensure!(said.as_deref().is_none_or(|line| line.contains("error")), "an idle client is told {said:?}");
+    }
+    expect_answer(scene, "after all of that")?;
+    drop(deaf);
+    daemon.stop().map(drop)
+}
+
+fn f32_a_command_is_carried_through_although_its_client_left(scene: &Scene) -> Result<()> {
+    // The removal is not undone because nobody waits for its answer.
+    let daemon = scene.start(ONE)?;
+    let device = scene.device("d")?;
+    scene.connect()?.send(b"{\"id\":1,\"cmd\":\"del\",\"device\":\"d\"}\n", ANSWER_LIMIT)?;
+    wait::until("end of the device", Duration::from_secs(5), || Ok((!device.node.exists()).then_some(())))?;
+    expect_answer(scene, "after a client that left")?;
+    daemon.stop().map(drop)
+}
+
+fn f33_garbage_gets_one_error_and_no_panic(scene: &Scene) -> Result<()> {
+    // One answer of class E-PROTOCOL a line, with the id where one can be read; the connection lives or is closed.
+    let mut daemon = scene.start(ONE)?;
+    let deep = "[".repeat(200_000);
+    let deep_object = "{\"cmd\":".repeat(100_000);
+    let lines: [&[u8]; 18] = [
+        b"",
+        b"\0",
+        b"garbage",
+        b"{",
+        b"null",
+        b"[]",
+        b"\"ping\"",
+        b"{}",
+        b"{\"cmd\":5}",
+        b"{\"cmd\":\"fly\"}",
+        b"{\"cmd\":\"del\"}",
+        b"{\"cmd\":\"del\",\"device\":[\"d\"]}",
+        b"{\"cmd\":\"del\",\"device\":\"d\",\"timeout-ms\":1e400}",
+        b"{\"cmd\":\"del\",\"device\":\"d\",\"timeout-ms\":-1}",
+        b"{\"cmd\":\"ping\",\"loud\":true}",
+        b"\xff\xfe{\"cmd\":\"ping\"}",
+        deep.as_bytes(),
+        deep_object.as_bytes(),
+    ];
+    for line in lines {
+        let told = String::from_utf8_lossy(&line[..line.len().min(60)]).into_owned();
+        let mut client = scene.connect()?;
+        client.send(line, ANSWER_LIMIT)?;
+        client.send(b"\n", ANSWER_LIMIT)?;
+        let answer = client.line(ANSWER_LIMIT).with_context(|| told.clone())?;
+        let answer = answer.with_context(|| format!("{told}: hung up without an answer"))?;
+        let answer: Value = serde_json::from_str(&answer).with_context(|| told.clone())?;
+        ensure!(answer["ok"] == false && answer["error"]["class"] == "E-PROTOCOL", "{told}: {answer}");
+        expect_answer(scene, &told)?;
+    }
+    let answer = scene.connect()?.ask(&json!({"id": "mine", "cmd": "fly"}), ANSWER_LIMIT)?;
+    ensure!(answer["id"] == "mine", "the id of a wrong question is lost: {answer}");
+    ensure!(daemon.is_running()?, "the daemon ended");
+    daemon.stop().map(drop)
+}
+
+fn f34_commands_that_conflict_each_get_a_definite_answer(scene: &Scene) -> Result<()> {
+    // Both at the same time: one wins (0), the other joins (0), is refused (5) or no longer finds it (1); never both undone.
+    let daemon = scene.start(
+        "version: 1\ngroups:\n  g: { limits: { iops-total: 100 } }\ndevices:\n  stays: { backend: { memory: 1MiB } }\n",
+    )?;
+    let pairs: [(&[&str], &[&str]); 5] = [
+        (&["add", "x", "--memory", "1MiB"], &["add", "x", "--null", "1MiB"]),
+        (&["add", "x", "--memory", "1MiB"], &["del", "x"]),
+        (&["del", "x"], &["set", "device", "x", "iops-total=5"]),
+        (&["del", "x"], &["reload"]),
+        (&["del", "x"], &["del", "x", "--force"]),
+    ];
+    for (one, other) in pairs {
+        if one[0] == "del" {
+            scene.ask(&["add", "x", "--memory", "1MiB"])?.expect_code(0)?;
+        }
+        let both = [scene.begin_ask(one)?, scene.begin_ask(other)?];
+        let both = both.map(|begun: Started| begun.finish(Duration::from_secs(10)));
+        let both = both.into_iter().collect::<Result<Vec<_>>>()?;
+        let codes: Vec<_> = both.iter().map(|outcome| outcome.code).collect();
+        eprintln!("          {one:?} with {other:?}: {codes:?}");
+        ensure!(codes.contains(&Some(0)), "neither succeeded:\n{}{}", both[0], both[1]);
+        let definite = codes.iter().all(|code| matches!(code, Some(0 | 1 | 5)));
+        ensure!(definite, "not definite:\n{}{}", both[0], both[1]);
+        if one[0] == "add" && other[0] == "add" {
+            ensure!(codes.contains(&Some(5)), "two devices of one name:\n{}{}", both[0], both[1]);
+        }
+        // Whatever came of it, the name is free for the next.
+        let _ = scene.ask(&["del", "x", "--force"])?;
+        ensure!(scene.device("x").is_err() && scene.device("stays")?.node.exists(), "not what was asked for");
+    }
+    daemon.stop().map(drop)
+}
+
+fn f47_a_group_in_use_is_not_removed(scene: &Scene) -> Result<()> {
+    // Exit 5 with the member's name; a reload that moves all members and drops the group is one transaction, and allowed.
+    let daemon = scene.start(
+        "version: 1\n\
+         groups:\n  old: { limits: { iops-total: 100 } }\n  new: { limits: { iops-total: 200 } }\n\
+         devices:\n  member: { backend: { memory: 1MiB }, group: old }\n",
+    )?;
+    scene.ask(&["del", "--group", "old"])?.expect_code(5)?.expect_stderr(&["error[E-GROUP-IN-USE]", "member"])?;
+    fs::write(
+        daemon.config(),
+        "version: 1\n\
+         groups:\n  new: { limits: { iops-total: 200 } }\n\
+         devices:\n  member: { backend: { memory: 1MiB }, group: new }\n",
+    )?;
+    scene.ask(&["reload"])?.expect_code(0)?;
+    let facts = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let groups: Vec<_> = facts["groups"].as_array().context("no groups")?.iter().map(|group| &group["name"]).collect();
+    ensure!(groups == ["new"] && facts["devices"][0]["group"] == "new", "after the reload: {facts}");
+    daemon.stop().map(drop)
+}
+
+fn f51_a_full_state_directory_stops_no_device(scene: &Scene) -> Result<()> {
+    // What cannot be written down is told by W-STATE; the devices serve, come and go.
+    let tmpfs = Tmpfs::new(&scene.state_dir(), 1)?;
+    fs::set_permissions(tmpfs.point(), fs::Permissions::from_mode(0o750))?;
+    let daemon = scene.start(ONE)?;
+    let filled = fs::write(tmpfs.point().join("filler"), vec![0; 2 << 20]);
+    ensure!(filled.is_err(), "2 MiB went into 1");
+    scene.ask(&["add", "more", "--memory", "1MiB"])?.expect_code(0)?;
+    daemon.wait_for_log("W-STATE", Duration::from_secs(2))?;
+    for name in ["d", "more"] {
+        let direct = Direct::open(&scene.device(name)?.node)?;
+        direct.write(0, 4096, 0xa5)?;
+        ensure!(direct.holds(0, 4096, 0xa5)?, "{name} reads wrong");
+    }
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f51_a_state_file_that_cannot_be_read_is_named(scene: &Scene) -> Result<()> {
+    // Exit 1, the path, and what to do; never a guess at what it may have meant.
+    let mut daemon = scene.start(ONE)?;
+    let file = scene.state_dir().join("d.device.json");
+    let sound = fs::read_to_string(&file).context("the device's state file")?;
+    daemon.signal(Signal::SIGKILL)?;
+    daemon.wait_for_end(Duration::from_secs(5))?;
+    scene.remove_devices();
+    let half = &sound[..sound.len() / 2];
+    for (what, text) in [("half-written", half), ("not JSON", "\0\u{1}garbage"), ("empty", "")] {
+        fs::write(&file, text)?;
+        let outcome = scene.ask(&["list"])?;
+        let path = file.display().to_string();
+        outcome.expect_code(1)?.expect_stderr(&["error[E-STATE]", &path]).with_context(|| what.to_owned())?;
+    }
+    fs::remove_file(&file)?;
+    scene.start(ONE)?.stop().map(drop)
+}
+
+fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
+    // stderr on a full disk, on a pipe that nobody reads any more, closed: the daemon starts, serves and ends.
+    let config = scene.write("config.yaml", ONE)?;
+    let config = config.to_str().context("path")?;
+    for sink in [">/dev/full 2>&1", "> >(true) 2>&1", ">&- 2>&-"] {
+        let script = format!("exec \"$@\" {sink}");
+        let mut daemon = scene.begin_under(&["bash", "-c", &script, "bash"], &["run", config])?;
+        wait::until("the device", Duration::from_secs(20), || Ok(scene.device("d").ok()))
+            .with_context(|| sink.to_owned())?;
+        let direct = Direct::open(&scene.device("d")?.node)?;
+        direct.write(0, 4096, 0xa5)?;
+        scene.ask(&["add", "more", "--memory", "1MiB"])?.expect_code(0)?;
+        scene.ask(&["del", "more"])?.expect_code(0)?;
+        ensure!(direct.holds(0, 4096, 0xa5)? && daemon.is_running()?, "{sink}: the device or the daemon is hurt");
+        drop(direct);
+        daemon.signal(Signal::SIGTERM)?;
+        daemon.finish(Duration::from_secs(10))?.expect_code(0).with_context(|| sink.to_owned())?;
+        scene.expect_nothing_left().with_context(|| sink.to_owned())?;
+    }
+    Ok(())
+}
+
+fn f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone(scene: &Scene) -> Result<()> {
+    // Exit 6, and what is there is as it was: a link, a FIFO, a file at the socket and the lock; a directory for everybody.
+    let config = scene.write("config.yaml", ONE)?;
+    let config = config.to_str().context("path")?;
+    let precious = scene.write("precious", "precious")?;
+    let place = |what: &str, at: &Path| -> Result<()> {
+        match what {
+            "link" => symlink(&precious, at)?,
+            "fifo" => nix::unistd::mkfifo(at, Mode::S_IRWXU)?,
+            _ => fs::write(at, "precious")?,
+        }
+        Ok(())
+    };
+    let refused = |what: &str| -> Result<()> {
+        scene
+            .ask(&["run", config])?
+            .expect_code(6)?
+            .expect_stderr(&["error[E-UNSAFE-PATH]"])
+            .with_context(|| what.to_owned())?;
+        ensure!(fs::read_to_string(&precious)? == "precious", "{what}: followed");
+        Ok(())
+    };
+    fs::create_dir(scene.state_dir())?;
+    fs::set_permissions(scene.state_dir(), fs::Permissions::from_mode(0o750))?;
+    for what in ["link", "fifo", "file"] {
+        place(what, &scene.socket())?;
+        refused(&format!("{what} at the socket"))?;
+        ensure!(scene.socket().symlink_metadata().is_ok(), "{what} at the socket was removed");
+        fs::remove_file(scene.socket())?;
+    }
+    let lock = scene.state_dir().join("lock");
+    for what in ["link", "fifo"] {
+        let _ = fs::remove_file(&lock);
+        place(what, &lock)?;
+        refused(&format!("{what} at the lock"))?;
+        ensure!(lock.symlink_metadata().is_ok(), "{what} at the lock was removed");
+        fs::remove_file(&lock)?;
+    }
+    fs::set_permissions(scene.state_dir(), fs::Permissions::from_mode(0o777))?;
+    refused("a state directory that everybody may write")?;
+    fs::set_permissions(scene.state_dir(), fs::Permissions::from_mode(0o750))?;
+    // Our own socket that a killed daemon left is in nobody's way.
+    drop(std::os::unix::net::UnixListener::bind(scene.socket())?);
+    scene.start(ONE)?.stop().map(drop)
+}
+
+fn f54_readers_of_the_group_may_look_and_not_touch(scene: &Scene) -> Result<()> {
+    // The group of the configuration: list and stats, nothing that changes; others not even that.
+    let daemon = scene.start(&format!("{ONE}control: {{ group: games }}\n"))?;
+    let member = ["setpriv", "--reuid=65534", "--regid=games", "--clear-groups"];
+    let other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    for words in [["list"], ["stats"]] {
+        scene.ask_under(&member, &words)?.expect_code(0)?;
+        scene.ask_under(&other, &words)?.expect_code(6)?.expect_stderr(&["error[E-PERM]"])?;
+    }
+    let changing: [&[&str]; 4] =
+        [&["del", "d"], &["set", "device", "d", "iops-total=1"], &["add", "x", "--null", "1MiB"], &["reload"]];
+    for words in changing {
+        scene.ask_under(&member, words)?.expect_code(6)?.expect_stderr(&["error[E-PERM]"])?;
+        scene.ask_under(&other, words)?.expect_code(6)?.expect_stderr(&["error[E-PERM]"])?;
+    }
+    ensure!(scene.device("d")?.node.exists() && scene.device("x").is_err(), "something has changed");
+    daemon.stop().map(drop)
+}
+
+fn f54_passed_descriptors_are_not_kept(scene: &Scene) -> Result<()> {
+    // 64 descriptors sent along with questions: answered as ever, and the daemon has none of them.
+    let daemon = scene.start(ONE)?;
+    expect_answer(scene, "before")?;
+    let before = Holdings::of(daemon.pid())?.descriptors;
+    let mut client: Client = scene.connect()?;
+    let file = File::open("/dev/zero")?;
+    for _ in 0..64 {
+        client.send_with_descriptor(format!("{}\n", ping()).as_bytes(), &file)?;
+        let answer = client.line(ANSWER_LIMIT)?.context("hung up")?;
+        ensure!(answer.contains("\"ok\":true"), "{answer}");
+    }
+    let with_client = Holdings::of(daemon.pid())?.descriptors;
+    ensure!(with_client <= before + 2, "{before} descriptors before 64 were passed, {with_client} after it");
+    let zeros = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?
+        .flatten()
+        .filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to == Path::new("/dev/zero")))
+        .count();
+    ensure!(zeros == 0, "the daemon has {zeros} of the passed descriptors");
+    drop(client);
+    daemon.stop().map(drop)
+}
