@@ -240,7 +240,8 @@ impl Completions {
         (1..=jobs).map(|number| Self::read_numbered(prefix, number)).collect()
     }
 
-    fn read_numbered(prefix: &Path, number: usize) -> Result<Self> {
+    /// Reads `PREFIX_lat.NUMBER.log`: that of one job of several, counted from 1 over all of them.
+    pub fn read_numbered(prefix: &Path, number: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}_lat.{number}.log", prefix.display()));
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let read_line = |line| Completion::read(line).with_context(|| format!("{}: {line:?}", path.display()));

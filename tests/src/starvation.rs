@@ -7,10 +7,10 @@
 //! A throttle loses no rate to a timer that is late by less than its headroom (0.1 s of the rate). On a machine whose CPUs are
 //! withheld for longer, by a busy host below the VM, every rate is missed and none says anything about the throttle.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -20,46 +20,80 @@ const NAP: Duration = Duration::from_millis(5);
 /// A measurement during which a CPU came later than this says nothing: half of the headroom of a rate.
 pub const WITHHELD: Duration = Duration::from_millis(50);
 
-/// A look at the CPUs, from its start to [`Probe::worst`].
+/// A nap that was too long.
+#[derive(Clone, Copy, Debug)]
+pub struct Late {
+    /// When it ended.
+    pub end: SystemTime,
+    /// By how much it was too long.
+    pub by: Duration,
+}
+
+/// A look at the CPUs, from its start to [`Probe::worst`] or [`Probe::withheld`].
 #[derive(Debug)]
 pub struct Probe {
     stop: Arc<AtomicBool>,
-    worst_ns: Arc<AtomicU64>,
+    seen: Arc<Mutex<Seen>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// What all threads have seen.
+#[derive(Debug, Default)]
+struct Seen {
+    worst: Duration,
+    withheld: Vec<Late>,
 }
 
 impl Probe {
     /// Begins.
     pub fn start() -> Self {
-        let (stop, worst_ns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let threads = (0..cpus)
             .map(|cpu| {
-                let (stop, worst_ns) = (Arc::clone(&stop), Arc::clone(&worst_ns));
-                thread::spawn(move || watch(cpu, &stop, &worst_ns))
+                let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+                thread::spawn(move || watch(cpu, &stop, &seen))
             })
             .collect();
-        Self { stop, worst_ns, threads }
+        Self { stop, seen, threads }
     }
 
     /// Ends, and tells by how much a nap was too long at worst.
     pub fn worst(self) -> Duration {
+        self.end().worst
+    }
+
+    /// Ends, and tells every nap that was too long by [`WITHHELD`] or more: what was measured then is void.
+    pub fn withheld(self) -> Vec<Late> {
+        self.end().withheld
+    }
+
+    fn end(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             let _ = thread.join();
         }
-        Duration::from_nanos(self.worst_ns.load(Ordering::Relaxed))
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-fn watch(cpu: usize, stop: &AtomicBool, worst_ns: &AtomicU64) {
+fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>) {
     let mut only = CpuSet::new();
     // Where CPUs are not numbered from 0 the thread runs anywhere: it then sees less, and never too much.
     let _ = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
+    let mut worst = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
         let begin = Instant::now();
         thread::sleep(NAP);
-        let late = begin.elapsed().saturating_sub(NAP);
-        worst_ns.fetch_max(u64::try_from(late.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let by = begin.elapsed().saturating_sub(NAP);
+        if by <= worst && by < WITHHELD {
+            continue;
+        }
+        worst = worst.max(by);
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.worst = seen.worst.max(by);
+        if by >= WITHHELD {
+            seen.withheld.push(Late { end: SystemTime::now(), by });
+        }
     }
 }

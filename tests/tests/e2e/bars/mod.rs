@@ -1,6 +1,12 @@
 //! Bounds under emulation on what a user waits for, and on what goes wrong for others meanwhile. Each trial prints what it
 //! measured; none of the numbers is widened for a slow machine (see `measure`).
 
+mod abuse;
+mod answers;
+mod changes;
+mod cycles;
+mod removals;
+
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -14,6 +20,17 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::wait;
 
+use self::abuse::abuse_of_the_socket_holds_up_nobody_and_takes_no_memory;
+use self::answers::{
+    every_command_answers_in_five_seconds_while_a_backend_is_stalled_for_a_minute,
+    every_command_answers_in_five_seconds_while_a_device_is_mounted_or_open,
+    every_command_answers_in_five_seconds_while_queues_are_busy,
+};
+use self::changes::{
+    reload_of_every_broken_file_changes_nothing, ten_thousand_sets_under_load_take_50_ms_each_and_lose_nothing,
+};
+use self::cycles::five_hundred_devices_come_and_go_and_leave_nothing;
+use self::removals::two_hundred_removals_under_load_hurt_no_neighbour;
 use crate::measure::{expect, repeat_if_void};
 use crate::{Case, cases, foreign, wait_until_busy};
 
@@ -30,7 +47,21 @@ const FOREIGN_LIMIT: Duration = Duration::from_secs(1);
 const KILLED_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) fn cases() -> Vec<Case> {
+    let plain = cases![[Need::Ublk];
+        five_hundred_devices_come_and_go_and_leave_nothing,
+        reload_of_every_broken_file_changes_nothing,
+        abuse_of_the_socket_holds_up_nobody_and_takes_no_memory,
+    ];
+    let stalled = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper, Need::UtilLinux];
+        every_command_answers_in_five_seconds_while_a_backend_is_stalled_for_a_minute,
+    ];
+    let mounted = cases![[Need::Ublk, Need::Ext4];
+        every_command_answers_in_five_seconds_while_a_device_is_mounted_or_open,
+    ];
     let fio = cases![[Need::Ublk, Need::Fio];
+        two_hundred_removals_under_load_hurt_no_neighbour,
+        every_command_answers_in_five_seconds_while_queues_are_busy,
+        ten_thousand_sets_under_load_take_50_ms_each_and_lose_nothing,
         del_of_32_requests_held_at_one_a_second_takes_half_a_second,
         foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it,
         daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds,
@@ -38,7 +69,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
         forced_del_of_a_mounted_file_system_keeps_the_24_mib_just_written,
     ];
-    fio.into_iter().chain(ext4).map(|case| case.within(TRIAL_LIMIT)).collect()
+    let all = plain.into_iter().chain(stalled).chain(mounted).chain(fio).chain(ext4);
+    all.map(|case| case.within(TRIAL_LIMIT)).collect()
 }
 
 const ONE_A_SECOND: &str = "version: 1\n\

@@ -1,0 +1,123 @@
+//! Every command, while a device is in one of the states in which others have hung: none waits for that device.
+
+use std::fs::{self, File};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::disks::{Mount, RamDisk};
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::mapper::Mapped;
+use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::wait;
+
+use super::expect_within;
+use crate::measure::{expect, expect_all};
+use crate::{let_run, wait_until_busy};
+
+/// What every command answers within, whatever state a device is in.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Every command to a daemon with a group `g`, a device `d` in some state and a device `other` in none. Its exit code is the
+/// state's business; a timeout (7) is an answer as well.
+fn ask_everything(scene: &Scene, state: &str) -> Result<()> {
+    let commands: [&[&str]; 12] = [
+        &["list"],
+        &["stats"],
+        &["add", "new", "--memory", "1MiB", "--group", "g"],
+        &["set", "group", "g", "iops-total=2000"],
+        &["set", "device", "d", "weight=200"],
+        &["set", "device", "other", "group=g"],
+        &["set", "device", "other", "group=none"],
+        &["reload", "--dry-run"],
+        &["reload"],
+        &["del", "new"],
+        &["del", "d"],
+        &["list", "--json"],
+    ];
+    let mut worst = (Duration::ZERO, String::new());
+    let mut checks = Vec::new();
+    for words in commands {
+        let outcome = scene.ask(words)?;
+        let wanted = if words == ["del", "d"] { [5, 7] } else { [0, 0] };
+        ensure!(outcome.code.is_some_and(|code| wanted.contains(&code)), "{state}:\n{outcome}");
+        checks.push(expect(outcome.took <= ANSWER_LIMIT, || format!("{state}: {words:?} took {:?}", outcome.took)));
+        worst = worst.max((outcome.took, words.join(" ")));
+    }
+    eprintln!("          {state}: at most {:?} ({})", worst.0, worst.1);
+    expect_all(checks)
+}
+
+/// The last command: `d` goes, whatever state it is in.
+fn del_force(scene: &Scene, state: &str) -> Result<()> {
+    let del = scene.ask(&["del", "d", "--force"])?;
+    ensure!(matches!(del.code, Some(0 | 7)), "{state}:\n{del}");
+    expect_within(&format!("{state}: del --force (exit {:?})", del.code), del.took, ANSWER_LIMIT)
+}
+
+/// A group, a device with this backend and another one.
+fn with_device(scene: &Scene, backend: &str) -> Result<Daemon> {
+    scene.start(&format!(
+        "version: 1\n\
+         groups:\n  g: {{ limits: {{ iops-total: 1000 }} }}\n\
+         devices:\n  d: {{ backend: {{ {backend} }}, queues: 2 }}\n  other: {{ backend: {{ null: 1MiB }} }}\n"
+    ))
+}
+
+pub(super) fn every_command_answers_in_five_seconds_while_a_device_is_mounted_or_open(scene: &Scene) -> Result<()> {
+    // In use is refused with 5 at once; forced, it goes.
+    let daemon = with_device(scene, "memory: 32MiB")?;
+    let node = scene.device("d")?.node;
+    let open = File::open(&node)?;
+    ask_everything(scene, "open")?;
+    drop(open);
+    let mount = Mount::new(&node, &scene.dir().join("mount"))?;
+    ask_everything(scene, "mounted")?;
+    fs::write(mount.point().join("file"), [0xa5; 1 << 20])?;
+    del_force(scene, "mounted")?;
+    scene.tool("umount", &[&mount.point().display().to_string()])?;
+    daemon.stop().map(drop)
+}
+
+pub(super) fn every_command_answers_in_five_seconds_while_queues_are_busy(scene: &Scene) -> Result<()> {
+    // 32 in flight without a limit: both queue threads never rest.
+    let daemon = with_device(scene, "null: 1GiB")?;
+    let load =
+        scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", scene.device("d")?.node()))?;
+    let_run(2);
+    ask_everything(scene, "busy")?;
+    del_force(scene, "busy")?;
+    load.finish_any(Duration::ZERO)?;
+    daemon.stop().map(drop)
+}
+
+pub(super) fn every_command_answers_in_five_seconds_while_a_backend_is_stalled_for_a_minute(
+    scene: &Scene,
+) -> Result<()> {
+    // 32 requests that the backend does not answer: everything else goes on; forced, the device goes without them; when the
+    // backend is back, so can the device be.
+    let disk = RamDisk::new(16)?;
+    let mapped = Mapped::new(disk.node())?;
+    let backend = format!("block: {}, direct: true", mapped.node().display());
+    let daemon = with_device(scene, &backend)?;
+    let device = scene.device("d")?;
+    mapped.suspend()?;
+    let begin = Instant::now();
+    let load = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
+    wait_until_busy(&device)?;
+    ask_everything(scene, "stalled")?;
+    sleep(Duration::from_secs(50).saturating_sub(begin.elapsed()));
+    ask_everything(scene, "stalled for 50 s")?;
+    del_force(scene, "stalled")?;
+    load.finish_any(Duration::ZERO).context("the load of a device without an answer")?;
+    wait::until("end of the device", Duration::from_secs(5), || Ok((!device.node.exists()).then_some(())))?;
+    scene.ask(&["list"])?.expect_code(0)?;
+    sleep(Duration::from_secs(60).saturating_sub(begin.elapsed()));
+    mapped.resume()?;
+    let words = ["add", "again", "--block", mapped.node().to_str().context("node")?];
+    wait::until("the backend free again", Duration::from_secs(5), || {
+        Ok((scene.ask(&words)?.code == Some(0)).then_some(()))
+    })?;
+    daemon.stop().map(drop)
+}

@@ -1,0 +1,63 @@
+//! Devices that come and go, and what is left of them: nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::json;
+use ublk_throttle_tests::process::Holdings;
+use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::{sysfs, wait};
+
+pub(super) fn five_hundred_devices_come_and_go_and_leave_nothing(scene: &Scene) -> Result<()> {
+    // 20 to warm up, 500 to measure, from four clients at once: no descriptor, thread, node or id more; at most 1 MiB.
+    let daemon = scene.start("version: 1\ngroups:\n  g: { limits: { iops-total: 1000 } }\ndevices: {}\n")?;
+    let cycles = |count: usize| -> Result<()> {
+        thread::scope(|scope| {
+            let clients: Vec<_> =
+                (0..4).map(|client| scope.spawn(move || come_and_go(scene, client, count / 4))).collect();
+            clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
+        })
+    };
+    let held = || -> Result<(Holdings, BTreeSet<String>)> {
+        let ids =
+            fs::read_dir("/sys/class/ublk-char")?.flatten().map(|id| id.file_name().to_string_lossy().into_owned());
+        Ok((Holdings::of(daemon.pid())?, ids.collect()))
+    };
+    cycles(20)?;
+    let (before, ids_before) = held()?;
+    let nodes_before = sysfs::ublk_nodes();
+    let begin = Instant::now();
+    cycles(500)?;
+    let took = begin.elapsed();
+    // The last threads return a moment after their answers.
+    let settled = wait::until("descriptors and threads back", Duration::from_secs(5), || {
+        let (now, _) = held()?;
+        Ok((now.descriptors <= before.descriptors && now.threads <= before.threads).then_some(now))
+    });
+    let (after, ids_after) = held()?;
+    eprintln!("          500 cycles in {took:?}: {before:?} before, {after:?} after");
+    settled.with_context(|| format!("{before:?} before, {after:?} after"))?;
+    ensure!(sysfs::ublk_nodes() == nodes_before && ids_after == ids_before, "left: {ids_after:?} of {ids_before:?}");
+    let state: Vec<_> = fs::read_dir(scene.state_dir())?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(!state.iter().any(|name| name.to_string_lossy().contains("device")), "state files left: {state:?}");
+    let grown = after.rss_kib.saturating_sub(before.rss_kib);
+    ensure!(grown <= 1024, "500 cycles took {grown} KiB");
+    daemon.stop().map(drop)
+}
+
+/// Adds and removes a device of its own, again and again.
+fn come_and_go(scene: &Scene, client: usize, count: usize) -> Result<()> {
+    let name = format!("d{client}");
+    let limit = Duration::from_secs(10);
+    let mut connection = scene.connect()?;
+    for number in 0..count {
+        let backend = if number % 2 == 0 { json!({"null": "1MiB"}) } else { json!({"memory": "1MiB"}) };
+        let add = json!({"cmd": "add", "device": name, "backend": backend, "settings": {"group": "g"}});
+        connection.must(&add, limit).with_context(|| format!("number {number}"))?;
+        connection.must(&json!({"cmd": "del", "device": name}), limit).with_context(|| format!("number {number}"))?;
+    }
+    Ok(())
+}
