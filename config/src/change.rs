@@ -63,7 +63,8 @@ pub fn change_limits(in_force: &Limits, settings: &[(&str, &str)]) -> Result<Lim
     if notes.faults.is_empty() { Ok(limits) } else { Err(notes.faults) }
 }
 
-fn entry(key: &str, value: &str) -> Entry {
+/// A setting as if it stood in a file.
+pub(crate) fn entry(key: &str, value: &str) -> Entry {
     let value = Value::Text { text: value.to_owned(), quoted: false };
     Entry { key: key.to_owned(), place: Place::NOWHERE, node: Node { place: Place::NOWHERE, value } }
 }

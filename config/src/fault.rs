@@ -50,6 +50,17 @@ impl Fault {
     }
 }
 
+/// In one line, for where there is no file to point into: `size: a size of 0; allowed: …`.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, found, cure, .. } = self;
+        match path.as_str() {
+            "" => write!(f, "{found}; {cure}"),
+            _ => write!(f, "{path}: {found}; {cure}"),
+        }
+    }
+}
+
 /// Everything that makes a configuration unusable, in file order; at least one.
 ///
 /// `Display` gives the whole text for a terminal, without a final newline.

@@ -203,7 +203,14 @@ impl<'n> Fields<'n> {
 
     /// The value of a key, at most once.
     pub(crate) fn take(&mut self, name: &str) -> Option<Item<'n>> {
-        let entry = self.entries.remove(name)?;
+        let item = self.peek(name)?;
+        self.entries.remove(name);
+        Some(item)
+    }
+
+    /// The value of a key that is still to be taken.
+    pub(crate) fn peek(&self, name: &str) -> Option<Item<'n>> {
+        let entry = self.entries.get(name)?;
         Some(Item { path: join(&self.path, name), key_place: entry.place, node: &entry.node })
     }
 
@@ -244,16 +251,17 @@ pub(crate) fn named<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<Vec<(&'n s
         }
         seen.insert(&entry.key, entry);
         if let Some(trouble) = name_trouble(&entry.key) {
-            let cure = "a name has 1 to 64 of A-Z a-z 0-9 _ . - and starts with none of . and -";
-            notes.fault(entry.place, &path, trouble, cure);
+            notes.fault(entry.place, &path, trouble, NAME_RULE);
         }
         list.push((entry.key.as_str(), Item { path, key_place: entry.place, node: &entry.node }));
     }
     Some(list)
 }
 
+pub(crate) const NAME_RULE: &str = "a name has 1 to 64 of A-Z a-z 0-9 _ . - and starts with none of . and -";
+
 /// Names become file names (`/dev/ublk-throttle/NAME`) and words of a command line.
-fn name_trouble(name: &str) -> Option<String> {
+pub(crate) fn name_trouble(name: &str) -> Option<String> {
     if name.is_empty() {
         return Some("an empty name".to_owned());
     }
@@ -280,6 +288,7 @@ fn map_of<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<&'n [Entry]> {
 fn note_twice(notes: &mut Notes, path: &str, first: &Entry, second: &Entry) {
     let spelling = if first.key == second.key { String::new() } else { format!(" as `{}`", shown(&first.key, 40)) };
     let found = match first.place {
+        Place::NOWHERE if spelling.is_empty() => "given twice".to_owned(),
         Place::NOWHERE => format!("given twice, first{spelling}"),
         place => format!("given twice, first on line {}{spelling}", place.line),
     };

@@ -11,7 +11,7 @@
 //! is asked to reload it is serving disks.
 //!
 //! A change while the daemon runs is read by the same rules: another file ([`difference`] of two configurations), or
-//! single values ([`change_limits`]).
+//! single values ([`change_device`], [`new_device`] and those for groups).
 //!
 //! The schema is documented by `config/examples/`, of which every file is tested.
 
@@ -27,6 +27,7 @@ mod plan;
 mod plan_words;
 pub mod quantity;
 mod read;
+mod settings;
 mod siblings;
 mod source;
 mod yaml;
@@ -41,6 +42,7 @@ pub use model::{
 };
 pub use near::nearest;
 pub use plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize, difference};
+pub use settings::{change_device, change_group, new_device, new_group};
 pub use source::Place;
 
 use fields::Notes;

@@ -1,7 +1,13 @@
 //! "Did you mean …?": the known word that differs least from the one that was written.
 
+/// Longer words are no slips of known ones, and comparing them takes as long as they are.
+const WORD_BYTES_MAX: usize = 256;
+
 /// The nearest of the known words, if it is near enough that a slip of the hand explains it: one edit in three letters.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > WORD_BYTES_MAX {
+        return None;
+    }
     let folded: Vec<char> = word.to_lowercase().chars().collect();
     known
         .into_iter()

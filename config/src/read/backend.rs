@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::fault::shown;
 use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Backend, SECTOR};
 use crate::quantity::{self, Unit};
 use crate::source::Place;
 
 pub(crate) const KEYS: [&str; 8] = ["file", "block", "memory", "null", "size", "create", "direct", "shared"];
-const KINDS: [&str; 4] = ["file", "block", "memory", "null"];
-const ONE_KIND: &str = "a backend is one of file, block, memory and null";
+pub(crate) const KINDS: [&str; 4] = ["file", "block", "memory", "null"];
+pub(crate) const ONE_KIND: &str = "a backend is one of file, block, memory and null";
 
 /// Linux's `PATH_MAX`, less the closing 0.
 const PATH_BYTES_MAX: usize = 4095;
@@ -23,7 +24,13 @@ pub(super) struct Description<'n> {
     pub(super) size: Option<(u64, Item<'n>)>,
 }
 
-pub(super) fn read<'n>(item: &Item<'n>, base: &Path, read_only: bool, notes: &mut Notes) -> Option<Description<'n>> {
+/// Relative paths start at `base`; without one they are refused.
+pub(super) fn read<'n>(
+    item: &Item<'n>,
+    base: Option<&Path>,
+    read_only: bool,
+    notes: &mut Notes,
+) -> Option<Description<'n>> {
     let mut fields = Fields::of(item, notes)?;
     let mut kinds: Vec<(&str, Item<'_>)> = KINDS.iter().filter_map(|kind| Some((*kind, fields.take(kind)?))).collect();
     kinds.sort_by_key(|(_, item)| item.key_place);
@@ -34,13 +41,11 @@ pub(super) fn read<'n>(item: &Item<'n>, base: &Path, read_only: bool, notes: &mu
     let leftovers = fields.finish(notes, &KEYS, &[]);
 
     if let [(first, _), (_, second), ..] = &kinds[..] {
-        let line = kinds[0].1.key_place.line;
-        notes.fault(
-            second.key_place,
-            &second.path,
-            format!("a second backend, besides `{first}` on line {line}"),
-            ONE_KIND,
-        );
+        let line = match kinds[0].1.key_place {
+            Place::NOWHERE => String::new(),
+            place => format!(" on line {}", place.line),
+        };
+        notes.fault(second.key_place, &second.path, format!("a second backend, besides `{first}`{line}"), ONE_KIND);
         return None;
     }
     let Some((kind, main)) = kinds.pop() else {
@@ -136,14 +141,21 @@ pub(crate) fn read_size(item: &Item<'_>, notes: &mut Notes) -> Option<u64> {
 }
 
 /// Relative paths start at the directory of the configuration, wherever the daemon is started.
-fn read_path(item: &Item<'_>, base: &Path, notes: &mut Notes) -> Option<PathBuf> {
-    const ALLOWED: &str = "allowed: an absolute path, or one relative to the directory of this file";
-    let text = item.text(notes, ALLOWED)?;
+fn read_path(item: &Item<'_>, base: Option<&Path>, notes: &mut Notes) -> Option<PathBuf> {
+    let allowed = match base {
+        Some(_) => "allowed: an absolute path, or one relative to the directory of this file",
+        None => "allowed: an absolute path; the daemon is in another directory",
+    };
+    let text = item.text(notes, allowed)?;
     if let Some(c) = text.chars().find(|c| c.is_control()) {
-        item.fault(notes, format!("a path with {c:?} in it"), ALLOWED);
+        item.fault(notes, format!("a path with {c:?} in it"), allowed);
         return None;
     }
-    let path = base.join(text);
+    if base.is_none() && !text.starts_with('/') {
+        item.fault(notes, format!("{:?} is a relative path", shown(text, 100)), allowed);
+        return None;
+    }
+    let path = base.unwrap_or(Path::new("")).join(text);
     if path.as_os_str().len() > PATH_BYTES_MAX {
         item.fault(notes, format!("a path of {} bytes", path.as_os_str().len()), "a path has at most 4095 bytes");
         return None;

@@ -6,6 +6,7 @@ use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Device, ID_MAX};
 use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
+use crate::yaml::Value;
 
 pub(crate) const KEYS: [&str; 11] =
     ["backend", "group", "weight", "limits", "queues", "depth", "id", "block-size", "read-only", "on-crash", "on-stop"];
@@ -16,7 +17,7 @@ const BLOCK_SIZES: [(&str, u32); 2] = [("512", 512), ("4096", 4096)];
 pub(super) fn read<'n>(
     name: &'n str,
     item: &Item<'n>,
-    base: &Path,
+    base: Option<&Path>,
     defaults: &Defaults,
     cross: &mut Cross<'n>,
     notes: &mut Notes,
@@ -76,4 +77,15 @@ pub(super) fn read<'n>(
         on_stop,
         line,
     })
+}
+
+/// A device that stands in no file: its path is absolute, its group is for the caller to check.
+pub(crate) fn read_alone(name: &str, item: &Item<'_>, notes: &mut Notes) -> Option<Device> {
+    let mut cross = Cross::default();
+    if let Some(group) = Fields::of(item, &mut Notes::default())?.take("group")
+        && let Value::Text { text, .. } = &group.node.value
+    {
+        cross.add_group(text, &group);
+    }
+    read(name, item, None, &Defaults::default(), &mut cross, notes)
 }

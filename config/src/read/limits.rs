@@ -18,7 +18,7 @@ use crate::quantity::{self, Unit, exact_seconds};
 use crate::source::Place;
 
 /// Every key, the frequent ones first: error messages show the beginning of this list.
-const KEYS: [&str; 21] = [
+pub(crate) const KEYS: [&str; 21] = [
     "iops-total",
     "iops-total-max",
     "iops-total-max-length",
@@ -82,6 +82,11 @@ pub(crate) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
         }
     }
     limits
+}
+
+/// Whether it is one, however it is spelled.
+pub(crate) fn is_key(key: &str) -> bool {
+    KEYS.contains(&canonical(key).as_ref())
 }
 
 /// Kebab case, and `total` where neither total, read nor write is said.

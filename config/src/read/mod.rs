@@ -20,7 +20,7 @@ pub(crate) mod device;
 pub(crate) mod group;
 pub(crate) mod limits;
 mod parents;
-mod weight;
+pub(crate) mod weight;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -74,7 +74,7 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     }
     for (name, item) in devices.and_then(|item| named(&item, notes)).unwrap_or_default() {
         cross.add_device(name, &item);
-        config.devices.extend(device::read(name, &item, base, &defaults, &mut cross, notes));
+        config.devices.extend(device::read(name, &item, Some(base), &defaults, &mut cross, notes));
     }
     cross.check_parents(notes);
     if let Some((bytes, item)) = memory_max {

@@ -8,10 +8,14 @@ use crate::fields::{Fields, Notes};
 /// The weight, if it is given or not. It shares with nobody unless it `has_group` above it, which the key `group_key`
 /// says.
 pub(super) fn read(fields: &mut Fields<'_>, has_group: bool, group_key: &'static str, notes: &mut Notes) -> u32 {
-    let Some(item) = fields.take("weight") else { return WEIGHT_DEFAULT };
-    if !has_group {
+    if let Some(item) = fields.peek("weight").filter(|_| !has_group) {
         notes.warn(item.key_place, &item.path, WarningKind::WeightAlone { group_key });
     }
-    let weight = item.count(notes, 1..=u64::from(WEIGHT_MAX));
-    weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(WEIGHT_DEFAULT)
+    take(fields, notes).unwrap_or(WEIGHT_DEFAULT)
+}
+
+/// The weight, if it is given and one.
+pub(crate) fn take(fields: &mut Fields<'_>, notes: &mut Notes) -> Option<u32> {
+    let weight = fields.take("weight")?.count(notes, 1..=u64::from(WEIGHT_MAX))?;
+    u32::try_from(weight).ok()
 }

@@ -1,0 +1,221 @@
+//! Values that come one by one while the daemon runs: a group or device is changed, or a new one is described.
+//!
+//! ```text
+//!   set device vol1 iops=500 group=none size=40GiB      add vol9 file=/srv/vol9.img size=1GiB queues=2 iops=500
+//!          │           │         │         │                         │                     │        │
+//!          └── limits ─┘         └─ group, size            backend: { file, size }      queues   limits: { iops }
+//!              change.rs            read/*.rs              └───────── read/device.rs, as from a file ─────────┘
+//! ```
+//!
+//! Keys and values are those of the configuration, less its levels: no key means two things. What a key leads to is
+//! read by the code that reads a file, so both have the same rules. `none` means no group.
+//!
+//! Not known here, so for the caller to check: which groups there are ([`crate::nearest`] helps), whether a parent would
+//! come round, and whether a name, an id or a path is taken.
+
+use throttle_core::limits::Limits;
+use throttle_core::share::WEIGHT_DEFAULT;
+
+use crate::change::{change_limits, entry};
+use crate::fault::Fault;
+use crate::fields::{Fields, Item, NAME_RULE, Notes, join, kebab, name_trouble};
+use crate::model::{Backend, Device, Group};
+use crate::read::backend::{self, ONE_KIND};
+use crate::read::group::NONE;
+use crate::read::{device, group, limits, weight};
+use crate::source::Place;
+use crate::yaml::{Entry, Node, Value};
+
+/// A key and a value, as in the configuration.
+type Setting<'s> = (&'s str, &'s str);
+
+/// The group in force after `settings`: limits, `weight` and `parent`. A fault's path is its key.
+pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Result<Group, Vec<Fault>> {
+    const FIXED: (&str, &str) = ("cannot be set", "change it in the file of the configuration, then `reload`");
+    let mut notes = Notes::default();
+    let sorted = Sorted::of(settings, &["weight", "parent"], &group::KEYS, FIXED, &mut notes);
+    let limits = sorted.limits_over(&in_force.limits, &mut notes);
+    let mut group = Group { limits, ..in_force.clone() };
+
+    let node = map(sorted.own);
+    let mut fields = Fields::of(&item("", &node), &mut notes);
+    if let Some(parent) = fields.as_mut().and_then(|fields| fields.take("parent")) {
+        group.parent = read_group(&parent, &mut notes);
+        if group.parent.as_ref() == Some(&group.name) {
+            parent.fault(
+                &mut notes,
+                format!("{} would stand below itself", group.name),
+                "name another group, or `none`",
+            );
+        }
+    }
+    if let Some(weight) = fields.as_mut().and_then(|fields| weight::take(fields, &mut notes)) {
+        group.weight = weight;
+    }
+    sound(group, notes)
+}
+
+/// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is its key.
+pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Result<Device, Vec<Fault>> {
+    const FIXED: (&str, &str) = ("cannot change while the device runs", "remove the device and add it again");
+    let fixed: Vec<&str> = device::KEYS.into_iter().chain(backend::KEYS).collect();
+    let mut notes = Notes::default();
+    let sorted = Sorted::of(settings, &["weight", "group", "size"], &fixed, FIXED, &mut notes);
+    let limits = sorted.limits_over(&in_force.limits, &mut notes);
+    let mut device = Device { limits, ..in_force.clone() };
+
+    let node = map(sorted.own);
+    let mut fields = Fields::of(&item("", &node), &mut notes);
+    if let Some(group) = fields.as_mut().and_then(|fields| fields.take("group")) {
+        device.group = read_group(&group, &mut notes);
+    }
+    if let Some(weight) = fields.as_mut().and_then(|fields| weight::take(fields, &mut notes)) {
+        device.weight = weight;
+    }
+    if let Some(size) = fields.as_mut().and_then(|fields| fields.take("size")) {
+        resize(&mut device, &size, &mut notes);
+    }
+    sound(device, notes)
+}
+
+/// A new group: limits, `weight` and `parent`. A fault's path is its key, or `name`.
+pub fn new_group(name: &str, settings: &[Setting<'_>]) -> Result<Group, Vec<Fault>> {
+    let mut notes = Notes::default();
+    check_name(name, &mut notes);
+    if name == NONE {
+        notes.fault(
+            Place::NOWHERE,
+            "name",
+            "a group called `none`",
+            "`group=none` means no group; choose another name",
+        );
+    }
+    let blank = Group {
+        name: name.to_owned(),
+        parent: None,
+        weight: WEIGHT_DEFAULT,
+        limits: Limits::UNLIMITED,
+        charges: None,
+        line: 0,
+    };
+    match change_group(&blank, settings) {
+        Ok(group) => sound(group, notes),
+        Err(faults) => Err(notes.faults.into_iter().chain(faults).collect()),
+    }
+}
+
+/// A new device: the keys of its entry in a file, of its backend and of its limits. Its path is absolute: whoever asks
+/// is in another directory than the daemon. A fault's path is its key, or `name`.
+pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Result<Device, Vec<Fault>> {
+    let mut notes = Notes::default();
+    check_name(name, &mut notes);
+    let own = device::KEYS.into_iter().filter(|key| !["backend", "limits"].contains(key));
+    let known: Vec<&str> = backend::KEYS.into_iter().chain(own).collect();
+    let sorted = Sorted::of(settings, &known, &[], ("", ""), &mut notes);
+    let (backend, mut own): (Vec<_>, Vec<_>) =
+        sorted.own.into_iter().partition(|entry| backend::KEYS.contains(&kebab(&entry.key).as_ref()));
+    if !backend.iter().any(|entry| backend::KINDS.contains(&entry.key.as_str())) {
+        // Unless the key that is unknown was to be it.
+        if notes.faults.iter().all(|fault| fault.path == "name") {
+            notes.fault(Place::NOWHERE, "", "no backend", format!("{ONE_KIND}: say which, like `file=/srv/vol1.img`"));
+        }
+        return Err(notes.faults);
+    }
+    own.retain(|entry| !(entry.key == "group" && item("", &entry.node).is_word(NONE)));
+    own.push(nested("backend", backend));
+    own.push(nested("limits", sorted.limits.iter().map(|(key, value)| entry(key, value)).collect()));
+    let node = map(own);
+    let device = device::read_alone(name, &item("", &node), &mut notes);
+    for fault in &mut notes.faults {
+        let key = ["backend.", "limits."].into_iter().find_map(|level| fault.path.strip_prefix(level));
+        if let Some(key) = key.map(str::to_owned) {
+            fault.path = key;
+        }
+    }
+    match device {
+        Some(device) => sound(device, notes),
+        None => Err(notes.faults),
+    }
+}
+
+/// Settings by what reads them; those that nothing reads are noted.
+struct Sorted<'s> {
+    own: Vec<Entry>,
+    limits: Vec<Setting<'s>>,
+}
+
+impl<'s> Sorted<'s> {
+    /// `fixed` keys are known and not to be set: `refusal` says so, and what to do instead.
+    fn of(settings: &[Setting<'s>], own: &[&str], fixed: &[&str], refusal: (&str, &str), notes: &mut Notes) -> Self {
+        let mut sorted = Self { own: Vec::new(), limits: Vec::new() };
+        for &(key, value) in settings {
+            let name = kebab(key);
+            let path = join("", key);
+            if own.contains(&name.as_ref()) {
+                sorted.own.push(entry(key, value));
+            } else if limits::is_key(key) {
+                sorted.limits.push((key, value));
+            } else if name == "limits" {
+                notes.fault(Place::NOWHERE, &path, "holds several keys", "write each of them, like `iops-total=500`");
+            } else if fixed.contains(&name.as_ref()) {
+                notes.fault(Place::NOWHERE, &path, refusal.0, refusal.1);
+            } else {
+                let hint = notes.hint(&name, own.iter().copied().chain(limits::KEYS));
+                let cure = format!("{hint}known keys: {}, and those of limits, like iops-total", own.join(", "));
+                notes.fault(Place::NOWHERE, &path, "unknown key", cure);
+            }
+        }
+        sorted
+    }
+
+    fn limits_over(&self, in_force: &Limits, notes: &mut Notes) -> Limits {
+        change_limits(in_force, &self.limits).unwrap_or_else(|faults| {
+            notes.faults.extend(faults);
+            *in_force
+        })
+    }
+}
+
+fn check_name(name: &str, notes: &mut Notes) {
+    if let Some(trouble) = name_trouble(name) {
+        notes.fault(Place::NOWHERE, "name", trouble, NAME_RULE);
+    }
+}
+
+fn read_group(item: &Item<'_>, notes: &mut Notes) -> Option<String> {
+    let name = item.text(notes, "allowed: the name of a group, or `none`")?;
+    (name != NONE).then(|| name.to_owned())
+}
+
+fn resize(device: &mut Device, item: &Item<'_>, notes: &mut Notes) {
+    if let Backend::Block { .. } = device.backend {
+        let cure = "it follows the device behind it; resize that one";
+        item.fault(notes, "a block device is served in its whole size", cure);
+        return;
+    }
+    let Some(wanted) = backend::read_size(item, notes) else { return };
+    if let Some(block_size) = device.block_size {
+        backend::check_blocks(wanted, item, block_size, notes);
+    }
+    match &mut device.backend {
+        Backend::File { size, .. } => *size = Some(wanted),
+        Backend::Memory { size } | Backend::Null { size } => *size = wanted,
+        Backend::Block { .. } => {}
+    }
+}
+
+fn sound<T>(thing: T, notes: Notes) -> Result<T, Vec<Fault>> {
+    if notes.faults.is_empty() { Ok(thing) } else { Err(notes.faults) }
+}
+
+fn map(entries: Vec<Entry>) -> Node {
+    Node { place: Place::NOWHERE, value: Value::Map(entries) }
+}
+
+fn nested(key: &str, entries: Vec<Entry>) -> Entry {
+    Entry { key: key.to_owned(), place: Place::NOWHERE, node: map(entries) }
+}
+
+fn item<'n>(path: &str, node: &'n Node) -> Item<'n> {
+    Item { path: path.to_owned(), key_place: Place::NOWHERE, node }
+}

@@ -1,0 +1,229 @@
+//! What `set` and `add` take: the keys, values and rules of a file, one at a time.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use proptest::prelude::*;
+use throttle_core::limits::LimitKind;
+use ublk_throttle_config::{
+    Backend, Config, Device, Fault, Group, change_device, change_group, new_device, new_group, parse,
+};
+
+fn pairs(text: &str) -> Vec<(&str, &str)> {
+    text.split_whitespace().map(|pair| pair.split_once('=').expect("key=value")).collect()
+}
+
+fn config(body: &str) -> Config {
+    parse("/etc/f.yaml", format!("version: 1\n{body}").as_bytes()).unwrap_or_else(|errors| panic!("{errors}")).0
+}
+
+fn device(name: &str, settings: &str) -> Device {
+    new_device(name, &pairs(settings)).unwrap_or_else(|faults| panic!("{}", lines(&faults)))
+}
+
+fn group(name: &str, settings: &str) -> Group {
+    new_group(name, &pairs(settings)).unwrap_or_else(|faults| panic!("{}", lines(&faults)))
+}
+
+fn lines(faults: &[impl Display]) -> String {
+    faults.iter().map(|fault| fault.to_string()).collect::<Vec<_>>().join("\n")
+}
+
+/// The faults, a line each.
+fn refused<T>(answer: Result<T, Vec<Fault>>) -> String {
+    match answer {
+        Ok(_) => panic!("should be refused"),
+        Err(faults) => lines(&faults),
+    }
+}
+
+#[test]
+fn device_that_is_added_is_the_device_that_a_file_describes() {
+    for (settings, body) in [
+        ("memory=1MiB", "backend: { memory: 1MiB }"),
+        ("null=1TiB id=auto group=none", "backend: { \"null\": 1TiB }"),
+        (
+            "file=/srv//a.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block_size=4096 iops=5 \
+             bps_read=1k bps-read-max=2k on-crash=fail",
+            "backend: { file: /srv/a.img, size: 20GiB, create: true, direct: true, shared: true }, id: 7, queues: 2, \
+             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }",
+        ),
+        (
+            "block=/dev/sda read-only=true group=g weight=200",
+            "backend: { block: /dev/sda }, read-only: true, group: g, weight: 200",
+        ),
+    ] {
+        let from_file = config(&format!("groups: {{ g: {{}} }}\ndevices: {{ v: {{ {body} }} }}\n"));
+        let expected = Device { line: 0, ..from_file.devices[0].clone() };
+        assert_eq!(device("v", settings), expected);
+    }
+}
+
+#[test]
+fn group_that_is_added_is_the_group_that_a_file_describes() {
+    let from_file = config("groups: { p: {}, g: { parent: p, weight: 7, limits: { iops: 5, iops-max: 6 } } }\n");
+    let expected = Group { line: 0, ..from_file.groups[1].clone() };
+    assert_eq!(group("g", "iops=5 iops-max=6 parent=p weight=7"), expected);
+    assert_eq!(group("g", "parent=none").parent, None);
+}
+
+#[test]
+fn what_is_not_named_stays() {
+    let before = device("v", "memory=1MiB group=g weight=5 iops=500 iops-max=600");
+    let after = change_device(&before, &pairs("bps-write=1k")).expect("sound");
+    assert_eq!(after.limits.get(LimitKind::IopsTotal), before.limits.get(LimitKind::IopsTotal));
+    assert_eq!(after.limits.get(LimitKind::BpsWrite).avg, 1000);
+    assert_eq!(Device { limits: before.limits, ..after }, before);
+    assert_eq!(change_device(&before, &[]).as_ref(), Ok(&before));
+    let before = group("g", "parent=p weight=5 iops=500");
+    assert_eq!(change_group(&before, &[]).as_ref(), Ok(&before));
+    assert_eq!(change_group(&before, &pairs("weight=6")), Ok(Group { weight: 6, ..before }));
+}
+
+#[test]
+fn place_and_size_change_by_their_own_keys() {
+    let before = device("v", "memory=1MiB group=g");
+    let after = change_device(&before, &pairs("group=h weight=10000 size=2MiB iops=unlimited")).expect("sound");
+    assert_eq!(
+        (after.group.as_deref(), after.weight, after.backend),
+        (Some("h"), 10_000, Backend::Memory { size: 2 << 20 })
+    );
+    assert_eq!(change_device(&before, &pairs("group=none")).expect("sound").group, None);
+    let file = change_device(&device("v", "file=/a"), &pairs("size=1GiB")).expect("sound");
+    assert_eq!((file.backend.path(), file.backend.size()), (Some(Path::new("/a")), Some(1 << 30)));
+    assert_eq!(change_device(&device("v", "null=1MiB"), &pairs("size=512")).expect("sound").backend.size(), Some(512));
+    assert_eq!(change_group(&group("g", "parent=p"), &pairs("parent=none")).expect("sound").parent, None);
+}
+
+#[test]
+fn every_fault_is_told_at_once_in_one_line_each() {
+    let before = device("v", "memory=1MiB block-size=4096 iops=500");
+    for (settings, expected) in [
+        ("size=0", "size: a size of 0; allowed: a size like 20GiB, a multiple of 512 above 0 and below 2^63"),
+        (
+            "size=6k size=1M",
+            "size: given twice; keep one\nsize: 6000 is not a multiple of 512; a disk is counted in sectors: write 5632 or 6144",
+        ),
+        ("size=4608", "size: 4608 is not a multiple of the block-size 4096; write 4096 or 8192"),
+        (
+            "weight=0 group= iops-max=5",
+            "iops-total-max: 5 is below iops-total (500); a burst rate must be at least the average; raise it, or remove \
+             it for none\n\
+             group: an empty text; allowed: the name of a group, or `none`\n\
+             weight: 0 is out of bounds; allowed: a whole number from 1 to 10000",
+        ),
+        ("queues=2", "queues: cannot change while the device runs; remove the device and add it again"),
+        ("read_only=true", "read_only: cannot change while the device runs; remove the device and add it again"),
+        ("limits=5", "limits: holds several keys; write each of them, like `iops-total=500`"),
+        (
+            "wieght=5",
+            "wieght: unknown key; did you mean `weight`? known keys: weight, group, size, and those of limits, like iops-total",
+        ),
+        (
+            "iops-toal=5",
+            "iops-toal: unknown key; did you mean `iops-total`? known keys: weight, group, size, and those of limits, like \
+             iops-total",
+        ),
+    ] {
+        assert_eq!(refused(change_device(&before, &pairs(settings))), expected, "{settings}");
+    }
+    assert_eq!(
+        refused(change_device(&device("v", "block=/dev/sda"), &pairs("size=1M"))),
+        "size: a block device is served in its whole size; it follows the device behind it; resize that one"
+    );
+    let before = group("g", "");
+    for (settings, expected) in [
+        ("parent=g", "parent: g would stand below itself; name another group, or `none`"),
+        ("charge=op", "charge: cannot be set; change it in the file of the configuration, then `reload`"),
+        ("size=1", "size: unknown key; known keys: weight, parent, and those of limits, like iops-total"),
+    ] {
+        assert_eq!(refused(change_group(&before, &pairs(settings))), expected, "{settings}");
+    }
+}
+
+#[test]
+fn device_that_no_file_could_describe_is_not_added() {
+    for (settings, expected) in [
+        ("", "no backend; a backend is one of file, block, memory and null: say which, like `file=/srv/vol1.img`"),
+        (
+            "size=1M",
+            "no backend; a backend is one of file, block, memory and null: say which, like `file=/srv/vol1.img`",
+        ),
+        (
+            "file=a.img",
+            "file: \"a.img\" is a relative path; allowed: an absolute path; the daemon is in another directory",
+        ),
+        (
+            "file=/a memory=1M",
+            "memory: a second backend, besides `file`; a backend is one of file, block, memory and null",
+        ),
+        ("file=/a create=true", "create: `create` without a size; add `size:`, or remove `create`"),
+        (
+            "memory=1 id=x",
+            "id: \"x\" is not a number; allowed: a whole number from 0 to 1048575, or `auto`\nmemory: 1 is not a multiple of 512; a disk is counted in sectors: write 512",
+        ),
+        (
+            "memory=512 iops-max=5",
+            "iops-total-max: 5 without iops-total; a burst rate needs an average to exceed; add `iops-total:`, or remove this",
+        ),
+        ("memory=512 on-crash=requeue", "on-crash: `requeue` is not supported yet; allowed: fail"),
+        ("memory=512 queues=1 queues=2", "queues: given twice; keep one"),
+    ] {
+        assert_eq!(refused(new_device("v", &pairs(settings))), expected, "{settings}");
+    }
+    let unknown = refused(new_device("v", &pairs("fiel=/a")));
+    assert!(
+        unknown.starts_with("fiel: unknown key; did you mean `file`? known keys: file, block, memory"),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn names_are_those_of_a_file() {
+    for name in ["", "a b", ".a", "-a", "a/b", &"x".repeat(65)] {
+        let text = refused(new_device(name, &pairs("memory=1M")));
+        assert!(text.starts_with("name: ") && text.contains("a name has 1 to 64 of"), "{text}");
+        assert_eq!(refused(new_group(name, &[])).lines().count(), 1);
+    }
+    assert_eq!(device("none", "memory=1MiB").name, "none");
+    assert_eq!(
+        refused(new_group("none", &[])),
+        "name: a group called `none`; `group=none` means no group; choose another name"
+    );
+}
+
+#[test]
+fn megabyte_for_a_key_or_value_is_answered_shortly() {
+    // What a client may send in one line; the answer goes back to it and into a log.
+    let long = "x".repeat(1 << 20);
+    for (key, value) in [(long.as_str(), "1"), ("weight", &long), ("file", &long), ("iops", &long), ("on-crash", &long)]
+    {
+        for text in [
+            refused(new_device(&long, &[("null", "1MiB"), (key, value)])),
+            refused(change_group(&group("g", ""), &[(key, value), ("weight", "0")])),
+        ] {
+            assert!(text.lines().all(|line| line.chars().count() <= 500), "{} characters", text.len());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_setting_makes_it_panic_or_answer_in_two_lines(
+        settings in proptest::collection::vec(("(file|null|size|group|weight|id|iops|bps_max|limits|\\PC{0,9})", "(none|0|512|1MiB|[ -~\n]{0,9}|\\PC{0,9})"), 0..6),
+    ) {
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let (old_device, old_group) = (device("v", "memory=1MiB iops=5"), group("g", "iops=5"));
+        let faults = [
+            new_device("v", &settings).err(),
+            change_device(&old_device, &settings).err(),
+            new_group("g", &settings).err(),
+            change_group(&old_group, &settings).err(),
+        ];
+        for fault in faults.into_iter().flatten().flatten() {
+            prop_assert!(!fault.to_string().chars().any(char::is_control), "{:?}", fault.to_string());
+        }
+    }
+}
