@@ -20,6 +20,7 @@ pub mod command;
 pub mod daemon;
 pub mod direct;
 pub mod disks;
+mod faults;
 pub mod fio;
 pub mod mapper;
 pub mod needs;

@@ -6,9 +6,15 @@ use std::path::{Path, PathBuf};
 /// Set to 1 (as CI does): whatever is missing fails the trial instead of skipping it.
 pub const REQUIRE_ALL: &str = "UBLK_THROTTLE_REQUIRE_ALL";
 
+/// Set to 1 (as `cargo xtask test` does in the VM): the machine is there for the tests alone, and may lose its driver for a
+/// moment, or its time.
+pub const OWN_MACHINE: &str = "UBLK_THROTTLE_OWN_MACHINE";
+
 /// One prerequisite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
+    /// A machine on which nobody else is hurt by settings that hold for all of it.
+    OwnMachine,
     /// The ublk driver, and the right to use it.
     Ublk,
     /// The program `fio`.
@@ -33,6 +39,8 @@ impl Need {
     /// Why it is not met here; `None` if it is.
     pub fn missing(self) -> Option<String> {
         match self {
+            Self::OwnMachine => (env::var(OWN_MACHINE).as_deref() != Ok("1"))
+                .then(|| format!("{OWN_MACHINE}=1 is not set: this changes settings of the whole machine")),
             Self::Ublk if !nix::unistd::geteuid().is_root() => Some("not root".into()),
             Self::Ublk => (!Path::new("/dev/ublk-control").exists())
                 .then(|| "no /dev/ublk-control: `modprobe ublk_drv`, or run the suite by `cargo xtask test`".into()),

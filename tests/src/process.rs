@@ -32,16 +32,24 @@ impl Holdings {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
     use super::*;
+    use crate::wait;
 
     #[test]
-    fn own_holdings_grow_with_what_is_taken() {
-        // A file more, 8 MiB more.
-        let before = Holdings::of(std::process::id()).unwrap();
-        let taken = (fs::File::open("/dev/null").unwrap(), vec![1_u8; 8 << 20]);
-        let after = Holdings::of(std::process::id()).unwrap();
-        assert!(after.descriptors > before.descriptors, "{before:?} {after:?}");
-        assert!(after.rss_kib >= before.rss_kib + 7 * 1024, "{before:?} {after:?}");
-        drop(taken);
+    fn a_process_that_sleeps_holds_its_streams_and_one_thread() {
+        // Of another process: the tests beside this one open and close files as they like.
+        let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        let held = wait::until("start of sleep", Duration::from_secs(5), || {
+            // Before the exec it is a copy of this process.
+            let name = fs::read_to_string(format!("/proc/{}/comm", child.id()))?;
+            Ok(if name == "sleep\n" { Some(Holdings::of(child.id())?) } else { None })
+        });
+        wait::kill(&mut child);
+        let held = held.unwrap();
+        assert!(held.descriptors >= 3 && held.threads == 1, "{held:?}");
+        assert!((1..100_000).contains(&held.rss_kib), "{held:?}");
     }
 }

@@ -183,7 +183,7 @@ fn bytes_per_second<const JOBS: usize>(scene: &Scene, job: Job) -> Result<[f64; 
 }
 
 /// Fails unless Jain's index of fairness reaches `least`.
-fn expect_jain(shares: &[f64], least: f64) -> Result<()> {
+pub(crate) fn expect_jain(shares: &[f64], least: f64) -> Result<()> {
     let index = jain(shares);
     let sum: f64 = shares.iter().sum();
     let parts = shares.iter().map(|share| format!("{:.2} %", 100.0 * share / sum)).collect::<Vec<_>>().join(" : ");

@@ -29,19 +29,19 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) fn cases() -> Vec<Case> {
     let plain = cases![[Need::Ublk];
         f07_commands_to_a_stopped_daemon_end_with_7,
-        f12_without_the_driver_or_its_rings_run_says_what_to_do,
         f13_what_the_kernel_lacks_is_said_and_the_rest_works,
         f14_commands_of_an_unprivileged_user_are_refused,
         f18_a_node_that_does_not_appear_is_told_and_rolled_back,
         f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on,
     ];
+    let own = cases![[Need::Ublk, Need::OwnMachine]; f12_without_the_driver_or_its_rings_run_says_what_to_do];
     let fio = cases![[Need::Ublk, Need::Fio]; f09_a_daemon_that_aborts_under_load_ends_every_request];
     let rublk = cases![[Need::Ublk, Need::Rublk]; f16_an_id_of_other_software_is_refused_and_another_one_picked];
     let mapper = cases![[Need::Ublk, Need::Mapper, Need::UtilLinux];
         f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused,
     ];
     let ext4 = cases![[Need::Ublk, Need::Ext4]; f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id];
-    plain.into_iter().chain(fio).chain(rublk).chain(mapper).chain(ext4).collect()
+    plain.into_iter().chain(own).chain(fio).chain(rublk).chain(mapper).chain(ext4).collect()
 }
 
 fn f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused(scene: &Scene) -> Result<()> {

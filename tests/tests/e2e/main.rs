@@ -16,6 +16,7 @@ mod fairness;
 mod faults_backing;
 mod faults_control;
 mod faults_kernel;
+mod faults_machine;
 mod filesystems;
 mod foreign;
 mod groups;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         removal::cases(),
         kills::cases(),
         faults_kernel::cases(),
+        faults_machine::cases(),
         faults_backing::cases(),
         faults_control::cases(),
         shapes::cases(),

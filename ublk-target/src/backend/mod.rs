@@ -143,7 +143,7 @@ mod tests {
         Request { operation: Operation::Read, offset: 0, length: 4096, is_fua: false, keeps_space: false };
 
     #[test]
-    fn a_part_is_continued_and_the_whole_is_done() {
+    fn f23_a_part_is_continued_and_the_whole_is_done() {
         // The kernel would take a short write for a whole one on some versions: data lost without a word.
         assert_eq!(progress(&READ, 0, 1024), Progress::Continue(1024));
         assert_eq!(progress(&READ, 1024, 3072), Progress::Done(Ok(())));

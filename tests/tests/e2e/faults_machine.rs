@@ -1,0 +1,112 @@
+//! Faults of the machine below everything: a wall clock that jumps, CPUs that others have.
+//!
+//! Each trial begins with the number of its row in `FAULTS.md`.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+use ublk_throttle_tests::fio::{Completions, Job};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::Scene;
+
+use crate::fairness::expect_jain;
+use crate::measure::{expect, expect_all, expect_near, repeat_if_void};
+use crate::{Case, cases, let_run, now_ms, wait_until_busy};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let clock = cases![[Need::Ublk, Need::Fio, Need::OwnMachine]; f41_a_wall_clock_that_jumps_by_years_changes_no_rate];
+    let cpu = cases![[Need::Ublk, Need::Fio]; f43_without_cpu_the_limit_holds_and_shares_stay_fair];
+    clock.into_iter().chain(cpu).collect()
+}
+
+/// The wall clock, moved by whole years until dropped.
+struct Jump {
+    real: SystemTime,
+    since: Instant,
+}
+
+impl Jump {
+    fn begin() -> Self {
+        Self { real: SystemTime::now(), since: Instant::now() }
+    }
+
+    /// Sets the clock `years` beside what it would be.
+    fn to(&self, years: i64) -> Result<()> {
+        let now = (self.real + self.since.elapsed()).duration_since(UNIX_EPOCH)?;
+        let seconds = i64::try_from(now.as_secs())? + years * 365 * 86_400;
+        clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, now.subsec_nanos().into()))?;
+        Ok(())
+    }
+}
+
+impl Drop for Jump {
+    fn drop(&mut self) {
+        let _ = self.to(0);
+    }
+}
+
+fn f41_a_wall_clock_that_jumps_by_years_changes_no_rate(scene: &Scene) -> Result<()> {
+    // Ten years ahead, then ten years back: 100 a second before, between and after, and no request more.
+    repeat_if_void(|| {
+        let daemon = scene.start(
+            "version: 1\n\
+             devices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 100 } }\n",
+        )?;
+        let device = scene.device("d")?;
+        let log = scene.dir().join("clock");
+        let job = Job::new("neighbour-keeps-its-rate-through-a-removal")
+            .set("DEVICE", device.node())
+            .set("LOG", log.display());
+        let load = scene.fio(job)?;
+        wait_until_busy(&device)?;
+        let_run(1);
+        let begin = now_ms()?;
+        let jump = Jump::begin();
+        for years in [10, -10, 0] {
+            let_run(2);
+            jump.to(years)?;
+        }
+        let_run(1);
+        load.interrupt()?;
+        let report = load.finish_any(Duration::ZERO)?;
+        ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+        drop(jump);
+        daemon.stop()?;
+        // fio took the wall clock once, at its start, and counts on from there by the monotonic one.
+        let done = Completions::read(&log)?;
+        expect_all(
+            [0, 2000, 4000]
+                .map(|at| expect_near(format!("from {at} ms"), done.rate(begin + at, begin + at + 2000), 100.0, 0.02)),
+        )
+    })
+}
+
+fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result<()> {
+    // The daemon at nice 19 beside twice as many busy loops as CPUs: never above 400 a second, both get about the same.
+    let daemon = scene.start_under(
+        &["nice", "-n", "19"],
+        "version: 1\n\
+         groups:\n  g: { limits: { iops-total: 400 } }\n\
+         devices:\n  a: { backend: { null: 1GiB }, group: g }\n  b: { backend: { null: 1GiB }, group: g }\n",
+    )?;
+    let cpus = std::thread::available_parallelism()?.get();
+    let busy =
+        (0..2 * cpus).map(|_| scene.begin_tool("sh", &["-c", "while :; do :; done"])).collect::<Result<Vec<_>>>()?;
+    let job = Job::new("two-devices-share-one-limit")
+        .set("DEVICE_A", scene.device("a")?.node())
+        .set("DEVICE_B", scene.device("b")?.node());
+    let report = scene.fio(job)?.finish(Duration::from_secs(60))?;
+    drop(busy);
+    let shares = [report.job("a")?.iops(4096), report.job("b")?.iops(4096)];
+    let sum: f64 = shares.iter().sum();
+    eprintln!("          {sum:.1} of 400 a second without CPU");
+    // 0.1 s of credit may be spent in the window.
+    expect_all([
+        expect(sum <= 404.0, || format!("{sum:.1} a second, above the limit of 400")),
+        expect(sum >= 40.0, || format!("{sum:.1} a second of 400: hardly anything goes")),
+        expect_jain(&shares, 0.9),
+    ])?;
+    daemon.stop().map(drop)
+}
