@@ -64,7 +64,7 @@ pub fn sync_mounts(id: u32) {
 }
 
 /// Every user, in words; empty if there is none.
-fn users(id: u32) -> Vec<String> {
+pub fn users(id: u32) -> Vec<String> {
     let numbers = numbers(id);
     let mut users = BTreeSet::new();
     for (_, mountinfo) in mount_tables() {
