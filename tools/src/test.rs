@@ -17,6 +17,7 @@ use crate::dist;
 use crate::install;
 use crate::process;
 use crate::tally::{self, Tally};
+use crate::vm::Kernel;
 use crate::workspace;
 
 /// The package of the end-to-end suite, which needs real ublk and so the VM.
@@ -30,12 +31,15 @@ const E2E_SECONDS: u32 = 3000;
 /// Each step is timed, its output stays visible, and a failed step does not stop the others. Arguments after -- go to
 /// the end-to-end suite, which knows libtest's: a filter, --exact, --test-threads, --list.
 ///
-/// Examples: `cargo xtask test --only unit`, `cargo xtask test --only e2e -- removal`.
+/// Examples: `cargo xtask test --only unit`, `cargo xtask test --only e2e --kernel newest -- removal`.
 #[derive(Args)]
 pub struct Flags {
     /// Only this step; may be given several times
     #[arg(long, value_name = "STEP")]
     only: Vec<Step>,
+    /// The kernel of the end-to-end suite: 6.12 (the oldest supported) or newest (that Debian has)
+    #[arg(long, default_value = "6.12")]
+    kernel: Kernel,
     /// Arguments for the end-to-end suite
     #[arg(last = true, value_name = "ARGS")]
     e2e: Vec<String>,
@@ -77,7 +81,7 @@ pub fn main(flags: &Flags) -> Result<u8> {
     for &step in Step::value_variants().iter().filter(wanted) {
         println!("\n== {}", step.name());
         let start = Instant::now();
-        let outcome = step.run(&flags.e2e);
+        let outcome = step.run(flags);
         if let Err(error) = &outcome {
             eprintln!("error: {}: {error:#}", step.name());
         }
@@ -92,7 +96,7 @@ impl Step {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn run(self, e2e_arguments: &[String]) -> Result<Tally> {
+    fn run(self, flags: &Flags) -> Result<Tally> {
         match self {
             Step::Fmt => {
                 component("fmt", "rustfmt")?;
@@ -115,7 +119,7 @@ impl Step {
             Step::Build => counted(&mut build::daemon_command()),
             Step::Rublk => install::RUBLK.install().map(|()| Tally::default()),
             Step::Dist => dist(),
-            Step::E2e => e2e(e2e_arguments),
+            Step::E2e => e2e(flags.kernel, &flags.e2e),
         }
     }
 }
@@ -160,12 +164,13 @@ fn dist() -> Result<Tally> {
     Ok(Tally::default())
 }
 
-fn e2e(arguments: &[String]) -> Result<Tally> {
+fn e2e(kernel: Kernel, arguments: &[String]) -> Result<Tally> {
     build::daemon()?;
     let suite = build::e2e()?;
     let path = env::var_os("PATH").unwrap_or_default();
     let path = env::join_paths([install::programs()].into_iter().chain(env::split_paths(&path)))?;
     let mut vm = itself_in_vm()?;
+    vm.args(["--kernel", kernel.name()]);
     vm.args(["--check-dmesg", "--memory", "3G", "--timeout", &E2E_SECONDS.to_string(), "--"])
         .arg(&suite)
         .args(arguments);
