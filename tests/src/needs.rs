@@ -33,6 +33,8 @@ pub enum Need {
     Loop,
     /// `null_blk` with a latency of its own, for a backend that answers late.
     NullBlk,
+    /// The program `dmsetup`, and the device mapper: a backend that can be suspended.
+    DeviceMapper,
 }
 
 impl Need {
@@ -53,6 +55,7 @@ impl Need {
             Self::Mapper => missing_program("dmsetup").or_else(|| missing_module("dm-mod")),
             Self::Loop => missing_program("losetup").or_else(|| missing_module("loop")),
             Self::NullBlk => missing_module("null_blk"),
+            Self::DeviceMapper => missing_program("dmsetup").or_else(|| missing_module("dm_mod")),
         }
     }
 }

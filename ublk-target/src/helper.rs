@@ -1,32 +1,41 @@
-//! START, STOP and DEL, each in a short-lived process of its own: this binary, executed again.
+//! START, STOP, DEL and UPDATE_SIZE, each in a short-lived process of its own: this binary, executed again.
 //!
 //! ```text
-//!   daemon                                  helper
+//!   daemon                                  helper of a removal
 //!     ├─ spawn __stop ID NONCE ────────────► opens the disk O_EXCL, looks for users
 //!     │ ◄──────────────── "claimed" or "busy mounted at /srv" ┘
 //!     ├─ lets go of held requests
-//!     ├─ "go" ─────────────────────────────► writes back, STOP
-//!     │ ◄───────────────────────────── exit 0, or "failed …" and exit 1
+//!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has taken by then)
+//!     │ ◄──────────────────────── "written", or "unwritten" ┤
+//!     │ ◄───────────────────────────────── "stopped" ┘ STOP
+//!     ├─ its queues end, the character device closes
+//!     ├─ "delete" ─────────────────────────► DEL; without a word too, if the daemon has died
+//!     │ ◄──────────────────────────────── "deleted" ┤ waits for the id, for a moment
+//!     │ ◄─────────────────── exit 0, or "reserved open by fio (pid 12)" and exit 0
 //! ```
 //!
 //! Why a process: these commands can wait, uninterruptibly, for requests that the daemon holds. A daemon killed during
 //! its own STOP can never die: its exit waits for the command, the command for the requests, the requests for the exit to
-//! close the ring. With the command in another process the kill ends everything within a second.
+//! close the ring. With the command in another process the kill ends everything within a second, and the helper, which
+//! lives on, deletes the device.
 //!
 //! Every helper checks that the device is still the one it was sent for (the nonce that ADD stored with it): the id may
 //! have been freed and given to somebody else in between.
 
+use std::fs::File;
 use std::io::{BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::in_use;
+use crate::in_use::Disk;
 use crate::ublk::Owner;
 use crate::ublk::control::Control;
 
@@ -38,13 +47,20 @@ pub enum Errand {
         /// Who has the character device open.
         server: u32,
     },
-    /// The in-use check, then, when told to go on, STOP.
+    /// A removal, step by step: the in-use check, write-back and STOP, DEL.
     Stop {
         /// Go on although somebody uses it.
         is_forced: bool,
     },
-    /// STOP if need be, and DEL.
+    /// STOP if need be, and DEL, at once.
     Delete,
+    /// UPDATE_SIZE.
+    Resize {
+        /// Bytes, whole blocks.
+        size: u64,
+        /// Then nobody may use it: what is behind the new end would be lost to them.
+        is_shrinking: bool,
+    },
 }
 
 /// Which device, and that it is really that one.
@@ -57,21 +73,61 @@ pub struct Target {
 }
 
 const CLAIMED: &str = "claimed";
+const WRITTEN: &str = "written";
+const UNWRITTEN: &str = "unwritten";
+const STOPPED: &str = "stopped";
 const DELETED: &str = "deleted";
+const RESERVED: &str = "reserved ";
 const BUSY: &str = "busy ";
 const FAILED: &str = "failed ";
-const GO: &str = "go\n";
 
 /// How often the id of a deleted device is looked at.
-const FREE_LOOK: Duration = Duration::from_millis(10);
+const FREE_LOOK: Duration = Duration::from_millis(5);
+/// How long a helper waits for the id of a device that nobody was seen to use: udev opens a disk that changes.
+const FREE_LIMIT: Duration = Duration::from_millis(500);
+/// The same for a forced removal: whoever had it open before has it open still, and it is better to say so.
+const FREE_LIMIT_FORCED: Duration = Duration::from_millis(100);
+/// How long a forced removal writes back before it goes on. STOP writes back once more, as far as the backend answers.
+pub const WRITE_LIMIT_FORCED: Duration = Duration::from_secs(3);
+
+/// What a helper is told on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Write back and STOP.
+    Go,
+    /// The removal is forced now: do not wait any longer for what is being written back.
+    Hurry,
+    /// DEL.
+    Delete,
+}
+
+impl Word {
+    const ALL: [Self; 3] = [Self::Go, Self::Hurry, Self::Delete];
+
+    const fn line(self) -> &'static str {
+        match self {
+            Self::Go => "go\n",
+            Self::Hurry => "hurry\n",
+            Self::Delete => "delete\n",
+        }
+    }
+}
 
 /// What a helper said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The disk is ours alone, or the removal is forced: `go` may follow.
+    /// The disk is ours alone, or the removal is forced: [`Word::Go`] may follow.
     Claimed,
-    /// The device is deleted; the helper stays until the id is free.
+    /// Everything dirty is with the backend; STOP follows.
+    Written,
+    /// Not everything is; STOP follows all the same.
+    Unwritten,
+    /// The kernel has taken the disk down; [`Word::Delete`] may follow.
+    Stopped,
+    /// The device is deleted; the helper stays for a moment, to see whether the id is free.
     Deleted,
+    /// The id is not free yet; who keeps it, in words.
+    Reserved(String),
     /// Somebody uses it, in words.
     Busy(String),
     /// It could not be done, in words.
@@ -96,6 +152,7 @@ impl Helper {
             Errand::Start { .. } => command.arg("__start"),
             Errand::Stop { .. } => command.arg("__stop"),
             Errand::Delete => command.arg("__del"),
+            Errand::Resize { .. } => command.arg("__resize"),
         };
         command.arg(target.id.to_string()).arg(target.nonce.to_string());
         match errand {
@@ -104,6 +161,9 @@ impl Helper {
             }
             Errand::Stop { is_forced: true } => {
                 command.arg("--force");
+            }
+            Errand::Resize { size, is_shrinking } => {
+                command.arg(size.to_string()).args(is_shrinking.then_some("--shrink"));
             }
             Errand::Stop { is_forced: false } | Errand::Delete => {}
         }
@@ -121,11 +181,11 @@ impl Helper {
         Ok(Self { child, input, output, heard: Vec::new() })
     }
 
-    /// Tells a claiming helper to go on.
-    pub fn go(&mut self) {
-        if let Some(mut input) = self.input.take() {
+    /// Tells it to go on.
+    pub fn tell(&mut self, word: Word) {
+        if let Some(input) = &mut self.input {
             // If it died, its exit status tells.
-            let _ = input.write_all(GO.as_bytes());
+            let _ = input.write_all(word.line().as_bytes());
         }
     }
 
@@ -148,33 +208,38 @@ impl Helper {
         self.child.try_wait().unwrap_or(Some(ExitStatus::default()))
     }
 
-    /// Calls it off. Only for one that has done its errand and waits for the id to be free.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Calls it off. Only for one that has not been told to go on, or has done its errand.
+    pub fn kill(self) {
+        let Self { mut child, .. } = self;
+        let _ = child.kill();
+        // It may sit in an open or a write that does not end: somebody has to wait for it, but not we.
+        let _ = std::thread::Builder::new().name("helper's end".to_owned()).spawn(move || child.wait());
     }
 }
 
 impl Answer {
     fn parse(line: &str) -> Self {
-        if line == CLAIMED {
-            Self::Claimed
-        } else if line == DELETED {
-            Self::Deleted
-        } else if let Some(users) = line.strip_prefix(BUSY) {
-            Self::Busy(users.to_owned())
-        } else {
-            Self::Failed(line.strip_prefix(FAILED).unwrap_or(line).to_owned())
+        let rest = |head: &str| line.strip_prefix(head).map(str::to_owned);
+        match line {
+            CLAIMED => Self::Claimed,
+            WRITTEN => Self::Written,
+            UNWRITTEN => Self::Unwritten,
+            STOPPED => Self::Stopped,
+            DELETED => Self::Deleted,
+            _ => (rest(RESERVED).map(Self::Reserved))
+                .or_else(|| rest(BUSY).map(Self::Busy))
+                .unwrap_or_else(|| Self::Failed(rest(FAILED).unwrap_or_else(|| line.to_owned()))),
         }
     }
 }
 
-/// The other side: what a helper process does. Its one line of output is for the daemon.
+/// The other side: what a helper process does. Its output is for the daemon.
 pub fn run(target: Target, errand: Errand) -> u8 {
     let result = match errand {
         Errand::Start { server } => start(target, server),
         Errand::Stop { is_forced } => stop(target, is_forced),
         Errand::Delete => delete(target),
+        Errand::Resize { size, is_shrinking } => resize(target, size, is_shrinking),
     };
     match result {
         Ok(()) => 0,
@@ -191,40 +256,136 @@ fn start(target: Target, server: u32) -> Result<(), String> {
 }
 
 fn stop(target: Target, is_forced: bool) -> Result<(), String> {
-    // Forced, it does not matter who is there, only whether file systems have to be written back.
-    let looks = if is_forced { 1 } else { in_use::LOOKS };
-    let claim = match in_use::claim(target.id, looks) {
-        Ok(disk) => Some(disk),
+    // Before the disk goes: afterwards nothing tells its numbers.
+    let disk = Disk::find(target.id);
+    let claim = match disk.claim(is_forced) {
+        Ok(claim) => Some(claim),
         Err(_) if is_forced => None,
         Err(users) => return Err(format!("{BUSY}{users}")),
     };
     say(CLAIMED);
-    let mut order = String::new();
-    let _ = std::io::stdin().lock().read_line(&mut order);
-    if order != GO {
+    let mut orders = Orders::listen();
+    if orders.next(None) != Some(Heard::Word(Word::Go)) {
         // The daemon called it off, or died: its devices die with it.
         return Ok(());
     }
-    match &claim {
-        // A failure is the disk's: what could not be written back has been reported to its users.
-        Some(disk) => drop(disk.sync_all()),
-        None => in_use::sync_mounts(target.id),
-    }
+    let claim = claim.map(Arc::new);
+    let has_written = write_back(&disk, claim.clone(), is_forced, &mut orders);
+    say(if has_written { WRITTEN } else { UNWRITTEN });
     let Some(mut control) = open(target)? else { return Ok(()) };
-    gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))
+    gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
+    say(STOPPED);
+    while !orders.are_over && orders.next(None) != Some(Heard::Word(Word::Delete)) {}
+    // Else the id would wait for ourselves.
+    drop(claim);
+    free(&mut control, target, &disk, if is_forced { FREE_LIMIT_FORCED } else { FREE_LIMIT })
+}
+
+/// What reaches the main thread of a helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Word(Word),
+    /// The daemon has closed the pipe, by dying.
+    End,
+    Written,
+}
+
+/// The words of the daemon, and the end of the write-back, in the order in which they come.
+struct Orders {
+    sender: Sender<Heard>,
+    heard: Receiver<Heard>,
+    /// The daemon will say nothing more.
+    are_over: bool,
+}
+
+impl Orders {
+    /// Reads words until the end of the pipe, in a thread.
+    fn listen() -> Self {
+        let (sender, heard) = channel();
+        let words = sender.clone();
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lock().lines() {
+                let Ok(line) = line else { break };
+                let word = Word::ALL.into_iter().find(|word| word.line().trim_end() == line);
+                if word.is_some_and(|word| words.send(Heard::Word(word)).is_err()) {
+                    return;
+                }
+            }
+            let _ = words.send(Heard::End);
+        });
+        Self { sender, heard, are_over: false }
+    }
+
+    /// What comes next; nothing if that takes longer than `limit`.
+    fn next(&mut self, limit: Option<Duration>) -> Option<Heard> {
+        let heard = match limit {
+            Some(limit) => self.heard.recv_timeout(limit).ok(),
+            None => self.heard.recv().ok(),
+        };
+        self.are_over |= heard == Some(Heard::End);
+        heard
+    }
+}
+
+/// Writes back what is dirty; false if that was given up. In a thread, because nothing interrupts it.
+fn write_back(disk: &Disk, claim: Option<Arc<File>>, is_forced: bool, orders: &mut Orders) -> bool {
+    let (disk, done) = (disk.clone(), orders.sender.clone());
+    std::thread::spawn(move || {
+        match claim {
+            // A failure is the disk's: what could not be written back has been reported to its users.
+            Some(claim) => drop(claim.sync_all()),
+            None => disk.sync_mounts(),
+        }
+        // Nobody hears it if it was given up.
+        let _ = done.send(Heard::Written);
+    });
+    let mut is_limited = is_forced;
+    let began = Instant::now();
+    loop {
+        let limit = is_limited.then(|| WRITE_LIMIT_FORCED.saturating_sub(began.elapsed()));
+        match orders.next(limit) {
+            Some(Heard::Written) => return true,
+            // As if it had been forced from the beginning.
+            Some(Heard::Word(Word::Hurry)) => is_limited = true,
+            // At the end, too: the kernel fails what a dead daemon cannot write.
+            Some(Heard::Word(_) | Heard::End) => {}
+            None => return false,
+        }
+    }
 }
 
 fn delete(target: Target) -> Result<(), String> {
+    let disk = Disk::find(target.id);
     let Some(mut control) = open(target)? else { return Ok(()) };
     // DEL would do the work of STOP under a lock that all ublk devices of the host share.
     gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
+    free(&mut control, target, &disk, FREE_LIMIT)
+}
+
+/// DEL of a device that has been stopped, and a look at who keeps its id from being free.
+fn free(control: &mut Control, target: Target, disk: &Disk, limit: Duration) -> Result<(), String> {
     gone_is_fine(control.delete(target.id)).map_err(|errno| told("DEL", errno))?;
     say(DELETED);
+    let began = Instant::now();
     // As long as somebody has it open, the driver still answers for it.
     while control.info(target.id).is_ok_and(|info| info.owner == Owner::ours(target.nonce)) {
+        if began.elapsed() > limit {
+            let users = disk.users();
+            let users = if users.is_empty() { "in use by the kernel".to_owned() } else { users.join("; ") };
+            say(&format!("{RESERVED}{users}"));
+            return Ok(());
+        }
         std::thread::sleep(FREE_LOOK);
     }
     Ok(())
+}
+
+fn resize(target: Target, size: u64, is_shrinking: bool) -> Result<(), String> {
+    let claim = is_shrinking.then(|| Disk::find(target.id).claim(false)).transpose();
+    // Kept until the size has changed, so that nobody mounts it in between.
+    let _claim = claim.map_err(|users| format!("{BUSY}{users}"))?;
+    let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
+    control.update_size(target.id, size).map_err(|errno| told("UPDATE_SIZE", errno))
 }
 
 /// The driver, if the device is still the one we were sent for.
@@ -256,7 +417,7 @@ fn say(line: &str) {
 pub fn failure(what: &str, said: Option<Answer>, status: ExitStatus) -> Failure {
     let cause = match said {
         Some(Answer::Failed(text) | Answer::Busy(text)) => text,
-        Some(Answer::Claimed | Answer::Deleted) | None => format!("the helper process ended with {status}"),
+        _ => format!("the helper process ended with {status}"),
     };
     Failure::new(Class::Failed, format!("{what}: {cause}"))
 }
@@ -268,8 +429,16 @@ mod tests {
     #[test]
     fn what_a_helper_says_is_understood() {
         // Daemon and helper are the same binary, so the words only have to agree with themselves.
-        assert_eq!(Answer::parse("claimed"), Answer::Claimed);
-        assert_eq!(Answer::parse("deleted"), Answer::Deleted);
+        for (line, answer) in [
+            ("claimed", Answer::Claimed),
+            ("written", Answer::Written),
+            ("unwritten", Answer::Unwritten),
+            ("stopped", Answer::Stopped),
+            ("deleted", Answer::Deleted),
+        ] {
+            assert_eq!(Answer::parse(line), answer);
+        }
+        assert_eq!(Answer::parse("reserved open by fio (pid 12)"), Answer::Reserved("open by fio (pid 12)".into()));
         assert_eq!(Answer::parse("busy mounted at /srv"), Answer::Busy("mounted at /srv".into()));
         assert_eq!(Answer::parse("failed STOP: no"), Answer::Failed("STOP: no".into()));
         assert_eq!(Answer::parse("Segmentation fault"), Answer::Failed("Segmentation fault".into()));

@@ -9,10 +9,12 @@
 //! ```
 //!
 //! Runs in a helper process, as root. An exclusive open keeps the disk from being mounted while it is being stopped; it
-//! does not tell about ordinary openers, so those are looked for. The look is repeated: udev opens every new disk shortly.
+//! does not tell about ordinary openers, so those are looked for; they are looked for again, because udev opens every new disk
+//! shortly. Who it is that keeps the id of a removed disk is told by the same look: the numbers are known from before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,64 +23,113 @@ use std::time::Duration;
 use crate::sys;
 
 /// How often a user must be seen to count as one.
-pub const LOOKS: u32 = 3;
+const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// Opens the disk exclusively if nobody uses it; else tells who does, having looked `looks` times.
-pub fn claim(id: u32, looks: u32) -> Result<File, String> {
-    let mut found = String::new();
-    for look in 0..looks {
-        if look > 0 {
-            std::thread::sleep(BETWEEN_LOOKS);
-        }
-        let disk = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_EXCL)
-            .open(format!("/dev/ublkb{id}"))
-            // A disk that refuses writes is claimed as well by a reader.
-            .or_else(|_| OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(format!("/dev/ublkb{id}")));
-        let users = users(id);
-        match (disk, users.is_empty()) {
-            (Ok(disk), true) => return Ok(disk),
-            (Err(cause), true) => found = format!("held by the kernel ({})", crate::error::plain(&cause)),
-            (_, false) => found = users.join("; "),
-        }
-    }
-    Err(found)
+/// A disk, by everything that users know it by.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    id: u32,
+    /// Of the disk and its partitions, as they are known even after the disk has gone.
+    numbers: BTreeSet<String>,
 }
 
-/// Writes back every file system on the disk, wherever it is mounted.
-pub fn sync_mounts(id: u32) {
-    let numbers = numbers(id);
-    for (pid, mountinfo) in mount_tables() {
-        for mount in mounts_of(&mountinfo, &numbers) {
-            // Through the process, because the mount may not be visible to us.
-            let path = PathBuf::from(format!("/proc/{pid}/root{}", mount.display()));
-            if let Ok(root) = File::open(path) {
-                // A failure was reported to those who wrote; STOP tries once more.
-                let _ = sys::sync_filesystem(root.as_fd());
+impl Disk {
+    /// `/dev/ublkbN` for `id`.
+    pub fn find(id: u32) -> Self {
+        Self { id, numbers: numbers(id) }
+    }
+
+    /// Opens the disk exclusively if nobody uses it; else tells who does. Forced, it does not matter who has it open, only
+    /// whether it can be had exclusively.
+    pub fn claim(&self, is_forced: bool) -> Result<File, String> {
+        if is_forced {
+            return self.open_exclusively().map_err(|cause| crate::error::plain(&cause));
+        }
+        let mut found = String::new();
+        for look in 0..LOOKS {
+            if look > 0 {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            let claim = self.open_exclusively();
+            let (lasting, openers) = (self.lasting_users(), self.openers());
+            match claim {
+                Ok(claim) if lasting.is_empty() && openers.is_empty() => return Ok(claim),
+                Err(cause) if lasting.is_empty() && openers.is_empty() => {
+                    found = format!("held by the kernel ({})", crate::error::plain(&cause));
+                }
+                _ => found = lasting.iter().chain(&openers).map(String::as_str).collect::<Vec<_>>().join("; "),
+            }
+            if !lasting.is_empty() {
+                break;
+            }
+        }
+        Err(found)
+    }
+
+    fn open_exclusively(&self) -> io::Result<File> {
+        let path = format!("/dev/ublkb{}", self.id);
+        let mut how = OpenOptions::new();
+        how.read(true).custom_flags(libc::O_EXCL);
+        // A disk that refuses writes is claimed as well by a reader.
+        how.clone().write(true).open(&path).or_else(|_| how.open(&path))
+    }
+
+    /// Writes back every file system on the disk, wherever it is mounted.
+    pub fn sync_mounts(&self) {
+        for (pid, mountinfo) in mount_tables() {
+            for mount in mounts_of(&mountinfo, &self.numbers) {
+                // Through the process, because the mount may not be visible to us.
+                let path = PathBuf::from(format!("/proc/{pid}/root{}", mount.display()));
+                if let Ok(root) = File::open(path) {
+                    // A failure was reported to those who wrote; STOP tries once more.
+                    let _ = sys::sync_filesystem(root.as_fd());
+                }
             }
         }
     }
-}
 
-/// Every user, in words; empty if there is none.
-pub fn users(id: u32) -> Vec<String> {
-    let numbers = numbers(id);
-    let mut users = BTreeSet::new();
-    for (_, mountinfo) in mount_tables() {
-        users.extend(mounts_of(&mountinfo, &numbers).map(|at| format!("mounted at {}", at.display())));
+    /// Every user, in words; empty if there is none.
+    pub fn users(&self) -> Vec<String> {
+        self.lasting_users().into_iter().chain(self.openers()).collect()
     }
-    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    for path in swap_paths(&swaps) {
-        if std::fs::metadata(path).is_ok_and(|metadata| numbers.contains(&number(metadata.rdev()))) {
-            users.insert(format!("swap on {path}"));
+
+    /// Those who do not go by themselves: mounts, swap, other disks.
+    fn lasting_users(&self) -> BTreeSet<String> {
+        let mut users = BTreeSet::new();
+        for (_, mountinfo) in mount_tables() {
+            users.extend(mounts_of(&mountinfo, &self.numbers).map(|at| format!("mounted at {}", at.display())));
         }
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        for path in swap_paths(&swaps) {
+            if std::fs::metadata(path).is_ok_and(|metadata| self.numbers.contains(&number(metadata.rdev()))) {
+                users.insert(format!("swap on {path}"));
+            }
+        }
+        users.extend(holders(self.id).into_iter().map(|name| format!("held by /dev/{name}")));
+        users
     }
-    users.extend(holders(id).into_iter().map(|name| format!("held by /dev/{name}")));
-    users.extend(openers(id));
-    users.into_iter().collect()
+
+    /// Processes other than this one that have the disk or a partition open.
+    fn openers(&self) -> Vec<String> {
+        let own = std::process::id();
+        let has_open = |pid: &u32| {
+            entries(Path::new(&format!("/proc/{pid}/fd"))).into_iter().any(|fd| {
+                let link = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
+                // By name first: looking at the file behind a link may mean a round trip to a server.
+                let is_named = std::fs::read_link(&link).is_ok_and(|to| to.to_string_lossy().contains("ublkb"));
+                let is_ours = |file: std::fs::Metadata| {
+                    file.file_type().is_block_device() && self.numbers.contains(&number(file.rdev()))
+                };
+                is_named && std::fs::metadata(&link).is_ok_and(is_ours)
+            })
+        };
+        let named = |pid: u32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("open by {} (pid {pid})", name.trim())
+        };
+        processes().into_iter().filter(|pid| *pid != own).filter(has_open).map(named).collect()
+    }
 }
 
 /// "major:minor", as the kernel writes it.
@@ -150,27 +201,6 @@ fn holders(id: u32) -> Vec<String> {
     let disk = PathBuf::from(format!("/sys/block/ublkb{id}"));
     let parts: Vec<PathBuf> = entries(&disk).into_iter().map(|name| disk.join(name)).collect();
     std::iter::once(disk).chain(parts).flat_map(|part| entries(&part.join("holders"))).collect()
-}
-
-/// Processes other than this one that have the disk or a partition open.
-fn openers(id: u32) -> Vec<String> {
-    let own = std::process::id();
-    let numbers = numbers(id);
-    let has_open = |pid: &u32| {
-        entries(Path::new(&format!("/proc/{pid}/fd"))).into_iter().any(|fd| {
-            let link = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
-            // By name first: looking at the file behind a link may mean a round trip to a server.
-            let is_named = std::fs::read_link(&link).is_ok_and(|to| to.to_string_lossy().contains("ublkb"));
-            is_named
-                && std::fs::metadata(&link)
-                    .is_ok_and(|file| file.file_type().is_block_device() && numbers.contains(&number(file.rdev())))
-        })
-    };
-    let named = |pid: u32| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        format!("open by {} (pid {pid})", name.trim())
-    };
-    processes().into_iter().filter(|pid| *pid != own).filter(has_open).map(named).collect()
 }
 
 #[cfg(test)]

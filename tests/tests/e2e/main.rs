@@ -11,6 +11,7 @@
 mod bars;
 mod burst;
 mod data;
+mod drain;
 mod facts;
 mod fairness;
 mod faults_backing;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         data::cases(),
         filesystems::cases(),
         removal::cases(),
+        drain::cases(),
         kills::cases(),
         faults_kernel::cases(),
         faults_machine::cases(),

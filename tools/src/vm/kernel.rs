@@ -42,8 +42,7 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// The word for it on the command line.
-    pub fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Wanted::Lts => "6.12",
             Wanted::Newest => "newest",

@@ -4,15 +4,17 @@
 //! discard is the device's own, where it has one.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use io_uring::opcode;
+use nix::errno::Errno;
 use throttle_core::cost::Operation;
 
+use super::epoch::Epochs;
 use super::place::{self, Access};
-use super::{Backend, FIXED_FILE, Lane, Request, Step, range};
+use super::{Backend, Lane, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::sys;
 use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
@@ -23,18 +25,33 @@ const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 /// An open block device.
 pub struct BlockBackend {
     device: File,
+    path: PathBuf,
     geometry: Geometry,
 }
 
+/// What the configuration says beside the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// `O_DIRECT`.
+    pub is_direct: bool,
+    /// Refuse writes.
+    pub is_read_only: bool,
+    /// Others that say the same may have it open too.
+    pub is_shared: bool,
+    /// The logical block; the device's own if not said.
+    pub block: Option<u32>,
+}
+
 /// Opens, checks and locks the device.
-pub fn open(path: &Path, is_direct: bool, is_read_only: bool) -> Outcome<BlockBackend> {
-    let flags = if is_read_only { 0 } else { libc::O_EXCL };
+pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
+    let &Wanted { is_direct, is_read_only, is_shared, block } = wanted;
+    let flags = if is_read_only || is_shared { 0 } else { libc::O_EXCL };
     let (device, metadata) = place::open(path, Access { is_read_only, is_direct, flags })?;
     if !metadata.file_type().is_block_device() {
         let kind = place::kind(&metadata);
         return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a block device", path.display())));
     }
-    place::lock(&device, path, is_read_only)?;
+    place::lock(&device, path, is_read_only || is_shared)?;
     let sizes = sys::block_sizes(device.as_fd()).or_fail(Class::Backing, path.display())?;
     if !LOGICAL_BLOCKS.contains(&sizes.logical) || sizes.size < sizes.logical.into() {
         return Err(Failure::new(
@@ -50,17 +67,18 @@ pub fn open(path: &Path, is_direct: bool, is_read_only: bool) -> Outcome<BlockBa
     if sizes.read_only && !is_read_only {
         return Err(Failure::new(Class::Backing, format!("{} is read-only; say `read-only: true`", path.display())));
     }
+    let logical_block = place::block(path, sizes.logical, block)?;
     let limits = Limits::of(metadata.rdev());
     let geometry = Geometry {
         size: sizes.size,
-        logical_block: sizes.logical,
-        physical_block: sizes.physical.max(sizes.logical),
+        logical_block,
+        physical_block: sizes.physical.max(logical_block),
         is_read_only,
         has_volatile_cache: true,
         discard: limits.discard,
         write_zeroes_bytes_max: limits.write_zeroes_bytes_max,
     };
-    Ok(BlockBackend { device, geometry })
+    Ok(BlockBackend { device, path: path.to_owned(), geometry })
 }
 
 /// What sysfs says about a block device's queue.
@@ -96,37 +114,54 @@ impl Backend for BlockBackend {
         self.geometry
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        vec![self.device.as_raw_fd()]
+    fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>> {
+        Ok(Box::new(BlockLane { device: place::again(&self.device)?, epochs: Epochs::new(depth) }))
     }
 
-    fn lane(&self, _depth: u16) -> Box<dyn Lane> {
-        Box::new(BlockLane)
+    fn resize(&self, size: u64) -> Outcome<()> {
+        let now = sys::block_sizes(self.device.as_fd()).or_fail(Class::Backing, self.path.display())?.size;
+        if size <= now {
+            return Ok(());
+        }
+        let what = format!("{} has {now} bytes, less than {size}; extend it first", self.path.display());
+        Err(Failure::new(Class::Backing, what))
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        place::identity(&self.device)
     }
 }
 
-struct BlockLane;
+struct BlockLane {
+    device: File,
+    epochs: Epochs,
+}
 
 impl Lane for BlockLane {
-    fn issue(&mut self, _tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+        self.epochs.begin(tag, request);
+        let device = &self.device;
         Step::Submit(match request.operation {
-            Operation::Read => range::read(request, data, done),
-            Operation::Write => range::write(request, data, done),
-            Operation::Flush => range::flush(),
+            Operation::Read => range::read(device, request, data, done),
+            Operation::Write => range::write(device, request, data, done),
+            Operation::Flush => range::flush(device),
             Operation::Discard => {
                 // The range: start in the entry's address, length in the first 8 bytes of the command.
                 let mut length = [0; 16];
                 length[..8].copy_from_slice(&request.length.to_ne_bytes());
-                opcode::UringCmd16::new(FIXED_FILE, BLOCK_URING_CMD_DISCARD)
+                opcode::UringCmd16::new(range::descriptor(device), BLOCK_URING_CMD_DISCARD)
                     .addr(Some(request.offset))
                     .cmd(length)
                     .build()
             }
             Operation::WriteZeroes { .. } if request.keeps_space => {
-                range::fallocate(request, libc::FALLOC_FL_ZERO_RANGE)
+                range::fallocate(device, request, libc::FALLOC_FL_ZERO_RANGE)
             }
-            Operation::WriteZeroes { .. } => range::fallocate(request, libc::FALLOC_FL_PUNCH_HOLE),
+            Operation::WriteZeroes { .. } => range::fallocate(device, request, libc::FALLOC_FL_PUNCH_HOLE),
         })
+    }
+    fn settle(&mut self, tag: u16, request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {
+        self.epochs.settle(tag, request, outcome)
     }
 }
 
@@ -149,7 +184,8 @@ mod tests {
 
     #[test]
     fn a_character_device_is_refused() {
-        let refused = open(Path::new("/dev/null"), false, true).err().unwrap();
+        let wanted = Wanted { is_direct: false, is_read_only: true, is_shared: false, block: None };
+        let refused = open(Path::new("/dev/null"), &wanted).err().unwrap();
         assert!(refused.message.contains("a character device"), "{}", refused.message);
     }
 }

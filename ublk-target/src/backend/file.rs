@@ -8,13 +8,14 @@
 //! Never mapped: a file truncated by someone else gives an error to the request, not a signal to the daemon.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use throttle_core::cost::Operation;
 
+use super::epoch::Epochs;
 use super::place::{self, Access};
 use super::{Backend, Lane, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
@@ -32,11 +33,16 @@ pub struct Wanted {
     pub is_direct: bool,
     /// Refuse writes.
     pub is_read_only: bool,
+    /// Others that say the same may have it open too.
+    pub is_shared: bool,
+    /// The logical block; the file's own if not said.
+    pub block: Option<u32>,
 }
 
 /// An open file.
 pub struct FileBackend {
     file: File,
+    path: PathBuf,
     geometry: Geometry,
 }
 
@@ -56,9 +62,10 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         let kind = place::kind(&metadata);
         return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a regular file", path.display())));
     }
-    place::lock(&file, path, wanted.is_read_only)?;
+    place::lock(&file, path, wanted.is_read_only || wanted.is_shared)?;
     let size = settle_size(&file, path, metadata.len(), wanted, creates)?;
-    let logical_block = logical_block(&file, path, wanted.is_direct)?;
+    let needed = logical_block(&file, path, wanted.is_direct)?;
+    let logical_block = place::block(path, needed, wanted.block)?;
     let holes = Holes::probe(&file, size, wanted.is_read_only);
     let geometry = Geometry {
         size,
@@ -75,7 +82,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
             format!("{} has {size} bytes, less than one block of {logical_block}", path.display()),
         ));
     }
-    Ok(FileBackend { file, geometry })
+    Ok(FileBackend { file, path: path.to_owned(), geometry })
 }
 
 /// What the file system can do with a range besides writing it.
@@ -145,29 +152,46 @@ impl Backend for FileBackend {
         self.geometry
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        vec![self.file.as_raw_fd()]
+    fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>> {
+        Ok(Box::new(FileLane { file: place::again(&self.file)?, epochs: Epochs::new(depth) }))
     }
 
-    fn lane(&self, _depth: u16) -> Box<dyn Lane> {
-        Box::new(FileLane)
+    fn resize(&self, size: u64) -> Outcome<()> {
+        let length = self.file.metadata().or_fail(Class::Backing, self.path.display())?.len();
+        if size <= length {
+            return Ok(());
+        }
+        let what = || format!("cannot extend {} to {size} bytes", self.path.display());
+        self.file.set_len(size).or_fail(Class::Backing, what())
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        place::identity(&self.file)
     }
 }
 
-struct FileLane;
+struct FileLane {
+    file: File,
+    epochs: Epochs,
+}
 
 impl Lane for FileLane {
-    fn issue(&mut self, _tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+        self.epochs.begin(tag, request);
+        let file = &self.file;
         Step::Submit(match request.operation {
-            Operation::Read => range::read(request, data, done),
-            Operation::Write => range::write(request, data, done),
-            Operation::Flush => range::flush(),
-            Operation::Discard => range::fallocate(request, libc::FALLOC_FL_PUNCH_HOLE),
+            Operation::Read => range::read(file, request, data, done),
+            Operation::Write => range::write(file, request, data, done),
+            Operation::Flush => range::flush(file),
+            Operation::Discard => range::fallocate(file, request, libc::FALLOC_FL_PUNCH_HOLE),
             Operation::WriteZeroes { .. } if request.keeps_space => {
-                range::fallocate(request, libc::FALLOC_FL_ZERO_RANGE)
+                range::fallocate(file, request, libc::FALLOC_FL_ZERO_RANGE)
             }
-            Operation::WriteZeroes { .. } => range::fallocate(request, libc::FALLOC_FL_PUNCH_HOLE),
+            Operation::WriteZeroes { .. } => range::fallocate(file, request, libc::FALLOC_FL_PUNCH_HOLE),
         })
+    }
+    fn settle(&mut self, tag: u16, request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {
+        self.epochs.settle(tag, request, outcome)
     }
 }
 
@@ -175,7 +199,14 @@ impl Lane for FileLane {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { size: Some(1 << 20), create: true, is_direct: false, is_read_only: false };
+    const WANTED: Wanted = Wanted {
+        size: Some(1 << 20),
+        create: true,
+        is_direct: false,
+        is_read_only: false,
+        is_shared: false,
+        block: None,
+    };
 
     fn scratch(name: &str) -> std::path::PathBuf {
         let path = std::env::temp_dir().join(format!("ublk-throttle-{name}-{}", std::process::id()));

@@ -4,7 +4,6 @@
 //! round through the ring. Pages come with the first write and go with a discard; all is gone with the device.
 
 use std::fs::File;
-use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -24,14 +23,14 @@ pub struct Memory {
 }
 
 /// Makes `size` bytes of memory that read as zeros.
-pub fn open(size: u64, is_read_only: bool) -> Outcome<Memory> {
+pub fn open(size: u64, is_read_only: bool, block: Option<u32>) -> Outcome<Memory> {
     let memory = memfd_create(c"ublk-throttle", MFdFlags::MFD_CLOEXEC)
         .map(File::from)
         .or_fail(Class::Resource, "cannot make a memory device")?;
     memory.set_len(size).or_fail(Class::Backing, format!("memory of {size} bytes"))?;
     let geometry = Geometry {
         size,
-        logical_block: 512,
+        logical_block: block.unwrap_or(512),
         physical_block: 4096,
         is_read_only,
         has_volatile_cache: false,
@@ -46,12 +45,17 @@ impl Backend for Memory {
         self.geometry
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        Vec::new()
+    fn lane(&self, _depth: u16) -> Outcome<Box<dyn Lane>> {
+        Ok(Box::new(MemoryLane { memory: Arc::clone(&self.memory) }))
     }
 
-    fn lane(&self, _depth: u16) -> Box<dyn Lane> {
-        Box::new(MemoryLane { memory: Arc::clone(&self.memory) })
+    fn resize(&self, size: u64) -> Outcome<()> {
+        // Only ever longer: what is behind the end of a smaller device is there again if it grows.
+        let length = self.memory.metadata().or_fail(Class::Backing, "memory")?.len();
+        if size <= length {
+            return Ok(());
+        }
+        self.memory.set_len(size).or_fail(Class::Backing, format!("memory of {size} bytes"))
     }
 }
 
@@ -95,8 +99,8 @@ mod tests {
 
     #[test]
     fn what_one_queue_writes_another_reads_until_it_is_discarded() {
-        let memory = open(1 << 20, false).unwrap();
-        let (mut one, mut other) = (memory.lane(1), memory.lane(1));
+        let memory = open(1 << 20, false, None).unwrap();
+        let (mut one, mut other) = (memory.lane(1).unwrap(), memory.lane(1).unwrap());
         issue(&mut *one, Operation::Write, 8192, &mut [7; 4096]).unwrap();
         let mut read = [1; 4096];
         issue(&mut *other, Operation::Read, 8192, &mut read).unwrap();
@@ -109,7 +113,7 @@ mod tests {
     #[test]
     fn reading_behind_the_end_is_an_error() {
         // The kernel never asks for it; if it did, the buffer must not be handed out unfilled.
-        let memory = open(4096, false).unwrap();
-        assert_eq!(issue(&mut *memory.lane(1), Operation::Read, 4096, &mut [0; 512]), Err(Errno::EIO));
+        let memory = open(4096, false, None).unwrap();
+        assert_eq!(issue(&mut *memory.lane(1).unwrap(), Operation::Read, 4096, &mut [0; 512]), Err(Errno::EIO));
     }
 }

@@ -1,23 +1,27 @@
 //! Where the bytes of a device are.
 //!
 //! ```text
-//!   Backend   opened once, shared by the queues of a device: geometry, files to register
+//!   Backend   opened once, shared by the queues of a device: geometry, lock, size
 //!      └─ Lane   one for each queue: takes a request, says what comes of it
 //!                  Done     answered on the spot (memory, null)
-//!                  Submit   an entry for the queue's ring (file, block); its result comes back through `finish`
+//!                  Submit   an entry for the queue's ring (file, block); its result comes back through `settle`
 //! ```
 //!
 //! A lane never waits for a device: what could wait goes through the ring. Results are those of the backend: a part is
 //! continued until the whole is done, an error keeps its number. Throttling is over when a request arrives here.
+//!
+//! Each lane has the file open for itself ([`place::again`]): the kernel tells a failed write-back once to each opening, so a
+//! flush through one queue cannot eat the error that a flush through another should have had. And the ring does not keep the
+//! file among its fixed ones: what is registered beside the character device would keep that open as long as an entry is
+//! under way, and the id of a removed device with it.
 
 pub mod block;
+mod epoch;
 pub mod file;
 pub mod memory;
 pub mod null;
-mod place;
+pub mod place;
 mod range;
-
-use std::os::fd::RawFd;
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;
@@ -57,23 +61,25 @@ impl Request {
 pub enum Step {
     /// It is finished, in full length or with an error.
     Done(Result<(), Errno>),
-    /// The backend needs this entry on the ring. Its file, if any, is a fixed one: [`FIXED_FILE`].
+    /// The backend needs this entry on the ring.
     Submit(Entry),
 }
 
-/// The number under which the first of [`Backend::files`] is registered with the ring of a queue.
-pub const FIXED_FILE: io_uring::types::Fixed = io_uring::types::Fixed(1);
-
 /// The bytes of one device.
 pub trait Backend: Send + Sync {
-    /// Its shape. Does not change.
+    /// Its shape when it was opened. Nothing but the size changes.
     fn geometry(&self) -> Geometry;
 
-    /// What its lanes need as fixed files. Open as long as `self`.
-    fn files(&self) -> Vec<RawFd>;
-
     /// The part of one queue.
-    fn lane(&self, depth: u16) -> Box<dyn Lane>;
+    fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>>;
+
+    /// Makes room for a device of `size` bytes, where it can. Never takes away what is there.
+    fn resize(&self, size: u64) -> Outcome<()>;
+
+    /// The file behind it: its device and inode number, for whoever wants to know whether the path still leads there.
+    fn identity(&self) -> Option<(u64, u64)> {
+        None
+    }
 }
 
 /// A backend as one queue thread uses it.
@@ -81,6 +87,11 @@ pub trait Lane {
     /// Does the rest of a request of which `done` bytes are done, 0 for a new one. `data` is the buffer of the tag, in the
     /// request's [`Request::data_length`].
     fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step;
+
+    /// The outcome of a request that went through the ring, as its client is to see it.
+    fn settle(&mut self, _tag: u16, _request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {
+        outcome
+    }
 }
 
 /// What the completion of an entry means for its request.
@@ -122,16 +133,20 @@ pub fn presentable(errno: Errno) -> Errno {
     }
 }
 
-/// Opens what the configuration describes.
-pub fn open(description: &Description, is_read_only: bool) -> Outcome<Box<dyn Backend>> {
+/// Opens what the configuration describes, for a device with logical blocks of `block` bytes if that was said.
+pub fn open(description: &Description, is_read_only: bool, block: Option<u32>) -> Outcome<Box<dyn Backend>> {
+    let is_shared = description.is_shared();
     Ok(match description {
-        Description::File { path, size, create, direct, .. } => Box::new(file::open(
-            path,
-            &file::Wanted { size: *size, create: *create, is_direct: *direct, is_read_only },
-        )?),
-        Description::Block { path, direct, .. } => Box::new(block::open(path, *direct, is_read_only)?),
-        Description::Memory { size } => Box::new(memory::open(*size, is_read_only)?),
-        Description::Null { size } => Box::new(null::Null::new(*size, is_read_only)),
+        Description::File { path, size, create, direct, .. } => {
+            let (size, create, is_direct) = (*size, *create, *direct);
+            Box::new(file::open(path, &file::Wanted { size, create, is_direct, is_read_only, is_shared, block })?)
+        }
+        Description::Block { path, direct, .. } => {
+            let is_direct = *direct;
+            Box::new(block::open(path, &block::Wanted { is_direct, is_read_only, is_shared, block })?)
+        }
+        Description::Memory { size } => Box::new(memory::open(*size, is_read_only, block)?),
+        Description::Null { size } => Box::new(null::Null::new(*size, is_read_only, block)),
     })
 }
 

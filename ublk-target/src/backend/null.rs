@@ -1,10 +1,9 @@
 //! Nothing: reads give zeros, writes vanish. For measuring what is above.
 
-use std::os::fd::RawFd;
-
 use throttle_core::cost::Operation;
 
 use super::{Backend, Lane, Request, Step};
+use crate::error::Outcome;
 use crate::ublk::params::{Discard, Geometry};
 
 /// A device that keeps nothing.
@@ -14,10 +13,14 @@ pub struct Null {
 
 impl Null {
     /// Of `size` bytes.
-    pub const fn new(size: u64, is_read_only: bool) -> Self {
+    pub const fn new(size: u64, is_read_only: bool, block: Option<u32>) -> Self {
+        let logical_block = match block {
+            Some(block) => block,
+            None => 512,
+        };
         let geometry = Geometry {
             size,
-            logical_block: 512,
+            logical_block,
             physical_block: 4096,
             is_read_only,
             has_volatile_cache: false,
@@ -33,12 +36,12 @@ impl Backend for Null {
         self.geometry
     }
 
-    fn files(&self) -> Vec<RawFd> {
-        Vec::new()
+    fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>> {
+        Ok(Box::new(NullLane { written: vec![0; depth.into()] }))
     }
 
-    fn lane(&self, depth: u16) -> Box<dyn Lane> {
-        Box::new(NullLane { written: vec![0; depth.into()] })
+    fn resize(&self, _size: u64) -> Outcome<()> {
+        Ok(())
     }
 }
 
@@ -79,7 +82,7 @@ mod tests {
     #[test]
     fn a_read_never_shows_what_was_written_under_the_same_tag() {
         // The buffer is that of the tag: an 8 KiB write, then a short read, then a long one.
-        let mut lane = Null::new(1 << 30, false).lane(1);
+        let mut lane = Null::new(1 << 30, false, None).lane(1).unwrap();
         let mut buffer = [9; 8192];
         issue(&mut *lane, Operation::Write, &mut buffer);
         issue(&mut *lane, Operation::Read, &mut buffer[..4096]);

@@ -5,10 +5,10 @@
 //! 2. Opened with `O_NONBLOCK`, so that a FIFO does not hold us up; then it is looked at, and refused if it is not what the
 //!    backend wants.
 //! 3. Nothing on a ublk device: what is below a throttle must not wait for that throttle.
-//! 4. Locked (OFD lock, over the whole file): one writer, or any number of readers.
+//! 4. Locked (OFD lock, over the whole file): one writer, or any number of readers, or of those that say that they share it.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -49,6 +49,42 @@ pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
     Ok((file, metadata))
 }
 
+/// Opens the same file once more, in the same way: the kernel tells a failed write-back once to each opening of a file.
+pub fn again(file: &File) -> Outcome<File> {
+    let what = "cannot open a backend once more for a queue";
+    let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).or_fail(Class::Resource, what)?;
+    let reopened = OpenOptions::new()
+        .read(true)
+        .write(flags & libc::O_ACCMODE == libc::O_RDWR)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | (flags & libc::O_DIRECT))
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    match reopened {
+        Ok(file) => Ok(file),
+        // A descriptor that may be used but not opened, or no /proc: then the queues share one opening.
+        Err(cause) if matches!(cause.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::ENOENT | libc::EROFS)) => {
+            file.try_clone().or_fail(Class::Resource, what)
+        }
+        Err(cause) => Err(cause).or_fail(Class::Resource, what),
+    }
+}
+
+/// Device and inode number of an open file: what stays when its path leads elsewhere.
+pub fn identity(file: &File) -> Option<(u64, u64)> {
+    file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// In words, if `path` no longer leads to the file of that identity. May wait for a server that does not answer.
+pub fn replaced(path: &Path, identity: (u64, u64)) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if (metadata.dev(), metadata.ino()) == identity => None,
+        Ok(_) => Some(format!("{} is another file now; the device goes on with the one it has open", path.display())),
+        Err(cause) => {
+            let cause = crate::error::plain(&cause);
+            Some(format!("{}: {cause}; the device goes on with the file it has open", path.display()))
+        }
+    }
+}
+
 fn refused(path: &Path, access: Access, cause: &std::io::Error) -> Failure {
     let path = path.display();
     let text = match cause.raw_os_error() {
@@ -84,10 +120,11 @@ pub fn kind(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// Keeps others (and a second device of ours) from using the same place. Held until the file is closed.
-pub fn lock(file: &File, path: &Path, is_read_only: bool) -> Outcome<()> {
+/// Keeps others (and a second device of ours) from using the same place, unless all of them share it: because they only read,
+/// or because the configuration says so. Held until the file is closed.
+pub fn lock(file: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     let lock = libc::flock {
-        l_type: if is_read_only { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
+        l_type: if is_shared { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
@@ -97,9 +134,28 @@ pub fn lock(file: &File, path: &Path, is_read_only: bool) -> Outcome<()> {
         Ok(_) => Ok(()),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Err(Failure::new(
             Class::Backing,
-            format!("{} is already in use by another device or program (it holds a lock on it)", path.display()),
+            format!(
+                "{} is already in use by another device or program (it holds a lock on it); devices that may write to it \
+                 together all have to say `shared: true`",
+                path.display()
+            ),
         )),
         Err(cause) => Err(cause).or_fail(Class::Backing, format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The logical block of a device on `path`, which takes requests in units of `needed` bytes.
+pub fn block(path: &Path, needed: u32, wanted: Option<u32>) -> Outcome<u32> {
+    match wanted {
+        Some(wanted) if wanted < needed => Err(Failure::new(
+            Class::Backing,
+            format!(
+                "{} takes requests in blocks of {needed} bytes, so a device on it cannot have blocks of {wanted}; say \
+                 `block-size: {needed}`, or nothing",
+                path.display()
+            ),
+        )),
+        wanted => Ok(wanted.unwrap_or(needed)),
     }
 }
 
@@ -172,6 +228,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_replaced_or_removed_is_told() {
+        // A backup tool that writes a new file and renames it leaves the device on the old one.
+        let path = std::env::temp_dir().join(format!("ublk-throttle-replaced-{}", std::process::id()));
+        std::fs::write(&path, "x").unwrap();
+        let (file, _) = open(&path, READ_ONLY).unwrap();
+        let own = identity(&file).unwrap();
+        assert_eq!(identity(&again(&file).unwrap()), Some(own));
+        assert_eq!(replaced(&path, own), None);
+        std::fs::remove_file(&path).unwrap();
+        assert!(replaced(&path, own).unwrap().contains("no such file"));
+        std::fs::write(&path, "y").unwrap();
+        let told = replaced(&path, own);
+        std::fs::remove_file(&path).unwrap();
+        assert!(told.unwrap().contains("another file"));
+    }
+
+    #[test]
     fn a_place_is_locked_against_a_second_writer() {
         // Two devices on one file would each cache and reorder what the other wrote.
         let path = std::env::temp_dir().join(format!("ublk-throttle-lock-{}", std::process::id()));
@@ -186,5 +259,28 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(refused.class, Class::Backing);
         assert_eq!(later, Ok(()));
+    }
+
+    #[test]
+    fn a_block_that_is_too_small_is_refused_with_both_numbers() {
+        let path = Path::new("/srv/disk");
+        assert_eq!(block(path, 512, Some(4096)), Ok(4096));
+        assert_eq!(block(path, 4096, None), Ok(4096));
+        let refused = block(path, 4096, Some(512)).unwrap_err();
+        assert_eq!(refused.class, Class::Backing);
+        assert!(refused.message.contains("4096") && refused.message.contains("512"), "{}", refused.message);
+    }
+
+    #[test]
+    fn a_place_that_is_shared_is_shared_only_with_those_that_say_so() {
+        let path = std::env::temp_dir().join(format!("ublk-throttle-shared-{}", std::process::id()));
+        std::fs::write(&path, "x").unwrap();
+        let access = Access { is_read_only: false, ..READ_ONLY };
+        let files = [(); 3].map(|()| open(&path, access).unwrap().0);
+        lock(&files[0], &path, true).unwrap();
+        lock(&files[1], &path, true).unwrap();
+        let refused = lock(&files[2], &path, false);
+        std::fs::remove_file(&path).unwrap();
+        assert!(refused.unwrap_err().message.contains("shared: true"));
     }
 }

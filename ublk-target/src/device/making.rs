@@ -8,11 +8,12 @@
 //! Until the device is quiet it is neither limited nor charged: the kernel and udev read it as soon as it is there, and at one
 //! request a second they would hold up START, and with it every other device.
 
-use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+
+use ublk_throttle_config::REQUEST_BYTES_MAX;
 
 use super::thread::DeviceThread;
 use super::{Made, Message, State, thread_name, traces};
@@ -25,8 +26,6 @@ use crate::ublk::control::{Control, NewDevice};
 use crate::ublk::queue::CharDevice;
 use crate::ublk::{DeviceInfo, Owner};
 
-/// The longest read or write: one buffer of this size for each tag, touched only as far as it is used.
-const REQUEST_BYTES_MAX: u32 = 512 * 1024;
 /// Until every queue thread has offered its tags. It takes milliseconds; a kernel that does not answer must not hang us.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// Until START has returned: on some kernels it reads the partition table, from our backend.
@@ -41,7 +40,8 @@ const QUIET_LIMIT: Duration = Duration::from_secs(2);
 impl DeviceThread {
     pub(super) fn make(&mut self) -> Outcome<()> {
         let description = &self.shared.description;
-        let backend: Arc<dyn Backend> = backend::open(&description.backend, description.read_only)?.into();
+        let backend: Arc<dyn Backend> =
+            backend::open(&description.backend, description.read_only, description.block_size)?.into();
         let geometry = backend.geometry();
         if geometry.usable_size() != geometry.size {
             log::warn(
@@ -55,14 +55,16 @@ impl DeviceThread {
                 ),
             );
         }
+        if let Some(identity) = backend.identity() {
+            assert!(self.shared.identity.set(identity).is_ok(), "a backend is opened once");
+        }
         self.backend = Some(Arc::clone(&backend));
         let mut control = Control::open()?;
         let info = self.add(&mut control)?;
         control.set_params(info.id, &geometry.params(info.request_bytes_max)).map_err(|errno| {
             Failure::new(Class::Failed, format!("the kernel refuses its parameters: {}", errno.desc()))
         })?;
-        let files: Vec<RawFd> = backend.files();
-        self.char_device = Some(Arc::new(CharDevice::open(&info, &files)?));
+        self.char_device = Some(Arc::new(CharDevice::open(&info)?));
         self.start_queues(&mut control, &info, &backend)?;
         self.start_disk()?;
         self.settle();
@@ -138,6 +140,7 @@ impl DeviceThread {
                 throttle: Arc::clone(&self.surroundings.throttle),
                 member,
                 handle: Arc::clone(&self.made().queues[usize::from(id)]),
+                name: self.name().to_owned(),
                 is_watched: Arc::clone(&self.is_watched),
                 report: Box::new(move |report| {
                     // The device thread outlives its queues.
@@ -166,7 +169,7 @@ impl DeviceThread {
         let target = self.target.expect("added before");
         self.is_start_sent = true;
         let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
-        self.finish(helper, Some(START_LIMIT), "START")?;
+        self.finish(helper, START_LIMIT, "START")?;
         if !self.wait(NODE_LIMIT, |_| traces::has_node(target.id)) {
             let what = format!(
                 "{} did not appear within {NODE_LIMIT:?}; is devtmpfs or udev at work?",

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Starting ──► Live ──► Draining ──► Stopping ──► Reaping ──► Gone
-//!      │          │ del, SIGTERM        ▲ helper: STOP             ▲
+//!      │          │ del, SIGTERM        ▲ helper: STOP             ▲ helper: DEL
 //!      │          └─ stopped by others ─┴──────────► (Reaping) ────┤
 //!      └── any step fails: everything made so far is undone ───────┘
 //! ```
@@ -21,12 +21,14 @@
 
 mod making;
 mod removal;
+mod resize;
 mod standing;
 mod stats;
 mod status;
 mod thread;
 pub mod traces;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -40,6 +42,7 @@ pub use standing::Standing;
 pub use stats::{DeviceStats, OperationStats};
 pub use status::{Status, limits};
 
+use crate::backend::place;
 use crate::clock;
 use crate::error::{Class, OrFail, Outcome};
 use crate::queue;
@@ -121,6 +124,8 @@ struct Shared {
     throttle: Arc<Throttle>,
     state: AtomicU8,
     made: OnceLock<Made>,
+    /// Device and inode number of the file behind it, if there is one.
+    identity: OnceLock<(u64, u64)>,
     /// What it protects, and in what order: see [`standing`].
     standing: Mutex<Standing>,
 }
@@ -181,6 +186,7 @@ impl Device {
             throttle: Arc::clone(&surroundings.throttle),
             state: AtomicU8::new(State::Starting as u8),
             made: OnceLock::new(),
+            identity: OnceLock::new(),
             standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None }),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
@@ -247,6 +253,16 @@ impl Device {
         {
             answer(Err(thread::is_going(self.name())));
         }
+    }
+
+    /// Whether the path of its backend leads to another file by now, in words. In a thread of its own, because asking may
+    /// wait for a server that does not answer; `answer` is called there, once.
+    pub fn backing_changed(&self, answer: Box<dyn FnOnce(Option<String>) + Send>) {
+        let path = self.shared.description.backend.path().map(Path::to_owned);
+        let Some((path, identity)) = path.zip(self.shared.identity.get().copied()) else { return answer(None) };
+        let look = move || answer(place::replaced(&path, identity));
+        // Without a thread the answer is dropped unheard, which says as much as one that never comes.
+        let _ = std::thread::Builder::new().name(thread_name(self.name(), None)).spawn(look);
     }
 
     /// The device and what would have to be deleted if the daemon ended now.

@@ -1,9 +1,18 @@
 //! How a device lives, and how it goes: by our own removal, or stopped by somebody else.
 //!
 //! ```text
-//!   our removal    in use? ─► drain ─► STOP (helper) ─► queues end ─┐
-//!   somebody else  abort, or its sign while we hold ─► drain ───────┴─► join ─► leave the throttle ─► close ─► DEL (helper)
+//!   our removal    in use? ─► drain ─► write back ─► STOP ─► queues end ─┐           one helper, told step by step
+//!   somebody else  abort, or its sign while we are busy ─► drain ────────┴─► join ─► leave the throttle ─► close ─► DEL
 //! ```
+//!
+//! | waiting for | is ended by |
+//! | --- | --- |
+//! | the in-use check | a forced removal that joins: another helper starts without it |
+//! | the write-back | forced: 3 s, here or after a forced one joins; else only the backend, since what is dirty would be lost |
+//! | STOP, the aborts | the queues, which give up on a backend that does not answer ([`crate::queue::PATIENCE`]) |
+//! | DEL | nothing that is ours: somebody else's DEL may keep the driver |
+//!
+//! Whoever asked is answered before that ([`super::thread`]).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,48 +21,51 @@ use super::thread::DeviceThread;
 use super::{State, traces};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
-use crate::helper::{self, Answer, Errand, Helper, Target};
+use crate::helper::{Answer, Errand, Helper, Target, Word};
 use crate::log;
 
-/// How long DEL may wait for those who still have the disk open, before the id is left to them: enough for udev, which looks
-/// at a disk that changes, and not so long that a forced removal seems to hang.
-const DELETE_LIMIT: Duration = Duration::from_millis(500);
-/// How often a device that holds requests is looked at for the sign of a foreign STOP.
+/// How long a helper may look for who keeps the id of a deleted device.
+const DELETE_LIMIT: Duration = Duration::from_secs(2);
+/// How often a device that is busy is looked at for the sign of a foreign STOP.
 const LOOK: Duration = Duration::from_millis(250);
-/// A request held no longer than this is no reason to look.
-const HELD_LONG: Duration = Duration::from_millis(100);
 
 impl DeviceThread {
     /// Until the device has been stopped, by us or by somebody else.
     pub(super) fn live(&mut self) {
+        let mut fetched = 0;
         loop {
             // First what may have come during the start.
-            if !self.removals.is_empty() && self.remove() {
+            if self.is_removal_wanted() && self.remove() {
                 return;
             }
             let is_watching = self.is_watched.load(Ordering::Acquire);
-            if self.is_ending || (is_watching && self.watch()) {
+            if self.is_ending || (is_watching && self.watch(&mut fetched)) {
                 return self.follow_foreign_stop();
+            }
+            if let Some((size, answer)) = self.resizes.pop_front() {
+                answer(self.resize(size));
+                continue;
             }
             self.receive(is_watching.then_some(LOOK));
         }
     }
 
-    /// While something is held: whether the kernel is taking the disk down behind our back.
-    fn watch(&mut self) -> bool {
-        let member = self.member();
-        let Some(member) = member else { return false };
-        let held = self.surroundings.throttle.held(member);
-        if held.count == 0 {
-            self.is_watched.store(false, Ordering::Release);
-            // A queue that began to hold before that store said nothing: it found somebody watching.
-            if self.surroundings.throttle.held(member).count > 0 {
-                self.is_watched.store(true, Ordering::Release);
-            }
-            return false;
+    /// While a request is with us, held or at the backend: whether the kernel is taking the disk down behind our back.
+    fn watch(&mut self, fetched: &mut u64) -> bool {
+        let is_busy = |this: &Self| this.made().queues.iter().any(|queue| queue.is_busy());
+        if is_busy(self) {
+            return self.target.is_some_and(|target| traces::disk_is_going(target.id));
         }
-        let long = held.oldest.is_some_and(|since| clock::until(since, clock::now()) > HELD_LONG);
-        long && self.target.is_some_and(|target| traces::disk_is_going(target.id))
+        // Between two requests of a stream it stays, or each of them would begin it anew.
+        let before = std::mem::replace(fetched, self.fetched());
+        if before == *fetched {
+            // First that, then the look: a queue that became busy before saw somebody watching, and said nothing.
+            self.is_watched.store(false, Ordering::SeqCst);
+            if is_busy(self) {
+                self.is_watched.store(true, Ordering::SeqCst);
+            }
+        }
+        false
     }
 
     /// Another ublk client stopped the device: let go of what is held, and serve until the last abort.
@@ -61,14 +73,14 @@ impl DeviceThread {
         self.drain();
         log::warn("W-REMOVED-EXTERNALLY", format_args!("device={} state=draining", self.name()));
         self.shared.set_state(State::Stopping);
+        self.hurry();
         let all = self.queues.len();
-        self.wait_for_ever("abort", |this| this.ended == all);
+        self.wait_for_ever("taking it down: another program has stopped it", |this| this.ended == all);
     }
 
     /// Goes through with a removal as far as STOP; false if the device is in use and lives on.
     fn remove(&mut self) -> bool {
-        let is_forced = self.removals.iter().any(|removal| removal.is_forced);
-        match self.stop(is_forced) {
+        match self.stop(self.is_forced()) {
             Ok(()) => true,
             Err(failure) if self.is_ending => {
                 // Somebody else was faster.
@@ -77,45 +89,95 @@ impl DeviceThread {
                 true
             }
             Err(failure) => {
+                if self.removals.is_empty() {
+                    // Nobody is left to be told.
+                    log::warn("W-NOT-REMOVED", format_args!("device={} {}", self.name(), failure.message));
+                }
+                self.late_removal = None;
                 self.answer_removals(&Err(failure));
                 false
             }
         }
     }
 
-    /// The in-use check, drain, and STOP, until every queue thread has ended.
+    /// The in-use check, drain, and STOP, until every queue has ended.
     pub(super) fn stop(&mut self, is_forced: bool) -> Outcome<()> {
         let target = self.target.expect("only a device that was added is stopped");
-        let mut helper = Helper::spawn(target, Errand::Stop { is_forced })?;
-        match self.hear(&mut helper, "in-use check") {
-            Some(Answer::Claimed) => {}
-            Some(Answer::Busy(users)) => {
-                return Err(Failure::new(
+        let mut helper = self.claim(target, is_forced)?;
+        self.drain();
+        log::info(format_args!("device={} state=stopping forced={}", self.name(), is_forced || self.is_forced()));
+        self.shared.set_state(State::Stopping);
+        helper.tell(Word::Go);
+        match self.hear_written(&mut helper, is_forced) {
+            Some(Answer::Written) => {}
+            Some(Answer::Unwritten) => self.notes.push("what was not written back is lost".to_owned()),
+            said => return Err(self.disappointed(helper, "cannot stop the device", said)),
+        }
+        self.hurry();
+        match self.hear(&mut helper, "STOP: the kernel waits for requests") {
+            Some(Answer::Stopped) => {}
+            // Said nothing, and ended well: somebody else was faster.
+            None if helper.ended().is_some_and(|status| status.success()) => {}
+            said => return Err(self.disappointed(helper, "cannot stop the device", said)),
+        }
+        let all = self.queues.len();
+        self.wait_for_ever("the queues: the kernel aborts their tags", |this| this.ended == all);
+        self.helper = Some(helper);
+        Ok(())
+    }
+
+    /// A helper that has the disk for itself, or need not care.
+    fn claim(&mut self, target: Target, mut is_forced: bool) -> Outcome<Helper> {
+        const CHECK: &str = "the in-use check: the disk does not open";
+        loop {
+            let mut helper = Helper::spawn(target, Errand::Stop { is_forced })?;
+            let said = self.hear_unless(&mut helper, CHECK, |this| this.is_forced() && !is_forced);
+            return match said {
+                Some(Answer::Claimed) => Ok(helper),
+                Some(Answer::Busy(users)) if !self.is_forced() => Err(Failure::new(
                     Class::Busy,
                     format!(
                         "device {:?} ({}) is in use: {users}; unmount or close it first, or use --force",
                         self.name(),
                         traces::node(target.id)
                     ),
-                ));
-            }
-            said => {
-                let status = self.outlive(&mut helper);
-                return Err(helper::failure("cannot stop the device", said, status));
-            }
+                )),
+                _ if self.is_forced() && !is_forced => {
+                    is_forced = true;
+                    helper.kill();
+                    continue;
+                }
+                said => Err(self.disappointed(helper, "cannot stop the device", said)),
+            };
         }
-        self.drain();
-        log::info(format_args!("device={} state=stopping forced={is_forced}", self.name()));
-        self.shared.set_state(State::Stopping);
-        helper.go();
-        self.finish(helper, None, "STOP")?;
-        let all = self.queues.len();
-        self.wait_for_ever("queues", |this| this.ended == all);
-        Ok(())
+    }
+
+    /// Waits for the end of the write-back; if it is or becomes a forced one, not for longer than that may take.
+    fn hear_written(&mut self, helper: &mut Helper, mut is_forced: bool) -> Option<Answer> {
+        const WRITING: &str = "writing back: the backend does not answer";
+        if is_forced {
+            self.hurry();
+        }
+        loop {
+            let said = self.hear_unless(helper, WRITING, |this| this.is_forced() && !is_forced);
+            if said.is_some() || is_forced || !self.is_forced() {
+                return said;
+            }
+            is_forced = true;
+            helper.tell(Word::Hurry);
+            self.hurry();
+        }
+    }
+
+    /// From now on the queues do not wait for a backend that does not answer.
+    fn hurry(&self) {
+        self.made().queues.iter().for_each(|queue| queue.hurry());
     }
 
     /// Lets go of everything held, now and from now on.
     pub(super) fn drain(&mut self) {
+        self.is_going = true;
+        self.refuse_resizes();
         if self.shared.is_live() {
             self.shared.set_state(State::Draining);
         }
@@ -128,9 +190,12 @@ impl DeviceThread {
     /// The queue threads have ended or are about to: takes every other trace away.
     pub(super) fn reap(&mut self) {
         self.shared.set_state(State::Reaping);
-        for queue in self.queues.drain(..) {
-            // A panic there has ended the whole process.
-            let _ = queue.join();
+        for (id, queue) in (0..).zip(self.queues.drain(..)) {
+            // One that waits for the backend has nothing of the device any more, but the backend.
+            if !self.stuck.contains(&id) {
+                // A panic there has ended the whole process.
+                let _ = queue.join();
+            }
         }
         let member = self.shared.standing().member.take();
         if let Some(member) = member {
@@ -147,26 +212,40 @@ impl DeviceThread {
     }
 
     fn delete(&mut self, target: Target) {
-        let mut helper = match Helper::spawn(target, Errand::Delete) {
+        let helper = match self.helper.take() {
+            Some(helper) => Ok(helper),
+            None => Helper::spawn(target, Errand::Delete),
+        };
+        let mut helper = match helper {
             Ok(helper) => helper,
             Err(failure) => return log::error(&failure.context(format!("device {:?}: DEL", self.name()))),
         };
-        let said = self.hear(&mut helper, "DEL");
-        let mut status = None;
-        let is_free = self.wait(DELETE_LIMIT, |_| {
-            status = helper.ended();
-            status.is_some()
-        });
-        if !is_free {
-            // The disk itself is gone; only its number waits for the last close.
-            helper.kill();
-            log::warn(
-                "W-ID-RESERVED",
-                format_args!("device={} id={} stays reserved until the last user closes it", self.name(), target.id),
-            );
-        } else if status.is_none_or(|status| !status.success()) {
-            let failure = helper::failure("DEL", said, status.unwrap_or_default());
-            log::error(&failure.context(format!("device {:?}", self.name())));
+        helper.tell(Word::Delete);
+        let mut said = self.hear(&mut helper, "DEL: the kernel, or somebody else's DEL");
+        if said == Some(Answer::Deleted) {
+            // The disk itself is gone; only its number may wait for the last close.
+            said = None;
+            self.wait(DELETE_LIMIT, |_| {
+                said = helper.heard();
+                said.is_some() || helper.ended().is_some()
+            });
+            said = said.or_else(|| helper.heard());
+            if said.is_none() && helper.ended().is_none() {
+                said = Some(Answer::Reserved("nobody can say by whom".to_owned()));
+            }
+        }
+        match said {
+            Some(Answer::Reserved(users)) => {
+                let note = format!("id {} stays reserved until it is closed: {users}", target.id);
+                log::warn("W-ID-RESERVED", format_args!("device={} {note}", self.name()));
+                self.notes.push(note);
+                helper.kill();
+            }
+            Some(_) => {
+                let failure = self.disappointed(helper, "DEL", said);
+                log::error(&failure.context(format!("device {:?}", self.name())));
+            }
+            None => {}
         }
     }
 }

@@ -1,15 +1,18 @@
 //! The thread of a device. It makes, watches and removes; it serves no request and holds no lock for long.
 //!
 //! ```text
-//!   inbox ◄── queue threads: Ready, Holding, Ending, Ended
-//!         ◄── control thread: Remove
+//!   inbox ◄── queue threads: Ready, Busy, Ending, Ended
+//!         ◄── control thread: Remove, Changed, Resize
 //!     │
 //!     └─► `note` records each message in a field, whatever is going on; the steps look at the fields
 //! ```
 //!
 //! So a message can come at any time: a removal asked for during the start waits for its end, a second removal joins the
-//! first, an abort in the middle of anything is not lost. The steps themselves are in `making` and `removal`.
+//! first, an abort in the middle of anything is not lost. The steps themselves are in `making`, `removal` and `resize`.
+//!
+//! Whoever waits for a removal gets an answer within [`ANSWER_LIMIT`], whatever the removal waits for: by name, and it goes on.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -30,6 +33,17 @@ use crate::ublk::queue::CharDevice;
 const TICK: Duration = Duration::from_millis(10);
 /// How often a wait without a limit is reported.
 const REPORT: Duration = Duration::from_secs(10);
+/// How long a removal may leave whoever asked for it without an answer.
+const ANSWER_LIMIT: Duration = Duration::from_millis(4500);
+
+/// How long a helper that has failed may take to end.
+const HELPER_END: Duration = Duration::from_secs(1);
+
+/// A removal that has not been answered.
+pub(super) struct Waiting {
+    pub(super) removal: Removal,
+    since: Instant,
+}
 
 pub(super) struct DeviceThread {
     pub(super) shared: Arc<Shared>,
@@ -48,8 +62,22 @@ pub(super) struct DeviceThread {
     pub(super) ended: usize,
     pub(super) is_ending: bool,
     pub(super) queue_failure: Option<Failure>,
-    pub(super) removals: Vec<Removal>,
+    pub(super) removals: Vec<Waiting>,
+    pub(super) resizes: VecDeque<(u64, super::Answer<u64>)>,
     pub(super) is_watched: Arc<AtomicBool>,
+    // How the removal goes.
+    /// The helper that has stopped the device, and will delete it.
+    pub(super) helper: Option<Helper>,
+    /// A removal was answered before its end, and whether one of those was forced.
+    pub(super) late_removal: Option<bool>,
+    /// The device is on its way out, for good.
+    pub(super) is_going: bool,
+    /// What is being waited for.
+    pub(super) stage: &'static str,
+    /// Queues whose threads wait for the backend, and are not waited for.
+    pub(super) stuck: Vec<u16>,
+    /// What the user is to be told besides.
+    pub(super) notes: Vec<String>,
 }
 
 impl DeviceThread {
@@ -74,7 +102,14 @@ impl DeviceThread {
             is_ending: false,
             queue_failure: None,
             removals: Vec::new(),
+            resizes: VecDeque::new(),
             is_watched: Arc::new(AtomicBool::new(false)),
+            helper: None,
+            late_removal: None,
+            is_going: false,
+            stage: "starting",
+            stuck: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -98,8 +133,11 @@ impl DeviceThread {
             }
         }
         // Removals that came too late have got what they wanted: it is gone.
+        self.is_going = true;
         self.drain_inbox();
-        self.answer_removals(&Ok(Removed::default()));
+        let note = (!self.notes.is_empty()).then(|| self.notes.join("; "));
+        self.answer_removals(&Ok(Removed { note }));
+        self.refuse_resizes();
     }
 
     pub(super) fn name(&self) -> &str {
@@ -107,45 +145,57 @@ impl DeviceThread {
     }
 
     /// Waits for a helper to do its errand.
-    pub(super) fn finish(&mut self, mut helper: Helper, limit: Option<Duration>, what: &str) -> Outcome<()> {
+    pub(super) fn finish(&mut self, mut helper: Helper, limit: Duration, what: &'static str) -> Outcome<()> {
+        self.stage = what;
         let mut status = None;
-        let mut has_ended = |_: &mut Self| {
+        let in_time = self.wait(limit, |_| {
             status = helper.ended();
             status.is_some()
-        };
-        match limit {
-            Some(limit) if !self.wait(limit, &mut has_ended) => {
-                return Err(Failure::new(Class::Failed, format!("{what} has not returned within {limit:?}")));
-            }
-            Some(_) => {}
-            None => self.wait_for_ever(what, has_ended),
+        });
+        if !in_time {
+            helper.kill();
+            return Err(Failure::new(Class::Failed, format!("{what} has not returned within {limit:?}")));
         }
         let status = status.unwrap_or_default();
         if status.success() { Ok(()) } else { Err(helper::failure(what, helper.heard(), status)) }
     }
 
-    /// The first word of a helper, or nothing if it ended without one.
-    pub(super) fn hear(&mut self, helper: &mut Helper, what: &str) -> Option<Answer> {
+    /// The next word of a helper, or nothing if it ended without one.
+    pub(super) fn hear(&mut self, helper: &mut Helper, what: &'static str) -> Option<Answer> {
+        self.hear_unless(helper, what, |_| false)
+    }
+
+    /// The same, but nothing too if meanwhile something became true.
+    pub(super) fn hear_unless(
+        &mut self,
+        helper: &mut Helper,
+        what: &'static str,
+        mut is_moot: impl FnMut(&Self) -> bool,
+    ) -> Option<Answer> {
         let mut said = None;
-        self.wait_for_ever(what, |_| {
+        self.wait_for_ever(what, |this| {
             said = helper.heard();
             // What it said before it ended may still be in the pipe.
             if said.is_none() && helper.ended().is_some() {
                 said = helper.heard();
                 return true;
             }
-            said.is_some()
+            said.is_some() || is_moot(this)
         });
         said
     }
 
-    pub(super) fn outlive(&mut self, helper: &mut Helper) -> std::process::ExitStatus {
+    /// The failure of a helper that said something else than expected, or nothing.
+    pub(super) fn disappointed(&mut self, mut helper: Helper, what: &'static str, said: Option<Answer>) -> Failure {
         let mut status = None;
-        self.wait_for_ever("helper", |_| {
+        self.wait(HELPER_END, |_| {
             status = helper.ended();
             status.is_some()
         });
-        status.unwrap_or_default()
+        if status.is_none() {
+            helper.kill();
+        }
+        helper::failure(what, said, status.unwrap_or_default())
     }
 
     /// Notes messages until `is_done`, which is asked at least every [`TICK`]; false if that took longer than `limit`.
@@ -159,11 +209,13 @@ impl DeviceThread {
                 return false;
             }
             self.receive(Some(TICK));
+            self.answer_late();
         }
     }
 
     /// The same for what nothing can call off. It is told, so that a stuck removal has a name.
-    pub(super) fn wait_for_ever(&mut self, what: &str, mut is_done: impl FnMut(&mut Self) -> bool) {
+    pub(super) fn wait_for_ever(&mut self, what: &'static str, mut is_done: impl FnMut(&mut Self) -> bool) {
+        self.stage = what;
         while !self.wait(REPORT, &mut is_done) {
             log::warn(
                 "W-SLOW",
@@ -195,21 +247,26 @@ impl DeviceThread {
         match message {
             Message::Queue(Report::Ready) => self.ready += 1,
             // The look that follows is the reaction.
-            Message::Queue(Report::Holding) => {}
+            Message::Queue(Report::Busy) => {}
             Message::Queue(Report::Ending) => self.is_ending = true,
-            Message::Queue(Report::Ended(outcome)) => {
+            Message::Queue(Report::Ended { queue, outcome, stuck }) => {
                 self.ended += 1;
+                if stuck > 0 {
+                    self.stuck.push(queue);
+                }
                 if let Err(failure) = outcome {
                     self.fail(failure);
                 }
             }
-            Message::Remove(removal) => self.removals.push(removal),
+            Message::Remove(removal) => self.removals.push(Waiting { removal, since: Instant::now() }),
             // Before it is made and after it has gone there is nothing to write about.
             Message::Changed if self.target.is_some() => self.write_state(),
             Message::Changed => {}
             Message::Resize(size, answer) => {
-                let what = format!("device {:?} cannot become {size} bytes while it is there", self.name());
-                answer(Err(Failure::new(Class::Unsupported, what)));
+                self.resizes.push_back((size, answer));
+                if self.is_going {
+                    self.refuse_resizes();
+                }
             }
         }
     }
@@ -224,9 +281,39 @@ impl DeviceThread {
         self.queue_failure.get_or_insert(failure);
     }
 
+    /// Whether a removal was asked for and has not been refused.
+    pub(super) fn is_removal_wanted(&self) -> bool {
+        self.late_removal.is_some() || !self.removals.is_empty()
+    }
+
+    /// Whether a removal was asked for that does not care who uses the device.
+    pub(super) fn is_forced(&self) -> bool {
+        self.late_removal == Some(true) || self.removals.iter().any(|waiting| waiting.removal.is_forced)
+    }
+
     pub(super) fn answer_removals(&mut self, outcome: &Outcome<Removed>) {
-        for removal in self.removals.drain(..) {
-            (removal.answer)(outcome.clone());
+        for waiting in self.removals.drain(..) {
+            (waiting.removal.answer)(outcome.clone());
+        }
+    }
+
+    pub(super) fn refuse_resizes(&mut self) {
+        for (_, answer) in std::mem::take(&mut self.resizes) {
+            answer(Err(is_going(self.name())));
+        }
+    }
+
+    /// Tells those who have waited long enough what is being waited for. The removal goes on without them.
+    fn answer_late(&mut self) {
+        let late = |waiting: &mut Waiting| waiting.since.elapsed() >= ANSWER_LIMIT;
+        for waiting in self.removals.extract_if(.., late).collect::<Vec<_>>() {
+            let what = format!(
+                "device {:?} is not gone after {ANSWER_LIMIT:?}: {}; the removal goes on, `list` tells",
+                self.name(),
+                self.stage
+            );
+            self.late_removal = Some(self.is_forced() || waiting.removal.is_forced);
+            (waiting.removal.answer)(Err(Failure::new(Class::Timeout, what)));
         }
     }
 

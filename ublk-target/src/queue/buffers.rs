@@ -7,12 +7,16 @@
 //! The kernel copies the data of a write in before it delivers the request, and the data of a read out at the commit. Pages
 //! take up memory only once they are touched. Whoever commits a read must have filled all of its length: the rest would be
 //! the data of an earlier request.
+//!
+//! A tag whose request is given up while the backend still has its buffer gets a fresh one; the old one stays mapped, used by
+//! nobody else, until all go together.
 
 #![allow(unsafe_code, reason = "an anonymous mapping and slices of it; tags keep the slices apart")]
 
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::error::{Class, OrFail, Outcome};
@@ -21,26 +25,34 @@ use crate::error::{Class, OrFail, Outcome};
 pub struct Buffers {
     base: NonNull<u8>,
     each: usize,
-    depth: u16,
+    /// Where the buffer of each tag begins.
+    of_tag: Vec<NonNull<u8>>,
+    /// The fresh ones, besides those from `base` on.
+    fresh: Vec<NonNull<u8>>,
 }
 
 impl Buffers {
     /// Maps `depth` buffers of `each` bytes, a multiple of the page size.
     pub fn map(depth: u16, each: u32) -> Outcome<Self> {
         let each = each as usize;
-        let length = NonZeroUsize::new(each * usize::from(depth)).expect("depth and buffer are at least 1");
-        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
-        // SAFETY: mmap(2): a new anonymous mapping, at an address the kernel chooses, overlaps nothing.
-        let base = unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_NORESERVE) }
-            .or_fail(Class::Resource, format!("cannot map {length} bytes of buffers ({depth} requests of {each})"))?;
-        Ok(Self { base: base.cast(), each, depth })
+        let base = map(each * usize::from(depth))
+            .or_fail(Class::Resource, format!("cannot map the buffers of {depth} requests of {each} bytes"))?;
+        // SAFETY: below `depth` buffers of `each` bytes the addresses lie in the mapping.
+        let of_tag = (0..usize::from(depth)).map(|tag| unsafe { base.add(tag * each) }).collect();
+        Ok(Self { base, each, of_tag, fresh: Vec::new() })
+    }
+
+    /// Gives `tag` a fresh buffer. The old one is left to whoever still has its address.
+    pub fn replace(&mut self, tag: u16) -> Result<(), Errno> {
+        let fresh = map(self.each)?;
+        self.fresh.push(fresh);
+        self.of_tag[usize::from(tag)] = fresh;
+        Ok(())
     }
 
     /// The address of the buffer of `tag`, for the kernel.
     pub fn address(&self, tag: u16) -> *mut u8 {
-        assert!(tag < self.depth, "tag {tag} of {}", self.depth);
-        // SAFETY: below `depth` buffers of `each` bytes the address lies in the mapping.
-        unsafe { self.base.as_ptr().add(usize::from(tag) * self.each) }
+        self.of_tag[usize::from(tag)].as_ptr()
     }
 
     /// The first `length` bytes of the buffer of `tag`.
@@ -49,7 +61,7 @@ impl Buffers {
     /// outstanding: then neither the kernel nor anyone else touches them.
     pub fn slice(&mut self, tag: u16, length: usize) -> &mut [u8] {
         assert!(length <= self.each, "{length} bytes in a buffer of {}", self.each);
-        // SAFETY: `length` bytes from there are in the mapping and initialised (zero at first); `&mut self` keeps every
+        // SAFETY: `length` bytes from there are in a mapping and initialised (zero at first); `&mut self` keeps every
         // other slice away, and the rule above the kernel.
         unsafe { std::slice::from_raw_parts_mut(self.address(tag), length) }
     }
@@ -57,9 +69,23 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // SAFETY: munmap(2) of exactly what `map` mapped; no slice outlives `self`. Cannot fail for a whole mapping.
-        let _ = unsafe { munmap(self.base.cast(), self.each * usize::from(self.depth)) };
+        // SAFETY: munmap(2) of exactly what `map` mapped; no slice outlives `self`, and the queue keeps `self` until no entry
+        // is under way. Cannot fail for whole mappings.
+        unsafe {
+            let _ = munmap(self.base.cast(), self.each * self.of_tag.len());
+            for fresh in &self.fresh {
+                let _ = munmap(fresh.cast(), self.each);
+            }
+        }
     }
+}
+
+/// New memory, zero.
+fn map(length: usize) -> Result<NonNull<u8>, Errno> {
+    let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
+    let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+    // SAFETY: mmap(2): a new anonymous mapping, at an address the kernel chooses, overlaps nothing.
+    unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_NORESERVE) }.map(NonNull::cast)
 }
 
 #[cfg(test)]
@@ -77,5 +103,18 @@ mod tests {
         }
         assert_eq!(buffers.slice(0, 8192)[8191], 1);
         assert_eq!(buffers.slice(1, 8192)[0], 2);
+    }
+    #[test]
+    fn a_fresh_buffer_leaves_the_old_one_where_it_was() {
+        // The backend may still write into the old one, or read from it.
+        let mut buffers = Buffers::map(2, 4096).unwrap();
+        buffers.slice(1, 4096).fill(7);
+        let old = buffers.address(1);
+        buffers.replace(1).unwrap();
+        assert_ne!(buffers.address(1), old);
+        assert!(buffers.slice(1, 4096).iter().all(|byte| *byte == 0));
+        buffers.slice(1, 4096).fill(8);
+        // SAFETY: mapped until `buffers` is dropped, and in use by nobody.
+        assert_eq!(unsafe { old.read() }, 7);
     }
 }

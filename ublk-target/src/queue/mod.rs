@@ -13,6 +13,8 @@
 //! 2. Only this thread touches the tags of its queue. Other threads ring its bell, nothing else.
 //! 3. A held request is a tag not given back: the kernel's queue fills up, and the client waits. Nothing is allocated.
 //! 4. It ends when the kernel has aborted every tag and the gate has retired: after that nobody refers to the queue.
+//! 5. A device that is going does not wait for a backend that does not answer: what has been with it for [`PATIENCE`] gets EIO.
+//!    The entry is still there, and so its buffer, its file and this thread stay behind until it comes back; the queue does not.
 
 mod bell;
 pub mod buffers;
@@ -41,6 +43,8 @@ use tags::Tags;
 use crate::backend::{self, Backend, Lane, Progress, Request, Step};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
+use crate::log;
+use crate::ublk::queue::outlast as ring_outlast;
 use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, QueueRing, Wait, operation};
 
 /// What a queue thread tells the thread of its device.
@@ -48,18 +52,32 @@ use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, QueueRing, Wait, 
 pub enum Report {
     /// Every tag is offered to the kernel: START may be sent.
     Ready,
-    /// It begins to hold requests while nobody watches ([`Setup::is_watched`]).
-    Holding,
+    /// It begins to keep requests over the end of a turn while nobody watches ([`Setup::is_watched`]).
+    Busy,
     /// The kernel aborted a tag: the device is being stopped.
     Ending,
-    /// The thread is about to end, as planned or because of a failure.
-    Ended(Outcome<()>),
+    /// The queue has ended, as planned or because of a failure.
+    Ended {
+        /// Which one.
+        queue: u16,
+        /// How.
+        outcome: Outcome<()>,
+        /// Entries that the backend still has: its thread waits for them, and must not be waited for.
+        stuck: usize,
+    },
 }
+
+/// How long a device that is going waits for the backend's answer to a request.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it looks whether that has passed.
+const PATIENCE_LOOK: Duration = Duration::from_millis(100);
 
 /// What others may do to a queue, and see of it.
 pub struct Handle {
     bell: Bell,
     must_leave: AtomicBool,
+    must_hurry: AtomicBool,
+    is_busy: AtomicBool,
     fetched: AtomicU64,
     /// What it has done.
     pub counters: Counters,
@@ -71,6 +89,8 @@ impl Handle {
         Ok(Arc::new(Self {
             bell: Bell::new()?,
             must_leave: AtomicBool::new(false),
+            must_hurry: AtomicBool::new(false),
+            is_busy: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
             counters: Counters::default(),
         }))
@@ -80,6 +100,18 @@ impl Handle {
     pub fn leave(&self) {
         self.must_leave.store(true, Ordering::Release);
         self.bell.ring();
+    }
+
+    /// From now on a request that the backend does not answer within [`PATIENCE`] gets EIO. Cannot be undone.
+    pub fn hurry(&self) {
+        self.must_hurry.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    /// Whether it keeps a request at the moment, held or with the backend.
+    pub fn is_busy(&self) -> bool {
+        // Pairs with `publish`: either the device thread sees this, or the queue sees that nobody watches.
+        self.is_busy.load(Ordering::SeqCst)
     }
 
     /// Requests fetched so far.
@@ -116,7 +148,9 @@ pub struct Setup {
     pub member: MemberId,
     /// What others see.
     pub handle: Arc<Handle>,
-    /// Whether the device thread already looks after the held requests of the device.
+    /// The name of the device.
+    pub name: String,
+    /// Whether the device thread already looks after the requests of the device.
     pub is_watched: Arc<AtomicBool>,
     /// Tells the device thread.
     pub report: Box<dyn Fn(Report) + Send>,
@@ -124,11 +158,24 @@ pub struct Setup {
 
 /// The body of a queue thread.
 pub fn run(setup: Setup) {
-    let outcome = serve(&setup);
-    (setup.report)(Report::Ended(outcome));
+    let (outcome, rest) = match serve(&setup) {
+        Ok(rest) => (Ok(()), rest),
+        Err(failure) => (Err(failure), None),
+    };
+    let Setup { device, id, backend, handle, report, name, .. } = setup;
+    // The rest needs neither, and the id is not free before they are gone.
+    drop(device);
+    report(Report::Ended { queue: id, outcome, stuck: rest.as_ref().map_or(0, |rest| rest.entries) });
+    drop(report);
+    if let Some(rest) = rest {
+        rest.outlast(&name);
+    }
+    // Ring and bell are of use until here; with the backend goes the lock of its file.
+    drop((handle, backend));
 }
 
-fn serve(setup: &Setup) -> Outcome<()> {
+/// Serves until the end. What the backend still has then, if anything.
+fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
     if let Some(cpus) = &setup.cpus {
         // A matter of speed only: without it requests cross CPUs.
         let _ = sched_setaffinity(Pid::from_raw(0), cpus);
@@ -141,7 +188,34 @@ fn serve(setup: &Setup) -> Outcome<()> {
             Failure::new(Class::Failed, format!("queue {}: waiting: {}", setup.id, crate::error::plain(&cause)))
         })?;
     }
-    Ok(())
+    let Queue { lane, buffers, tags, .. } = queue;
+    Ok((tags.stuck() > 0).then_some(Rest { entries: tags.stuck(), _lane: lane, buffers }))
+}
+
+/// What the backend has not given back when the queue is gone, and what that needs.
+struct Rest {
+    entries: usize,
+    /// Its file is named by the entries.
+    _lane: Box<dyn Lane>,
+    buffers: Buffers,
+}
+
+impl Rest {
+    fn outlast(self, name: &str) {
+        log::warn(
+            "W-BACKEND-STUCK",
+            format_args!(
+                "device={name} entries={}: the backend does not answer; its file stays locked until it does, and this \
+                 process cannot end before",
+                self.entries
+            ),
+        );
+        match ring_outlast(self.entries) {
+            Ok(()) => log::info(format_args!("device={name} state=released: the backend has answered after all")),
+            // Whatever the kernel does with them then, it must not be with memory that is somebody else's.
+            Err(_) => std::mem::forget(self.buffers),
+        }
+    }
 }
 
 /// A request between delivery and commit.
@@ -153,6 +227,8 @@ struct Slot {
     arrived: Time,
     /// When the backend got it first.
     issued: Time,
+    /// Of its latest entry. An entry with another one was given up.
+    serial: u32,
 }
 
 struct Queue<'a> {
@@ -168,6 +244,9 @@ struct Queue<'a> {
     events: Vec<Event>,
     let_go: Vec<Tag>,
     fetched: u64,
+    is_busy: bool,
+    /// Since when the backend's answers are not waited for without limit.
+    hurried: Option<Time>,
     has_retired: bool,
 }
 
@@ -182,15 +261,20 @@ impl<'a> Queue<'a> {
         Ok(Self {
             setup,
             ring,
-            lane: setup.backend.lane(depth),
+            lane: setup.backend.lane(depth)?,
             buffers,
             gate,
             tags: Tags::parked(depth),
-            slots: vec![Slot { request: nothing, done: 0, arrived: Time::ZERO, issued: Time::ZERO }; depth.into()],
+            slots: vec![
+                Slot { request: nothing, done: 0, arrived: Time::ZERO, issued: Time::ZERO, serial: 0 };
+                depth.into()
+            ],
             entries: Vec::with_capacity(usize::from(depth) + 1),
             events: Vec::with_capacity(usize::from(depth) * 2 + 64),
             let_go: Vec::with_capacity(depth.into()),
             fetched: 0,
+            is_busy: false,
+            hurried: None,
             has_retired: false,
         })
     }
@@ -221,10 +305,7 @@ impl<'a> Queue<'a> {
     }
 
     fn turn(&mut self) -> io::Result<()> {
-        let wait = match self.gate.deadline() {
-            Some(deadline) => Wait::AtMost(clock::until(clock::now(), deadline)),
-            None => Wait::Forever,
-        };
+        let wait = self.wait();
         self.ring.turn(&mut self.entries, wait, &mut self.events)?;
         let now = clock::now();
         let mut events = std::mem::take(&mut self.events);
@@ -245,6 +326,13 @@ impl<'a> Queue<'a> {
         }
         self.let_go = let_go;
 
+        if is_rung && self.hurried.is_none() && self.setup.handle.must_hurry.load(Ordering::Acquire) {
+            self.hurried = Some(now);
+        }
+        if let Some(since) = self.hurried {
+            self.give_up(since, now);
+        }
+
         self.publish();
         let must_leave = is_rung && self.setup.handle.must_leave.load(Ordering::Acquire);
         if self.tags.all_dead() || (must_leave && self.tags.is_backend_idle()) {
@@ -254,6 +342,32 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
+    fn wait(&self) -> Wait {
+        let deadline = self.gate.deadline().map(|deadline| clock::until(clock::now(), deadline));
+        let look = (self.hurried.is_some() && !self.tags.is_backend_idle()).then_some(PATIENCE_LOOK);
+        match deadline.into_iter().chain(look).min() {
+            Some(time) => Wait::AtMost(time),
+            None => Wait::Forever,
+        }
+    }
+
+    /// Answers with EIO what the backend has had for too long.
+    fn give_up(&mut self, since: Time, now: Time) {
+        for tag in 0..self.setup.depth {
+            let Slot { issued, serial, .. } = self.slots[usize::from(tag)];
+            if !self.tags.is_running(tag) || now.nanos_since(issued.max(since)) < PATIENCE.as_nanos() as u64 {
+                continue;
+            }
+            // Without memory for a new buffer the tag has to wait on.
+            if self.buffers.replace(tag).is_err() {
+                continue;
+            }
+            self.slots[usize::from(tag)].serial = QueueRing::next_serial(serial);
+            self.tags.give_up(tag);
+            self.answer(tag, Err(Errno::EIO), now);
+        }
+    }
+
     fn apply(&mut self, event: Event, now: Time) {
         match event {
             Event::Delivered(tag) => {
@@ -261,11 +375,15 @@ impl<'a> Queue<'a> {
                 self.fetched += 1;
                 self.begin(tag, now);
             }
-            Event::Backend(tag, result) => {
+            Event::Backend(tag, serial, _) if serial != self.slots[usize::from(tag)].serial => self.tags.late(),
+            Event::Backend(tag, _, result) => {
                 self.tags.done(tag);
                 let slot = &mut self.slots[usize::from(tag)];
                 match backend::progress(&slot.request, slot.done, result) {
-                    Progress::Done(outcome) => self.answer(tag, outcome, now),
+                    Progress::Done(outcome) => {
+                        let outcome = self.lane.settle(tag, &slot.request, outcome);
+                        self.answer(tag, outcome, now);
+                    }
                     Progress::Continue(done) => {
                         slot.done = done;
                         self.issue(tag, now);
@@ -297,7 +415,8 @@ impl<'a> Queue<'a> {
             Ok(request) => request,
             Err(errno) => return self.commit(tag, -(errno as i32)),
         };
-        self.slots[usize::from(tag)] = Slot { request, done: 0, arrived: now, issued: now };
+        let slot = &mut self.slots[usize::from(tag)];
+        *slot = Slot { request, done: 0, arrived: now, issued: now, serial: QueueRing::next_serial(slot.serial) };
         match self.gate.request(tag.into(), request.operation, request.length, now) {
             Verdict::Go => self.let_through(tag, None, now),
             Verdict::Held => self.tags.hold(tag),
@@ -309,6 +428,10 @@ impl<'a> Queue<'a> {
         let slot = &mut self.slots[usize::from(tag)];
         slot.issued = now;
         self.setup.handle.counters.let_through(slot.request.operation, slot.request.length, waited);
+        // A backend that has let us down does not get more while the device waits to go: each would take its time.
+        if self.tags.stuck() > 0 {
+            return self.answer(tag, Err(Errno::EIO), now);
+        }
         self.issue(tag, now);
     }
 
@@ -344,13 +467,13 @@ impl<'a> Queue<'a> {
 
     /// Hands the rest of a request to the backend.
     fn issue(&mut self, tag: u16, now: Time) {
-        let Slot { request, done, .. } = self.slots[usize::from(tag)];
+        let Slot { request, done, serial, .. } = self.slots[usize::from(tag)];
         let data = self.buffers.slice(tag, request.data_length());
         match self.lane.issue(tag, &request, data, done) {
             Step::Done(outcome) => self.answer(tag, outcome, now),
             Step::Submit(entry) => {
                 self.tags.run(tag);
-                self.entries.push(QueueRing::backend(entry, tag));
+                self.entries.push(QueueRing::backend(entry, tag, serial));
             }
         }
     }
@@ -376,13 +499,19 @@ impl<'a> Queue<'a> {
     }
 
     /// Lets others see what happened in this turn.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let handle = &self.setup.handle;
         handle.fetched.store(self.fetched, Ordering::Relaxed);
-        // The load first: while the device thread watches, which is as long as something is held, this line is not written.
+        if self.is_busy != self.tags.is_busy() {
+            self.is_busy = !self.is_busy;
+            // Before the look at `is_watched`, in the one order of SeqCst: the device thread stops watching first and then
+            // looks whether anyone is busy.
+            handle.is_busy.store(self.is_busy, Ordering::SeqCst);
+        }
+        // The load first: while the device thread watches, which is as long as there is work, this line is not written.
         let watched = &self.setup.is_watched;
-        if self.tags.is_holding() && !watched.load(Ordering::Relaxed) && !watched.swap(true, Ordering::AcqRel) {
-            (self.setup.report)(Report::Holding);
+        if self.is_busy && !watched.load(Ordering::SeqCst) && !watched.swap(true, Ordering::SeqCst) {
+            (self.setup.report)(Report::Busy);
         }
     }
 }

@@ -7,11 +7,13 @@
 //!     │ └──── commit ─────┤   └── let_go ───┘
 //!     │ abort             │ run
 //!     ▼                   ▼
-//!   Dead                Running ── done ──► Owned
+//!   Dead                Running ── done, give_up ──► Owned
 //! ```
 //!
 //! *Parked*: with the kernel, which may deliver a request under it. *Owned*: ours, about to move on in this very turn.
 //! *Held*: waits for a limit. *Running*: the backend has an entry of it. *Dead*: the kernel took it back; device ending.
+//!
+//! A tag that was given up goes on without its entry, which is *stuck*: still with the backend, and counted until it comes back.
 
 /// The state of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +32,13 @@ pub struct Tags {
     held: u16,
     running: u16,
     dead: u16,
+    stuck: usize,
 }
 
 impl Tags {
     /// All parked: for a queue whose FETCHes have been submitted.
     pub fn parked(depth: u16) -> Self {
-        Self { states: vec![State::Parked; depth.into()], held: 0, running: 0, dead: 0 }
+        Self { states: vec![State::Parked; depth.into()], held: 0, running: 0, dead: 0, stuck: 0 }
     }
 
     /// The kernel delivered a request.
@@ -67,6 +70,18 @@ impl Tags {
         self.running -= 1;
     }
 
+    /// That entry is not waited for any longer.
+    pub fn give_up(&mut self, tag: u16) {
+        self.done(tag);
+        self.stuck += 1;
+    }
+
+    /// An entry that was given up has come back.
+    pub fn late(&mut self) {
+        assert!(self.stuck > 0, "an entry came back that nobody gave up");
+        self.stuck -= 1;
+    }
+
     /// Answered; the kernel has it again.
     pub fn commit(&mut self, tag: u16) {
         self.step(tag, State::Owned, State::Parked);
@@ -76,11 +91,6 @@ impl Tags {
     pub fn abort(&mut self, tag: u16) {
         self.step(tag, State::Parked, State::Dead);
         self.dead += 1;
-    }
-
-    /// Whether at least one request waits for a limit.
-    pub fn is_holding(&self) -> bool {
-        self.held > 0
     }
 
     /// Whether the kernel has taken a tag back.
@@ -93,9 +103,24 @@ impl Tags {
         usize::from(self.dead) == self.states.len()
     }
 
-    /// Whether the backend has an entry of any tag.
+    /// Whether the backend has an entry that is waited for.
     pub fn is_backend_idle(&self) -> bool {
         self.running == 0
+    }
+
+    /// Whether the backend has an entry of this tag.
+    pub fn is_running(&self, tag: u16) -> bool {
+        self.states[usize::from(tag)] == State::Running
+    }
+
+    /// Whether a request is with us over the end of a turn.
+    pub fn is_busy(&self) -> bool {
+        self.held > 0 || self.running > 0
+    }
+
+    /// Entries that were given up and have not come back.
+    pub fn stuck(&self) -> usize {
+        self.stuck
     }
 
     fn step(&mut self, tag: u16, from: State, to: State) {
@@ -117,14 +142,14 @@ mod tests {
         for _ in 0..2 {
             tags.deliver(1);
             tags.hold(1);
-            assert!(tags.is_holding());
+            assert!(tags.is_busy() && tags.is_backend_idle());
             tags.let_go(1);
             tags.run(1);
-            assert!(!tags.is_holding() && !tags.is_backend_idle());
+            assert!(!tags.is_backend_idle() && tags.is_running(1));
             tags.done(1);
             tags.commit(1);
         }
-        assert!(tags.is_backend_idle() && !tags.is_ending());
+        assert!(!tags.is_busy() && !tags.is_ending());
     }
 
     #[test]
@@ -137,6 +162,21 @@ mod tests {
         tags.commit(0);
         tags.abort(0);
         assert!(tags.all_dead());
+    }
+
+    #[test]
+    fn a_tag_goes_on_without_an_entry_that_was_given_up() {
+        // The device can be taken down; the entry comes back when the backend pleases.
+        let mut tags = Tags::parked(1);
+        tags.deliver(0);
+        tags.run(0);
+        tags.give_up(0);
+        tags.commit(0);
+        tags.abort(0);
+        assert!(tags.all_dead() && tags.is_backend_idle());
+        assert_eq!(tags.stuck(), 1);
+        tags.late();
+        assert_eq!(tags.stuck(), 0);
     }
 
     #[test]

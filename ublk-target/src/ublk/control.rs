@@ -5,8 +5,8 @@
 //!   dev_id u32 │ queue_id u16 │ len u16 │ addr u64 │ data u64 │ dev_path_len u16, pad │ reserved u32
 //! ```
 //!
-//! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES may be called by the daemon. START, STOP and DEL only by
-//! a helper process: they can wait for requests that the daemon holds, and a process killed in such a wait never dies.
+//! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES may be called by the daemon. START, STOP, DEL and UPDATE_SIZE
+//! only by a helper process: they can wait for requests that the daemon holds, and a process killed in such a wait never dies.
 
 #![allow(unsafe_code, reason = "submission entries carry addresses; each buffer is ours and outlives its command")]
 
@@ -24,6 +24,9 @@ use crate::error::{Class, Failure, OrFail, Outcome};
 
 /// Where the driver takes commands.
 pub const CONTROL_PATH: &str = "/dev/ublk-control";
+
+/// The driver's unit of sizes.
+const SECTOR: u64 = 512;
 
 /// CPUs in an affinity mask: what `CpuSet` can hold.
 const CPUS_MAX: usize = 1024;
@@ -133,6 +136,11 @@ impl Control {
     /// DEL, the variant that does not wait: the id is free once the last user has closed the device. For helpers only.
     pub fn delete(&mut self, id: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, ..no_device() })
+    }
+
+    /// UPDATE_SIZE: the disk has `size` bytes from now on. For helpers only.
+    pub fn update_size(&mut self, id: u32, size: u64) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_UPDATE_SIZE, id, data: size / SECTOR, ..no_device() })
     }
 
     fn run(&mut self, command: Command<'_>) -> Result<(), Errno> {

@@ -13,6 +13,9 @@ pub struct Feature {
     pub is_used: bool,
 }
 
+/// The bit of the ability to resize a live device.
+pub const UPDATE_SIZE: u32 = 10;
+
 /// All abilities known up to Linux 7.3, by bit.
 pub const ALL: [Feature; 21] = [
     feature(0, "SUPPORT_ZERO_COPY", "request pages as fixed buffers, by command"),
@@ -25,7 +28,7 @@ pub const ALL: [Feature; 21] = [
     feature(7, "USER_COPY", "data moved by pread and pwrite"),
     feature(8, "ZONED", "zoned disks"),
     feature(9, "USER_RECOVERY_FAIL_IO", "without a server, requests fail at once"),
-    feature(10, "UPDATE_SIZE", "resize while in use"),
+    Feature { is_used: true, ..feature(UPDATE_SIZE, "UPDATE_SIZE", "resize while in use") },
     feature(11, "AUTO_BUF_REG", "request pages as fixed buffers, by itself"),
     feature(12, "QUIESCE", "hand a live device to another server"),
     feature(13, "PER_IO_DAEMON", "several threads for one queue"),

@@ -7,7 +7,7 @@
 //!             events: Delivered │ Aborted │ Refused │ Backend │ Bell
 //!
 //!   user_data   63 │ 62..32 │ 31..16 │ 15..0
-//!               own│ 0      │ kind   │ tag        own = 0: FETCH or COMMIT, in libublk's numbering too
+//!               own│ serial │ kind   │ tag        own = 0: FETCH or COMMIT, in libublk's numbering too
 //! ```
 //!
 //! A turn is one system call: it submits what was prepared, waits, and reaps. Nothing here decides anything.
@@ -35,9 +35,8 @@ pub type Entry = squeue::Entry;
 pub struct CharDevice(UblkDev);
 
 impl CharDevice {
-    /// Opens `/dev/ublkcN` of a device that was ADDed, and lists what its queues register as fixed files: the character
-    /// device itself is 0, `files` follow from 1. They must stay open as long as the device.
-    pub fn open(info: &DeviceInfo, files: &[RawFd]) -> Outcome<Self> {
+    /// Opens `/dev/ublkcN` of a device that was ADDed. Its queues register it as fixed file 0, and nothing else.
+    pub fn open(info: &DeviceInfo) -> Outcome<Self> {
         let what = || format!("/dev/ublkc{}", info.id);
         let handle = log::quietly(|| {
             UblkCtrlBuilder::default()
@@ -56,10 +55,6 @@ impl CharDevice {
             |dev| {
                 dev.tgt.sq_depth = sq;
                 dev.tgt.cq_depth = cq;
-                for file in files {
-                    dev.tgt.fds[dev.tgt.nr_fds as usize] = *file;
-                    dev.tgt.nr_fds += 1;
-                }
                 Ok(())
             },
             &handle,
@@ -70,10 +65,10 @@ impl CharDevice {
     }
 }
 
-/// Entries and completions that a queue can have at once: a command or a backend entry for each tag and the bell's poll,
-/// doubled so that no submission finds the ring full; completions besides in case a thread is kept from reaping them.
+/// Entries and completions that a queue can have at once: in one turn a tag's entry may go to the backend, be given up and its
+/// request answered, and the bell's poll be armed; completions besides in case a thread is kept from reaping them.
 const fn ring_sizes(depth: u16) -> (u16, u16) {
-    (depth * 2, depth * 4 + 64)
+    (depth * 2 + 1, depth * 4 + 64)
 }
 
 /// What the kernel asks for, copied out of the shared memory at delivery: the kernel reuses it after the commit.
@@ -126,8 +121,8 @@ pub enum Event {
     Aborted(u16),
     /// FETCH or COMMIT of this tag was refused, with this errno.
     Refused(u16, i32),
-    /// The backend is done with the entry of this tag: bytes or -errno.
-    Backend(u16, i32),
+    /// The backend is done with the entry of this tag and serial number: bytes or -errno.
+    Backend(u16, u32, i32),
     /// Somebody rang; `is_armed` tells whether the bell's poll is still there.
     Bell {
         /// If not, [`QueueRing::watch_bell`] must be submitted again.
@@ -136,6 +131,8 @@ pub enum Event {
 }
 
 const OWN: u64 = 1 << 63;
+/// Serial numbers of backend entries are below.
+const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
 
@@ -188,9 +185,16 @@ impl<'a> QueueRing<'a> {
         opcode::UringCmd16::new(types::Fixed(0), operation).cmd(bytes).build().user_data(tag.into())
     }
 
-    /// Marks an entry as the backend's, for the request under `tag`.
-    pub fn backend(entry: Entry, tag: u16) -> Entry {
-        entry.user_data(OWN | KIND_BACKEND | u64::from(tag))
+    /// Marks an entry as the backend's, for the request under `tag`. `serial` comes back with it, cut to 31 bits by
+    /// [`Self::next_serial`].
+    pub fn backend(entry: Entry, tag: u16, serial: u32) -> Entry {
+        debug_assert!(serial < SERIALS);
+        entry.user_data(OWN | u64::from(serial) << 32 | KIND_BACKEND | u64::from(tag))
+    }
+
+    /// The serial number after `serial`.
+    pub const fn next_serial(serial: u32) -> u32 {
+        (serial + 1) % SERIALS
     }
 
     /// Watches an eventfd: every ring of it is an event, until the event says that it is not armed any more.
@@ -209,30 +213,50 @@ impl<'a> QueueRing<'a> {
     pub fn turn(&self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         with_task_io_ring_mut(|ring| {
             // SAFETY: io_uring(7): what an entry names must live until its completion. The descriptors are the fixed
-            // files and the bell, which outlive the ring's use; the buffers are those of [`crate::queue::buffers`],
-            // which the queue unmaps only when no backend entry is outstanding and no request is delivered.
+            // file, the bell and those of the backend's lane, which outlive the ring's use; the buffers are those of
+            // [`crate::queue::buffers`], which the queue unmaps only when no backend entry is outstanding and no request is
+            // delivered.
             let is_full = unsafe { ring.submission().push_multiple(entries) }.is_err();
             assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
             entries.clear();
-            let timespec;
-            let arguments = match wait {
-                Wait::Forever => types::SubmitArgs::new(),
-                Wait::AtMost(time) => {
-                    timespec = types::Timespec::from(time);
-                    types::SubmitArgs::new().timespec(&timespec)
-                }
-            };
-            match ring.submitter().submit_with_args(1, &arguments) {
-                Ok(_) => {}
-                // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
-                Err(cause) => match cause.raw_os_error() {
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                    _ => return Err(cause),
-                },
-            }
+            enter(ring, wait)?;
             events.extend(ring.completion().map(|completion| event(&completion)));
             Ok(())
         })
+    }
+}
+
+/// Waits until so many backend entries have come back to the ring of the calling thread, whose queue is gone. What they name
+/// must live until then.
+pub fn outlast(mut entries: usize) -> io::Result<()> {
+    while entries > 0 {
+        with_task_io_ring_mut(|ring| {
+            enter(ring, Wait::Forever)?;
+            let came = ring.completion().filter(|completion| matches!(event(completion), Event::Backend(..))).count();
+            entries = entries.saturating_sub(came);
+            io::Result::Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Submits what was prepared, and waits.
+fn enter(ring: &mut IoUring<squeue::Entry>, wait: Wait) -> io::Result<()> {
+    let timespec;
+    let arguments = match wait {
+        Wait::Forever => types::SubmitArgs::new(),
+        Wait::AtMost(time) => {
+            timespec = types::Timespec::from(time);
+            types::SubmitArgs::new().timespec(&timespec)
+        }
+    };
+    match ring.submitter().submit_with_args(1, &arguments) {
+        Ok(_) => Ok(()),
+        // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
+        Err(cause) => match cause.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            _ => Err(cause),
+        },
     }
 }
 
@@ -251,11 +275,11 @@ fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
 fn event(completion: &cqueue::Entry) -> Event {
     let (data, result) = (completion.user_data(), completion.result());
     let tag = data as u16;
-    match data & !0xffff {
+    match data & (OWN | 0xffff_0000) {
         0 if result == sys::UBLK_IO_RES_OK as i32 => Event::Delivered(tag),
         0 if result == sys::UBLK_IO_RES_ABORT => Event::Aborted(tag),
         0 => Event::Refused(tag, -result),
-        kind if kind == OWN | KIND_BACKEND => Event::Backend(tag, result),
+        kind if kind == OWN | KIND_BACKEND => Event::Backend(tag, (data >> 32) as u32 % SERIALS, result),
         _ => Event::Bell { is_armed: cqueue::more(completion.flags()) },
     }
 }
@@ -298,8 +322,8 @@ mod tests {
     fn a_ring_has_room_for_every_tag_and_the_bell_at_the_largest_depth() {
         // 4096 is the driver's largest depth; sizes are 16 bits in libublk, and io_uring takes up to 65536 completions.
         let (sq, cq) = ring_sizes(4096);
-        assert_eq!((sq, cq), (8192, 16448));
+        assert_eq!((sq, cq), (8193, 16448));
         let (sq, _) = ring_sizes(1);
-        assert!(sq >= 2, "a command and the bell");
+        assert!(sq >= 3, "an entry and a command of the tag, and the bell");
     }
 }

@@ -1,0 +1,280 @@
+//! A device that goes waits for nobody: not for tokens, not for a backend that does not answer, not for who has it open.
+//!
+//! ```text
+//!   dmsetup suspend   requests to the disk wait in the kernel, without an end and without an error
+//!   dmsetup resume    they are done after all
+//! ```
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::disks::{Mount, RamDisk};
+use ublk_throttle_tests::fio::{Fio, Job};
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::sysfs;
+
+use crate::measure::expect;
+use crate::{Case, cases, let_run, wait_until_busy};
+
+/// Bound of any answer, whatever is stuck.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Bound of a removal with requests held.
+const HELD_LIMIT: Duration = Duration::from_millis(500);
+/// Bound of a removal under full load.
+const LOAD_LIMIT: Duration = Duration::from_secs(2);
+/// A command that has nothing to wait for.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let fio = cases![[Need::Ublk, Need::Fio];
+        removal_with_requests_held_at_one_a_second_takes_half_a_second,
+        removals_under_load_one_after_the_other_take_two_seconds_each,
+        forced_removal_of_an_open_device_says_who_keeps_its_id,
+    ];
+    let stall = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::DeviceMapper];
+        forced_removal_does_not_wait_for_a_backend_that_does_not_answer,
+        removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on,
+        sigterm_takes_a_device_down_whose_backend_does_not_answer,
+        disk_below_a_device_mapper_is_named_and_left_alone,
+    ];
+    let foreign = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::DeviceMapper, Need::Rublk];
+        removal_by_another_client_does_not_wait_for_a_stalled_backend,
+    ];
+    let ext4 = cases![[Need::Ublk, Need::Ext4]; forced_removal_of_a_mounted_device_keeps_what_was_written];
+    fio.into_iter().chain(stall).chain(foreign).chain(ext4).collect()
+}
+
+/// A RAM disk below a device mapper that can be suspended. Resumed and gone when dropped.
+struct Stall<'a> {
+    scene: &'a Scene,
+    name: &'static str,
+    _disk: RamDisk,
+}
+
+impl<'a> Stall<'a> {
+    fn new(scene: &'a Scene, name: &'static str) -> Result<Self> {
+        let disk = RamDisk::new(32)?;
+        let table = format!("0 {} linear {} 0", 32 * 2048, disk.node().display());
+        scene.tool("dmsetup", &["create", "--noudevsync", "--noudevrules", name, "--table", &table])?;
+        scene.tool("dmsetup", &["mknodes", name])?;
+        Ok(Self { scene, name, _disk: disk })
+    }
+
+    fn node(&self) -> String {
+        format!("/dev/mapper/{}", self.name)
+    }
+
+    fn suspend(&self) -> Result<()> {
+        self.scene.tool("dmsetup", &["suspend", "--noudevsync", "--nolockfs", "--noflush", self.name]).map(drop)
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.scene.tool("dmsetup", &["resume", "--noudevsync", self.name]).map(drop)
+    }
+}
+
+impl Drop for Stall<'_> {
+    fn drop(&mut self) {
+        let _ = self.resume();
+        let _ = self.scene.try_tool("dmsetup", &["remove", "--noudevsync", "--retry", self.name]);
+    }
+}
+
+fn load(device: &Device) -> Job {
+    Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node())
+}
+
+fn took_at_most(what: &str, took: Duration, limit: Duration) -> Result<()> {
+    eprintln!("          {what}: {took:?}");
+    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
+}
+
+fn removal_with_requests_held_at_one_a_second_takes_half_a_second(scene: &Scene) -> Result<()> {
+    // 30 of 32 requests are held when it begins, and would take half a minute at the limit's pace.
+    let daemon = scene.start(
+        "version: 1\n\
+         devices:\n  slow: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n",
+    )?;
+    let device = scene.device("slow")?;
+    let fio = scene.fio(load(&device))?;
+    wait_until_busy(&device)?;
+    let del = scene.ask(&["del", "--force", "slow"])?.expect_code(0)?;
+    took_at_most("del", del.took, HELD_LIMIT)?;
+    fio.finish_any(ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) -> Result<()> {
+    // Ten devices of a group, each removed with 32 requests of its own in flight.
+    let names: Vec<String> = (0..10).map(|number| format!("d{number}")).collect();
+    let devices: String =
+        names.iter().map(|name| format!("  {name}: {{ backend: {{ null: 1GiB }}, group: g }}\n")).collect();
+    let daemon =
+        scene.start(&format!("version: 1\ngroups:\n  g: {{ limits: {{ iops-total: 2000 }} }}\ndevices:\n{devices}"))?;
+    let mut longest = Duration::ZERO;
+    for name in &names {
+        let device = scene.device(name)?;
+        let fio = scene.fio(load(&device))?;
+        wait_until_busy(&device)?;
+        let del = scene.ask(&["del", "--force", name])?.expect_code(0)?;
+        longest = longest.max(del.took);
+        fio.finish_any(ANSWER_LIMIT)?;
+    }
+    took_at_most("longest del", longest, LOAD_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn forced_removal_of_an_open_device_says_who_keeps_its_id(scene: &Scene) -> Result<()> {
+    // A process that only has it open: the disk goes, its number stays with the process, and that is told by name.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 4MiB } }\n")?;
+    let device = scene.device("d")?;
+    let holder = fs::File::open(&device.node)?;
+    let del = scene.ask(&["del", "--force", "d"])?.expect_code(0)?;
+    took_at_most("del", del.took, AT_ONCE)?;
+    let note = format!("id {} stays reserved until it is closed: open by e2e", device.id);
+    daemon.wait_for_log(&note, AT_ONCE)?;
+    drop(holder);
+    daemon.stop().map(drop)
+}
+
+/// A device on a stalled disk with requests in flight to it, and one that has nothing to do with it.
+fn stalled<'a>(scene: &'a Scene, name: &'static str) -> Result<(Stall<'a>, Daemon, Device, Fio)> {
+    let stall = Stall::new(scene, name)?;
+    let daemon = scene.start(&stuck_and_other(&stall))?;
+    let device = scene.device("stuck")?;
+    let fio = scene.fio(load(&device))?;
+    wait_until_busy(&device)?;
+    stall.suspend()?;
+    let_run(1);
+    ensure!(sysfs::in_flight(&device.disk)? >= 20, "the disk is suspended, and few requests are in flight");
+    Ok((stall, daemon, device, fio))
+}
+
+fn stuck_and_other(stall: &Stall<'_>) -> String {
+    format!(
+        "version: 1\n\
+         devices:\n  stuck: {{ backend: {{ block: {}, direct: true }} }}\n  other: {{ backend: {{ memory: 4MiB }} }}\n",
+        stall.node()
+    )
+}
+
+/// The rest of the daemon does not notice.
+fn others_are_served(scene: &Scene) -> Result<()> {
+    took_at_most("list meanwhile", scene.ask(&["list"])?.expect_code(0)?.took, AT_ONCE)?;
+    let begin = Instant::now();
+    fs::read(scene.device("other")?.node).context("reading the other device")?;
+    took_at_most("reading the other device meanwhile", begin.elapsed(), AT_ONCE)
+}
+
+fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene) -> Result<()> {
+    // What the backend has had for 3 s gets EIO; the disk goes, the lock of its backend stays until the backend answers.
+    let (stall, daemon, device, fio) = stalled(scene, "e2e-forced")?;
+    let del = scene.begin_ask(&["del", "--force", "stuck"])?;
+    others_are_served(scene)?;
+    let del = del.finish(ANSWER_LIMIT)?.expect_code(0)?;
+    took_at_most("del", del.took, ANSWER_LIMIT)?;
+    ensure!(!device.node.exists(), "{} is still there", device.node());
+    fio.finish_any(ANSWER_LIMIT)?;
+    daemon.wait_for_log("W-BACKEND-STUCK", AT_ONCE)?;
+    others_are_served(scene)?;
+    stall.resume()?;
+    daemon.wait_for_log("state=released", ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Scene) -> Result<()> {
+    // Not forced: what is dirty is not given up, but whoever asked is told in time what it waits for; and a forced removal
+    // that joins does not wait.
+    for force in [false, true] {
+        let stall = Stall::new(scene, "e2e-unforced")?;
+        let daemon = scene.start(&stuck_and_other(&stall))?;
+        let device = scene.device("stuck")?;
+        stall.suspend()?;
+        let told = scene.ask(&["del", "stuck"])?.expect_code(7)?;
+        let told = told.expect_stderr(&["error[E-TIMEOUT]", "writing back: the backend does not answer"])?;
+        took_at_most("the answer", told.took, ANSWER_LIMIT)?;
+        others_are_served(scene)?;
+        if force {
+            let del = scene.ask(&["del", "--force", "stuck"])?.expect_code(0)?;
+            took_at_most("the forced one that joins", del.took, ANSWER_LIMIT)?;
+        }
+        stall.resume()?;
+        let is_gone = || Ok((!device.node.exists()).then_some(()));
+        ublk_throttle_tests::wait::until("end of the device", ANSWER_LIMIT, is_gone)?;
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> Result<()> {
+    // The disk is gone in time; the process itself has to wait for the kernel, which has its requests.
+    let (stall, mut daemon, device, fio) = stalled(scene, "e2e-sigterm")?;
+    let begin = Instant::now();
+    daemon.signal(Signal::SIGTERM)?;
+    ublk_throttle_tests::wait::until("end of the disk", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
+    took_at_most("end of the disk", begin.elapsed(), ANSWER_LIMIT)?;
+    fio.finish_any(ANSWER_LIMIT)?;
+    stall.resume()?;
+    let code = daemon.wait_for_end(ANSWER_LIMIT)?;
+    ensure!(code == Some(0), "exit code {code:?}:\n{}", daemon.log()?);
+    Ok(())
+}
+
+fn removal_by_another_client_does_not_wait_for_a_stalled_backend(scene: &Scene) -> Result<()> {
+    // DEL by another client holds a lock of all ublk devices: it must end although our backend never answers.
+    let (stall, daemon, device, fio) = stalled(scene, "e2e-foreign")?;
+    let begin = Instant::now();
+    let del = scene.begin_tool("rublk", &["del", "-n", &device.id.to_string()])?;
+    daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
+    eprintln!("          noticed: {:?}", begin.elapsed());
+    let del = del.finish(ANSWER_LIMIT)?;
+    took_at_most("rublk del", del.took, ANSWER_LIMIT)?;
+    fio.finish_any(ANSWER_LIMIT)?;
+    others_are_served(scene)?;
+    stall.resume()?;
+    daemon.wait_for_log("state=released", ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn disk_below_a_device_mapper_is_named_and_left_alone(scene: &Scene) -> Result<()> {
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 4MiB } }\n")?;
+    let device = scene.device("d")?;
+    let table = format!("0 8192 linear {} 0", device.node());
+    scene.tool("dmsetup", &["create", "--noudevsync", "--noudevrules", "e2e-holder", "--table", &table])?;
+    let refused = scene.ask(&["del", "d"])?.expect_code(5);
+    scene.tool("dmsetup", &["remove", "--noudevsync", "--retry", "e2e-holder"])?;
+    let refused = refused?.expect_stderr(&["error[E-BUSY]", "held by /dev/dm-"])?;
+    took_at_most("the refusal", refused.took, AT_ONCE)?;
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn forced_removal_of_a_mounted_device_keeps_what_was_written(scene: &Scene) -> Result<()> {
+    // 24 MiB in the page cache of a mounted ext4: they are with the backend before the disk goes.
+    let image = scene.dir().join("image");
+    let config = format!(
+        "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 64MiB, create: true, direct: false }} }}\n",
+        image.display()
+    );
+    let daemon = scene.start(&config)?;
+    let mount = Mount::new(&scene.device("d")?.node, &scene.dir().join("mount"))?;
+    let written: Vec<u8> = (0..24 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
+    fs::write(mount.point().join("file"), &written)?;
+    let del = scene.ask(&["del", "--force", "d"])?.expect_code(0)?;
+    took_at_most("del", del.took, ANSWER_LIMIT)?;
+    daemon.wait_for_log("mounted at", AT_ONCE)?;
+    let point: PathBuf = mount.point().to_owned();
+    mount.unmount()?;
+    daemon.stop()?;
+    let daemon = scene.start(&config)?;
+    let mount = Mount::existing(&scene.device("d")?.node, &point)?;
+    let read = fs::read(mount.point().join("file"))?;
+    mount.unmount()?;
+    ensure!(read == written, "{} of {} bytes are there, or others", read.len(), written.len());
+    daemon.stop().map(drop)
+}

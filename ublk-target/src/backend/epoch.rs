@@ -1,0 +1,76 @@
+//! A failed write-back is told to every flush that it concerns.
+//!
+//! ```text
+//!   flush A      ├──────────────── EIO            the kernel tells the error to one of them
+//!   FUA write B     ├─────────────────── 0  ─►  EIO   under way when A failed
+//!   flush C                          ├─────── 0       began later: a new epoch
+//! ```
+//!
+//! The kernel notes a failed write-back with the file and gives it to the first who asks; the others would be told that all is
+//! durable. The lost pages are clean by then, so a flush that begins later is right to succeed.
+
+use nix::errno::Errno;
+use throttle_core::cost::Operation;
+
+use super::Request;
+
+/// The epochs of one lane.
+pub struct Epochs {
+    failures: u64,
+    /// For each tag: how many failures there had been when its flush began.
+    began: Vec<u64>,
+}
+
+impl Epochs {
+    /// For tags below `depth`.
+    pub fn new(depth: u16) -> Self {
+        Self { failures: 0, began: vec![0; depth.into()] }
+    }
+
+    /// A request goes to the backend.
+    pub fn begin(&mut self, tag: u16, request: &Request) {
+        if is_durable(request) {
+            self.began[usize::from(tag)] = self.failures;
+        }
+    }
+
+    /// It has come back.
+    pub fn settle(&mut self, tag: u16, request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {
+        if !is_durable(request) {
+            return outcome;
+        }
+        match outcome {
+            Err(_) => self.failures += 1,
+            Ok(()) if self.began[usize::from(tag)] != self.failures => return Err(Errno::EIO),
+            Ok(()) => {}
+        }
+        outcome
+    }
+}
+
+/// Whether its success says that data is safe.
+fn is_durable(request: &Request) -> bool {
+    request.operation == Operation::Flush || request.is_fua
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLUSH: Request =
+        Request { operation: Operation::Flush, offset: 0, length: 0, is_fua: false, keeps_space: false };
+    const FUA: Request = Request { operation: Operation::Write, length: 4096, is_fua: true, ..FLUSH };
+
+    #[test]
+    fn a_failure_is_told_to_all_that_were_under_way_and_to_none_that_come_later() {
+        let mut epochs = Epochs::new(4);
+        for (tag, request) in [(0, FLUSH), (1, FUA), (2, Request { is_fua: false, ..FUA })] {
+            epochs.begin(tag, &request);
+        }
+        assert_eq!(epochs.settle(0, &FLUSH, Err(Errno::ENOSPC)), Err(Errno::ENOSPC));
+        epochs.begin(3, &FLUSH);
+        assert_eq!(epochs.settle(1, &FUA, Ok(())), Err(Errno::EIO));
+        assert_eq!(epochs.settle(2, &Request { is_fua: false, ..FUA }, Ok(())), Ok(()), "promises nothing");
+        assert_eq!(epochs.settle(3, &FLUSH, Ok(())), Ok(()));
+    }
+}

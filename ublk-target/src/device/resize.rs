@@ -1,0 +1,75 @@
+//! Another size, while the device is in use.
+//!
+//! ```text
+//!   grow     backend first ─► UPDATE_SIZE (helper)          there is always something behind what the kernel offers
+//!   shrink   in use? ─► UPDATE_SIZE (helper)                the backend stays as long as it is
+//! ```
+
+use std::time::Duration;
+
+use super::thread::DeviceThread;
+use super::traces;
+use crate::error::{Class, Failure, Outcome};
+use crate::helper::{Answer, Errand, Helper};
+use crate::log;
+use crate::ublk::control::Control;
+use crate::ublk::features;
+
+/// Until UPDATE_SIZE has returned, and before that the in-use check.
+const RESIZE_LIMIT: Duration = Duration::from_secs(4);
+
+impl DeviceThread {
+    /// Gives the device `size` bytes, cut to whole blocks; the size it has then.
+    pub(super) fn resize(&mut self, size: u64) -> Outcome<u64> {
+        let target = self.target.expect("only a live device is resized");
+        let backend = self.backend.clone().expect("a live device has a backend");
+        let geometry = crate::ublk::params::Geometry { size, ..backend.geometry() };
+        let (wanted, before) = (geometry.usable_size(), self.shared.standing().size.unwrap_or_default());
+        if wanted == 0 {
+            let what =
+                format!("device {:?}: {size} bytes are less than a block of {}", self.name(), geometry.logical_block);
+            return Err(Failure::new(Class::Config, what));
+        }
+        if Control::open()?.features().unwrap_or(0) & 1 << features::UPDATE_SIZE == 0 {
+            return Err(Failure::new(
+                Class::Unsupported,
+                "this kernel cannot resize a live ublk device (Linux 6.16 or newer can); remove the device and add it again",
+            ));
+        }
+        if wanted == before {
+            return Ok(before);
+        }
+        backend.resize(wanted).map_err(|failure| failure.context(format!("device {:?}", self.name())))?;
+        let errand = Errand::Resize { size: wanted, is_shrinking: wanted < before };
+        let mut helper = Helper::spawn(target, errand)?;
+        let mut said = None;
+        let mut status = None;
+        self.stage = "UPDATE_SIZE";
+        self.wait(RESIZE_LIMIT, |_| {
+            said = said.take().or_else(|| helper.heard());
+            status = helper.ended();
+            status.is_some()
+        });
+        match (status, said.or_else(|| helper.heard())) {
+            (Some(status), _) if status.success() => {}
+            (None, _) => {
+                helper.kill();
+                let what =
+                    format!("device {:?}: the kernel has not changed its size within {RESIZE_LIMIT:?}", self.name());
+                return Err(Failure::new(Class::Timeout, what));
+            }
+            (Some(_), Some(Answer::Busy(users))) => {
+                let (name, node) = (self.name(), traces::node(target.id));
+                let what = format!("device {name:?} ({node}) is in use: {users}; close it before it is made smaller");
+                return Err(Failure::new(Class::Busy, what));
+            }
+            (Some(_), said) => {
+                return Err(self.disappointed(helper, "cannot resize the device", said));
+            }
+        }
+        self.shared.standing().size = Some(wanted);
+        self.write_state();
+        log::info(format_args!("device={} size={wanted} before={before}", self.name()));
+        Ok(wanted)
+    }
+}
