@@ -1,12 +1,16 @@
-//! What a new machine lacks: Debian packages, installed as root, else named with the line that installs them.
+//! What a new machine lacks: Debian packages, installed as root, else named with the line that installs them; and programs
+//! that come as crates, built once below the target directory.
 //!
 //! Asking dpkg instead of looking for programs: `busybox` on the path may be the dynamic one, which is of no use in an
 //! initramfs.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build::cargo;
 use crate::lock;
 use crate::process;
 use crate::workspace;
@@ -31,6 +35,50 @@ pub const MEASURE: &[&str] = &["fio", "kmod"];
 
 /// For the end-to-end tests besides.
 pub const TEST: &[&str] = &["e2fsprogs", "util-linux", "dmsetup"];
+
+/// For packaging, and for looking at the package: what it depends on, a smaller program, pages, the unit's sandbox.
+pub const PACKAGE: &[&str] = &["dpkg-dev", "binutils", "gzip", "man-db", "systemd"];
+
+/// A program that comes as a crate. Pinned: its command line is relied on.
+pub struct Program {
+    /// Of the crate, and of the program.
+    pub name: &'static str,
+    /// Of the crate.
+    pub version: &'static str,
+}
+
+/// The foreign control client: another program that removes our devices.
+pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15" };
+
+/// Makes Debian packages.
+pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.7.0" };
+
+impl Program {
+    /// Where it is, once it is there.
+    pub fn path(&self) -> PathBuf {
+        programs().join(self.name)
+    }
+
+    /// Builds it, unless an earlier run did.
+    pub fn install(&self) -> Result<()> {
+        let Self { name, version } = self;
+        let root = workspace::target().join("tools");
+        let installed = fs::read_to_string(root.join(".crates.toml")).unwrap_or_default();
+        if installed.contains(&format!("\"{name} {version} ")) && self.path().exists() {
+            println!("{name} {version} is there from an earlier run");
+            return Ok(());
+        }
+        let mut install = cargo();
+        // A build directory of its own, thrown away: nothing of it is shared with the workspace.
+        install.env_remove("CARGO_TARGET_DIR").args(["install", name, "--version", version, "--root"]).arg(root);
+        process::run(&mut install)
+    }
+}
+
+/// The folder of those programs.
+pub fn programs() -> PathBuf {
+    workspace::target().join("tools/bin")
+}
 
 /// Makes sure all of them are installed; says what it installs.
 pub fn packages(wanted: &[&[&str]]) -> Result<()> {

@@ -4,6 +4,7 @@
 //!   ci ──► test ──► tally       steps of cargo, then the end-to-end suite ─┐
 //!          bench                what a decision costs
 //!          simulate             the example traces, in virtual time
+//!          dist                 the Debian package
 //!          demo                 the main job, on this host or else ────────┤
 //!                                                                          ▼
 //!          vm ──┬─ kernel       which kernel, fetched how
@@ -19,6 +20,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod dist;
 mod install;
 mod lock;
 mod process;
@@ -46,6 +48,8 @@ enum Chore {
     Test(test::Flags),
     Bench(bench::Flags),
     Vm(vm::Flags),
+    /// Build the Debian package: program, systemd unit, manual pages, completions
+    Dist,
     /// Play the example traces in virtual time and print what the limits did to them
     Simulate,
     /// Do what the CI service does: .ci/run, without input, at most 30 minutes
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Chore::Test(flags) => test::main(&flags),
         Chore::Bench(flags) => bench::main(&flags),
         Chore::Simulate => simulate::main(),
+        Chore::Dist => dist::main(),
         Chore::Vm(flags) => vm::main(flags),
         Chore::Ci => ci::main(),
     };

@@ -1,12 +1,11 @@
 //! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
 //!
 //! ```text
-//!   fmt ─ clippy ─ unit ─ models ─ build ─ rublk ─ e2e (in the VM, with the kernel's log watched)
+//!   fmt ─ clippy ─ unit ─ models ─ build ─ rublk ─ dist ─ e2e (in the VM, with the kernel's log watched)
 //! ```
 
 use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,16 +13,15 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::build::{self, cargo};
+use crate::dist;
 use crate::install;
 use crate::process;
 use crate::tally::{self, Tally};
+use crate::vm::Kernel;
 use crate::workspace;
 
 /// The package of the end-to-end suite, which needs real ublk and so the VM.
 const E2E: &str = "ublk-throttle-tests";
-
-/// The foreign control client: another program that removes our devices. Pinned: its command line is part of the tests.
-const RUBLK: &str = "0.2.15";
 
 /// For the whole suite, boot included: twice what it takes.
 const E2E_SECONDS: u32 = 3000;
@@ -33,12 +31,15 @@ const E2E_SECONDS: u32 = 3000;
 /// Each step is timed, its output stays visible, and a failed step does not stop the others. Arguments after -- go to
 /// the end-to-end suite, which knows libtest's: a filter, --exact, --test-threads, --list.
 ///
-/// Examples: `cargo xtask test --only unit`, `cargo xtask test --only e2e -- removal`.
+/// Examples: `cargo xtask test --only unit`, `cargo xtask test --only e2e --kernel newest -- removal`.
 #[derive(Args)]
 pub struct Flags {
     /// Only this step; may be given several times
     #[arg(long, value_name = "STEP")]
     only: Vec<Step>,
+    /// The kernel of the end-to-end suite: 6.12 (the oldest supported) or newest (that Debian has)
+    #[arg(long, default_value = "6.12")]
+    kernel: Kernel,
     /// Arguments for the end-to-end suite
     #[arg(last = true, value_name = "ARGS")]
     e2e: Vec<String>,
@@ -59,6 +60,8 @@ enum Step {
     Build,
     /// rublk, the foreign control client, built once and kept
     Rublk,
+    /// the Debian package of that build, and the score of its unit's sandbox
+    Dist,
     /// the end-to-end suite, in the VM
     E2e,
 }
@@ -72,13 +75,13 @@ struct Done {
 
 /// The chore `test`.
 pub fn main(flags: &Flags) -> Result<u8> {
-    install::packages(&[install::BUILD, install::VM, install::MEASURE, install::TEST])?;
+    install::packages(&[install::BUILD, install::VM, install::MEASURE, install::TEST, install::PACKAGE])?;
     let wanted = |step: &&Step| flags.only.is_empty() || flags.only.contains(step);
     let mut done = Vec::new();
     for &step in Step::value_variants().iter().filter(wanted) {
         println!("\n== {}", step.name());
         let start = Instant::now();
-        let outcome = step.run(&flags.e2e);
+        let outcome = step.run(flags);
         if let Err(error) = &outcome {
             eprintln!("error: {}: {error:#}", step.name());
         }
@@ -93,7 +96,7 @@ impl Step {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn run(self, e2e_arguments: &[String]) -> Result<Tally> {
+    fn run(self, flags: &Flags) -> Result<Tally> {
         match self {
             Step::Fmt => {
                 component("fmt", "rustfmt")?;
@@ -114,8 +117,9 @@ impl Step {
                 Ok(tally)
             }
             Step::Build => counted(&mut build::daemon_command()),
-            Step::Rublk => rublk().map(|()| Tally::default()),
-            Step::E2e => e2e(e2e_arguments),
+            Step::Rublk => install::RUBLK.install().map(|()| Tally::default()),
+            Step::Dist => dist(),
+            Step::E2e => e2e(flags.kernel, &flags.e2e),
         }
     }
 }
@@ -153,32 +157,28 @@ fn component(subcommand: &str, name: &str) -> Result<()> {
         .map(drop)
 }
 
-fn tools() -> PathBuf {
-    workspace::target().join("tools")
+/// The package of the release build, and what can be said of it without a VM.
+fn dist() -> Result<Tally> {
+    dist::expect_sandbox()?;
+    println!("{}", dist::of_release()?.display());
+    Ok(Tally::default())
 }
 
-fn rublk() -> Result<()> {
-    let installed = fs::read_to_string(tools().join(".crates.toml")).unwrap_or_default();
-    if installed.contains(&format!("\"rublk {RUBLK} ")) && tools().join("bin/rublk").exists() {
-        println!("rublk {RUBLK} is there from an earlier run");
-        return Ok(());
-    }
-    let mut install = cargo();
-    // A build directory of its own, thrown away: nothing of it is shared with the workspace.
-    install.env_remove("CARGO_TARGET_DIR").args(["install", "rublk", "--version", RUBLK, "--root"]).arg(tools());
-    process::run(&mut install)
-}
-
-fn e2e(arguments: &[String]) -> Result<Tally> {
+fn e2e(kernel: Kernel, arguments: &[String]) -> Result<Tally> {
     build::daemon()?;
     let suite = build::e2e()?;
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths([tools().join("bin")].into_iter().chain(env::split_paths(&path)))?;
+    let path = env::join_paths([install::programs()].into_iter().chain(env::split_paths(&path)))?;
     let mut vm = itself_in_vm()?;
+    vm.args(["--kernel", kernel.name()]);
     vm.args(["--check-dmesg", "--memory", "3G", "--timeout", &E2E_SECONDS.to_string(), "--"])
         .arg(&suite)
         .args(arguments);
     vm.env("PATH", path).env("UBLK_THROTTLE_BIN", build::daemon_path());
+    // Absent after `--only e2e` on a new build: the trials that need it then say which step makes it.
+    if let Some(package) = dist::of_this_release() {
+        vm.env("UBLK_THROTTLE_DEB", package);
+    }
     // Nothing is missing in the VM: what is not met there is a fault, not a reason to skip.
     vm.env("UBLK_THROTTLE_REQUIRE_ALL", "1").env("UBLK_THROTTLE_OWN_MACHINE", "1").env("RUST_BACKTRACE", "1");
     let tally = counted(&mut vm)?;

@@ -82,19 +82,100 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Remove a device while the others go on
+    /// Show what devices and groups have done, and what their limits have left
+    ///
+    /// Without --interval, once, since each device was made. With it, what was done in each interval, as rates per second,
+    /// until interrupted. Percentiles are rounded up, by at most 6.25 %; `wait` is that of requests a limit held back,
+    /// `service` the time the backend took. A group has done what the devices that are in it and below it now have done.
+    Stats {
+        /// Only this device or group
+        name: Option<String>,
+        /// Rates over this time, again and again
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        interval: Option<Duration>,
+        /// End after so many intervals
+        #[arg(long, value_name = "N", requires = "interval")]
+        count: Option<u64>,
+        /// Print JSON, a line each time
+        #[arg(long)]
+        json: bool,
+        /// Which daemon
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Make a device while the others go on
+    ///
+    /// Prints its node; /dev/ublk-throttle/NAME leads there too. If anything fails, nothing of it is left. The device is in
+    /// no file: a reload leaves it alone, and the next start of the daemon does not know it, unless the file names it by then.
+    #[command(group = clap::ArgGroup::new("backend").required(true))]
+    Add {
+        /// What it is to be called
+        name: String,
+        /// What it is made of
+        #[command(flatten)]
+        parts: Box<Parts>,
+        /// How long to wait until it is there
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+        timeout: Duration,
+        /// Print what `list` would show of it, as JSON
+        #[arg(long)]
+        json: bool,
+        /// Which daemon
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove a device, or a group that nothing is in, while the others go on
     ///
     /// What is held back goes to the backend at once, requests in flight are finished, then the disk disappears. Refused
     /// with 5 if it is mounted, used as swap, part of another disk, or open; the message says by whom.
+    #[command(group = clap::ArgGroup::new("which").required(true))]
     Del {
         /// NAME of the configuration, or /dev/ublkbN
-        device: String,
+        #[arg(group = "which")]
+        device: Option<String>,
+        /// Remove a group; refused with 5 if devices or groups are in it
+        #[arg(long, value_name = "NAME", group = "which")]
+        group: Option<String>,
         /// Remove it although it is in use: its users get I/O errors from then on
-        #[arg(long)]
+        #[arg(long, conflicts_with = "group")]
         force: bool,
         /// How long to wait for the end of it
         #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
         timeout: Duration,
+        /// Print what has gone as JSON
+        #[arg(long)]
+        json: bool,
+        /// Which daemon
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Change limits, weights, places and sizes while I/O runs
+    ///
+    /// Keys and values are those of CONFIG: iops-total=500 bps-read=10MiB/s iops-total-max=unlimited. All of one command
+    /// comes into force at one instant, or nothing; what is not named stays. Prints what is in force afterwards.
+    Set {
+        /// Of what
+        #[command(subcommand)]
+        what: SetWhat,
+    },
+    /// Make what is in force what CONFIG says, in one transaction or not at all
+    ///
+    /// Prints the differences. Devices that do not change see nothing of it. Refused with 3 where something cannot change
+    /// while a device runs, with 5 where a device that is to go is in use; then nothing was changed. What `add` made and
+    /// CONFIG does not name stays as it is. If a device comes into use in the middle of it, or its size cannot be had, the rest
+    /// is in force and the error says what is left to do. SIGHUP to the daemon does the same with the file it was started with.
+    Reload {
+        /// The configuration, YAML; the one the daemon was started with if absent
+        config: Option<PathBuf>,
+        /// Print what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// How long devices may take to come and to go
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+        timeout: Duration,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
         /// Which daemon
         #[command(flatten)]
         place: Place,
@@ -127,11 +208,12 @@ pub enum Command {
         #[arg(long, requires = "summary")]
         json: bool,
     },
-    /// Print the manual page of ublk-throttle or of one of its commands
+    /// Print the manual page of ublk-throttle, of one of its commands, or of its protocol
     ///
-    /// To be read with `man -l`: `ublk-throttle man simulate | man -l -`.
+    /// To be read with `man -l`: `ublk-throttle man simulate | man -l -`. `ublk-throttle man protocol` is for programs that
+    /// talk to the daemon over its socket.
     Man {
-        /// The command
+        /// The command, or `protocol`
         command: Option<String>,
     },
     /// Print what makes a shell complete our commands and flags
@@ -183,6 +265,131 @@ pub enum Command {
     },
 }
 
+/// What `set` changes.
+#[derive(Debug, Subcommand)]
+pub enum SetWhat {
+    /// Change a group: limits, weight=1..10000, parent=NAME|none
+    Group {
+        /// Its name
+        name: String,
+        /// KEY=VALUE, as in CONFIG
+        #[arg(value_name = "KEY=VALUE", value_parser = pair)]
+        settings: Vec<(String, String)>,
+        /// Make it if there is none
+        #[arg(long)]
+        create: bool,
+        /// Print what is in force as JSON
+        #[arg(long)]
+        json: bool,
+        /// Which daemon
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Change a device: limits, weight=1..10000, group=NAME|none; or, alone, size=20GiB
+    Device {
+        /// NAME of the configuration, or /dev/ublkbN
+        name: String,
+        /// KEY=VALUE, as in CONFIG
+        #[arg(value_name = "KEY=VALUE", value_parser = pair, required = true)]
+        settings: Vec<(String, String)>,
+        /// How long to wait for a new size
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+        timeout: Duration,
+        /// Print what is in force as JSON
+        #[arg(long)]
+        json: bool,
+        /// Which daemon
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// What a new device is made of, in the words of the configuration.
+#[derive(Debug, Args)]
+pub struct Parts {
+    /// Backed by a file
+    #[arg(long, value_name = "PATH", group = "backend")]
+    pub file: Option<PathBuf>,
+    /// Backed by another block device
+    #[arg(long, value_name = "PATH", group = "backend")]
+    pub block: Option<PathBuf>,
+    /// Backed by memory of the daemon
+    #[arg(long, value_name = "SIZE", group = "backend")]
+    pub memory: Option<String>,
+    /// Backed by nothing: reads give zeroes, writes vanish
+    #[arg(long, value_name = "SIZE", group = "backend")]
+    pub null: Option<String>,
+    /// The size of a file's device [default: that of the file]
+    #[arg(long)]
+    pub size: Option<String>,
+    /// Make the file, of --size, if there is none
+    #[arg(long)]
+    pub create: bool,
+    /// Go around the page cache (O_DIRECT)
+    #[arg(long, conflicts_with = "no_direct")]
+    pub direct: bool,
+    /// Go through the page cache
+    #[arg(long)]
+    pub no_direct: bool,
+    /// Other devices that say the same may write to it too
+    #[arg(long)]
+    pub shared: bool,
+    /// The N of /dev/ublkbN, or auto
+    #[arg(long, value_name = "N")]
+    pub id: Option<String>,
+    /// Queues, each with a thread
+    #[arg(long, value_name = "N")]
+    pub queues: Option<String>,
+    /// Requests that a queue takes at the same time
+    #[arg(long, value_name = "N")]
+    pub depth: Option<String>,
+    /// The group whose limits it shares
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Its share of what the group allows
+    #[arg(long, value_name = "1..10000")]
+    pub weight: Option<String>,
+    /// The logical block, 512 or 4096
+    #[arg(long, value_name = "BYTES")]
+    pub block_size: Option<String>,
+    /// A limit of its own, like iops-total=500; may be given again
+    #[arg(long = "limit", value_name = "KEY=VALUE", value_parser = pair)]
+    pub limits: Vec<(String, String)>,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+impl Parts {
+    /// Keys and values for the daemon. Paths become absolute: it is in another directory.
+    pub fn settings(self) -> std::io::Result<Vec<(String, String)>> {
+        let path = |path: Option<PathBuf>| -> std::io::Result<Option<String>> {
+            path.map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned())).transpose()
+        };
+        let flag = |is: bool, word: &str| is.then(|| word.to_owned());
+        let direct = flag(self.direct, "true").or(flag(self.no_direct, "false"));
+        let given = [
+            ("file", path(self.file)?),
+            ("block", path(self.block)?),
+            ("memory", self.memory),
+            ("null", self.null),
+            ("size", self.size),
+            ("create", flag(self.create, "true")),
+            ("direct", direct),
+            ("shared", flag(self.shared, "true")),
+            ("id", self.id),
+            ("queues", self.queues),
+            ("depth", self.depth),
+            ("group", self.group),
+            ("weight", self.weight),
+            ("block-size", self.block_size),
+            ("read-only", flag(self.read_only, "true")),
+        ];
+        let given = given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        Ok(given.chain(self.limits).collect())
+    }
+}
+
 /// Which daemon.
 #[derive(Debug, Args)]
 pub struct Place {
@@ -204,6 +411,13 @@ impl Place {
 fn time(text: &str) -> Result<Duration, String> {
     let ns = ublk_throttle_config::quantity::parse_seconds(text).map_err(|refusal| refusal.to_string())?;
     Ok(Duration::from_nanos(ns))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE is wanted, like iops-total=500".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -229,5 +443,20 @@ mod tests {
         let flags = Flags::parse_from(["ublk-throttle", "del", "vol1", "--timeout", "500ms"]);
         let Command::Del { timeout, .. } = flags.command else { panic!("del") };
         assert_eq!(timeout, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn a_device_is_described_in_the_words_of_the_configuration() {
+        let words = "ublk-throttle add v --file a/b --size 1GiB --create --no-direct --limit iops=5 --limit bps=1M";
+        let flags = Flags::parse_from(words.split(' '));
+        let Command::Add { parts, .. } = flags.command else { panic!("add") };
+        let settings = parts.settings().unwrap();
+        let text = settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
+        let here = std::env::current_dir().unwrap();
+        let wanted = format!("file={}/a/b size=1GiB create=true direct=false iops=5 bps=1M", here.display());
+        assert_eq!(text, wanted);
+        assert!(Flags::try_parse_from(["ublk-throttle", "add", "v"]).is_err(), "no backend");
+        assert!(Flags::try_parse_from("ublk-throttle add v --null 1M --memory 1M".split(' ')).is_err(), "two");
+        assert!(Flags::try_parse_from("ublk-throttle del v --group g".split(' ')).is_err(), "two");
     }
 }

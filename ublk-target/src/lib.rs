@@ -1,7 +1,7 @@
 //! `ublk-throttle`: throttled block devices over Linux ublk, daemon and command line.
 //!
 //! ```text
-//!   flags ─► command ──socket──► daemon (control thread) ─► device (a thread each) ─► queue (a thread and a ring each)
+//!   flags ─► command ─► client ──socket──► daemon (control thread) ─► device (a thread each) ─► queue (a thread and a ring each)
 //!            run, check,         protocol, state_dir          │                          │        │
 //!            list, del,                                       ├─► helper ─► in_use       │        └─► backend
 //!            features                                         └─► ublk ◄─────────────────┘
@@ -12,6 +12,7 @@
 //! both together with the kernel.
 
 pub mod backend;
+pub mod client;
 pub mod clock;
 pub mod command;
 pub mod daemon;
@@ -25,6 +26,7 @@ pub mod in_use;
 pub mod log;
 pub mod protocol;
 pub mod queue;
+pub mod settings;
 pub mod simulate;
 pub mod state_dir;
 pub mod sys;

@@ -5,15 +5,24 @@
 //!   warning[W-REMOVED-EXTERNALLY]: device=vol0 state=draining
 //! ```
 //!
-//! Nobody waits for the log and nobody dies of it: a closed or full stderr is ignored. Queue threads never log.
+//! Nobody waits for the log and nobody dies of it: what a closed, full or unread stderr does not take is counted, and told
+//! once it takes lines again. Queue threads never log.
 
 use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Serialises lines, and protects file descriptor 2 while [`quietly`] has it turned away.
 static STDERR: Mutex<()> = Mutex::new(());
+/// How long a line may wait for its reader: a command has nothing better to do.
+static WAIT_MS: AtomicI32 = AtomicI32::new(5000);
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// How many of them have been told of.
+static TOLD: AtomicU64 = AtomicU64::new(0);
 
 /// What an operator wants to find in a week.
 pub fn info(line: impl fmt::Display) {
@@ -30,10 +39,37 @@ pub fn error(failure: &crate::error::Failure) {
     write(format!("{}\n", failure.render()));
 }
 
+/// From now on a line is dropped rather than waited for: a daemon whose log nobody reads has disks to serve.
+pub fn never_wait() {
+    WAIT_MS.store(0, Ordering::Relaxed);
+}
+
+/// Lines that were lost, since the start.
+pub fn lost() -> u64 {
+    LOST.load(Ordering::Relaxed)
+}
+
 fn write(line: String) {
     let _serial = STDERR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    // One write per line, so that lines of several processes on one stderr do not mix.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    let lost = LOST.load(Ordering::Relaxed);
+    if lost > TOLD.load(Ordering::Relaxed) && put(&format!("warning[W-LOG]: lines lost since the start: {lost}\n")) {
+        TOLD.store(lost, Ordering::Relaxed);
+    }
+    if !put(&line) {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One write per line, so that lines of several processes on one stderr do not mix.
+fn put(line: &str) -> bool {
+    let mut stderr = std::io::stderr();
+    // What takes anything takes a line: a pipe has room for a page then, a socket for a datagram.
+    let is_ready = {
+        let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        let wait = PollTimeout::try_from(WAIT_MS.load(Ordering::Relaxed)).unwrap_or(PollTimeout::ZERO);
+        poll(&mut ready, wait) == Ok(1)
+    };
+    is_ready && stderr.write_all(line.as_bytes()).is_ok()
 }
 
 /// Runs `work` with file descriptor 2 on /dev/null.

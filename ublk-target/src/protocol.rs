@@ -1,18 +1,26 @@
-//! What goes over the control socket: a JSON object a line, each way.
+//! What goes over the control socket: a JSON object a line, each way. Version 1.
 //!
 //! ```text
 //!   → {"id":1,"cmd":"ping"}
-//!   ← {"id":1,"ok":true,"result":{"pid":812,"version":"0.1.0"}}
+//!   ← {"id":1,"ok":true,"result":{"protocol":1,"pid":812,"version":"0.1.0"}}
 //!   → {"id":2,"cmd":"del","device":"vol1","force":false,"timeout-ms":10000}
 //!   ← {"id":2,"ok":false,"error":{"class":"E-BUSY","message":"…","exit":5}}
 //! ```
 //!
-//! `id` is the client's, any JSON value, and comes back as it was. Long work answers once, at its end.
+//! `id` is the client's, any JSON value, and comes back as it was. Long work answers once, at its end. Commands and their
+//! fields mirror the command line; what is not known is refused. `man/ublk-throttle-protocol.7` describes all of it.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Class, Failure, Outcome, WireFailure};
+use crate::settings::Settings;
+
+/// What `ping` answers as `protocol`. Grows when a client of the old one would misunderstand; new commands and new fields of
+/// answers do not count.
+pub const VERSION: u32 = 1;
 
 /// The longest line that is read.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
@@ -25,14 +33,63 @@ pub enum Command {
     Ping {},
     /// Every device and group.
     List {},
-    /// Removes a device.
+    /// What devices and groups have done since they were made.
+    Stats {
+        /// Only this device or group.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// Makes a device.
+    Add {
+        /// Its name.
+        device: String,
+        /// The keys of a device in a configuration, of its backend and of its limits: `file`, `size`, `group`, `iops-total`, …
+        settings: Settings,
+        /// When to answer at the latest; the work goes on.
+        #[serde(default = "default_timeout")]
+        timeout_ms: u64,
+    },
+    /// Removes a device or a group: one of the two is given.
     Del {
         /// Its name, or its node.
-        device: String,
-        /// Also if it is in use.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        /// Its name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+        /// Also if it is in use; for a device.
         #[serde(default)]
         force: bool,
         /// When to answer at the latest; the removal goes on.
+        #[serde(default = "default_timeout")]
+        timeout_ms: u64,
+    },
+    /// Changes a device or a group: one of the two is given. All of it or nothing.
+    Set {
+        /// Its name, or its node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        /// Its name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+        /// Limits and the like, as in a configuration.
+        settings: Settings,
+        /// Make the group if there is none.
+        #[serde(default)]
+        create: bool,
+        /// When to answer at the latest, where a size changes.
+        #[serde(default = "default_timeout")]
+        timeout_ms: u64,
+    },
+    /// Makes what is in force what a file says.
+    Reload {
+        /// The file; the one the daemon was started with if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<PathBuf>,
+        /// Only tell what would change.
+        #[serde(default)]
+        dry_run: bool,
+        /// How long devices may take to come and to go.
         #[serde(default = "default_timeout")]
         timeout_ms: u64,
     },
@@ -40,6 +97,24 @@ pub enum Command {
 
 const fn default_timeout() -> u64 {
     10_000
+}
+
+impl Command {
+    /// Whether it changes nothing, so that those may ask who may only look.
+    pub const fn is_reading(&self) -> bool {
+        matches!(self, Self::Ping {} | Self::List {} | Self::Stats { .. })
+    }
+
+    /// How long the daemon may work on it before it answers.
+    pub const fn timeout_ms(&self) -> u64 {
+        match self {
+            Self::Ping {} | Self::List {} | Self::Stats { .. } => 0,
+            Self::Add { timeout_ms, .. }
+            | Self::Del { timeout_ms, .. }
+            | Self::Set { timeout_ms, .. }
+            | Self::Reload { timeout_ms, .. } => *timeout_ms,
+        }
+    }
 }
 
 /// A line from a client.
@@ -52,7 +127,7 @@ pub struct Request {
 }
 
 /// A line to a client.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Answer {
     /// That of the request; null if it had none that could be read.
     #[serde(default)]
@@ -60,10 +135,10 @@ pub struct Answer {
     /// Whether `result` or `error` follows.
     pub ok: bool,
     /// What was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub result: Option<Value>,
     /// Why not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub error: Option<WireFailure>,
 }
 
@@ -71,6 +146,8 @@ impl Request {
     /// Reads a line. The failure comes with the id, if one could be made out, so that the client can tell which it was.
     pub fn parse(line: &[u8]) -> Result<Self, (Value, Failure)> {
         let malformed = |id: &Value, what: &dyn std::fmt::Display| {
+            // What was sent is quoted in there, and may be long.
+            let what: String = what.to_string().chars().take(200).collect();
             (id.clone(), Failure::new(Class::Protocol, format!("not a request: {what}")))
         };
         let value: Value = serde_json::from_slice(line).map_err(|cause| malformed(&Value::Null, &cause))?;
@@ -93,17 +170,16 @@ impl Request {
 }
 
 impl Answer {
-    /// The answer to a request.
-    pub fn new(id: Value, outcome: Outcome<Value>) -> Self {
-        match outcome {
-            Ok(result) => Self { id, ok: true, result: Some(result), error: None },
-            Err(failure) => Self { id, ok: false, result: None, error: Some((&failure).into()) },
+    /// The line of an answer, with its end. `outcome` holds the result as JSON: the longest ones are written once for many.
+    pub fn line(id: &Value, outcome: &Outcome<impl AsRef<str>>) -> Vec<u8> {
+        let mut line = match outcome {
+            Ok(result) => format!("{{\"id\":{id},\"ok\":true,\"result\":{}}}", result.as_ref()),
+            Err(failure) => {
+                let error = serde_json::to_string(&WireFailure::from(failure)).expect("a failure is plain data");
+                format!("{{\"id\":{id},\"ok\":false,\"error\":{error}}}")
+            }
         }
-    }
-
-    /// The line, with its end.
-    pub fn line(&self) -> Vec<u8> {
-        let mut line = serde_json::to_vec(self).expect("an answer is plain data");
+        .into_bytes();
         line.push(b'\n');
         line
     }
@@ -123,18 +199,45 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn del(device: &str, force: bool, timeout_ms: u64) -> Command {
+        Command::Del { device: Some(device.into()), group: None, force, timeout_ms }
+    }
+
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        Settings(pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect())
+    }
+
     #[test]
     fn a_request_is_read_with_its_defaults() {
         let request = Request::parse(br#"{"id":7,"cmd":"del","device":"vol1"}"#).unwrap();
-        let command = Command::Del { device: "vol1".into(), force: false, timeout_ms: 10_000 };
-        assert_eq!(request, Request { id: json!(7), command });
+        assert_eq!(request, Request { id: json!(7), command: del("vol1", false, 10_000) });
+    }
+
+    #[test]
+    fn numbers_and_texts_are_both_values_of_settings() {
+        let line = br#"{"cmd":"set","group":"g","settings":{"iops-total":500,"bps-read":"10MiB/s","parent":null}}"#;
+        let Command::Set { settings: read, .. } = Request::parse(line).unwrap().command else { panic!("set") };
+        assert_eq!(read, settings(&[("bps-read", "10MiB/s"), ("iops-total", "500"), ("parent", "none")]));
     }
 
     #[test]
     fn what_is_written_is_read_again() {
-        for command in
-            [Command::Ping {}, Command::List {}, Command::Del { device: "a".into(), force: true, timeout_ms: 5 }]
-        {
+        let new = settings(&[("create", "true"), ("file", "/srv/a"), ("iops", "5")]);
+        for command in [
+            Command::Ping {},
+            Command::List {},
+            Command::Stats { name: Some("a".into()) },
+            Command::Add { device: "a".into(), settings: new, timeout_ms: 1 },
+            del("a", true, 5),
+            Command::Set {
+                device: None,
+                group: Some("g".into()),
+                settings: settings(&[("weight", "7")]),
+                create: true,
+                timeout_ms: 1,
+            },
+            Command::Reload { config: Some("/etc/x.yaml".into()), dry_run: true, timeout_ms: 5 },
+        ] {
             let request = Request { id: json!(1), command };
             let line = request.line();
             assert_eq!(line.last(), Some(&b'\n'));
@@ -143,13 +246,35 @@ mod tests {
     }
 
     #[test]
-    fn garbage_gets_one_answer_and_no_panic() {
+    fn f33_garbage_gets_one_answer_and_no_panic() {
         // Whatever comes in, including what a hostile client would send.
-        let deep = "[".repeat(100_000);
-        for line in ["", "{", "null", "[]", "\0", "{\"cmd\":\"fly\"}", "{\"cmd\":5}", "{\"cmd\":\"del\"}", &deep] {
+        let (deep, braces) = ("[".repeat(100_000), "{\"a\":".repeat(100_000));
+        let nested = format!("{{\"cmd\":\"set\",\"group\":\"g\",\"settings\":{}", "{\"a\":".repeat(1000));
+        for line in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "\0",
+            "{\"cmd\":\"ping\"}\0",
+            "{\"cmd\":\"fly\"}",
+            "{\"cmd\":5}",
+            "{\"cmd\":\"ping\",\"loud\":true}",
+            "{\"cmd\":\"del\",\"device\":7}",
+            "{\"cmd\":\"del\",\"device\":\"a\",\"timeout-ms\":-1}",
+            "{\"cmd\":\"del\",\"device\":\"a\",\"timeout-ms\":18446744073709551616}",
+            "{\"cmd\":\"del\",\"device\":\"a\",\"timeout-ms\":1e400}",
+            "{\"cmd\":\"set\",\"group\":\"g\",\"settings\":[]}",
+            "{\"cmd\":\"set\",\"group\":\"g\",\"settings\":{\"iops\":[1]}}",
+            &deep,
+            &braces,
+            &nested,
+        ] {
             let (_, failure) = Request::parse(line.as_bytes()).unwrap_err();
-            assert_eq!(failure.class, Class::Protocol, "{line:.20}");
+            assert_eq!(failure.class, Class::Protocol, "{line:.80}");
+            assert!(failure.message.len() < 400, "{}", failure.message.len());
         }
+        assert!(Request::parse(b"\xff\xfe{}").is_err());
     }
 
     #[test]
@@ -160,12 +285,29 @@ mod tests {
 
     #[test]
     fn a_failure_travels_with_class_message_and_exit_code() {
-        let answer = Answer::new(json!(1), Err(Failure::new(Class::Busy, "mounted at /srv")));
-        let text = String::from_utf8(answer.line()).unwrap();
+        let line = Answer::line(&json!(1), &Err::<&str, _>(Failure::new(Class::Busy, "mounted at /srv")));
+        let text = String::from_utf8(line).unwrap();
         assert_eq!(
             text,
             "{\"id\":1,\"ok\":false,\"error\":{\"class\":\"E-BUSY\",\"message\":\"mounted at /srv\",\"exit\":5}}\n"
         );
+        let answer: Answer = serde_json::from_str(&text).unwrap();
         assert_eq!(answer.outcome().unwrap_err().class, Class::Busy);
+        let line = Answer::line(&json!([2]), &Ok("{\"a\":1}"));
+        let answer: Answer = serde_json::from_slice(&line).unwrap();
+        assert_eq!((answer.id.clone(), answer.outcome()), (json!([2]), Ok(json!({"a": 1}))));
+    }
+
+    #[test]
+    fn the_manual_names_every_command_and_every_class() {
+        // Written by hand, so that something must hold it to the code.
+        let page = include_str!("../man/ublk-throttle-protocol.7").replace("\\-", "-");
+        for command in ["ping", "list", "stats", "add", "del", "set", "reload"] {
+            assert!(page.contains(&format!("\"cmd\":\"{command}\"")), "{command}");
+        }
+        for class in Class::ALL {
+            let exit = class.exit();
+            assert!(page.contains(&format!("{}\t{exit}", class.name())), "{} with {exit}", class.name());
+        }
     }
 }

@@ -94,3 +94,34 @@ pub fn sync_filesystem(of: BorrowedFd<'_>) -> io::Result<()> {
     let done = unsafe { libc::syncfs(of.as_raw_fd()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// The groups of the process at the other end of a Unix socket, as they were when it connected; besides its first one.
+///
+/// From the kernel, so that nobody has to look a name up in a directory that may not answer.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut bytes = size_of_val(groups.as_slice()) as libc::socklen_t;
+        // SAFETY: SO_PEERGROUPS (socket(7), Linux 4.13) writes at most `bytes` bytes of group ids to `groups`, which has
+        // that many, and sets `bytes` to what it has written or, with ERANGE, to what it would have.
+        let done = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &mut bytes,
+            )
+        };
+        let count = bytes as usize / size_of::<libc::gid_t>();
+        if done == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let cause = io::Error::last_os_error();
+        if cause.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Err(cause);
+        }
+        groups.resize(count, 0);
+    }
+}

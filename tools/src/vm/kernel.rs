@@ -42,7 +42,8 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    fn name(self) -> &'static str {
+    /// The word for it on the command line.
+    pub fn name(self) -> &'static str {
         match self {
             Wanted::Lts => "6.12",
             Wanted::Newest => "newest",

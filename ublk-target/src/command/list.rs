@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Number, json};
 
-use super::{client, say, say_json};
+use super::ask::{ask, understood};
+use super::{say, say_json};
 use crate::daemon::Listing;
 use crate::device::Status;
 use crate::error::{Class, Failure, Outcome};
@@ -15,9 +16,8 @@ use crate::state_dir;
 
 /// Asks and prints.
 pub fn run(place: &Place, json: bool) -> Outcome<()> {
-    let listing = match client::ask(place, Command::List {}) {
-        Ok(result) => serde_json::from_value(result)
-            .map_err(|cause| Failure::new(Class::Protocol, format!("the daemon's list makes no sense: {cause}")))?,
+    let listing = match ask(place, &Command::List {}) {
+        Ok(result) => understood(result)?,
         Err(failure) if failure.class == Class::NoDaemon => written(place, failure)?,
         Err(failure) => return Err(failure),
     };
@@ -71,7 +71,7 @@ fn row(device: &Status) -> [String; 9] {
     [
         device.name.clone(),
         or_dash(device.node.as_deref().unwrap_or_default()),
-        if device.read_only { format!("{} ro", device.state) } else { device.state.clone() },
+        state(device),
         device.size.map_or("-".to_owned(), size),
         backend,
         or_dash(device.group.as_deref().unwrap_or_default()),
@@ -79,6 +79,26 @@ fn row(device: &Status) -> [String; 9] {
         device.held.to_string(),
         words(&device.limits),
     ]
+}
+
+/// Its state, and what is to be known with it.
+fn state(device: &Status) -> String {
+    let mut words = vec![device.state.as_str()];
+    words.extend(device.read_only.then_some("ro"));
+    words.extend((device.health == "degraded").then_some("degraded"));
+    words.join(" ")
+}
+
+/// What is in force for one thing, as `set` would take it.
+pub fn in_force(
+    what: &str,
+    name: &str,
+    (key, above): (&str, Option<&str>),
+    weight: u32,
+    limits: &BTreeMap<String, Number>,
+) -> String {
+    let place = above.map_or(String::new(), |above| format!(" {key}={above} weight={weight}"));
+    format!("{what} {name}: {}{place}", words(limits))
 }
 
 fn or_dash(text: &str) -> String {
@@ -106,7 +126,7 @@ fn words(limits: &BTreeMap<String, Number>) -> String {
 }
 
 /// Bytes in the largest unit that needs no fraction, so that the number is exact.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let binary = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let decimal = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
     for (shift, unit) in binary {
@@ -122,7 +142,8 @@ fn size(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
-fn table<const N: usize>(rows: &[[String; N]]) {
+/// Prints rows in columns.
+pub fn table<const N: usize>(rows: &[[String; N]]) {
     let width: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     for row in rows {

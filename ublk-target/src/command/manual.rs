@@ -10,8 +10,14 @@ use ublk_throttle_config::nearest;
 use crate::error::{Class, OrFail, Outcome};
 use crate::flags::Flags;
 
+/// The page that no flags could tell: for programs that talk to the daemon.
+const PROTOCOL: &str = include_str!("../../man/ublk-throttle-protocol.7");
+
 /// Prints the manual page of a command, or of all of it.
 pub fn page(command: Option<&str>) -> Outcome<()> {
+    if command == Some("protocol") {
+        return print(PROTOCOL.as_bytes());
+    }
     let mut all = Flags::command();
     // Gives the commands their full names.
     all.build();

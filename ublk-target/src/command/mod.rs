@@ -2,27 +2,28 @@
 //!
 //! Facts go to stdout, everything else to stderr. A reader that closes stdout early is no error.
 
+mod ask;
+mod change;
 mod check;
-mod client;
 mod features;
 mod list;
 mod manual;
 mod simulate;
+mod stats;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Parser;
 use serde::Serialize;
-use ublk_throttle_config::Config;
+use ublk_throttle_config::{Config, Warning};
 
 use crate::daemon;
 use crate::error::{Class, Failure, Outcome};
 use crate::flags::{Command, Flags};
 use crate::helper::{self, Errand, Target};
 use crate::log;
-use crate::protocol;
 
 /// Runs the command line of this process; the exit code.
 pub fn main() -> u8 {
@@ -31,9 +32,14 @@ pub fn main() -> u8 {
         Command::Run { config, place } => daemon::run(&config, &place),
         Command::Check { config, json } => check::run(&config, json),
         Command::List { json, place } => list::run(&place, json),
-        Command::Del { device, force, timeout, place } => {
-            let timeout_ms = timeout.as_millis() as u64;
-            client::ask(&place, protocol::Command::Del { device, force, timeout_ms }).map(drop)
+        Command::Stats { name, interval, count, json, place } => stats::run(&place, name, interval, count, json),
+        Command::Add { name, parts, timeout, json, place } => change::add(&place, name, *parts, timeout, json),
+        Command::Del { device, group, force, timeout, json, place } => {
+            change::del(&place, device, group, force, timeout, json)
+        }
+        Command::Set { what } => change::set(what),
+        Command::Reload { config, dry_run, timeout, json, place } => {
+            change::reload(&place, config, dry_run, timeout, json)
         }
         Command::Features { json } => features::run(json),
         Command::Simulate { config, trace, summary, json } => simulate::run(&config, &trace, summary, json),
@@ -59,28 +65,36 @@ pub fn main() -> u8 {
 
 /// Reads a configuration; prints its warnings.
 pub fn load(path: &Path) -> Outcome<Config> {
-    match ublk_throttle_config::load(path) {
-        Ok((config, warnings)) => {
-            for warning in &warnings {
-                let _ = writeln!(std::io::stderr(), "{warning}");
-            }
-            Ok(config)
-        }
-        Err(errors) => {
-            let text = errors.to_string();
-            // Each of several errors brings its own head; the first one's is put back when the failure is printed.
-            let first = format!("error[{}]: ", Class::Config.name());
-            Err(Failure::new(Class::Config, text.strip_prefix(&first).unwrap_or(&text)))
-        }
+    let (config, warnings) = read(path)?;
+    for warning in &warnings {
+        let _ = writeln!(std::io::stderr(), "{warning}");
     }
+    Ok(config)
 }
 
-/// Prints a line of facts.
+/// Reads a configuration.
+pub fn read(path: &Path) -> Outcome<(Config, Vec<Warning>)> {
+    ublk_throttle_config::load(path).map_err(|errors| {
+        let text = errors.to_string();
+        // Each of several errors brings its own head; the first one's is put back when the failure is printed.
+        let first = format!("error[{}]: ", Class::Config.name());
+        Failure::new(Class::Config, text.strip_prefix(&first).unwrap_or(&text))
+    })
+}
+
+/// Prints a line of facts. When nobody reads them any more, there is nothing left to do.
 fn say(line: impl fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    if writeln!(std::io::stdout(), "{line}").is_err_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe) {
+        std::process::exit(0);
+    }
 }
 
 /// Prints facts for programs.
 fn say_json(facts: &impl Serialize) {
     say(serde_json::to_string_pretty(facts).expect("facts are plain data"));
+}
+
+/// The same on one line, for what is printed again and again.
+fn say_json_line(facts: &impl Serialize) {
+    say(serde_json::to_string(facts).expect("facts are plain data"));
 }

@@ -1,261 +1,426 @@
 //! The control thread: knows which devices there are, hears signals, notices and clients, and never blocks.
 //!
 //! ```text
-//!   signalfd ───────────┐
-//!   device threads ─────┼─► one channel of events ─► `serve`: starting → ready → stopping → gone
-//!   clients ◄─► server ─┴─► looks and removals, between events
+//!   signals ────────────┐
+//!   device threads ─────┼─► one channel of events ─► `serve`: starting → serving → stopping → gone
+//!   clients ◄─► server ─┴─► looks, and changes (add, del, set, reload), each a task between events
 //! ```
 //!
-//! All on one thread, so the table of devices needs no lock. It owns no device: it asks their threads.
+//! All on one thread, so what the tasks share needs no lock: each sees what the others left at their last wait. What spans a
+//! wait and must not be disturbed is claimed by name; who comes second is told so ([`Class::Conflict`]), not kept waiting. It
+//! owns no device: it asks their threads.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::SignalFd;
-use nix::sys::stat::{Mode, umask};
-use serde::{Deserialize, Serialize};
-use serde_json::Number;
+use serde_json::{Value, json};
 use throttle_core::throttle::Throttle;
-use tokio::net::UnixListener;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
-use ublk_throttle_config::{Config, Group};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use ublk_throttle_config::{Config, Device as Description};
 
-use super::{notify, server};
+use super::signals::{self, Asked};
+use super::socket::Socket;
+use super::table::{Entry, Origin, Placed, Table};
+use super::{add, del, notify, reload, server, set, stats};
 use crate::clock;
-use crate::device::{Device, Notice, Removal, Removed, Status, Surroundings, limits};
-use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::device::{Device, Notice, Removal, Surroundings};
+use crate::error::{Class, Failure, Outcome};
 use crate::groups;
 use crate::helper::{Errand, Helper};
 use crate::log;
+use crate::protocol::{self, Command};
 use crate::state_dir::StateDir;
 
-/// What `list` shows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Listing {
-    /// The devices, by name.
-    pub devices: Vec<Status>,
-    /// The groups, in the order of the configuration.
-    pub groups: Vec<GroupStatus>,
-}
-
-/// A group in facts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct GroupStatus {
-    /// Its name in the configuration.
-    pub name: String,
-    /// The group above it, whose limits hold as well.
-    pub parent: Option<String>,
-    /// Its share of what the parent allows, against the others in it.
-    pub weight: u32,
-    /// Its limits, in the configuration's words.
-    pub limits: BTreeMap<String, Number>,
-    /// The devices in it, without those of groups below it.
-    pub devices: Vec<String>,
-    /// Requests waiting for a limit at the moment, of all devices in it and below it.
-    pub held: u32,
-}
-
-impl GroupStatus {
-    /// Nobody is in it yet.
-    fn of(group: &Group) -> Self {
-        Self {
-            name: group.name.clone(),
-            parent: group.parent.clone(),
-            weight: group.weight,
-            limits: limits(&group.limits),
-            devices: Vec::new(),
-            held: 0,
-        }
-    }
-}
+/// How old a list may be that was written for somebody else: a flood of questions costs one look.
+const LIST_AGE: Duration = Duration::from_millis(20);
 
 /// What reaches the control thread.
 enum Event {
-    Signal,
+    Signal(Asked),
     Device(Notice),
 }
 
-/// The table of devices and groups, shared by the tasks of the control thread.
-pub struct Table {
-    devices: BTreeMap<String, Device>,
-    groups: Vec<Group>,
+/// What the daemon is doing as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Serving,
+    Stopping,
 }
 
-impl Table {
-    /// Everything, for `list`.
-    pub fn listing(&self) -> Listing {
-        let devices: Vec<Status> = self.devices.values().map(Device::status).collect();
-        let mut groups: Vec<GroupStatus> = self.groups.iter().map(GroupStatus::of).collect();
-        let places: BTreeMap<&str, usize> = self.groups.iter().zip(0..).map(|(group, n)| (&*group.name, n)).collect();
-        let place = |name: &Option<String>| name.as_deref().and_then(|name| places.get(name).copied());
-        for device in &devices {
-            let own = place(&device.group);
-            if let Some(own) = own {
-                groups[own].devices.push(device.name.clone());
-            }
-            for above in std::iter::successors(own, |&n| place(&self.groups[n].parent)) {
-                groups[above].held += device.held;
-            }
-        }
-        Listing { devices, groups }
+/// Something with a name, of which one task has the word.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    Device(String),
+    Group(String),
+}
+
+impl Name {
+    pub fn device(name: &str) -> Self {
+        Self::Device(name.to_owned())
     }
 
-    /// Asks a device to go, by name, link or node; the outcome comes through the channel.
-    pub fn remove(&self, device: &str, is_forced: bool) -> Outcome<oneshot::Receiver<Outcome<Removed>>> {
-        let found = self.find(device).ok_or_else(|| {
-            let known: Vec<&str> = self.devices.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            Failure::new(Class::NoDevice, format!("no device {device:?} here; there are: {known}"))
-        })?;
-        let (answer, outcome) = oneshot::channel();
-        // Whoever asked may have gone; the removal goes on.
-        let answer = Box::new(move |outcome| drop(answer.send(outcome)));
-        found.remove(Removal { is_forced, answer });
+    pub fn group(name: &str) -> Self {
+        Self::Group(name.to_owned())
+    }
+}
+
+/// What the tasks of the control thread share.
+pub struct Daemon {
+    pub throttle: Arc<Throttle>,
+    pub table: RefCell<Table>,
+    pub socket: Socket,
+    /// The configuration it was started with.
+    pub config: PathBuf,
+    /// Rung when a device has gone.
+    pub gone: Notify,
+    state_dir: Arc<StateDir>,
+    events: UnboundedSender<Event>,
+    phase: Cell<Phase>,
+    claims: RefCell<BTreeSet<Name>>,
+    listed: RefCell<Option<(Instant, Rc<str>)>>,
+    /// A reload is under way, and another is wanted after it.
+    is_reloading: Cell<bool>,
+    wants_reload: Cell<bool>,
+}
+
+/// The word on some names, until dropped.
+pub struct Claim {
+    daemon: Rc<Daemon>,
+    names: Vec<Name>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claims = self.daemon.claims.borrow_mut();
+        claims.retain(|name| !self.names.contains(name));
+    }
+}
+
+impl Daemon {
+    /// The answer to `ping`.
+    pub fn ping(&self) -> Rc<str> {
+        let about = json!({
+            "protocol": protocol::VERSION,
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        about.to_string().into()
+    }
+
+    /// The answer to `list`.
+    pub fn list(&self) -> Rc<str> {
+        if let Some((at, listed)) = &*self.listed.borrow()
+            && at.elapsed() < LIST_AGE
+        {
+            return Rc::clone(listed);
+        }
+        let listing = self.table.borrow().listing();
+        let listed: Rc<str> = serde_json::to_string(&listing).expect("a listing is plain data").into();
+        *self.listed.borrow_mut() = Some((Instant::now(), Rc::clone(&listed)));
+        listed
+    }
+
+    /// The answer to `stats`.
+    pub fn stats(&self, name: Option<&str>) -> Outcome<Rc<str>> {
+        let report = stats::report(&self.table.borrow(), &self.throttle, name)?;
+        Ok(serde_json::to_string(&report).expect("a report is plain data").into())
+    }
+
+    /// Who may look, as the system numbers them.
+    pub fn readers(&self) -> Option<u32> {
+        self.socket.readers()
+    }
+
+    /// Carries out a command that changes something.
+    pub async fn change(self: &Rc<Self>, command: Command) -> Outcome<Value> {
+        let limit = Duration::from_millis(command.timeout_ms());
+        self.expect_serving()?;
+        let outcome = match command {
+            Command::Add { device, settings, .. } => add::device(self, &device, &settings, limit).await,
+            Command::Del { device: Some(device), group: None, force, .. } => {
+                del::device(self, &device, force, limit).await
+            }
+            Command::Del { device: None, group: Some(group), force: false, .. } => del::group(self, &group),
+            Command::Set { device: Some(device), group: None, settings, create: false, .. } => {
+                set::device(self, &device, &settings, limit).await
+            }
+            Command::Set { device: None, group: Some(group), settings, create, .. } => {
+                set::group(self, &group, &settings, create)
+            }
+            Command::Reload { config, dry_run, .. } => reload::reload(self, config, dry_run, limit).await,
+            Command::Del { .. } | Command::Set { .. } => Err(Failure::new(
+                Class::Protocol,
+                "one of `device` and `group` is wanted; `force` goes with a device, `create` with a group",
+            )),
+            Command::Ping {} | Command::List {} | Command::Stats { .. } => unreachable!("reading changes nothing"),
+        };
+        self.listed.replace(None);
+        outcome
+    }
+
+    /// Between the start and the stop; else the reason why nothing can be changed.
+    pub fn expect_serving(&self) -> Outcome<()> {
+        match self.phase.get() {
+            Phase::Serving => Ok(()),
+            Phase::Starting => Err(Failure::new(Class::Conflict, "the daemon is starting; try again when it is ready")),
+            Phase::Stopping => Err(Failure::new(Class::Conflict, "the daemon is stopping: everything will be gone")),
+        }
+    }
+
+    /// Nobody else has the word on any of these.
+    pub fn expect_free(&self, names: &[Name]) -> Outcome<()> {
+        let claims = self.claims.borrow();
+        match names.iter().find(|name| claims.contains(name)) {
+            None => Ok(()),
+            Some(Name::Device(name)) => Err(conflict(format_args!("device {name:?}"))),
+            Some(Name::Group(name)) => Err(conflict(format_args!("group {name:?}"))),
+        }
+    }
+
+    /// Takes the word on all of them, or on none.
+    pub fn claim(self: &Rc<Self>, names: Vec<Name>) -> Outcome<Claim> {
+        self.expect_free(&names)?;
+        self.claims.borrow_mut().extend(names.iter().cloned());
+        Ok(Claim { daemon: Rc::clone(self), names })
+    }
+
+    /// Starts a device that a client waits for; what became of it comes through the channel.
+    pub fn start(&self, new: Description, origin: Origin) -> Outcome<oneshot::Receiver<Outcome<()>>> {
+        let (waiter, outcome) = oneshot::channel();
+        self.insert(new, origin, Some(waiter))?;
         Ok(outcome)
     }
 
-    fn find(&self, wanted: &str) -> Option<&Device> {
-        let name = wanted.strip_prefix("/dev/ublk-throttle/").unwrap_or(wanted);
-        let id: Option<u32> = wanted.strip_prefix("/dev/ublkb").and_then(|id| id.parse().ok());
-        self.devices.get(name).or_else(|| self.devices.values().find(|device| id.is_some() && device.id() == id))
+    fn insert(&self, new: Description, origin: Origin, waiter: Option<super::table::Waiter>) -> Outcome<()> {
+        let group = self.table.borrow().place(new.group.as_deref())?;
+        let events = self.events.clone();
+        let surroundings = Surroundings {
+            throttle: Arc::clone(&self.throttle),
+            group,
+            state_dir: Arc::clone(&self.state_dir),
+            notify: Box::new(move |notice| drop(events.send(Event::Device(notice)))),
+        };
+        let device = Device::start(new.clone(), surroundings)?;
+        let entry = Entry { device, described: new, origin, waiter, is_starting: true };
+        self.table.borrow_mut().devices.insert(entry.described.name.clone(), entry);
+        Ok(())
+    }
+
+    /// Waits until a device that has said that it is gone is in the table no more, so that its name is free.
+    pub async fn forgotten(&self, name: &str) {
+        loop {
+            let gone = self.gone.notified();
+            let is_forgotten =
+                self.table.borrow().devices.get(name).is_none_or(|entry| entry.device.status().state != "gone");
+            if is_forgotten {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    /// Drops a device whose thread has announced its end.
+    fn forget(&self, name: &str) -> Option<Entry> {
+        let mut entry = self.table.borrow_mut().devices.remove(name)?;
+        // It has nothing left to do but to return.
+        entry.device.join();
+        self.listed.replace(None);
+        self.gone.notify_waiters();
+        Some(entry)
     }
 
     fn remove_all(&self) {
-        for device in self.devices.values() {
-            device.remove(Removal { is_forced: true, answer: Box::new(|_| {}) });
+        for entry in self.table.borrow().devices.values() {
+            entry.device.remove(Removal { is_forced: true, answer: Box::new(|_| {}) });
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.table.borrow().devices.is_empty()
+    }
+
+    /// Makes the groups and starts the devices of the configuration.
+    fn begin(&self, config: Config) -> Outcome<()> {
+        {
+            let mut table = self.table.borrow_mut();
+            (table.memory_max, table.readers) = (config.memory_max, config.readers.clone());
+            let ids = groups::make(&config, &self.throttle, clock::now())?;
+            let placed = |group: &ublk_throttle_config::Group| Placed {
+                group: group.clone(),
+                id: ids[&group.name],
+                origin: Origin::File,
+            };
+            table.groups = config.groups.iter().map(placed).collect();
+        }
+        config.devices.into_iter().try_for_each(|device| self.insert(device, Origin::File, None))
+    }
+
+    /// A notice of a device; the failure of one that the daemon needs for its own start.
+    fn note(&self, notice: Notice) -> Option<Failure> {
+        match notice {
+            Notice::Live(name) => {
+                let mut table = self.table.borrow_mut();
+                let entry = table.devices.get_mut(&name)?;
+                entry.is_starting = false;
+                if let Some(waiter) = entry.waiter.take() {
+                    // Whoever asked may have gone; the device is there.
+                    let _ = waiter.send(Ok(()));
+                }
+                self.listed.replace(None);
+                None
+            }
+            Notice::Failed(name, cause) => {
+                let waiter = self.forget(&name).and_then(|entry| entry.waiter);
+                match waiter {
+                    None => {
+                        log::error(&cause);
+                        Some(cause)
+                    }
+                    Some(waiter) => {
+                        log::info(format_args!("device={name} state=failed"));
+                        if let Err(Err(cause)) = waiter.send(Err(cause)) {
+                            log::error(&cause);
+                        }
+                        None
+                    }
+                }
+            }
+            Notice::Gone(name) => {
+                self.forget(&name);
+                None
+            }
+        }
+    }
+
+    fn announce(&self) {
+        self.phase.set(Phase::Serving);
+        log::info("ready");
+        self.tell_ready();
+    }
+
+    /// Tells systemd that everything is as configured.
+    pub fn tell_ready(&self) {
+        let devices = self.table.borrow().devices.len();
+        notify::tell(&format!("READY=1\nSTATUS=serving {devices} devices"));
+    }
+
+    /// A reload of the file it was started with, now or after the one that is under way.
+    fn reload(self: &Rc<Self>) {
+        self.wants_reload.set(true);
+        if self.phase.get() != Phase::Serving || self.is_reloading.replace(true) {
+            return;
+        }
+        let daemon = Rc::clone(self);
+        tokio_uring::spawn(async move {
+            while daemon.wants_reload.replace(false) {
+                if let Err(failure) = reload::reload(&daemon, None, false, reload::LIMIT).await {
+                    log::error(&failure.context("reload"));
+                }
+                daemon.listed.replace(None);
+            }
+            daemon.is_reloading.set(false);
+        });
     }
 }
 
-/// Serves until every device has been removed, after a signal or a failed start.
-pub async fn serve(config: Config, state_dir: Arc<StateDir>, socket: PathBuf) -> Outcome<()> {
-    let (sender, mut events) = unbounded_channel();
-    let listener = listen(&socket)?;
-    hear_signals(sender.clone())?;
-    let (mut starting, groups) = (config.devices.len(), config.groups.clone());
-    let table = Rc::new(RefCell::new(Table { devices: BTreeMap::new(), groups }));
-    let mut failure = start_devices(config, &state_dir, &sender, &table).err();
-    tokio_uring::spawn(server::serve(listener, Rc::clone(&table)));
+fn conflict(what: std::fmt::Arguments<'_>) -> Failure {
+    Failure::new(Class::Conflict, format!("another command works on {what}; try again when it is done"))
+}
 
-    let mut is_stopping = failure.is_some();
+/// What [`serve`] begins with.
+pub struct Beginning {
+    pub config: Config,
+    pub config_path: PathBuf,
+    pub state_dir: Arc<StateDir>,
+    pub socket: Socket,
+}
+
+/// Serves until every device has been removed, after a signal or a failed start.
+pub async fn serve(beginning: Beginning) -> Outcome<()> {
+    let Beginning { config, config_path, state_dir, socket } = beginning;
+    let (sender, mut events) = unbounded_channel();
+    let listener = socket.listen()?;
+    let signals = sender.clone();
+    signals::hear(move |asked| drop(signals.send(Event::Signal(asked))))?;
+    let daemon = Rc::new(Daemon {
+        throttle: Throttle::new(),
+        table: RefCell::default(),
+        socket,
+        config: config_path,
+        gone: Notify::new(),
+        state_dir,
+        events: sender,
+        phase: Cell::new(Phase::Starting),
+        claims: RefCell::default(),
+        listed: RefCell::default(),
+        is_reloading: Cell::new(false),
+        wants_reload: Cell::new(false),
+    });
+    if let Some(interval) = notify::watchdog() {
+        tokio_uring::spawn(async move {
+            loop {
+                notify::tell("WATCHDOG=1");
+                tokio::time::sleep(interval).await;
+            }
+        });
+    }
+    let mut failure = daemon.begin(config).err();
     if let Some(failure) = &failure {
         log::error(failure);
-        table.borrow().remove_all();
-    } else if starting == 0 {
-        announce();
+        daemon.phase.set(Phase::Stopping);
+        daemon.remove_all();
     }
-    while !(is_stopping && table.borrow().devices.is_empty()) {
-        match events.recv().await.expect("this function keeps a sender") {
-            Event::Device(Notice::Live(_)) => {
-                starting -= 1;
-                if starting == 0 && !is_stopping {
-                    announce();
-                }
+    tokio_uring::spawn(server::serve(listener, Rc::clone(&daemon)));
+
+    loop {
+        let is_starting = |entry: &Entry| entry.is_starting;
+        if daemon.phase.get() == Phase::Starting && !daemon.table.borrow().devices.values().any(is_starting) {
+            daemon.announce();
+            if daemon.wants_reload.get() {
+                daemon.reload();
             }
-            Event::Device(Notice::Failed(name, cause)) => {
-                forget(&table, &name);
-                log::error(&cause);
+        }
+        if daemon.phase.get() == Phase::Stopping && daemon.is_empty() {
+            break;
+        }
+        match events.recv().await.expect("the daemon keeps a sender") {
+            Event::Device(notice) => {
+                let Some(cause) = daemon.note(notice) else { continue };
                 // All or none: a host must not come up with half its disks and no word to who waits for READY.
                 failure.get_or_insert(cause);
-                if !is_stopping {
-                    is_stopping = true;
-                    table.borrow().remove_all();
+                if daemon.phase.replace(Phase::Stopping) != Phase::Stopping {
+                    daemon.remove_all();
                 }
             }
-            Event::Device(Notice::Gone(name)) => forget(&table, &name),
-            Event::Signal if is_stopping => {
-                hurry(&table.borrow());
+            Event::Signal(Asked::Reload) => daemon.reload(),
+            Event::Signal(Asked::Stop) if daemon.phase.get() == Phase::Stopping => {
+                hurry(&daemon.table.borrow());
                 break;
             }
-            Event::Signal => {
-                is_stopping = true;
-                log::info(format_args!("state=stopping devices={}", table.borrow().devices.len()));
+            Event::Signal(Asked::Stop) => {
+                daemon.phase.set(Phase::Stopping);
+                log::info(format_args!("state=stopping devices={}", daemon.table.borrow().devices.len()));
                 notify::tell("STOPPING=1");
-                table.borrow().remove_all();
+                daemon.remove_all();
             }
         }
     }
-    let _ = std::fs::remove_file(&socket);
+    daemon.socket.remove();
     // Not by returning: the reads of signals and clients that are under way have nobody left to wait for.
     std::process::exit(failure.map_or(0, |failure| failure.class.exit().into()));
 }
 
-fn announce() {
-    log::info("ready");
-    notify::tell("READY=1");
-}
-
-/// Drops a device whose thread has announced its end.
-fn forget(table: &Rc<RefCell<Table>>, name: &str) {
-    if let Some(mut device) = table.borrow_mut().devices.remove(name) {
-        // It has nothing left to do but to return.
-        device.join();
-    }
-}
-
-/// The socket, for root alone: nobody can connect between its making and a later change of mode.
-fn listen(socket: &std::path::Path) -> Outcome<UnixListener> {
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(socket);
-    umask(before);
-    listener.or_fail(Class::State, format!("cannot listen on {}", socket.display()))
-}
-
-/// SIGTERM and SIGINT, blocked in every thread, come as something to read.
-fn hear_signals(events: UnboundedSender<Event>) -> Outcome<()> {
-    let wanted = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    let descriptor = SignalFd::new(&wanted).or_fail(Class::Resource, "cannot make a signalfd")?;
-    let descriptor = std::os::fd::AsFd::as_fd(&descriptor)
-        .try_clone_to_owned()
-        .or_fail(Class::Resource, "cannot make a signalfd")?;
-    let signals = tokio_uring::fs::File::from_std(descriptor.into());
-    tokio_uring::spawn(async move {
-        let mut buffer = vec![0; size_of::<libc::signalfd_siginfo>()];
-        loop {
-            let (result, back) = signals.read_at(buffer, 0).await;
-            buffer = back;
-            match result {
-                Ok(_) if events.send(Event::Signal).is_ok() => {}
-                Ok(_) => return,
-                // Interrupted by a debugger or the freezer.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-    });
-    Ok(())
-}
-
-fn start_devices(
-    config: Config,
-    state_dir: &Arc<StateDir>,
-    events: &UnboundedSender<Event>,
-    table: &Rc<RefCell<Table>>,
-) -> Outcome<()> {
-    let throttle = Throttle::new();
-    let groups = groups::make(&config, &throttle, clock::now())?;
-    for description in config.devices {
-        let events = events.clone();
-        let surroundings = Surroundings {
-            throttle: Arc::clone(&throttle),
-            group: description.group.as_ref().map(|name| groups[name]),
-            state_dir: Arc::clone(state_dir),
-            notify: Box::new(move |notice| drop(events.send(Event::Device(notice)))),
-        };
-        let device = Device::start(description, surroundings)?;
-        table.borrow_mut().devices.insert(device.name().to_owned(), device);
-    }
-    Ok(())
-}
-
 /// Ends at once: the kernel fails what is in flight when the process is gone, and helpers that outlive it clear away.
 fn hurry(table: &Table) {
-    for device in table.devices.values() {
+    for entry in table.devices.values() {
+        let device = &entry.device;
         let Some(target) = device.remains() else { continue };
         log::warn("W-HURRY", format_args!("device={} ends without waiting for its requests", device.name()));
         if let Err(failure) = Helper::spawn(target, Errand::Delete) {

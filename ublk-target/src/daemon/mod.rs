@@ -6,35 +6,54 @@
 //!                                                        nothing was touched up to here
 //! ```
 
+mod add;
 mod control;
+mod del;
+mod lines;
 mod notify;
+mod peers;
 mod process;
+mod reload;
+mod seats;
 mod server;
+mod set;
+mod signals;
+mod socket;
+pub mod stats;
 mod sweep;
+mod table;
 
 use std::path::Path;
 use std::sync::Arc;
 
-pub use control::{GroupStatus, Listing};
+pub use table::{GroupStatus, Listing};
+
+use control::Beginning;
+use socket::Socket;
 
 use crate::command::load;
-use crate::error::{Class, Failure, Outcome};
+use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::flags::Place;
+use crate::log;
 use crate::state_dir::{StateDir, clear_socket};
 use crate::ublk::control::Control;
 
 /// Serves the devices of the configuration until told to stop.
 pub fn run(config: &Path, place: &Place) -> Outcome<()> {
+    // A reload finds the same file, wherever we are by then.
+    let config_path = std::path::absolute(config).or_fail(Class::Config, config.display())?;
     let config = load(config)?;
     check_rights()?;
+    let readers = socket::resolve(config.readers.as_deref())?;
     // Shows that there is a driver and an io_uring before anything is made.
     drop(Control::open()?);
     let state_dir = Arc::new(StateDir::lock(&place.state_dir)?);
-    let socket = place.socket();
-    clear_socket(&socket)?;
+    clear_socket(&place.socket())?;
     process::prepare()?;
+    log::never_wait();
     sweep::sweep(&state_dir, &place.state_dir)?;
-    tokio_uring::start(control::serve(config, state_dir, socket))
+    let socket = Socket::new(place.socket(), place.state_dir.clone(), readers);
+    tokio_uring::start(control::serve(Beginning { config, config_path, state_dir, socket }))
 }
 
 fn check_rights() -> Outcome<()> {

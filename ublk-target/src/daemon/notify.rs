@@ -4,6 +4,9 @@ use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use crate::clock;
 
 /// Sends `state`, for example `READY=1`. Nobody listening is no error.
 pub fn tell(state: &str) {
@@ -12,13 +15,28 @@ pub fn tell(state: &str) {
     }
 }
 
+/// What is in force is about to change; `READY=1` follows.
+pub fn reloading() {
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::now().as_nanos() / 1000));
+}
+
+/// How often `WATCHDOG=1` has to be told, if systemd wants to hear it from this process: twice in its interval.
+pub fn watchdog() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC").filter(|usec| is_ours && *usec > 0).map(|usec| Duration::from_micros(usec.div_ceil(2)))
+}
+
 fn send(path: &OsStr, state: &str) -> std::io::Result<()> {
     let address = match path.as_bytes() {
         // The mark of the abstract namespace.
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(path)?,
     };
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    let socket = UnixDatagram::unbound()?;
+    // The control thread waits for nobody, not even for systemd.
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
 #[cfg(test)]

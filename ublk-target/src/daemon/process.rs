@@ -11,7 +11,7 @@
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::error::{Class, OrFail, Outcome};
 use crate::{log, sys};
@@ -22,7 +22,10 @@ const CAP_IPC_LOCK: u32 = 14;
 
 /// Prepares the process; only blocking the signals may fail.
 pub fn prepare() -> Outcome<()> {
-    SigSet::all().thread_block().or_fail(Class::Failed, "cannot block signals")?;
+    let mut blocked = SigSet::all();
+    // Has no handler, so it interrupts nothing: it ends the process, and systemd's watchdog sends it to a daemon that hangs.
+    blocked.remove(Signal::SIGABRT);
+    blocked.thread_block().or_fail(Class::Failed, "cannot block signals")?;
     if let Err(cause) = sys::become_io_flusher() {
         log::warn("W-IO-FLUSHER", format_args!("not permitted ({cause}): may wait for itself when memory is short"));
     }

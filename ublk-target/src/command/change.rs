@@ -1,0 +1,118 @@
+//! `add`, `del`, `set`, `reload`: what changes while the daemon runs.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ask::{ask, ask_patiently, understood};
+use super::{list, say, say_json};
+use crate::daemon::GroupStatus;
+use crate::device::Status;
+use crate::error::{Class, OrFail, Outcome};
+use crate::flags::{Parts, Place, SetWhat};
+use crate::protocol::Command;
+use crate::settings::Settings;
+
+/// Makes a device.
+pub fn add(place: &Place, name: String, parts: Parts, timeout: Duration, json: bool) -> Outcome<()> {
+    let settings = Settings::unique(parts.settings().or_fail(Class::Failed, "cannot tell the current directory")?)?;
+    let doing = format!("adding {name}");
+    let command = Command::Add { device: name, settings, timeout_ms: ms(timeout) };
+    let made = ask_patiently(place, &command, &doing)?;
+    if json {
+        say_json(&made);
+    } else {
+        say(understood::<Status>(made)?.node.unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Removes a device or a group.
+pub fn del(
+    place: &Place,
+    device: Option<String>,
+    group: Option<String>,
+    force: bool,
+    timeout: Duration,
+    json: bool,
+) -> Outcome<()> {
+    let doing = format!("removing {}", device.as_deref().or(group.as_deref()).unwrap_or_default());
+    let command = Command::Del { device, group, force, timeout_ms: ms(timeout) };
+    let gone = ask_patiently(place, &command, &doing)?;
+    if json {
+        say_json(&gone);
+    } else if let Some(note) = gone["note"].as_str() {
+        tell(note);
+    }
+    Ok(())
+}
+
+/// Changes a device or a group.
+pub fn set(what: SetWhat) -> Outcome<()> {
+    match what {
+        SetWhat::Group { name, settings, create, json, place } => {
+            let settings = Settings::unique(settings)?;
+            let command = Command::Set { group: Some(name), device: None, settings, create, timeout_ms: 0 };
+            let after = ask(&place, &command)?;
+            show(json, after, |group: GroupStatus| {
+                let parent = group.parent.as_deref();
+                list::in_force("group", &group.name, ("parent", parent), group.weight, &group.limits)
+            })
+        }
+        SetWhat::Device { name, settings, timeout, json, place } => {
+            let doing = format!("changing {name}");
+            let settings = Settings::unique(settings)?;
+            let command =
+                Command::Set { device: Some(name), group: None, settings, create: false, timeout_ms: ms(timeout) };
+            let after = ask_patiently(&place, &command, &doing)?;
+            show(json, after, |device: Status| {
+                let group = device.group.as_deref();
+                let line = list::in_force("device", &device.name, ("group", group), device.weight, &device.limits);
+                device.size.map_or(line.clone(), |bytes| format!("{line} size={}", list::size(bytes)))
+            })
+        }
+    }
+}
+
+fn show<T: for<'a> Deserialize<'a>>(json: bool, after: Value, words: impl FnOnce(T) -> String) -> Outcome<()> {
+    if json {
+        say_json(&after);
+    } else {
+        say(words(understood(after)?));
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Reloaded {
+    changes: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// Makes what is in force what a file says.
+pub fn reload(place: &Place, config: Option<PathBuf>, dry_run: bool, timeout: Duration, json: bool) -> Outcome<()> {
+    // The daemon is in another directory.
+    let config = config.map(std::path::absolute).transpose();
+    let config = config.or_fail(Class::Failed, "cannot tell the current directory")?;
+    let result = ask_patiently(place, &Command::Reload { config, dry_run, timeout_ms: ms(timeout) }, "reloading")?;
+    if json {
+        say_json(&result);
+        return Ok(());
+    }
+    let Reloaded { changes, warnings } = understood(result)?;
+    warnings.iter().for_each(|warning| tell(warning));
+    changes.iter().for_each(say);
+    Ok(())
+}
+
+/// A word besides the facts.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,58 @@
+//! `add`: a device that no file knows.
+//!
+//! ```text
+//!   settings ─► read as a file would be ─► name, id, group, memory free? ─► its thread makes it ─► live, or nothing of it
+//! ```
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use ublk_throttle_config::{Fault, new_device};
+
+use super::control::{Daemon, Name};
+use super::table::Origin;
+use crate::error::{Class, Failure, Outcome};
+use crate::log;
+use crate::settings::Settings;
+
+/// Makes a device; what `list` would show of it.
+pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit: Duration) -> Outcome<Value> {
+    let new = new_device(name, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
+    let names = std::iter::once(Name::device(name)).chain(new.group.as_deref().map(Name::group));
+    daemon.expect_free(&names.collect::<Vec<_>>())?;
+    {
+        let table = daemon.table.borrow();
+        table.check_new(&new)?;
+        table.check_memory(&new)?;
+    }
+    log::info(format_args!("device={name} state=adding backend={}", new.backend.kind()));
+    let outcome = daemon.start(new, Origin::Command)?;
+    match timeout(limit, outcome).await {
+        Ok(Ok(outcome)) => outcome?,
+        // Its waiter was dropped unheard.
+        Ok(Err(_)) => {
+            return Err(Failure::new(Class::Conflict, format!("device {name:?} was removed before it was there")));
+        }
+        Err(_) => {
+            let what = format!(
+                "device {name:?} is not there after {:.1} s; the daemon goes on with it, `list` tells",
+                limit.as_secs_f64()
+            );
+            return Err(Failure::new(Class::Timeout, what));
+        }
+    }
+    let table = daemon.table.borrow();
+    table
+        .devices
+        .get(name)
+        .map(|entry| json!(entry.device.status()))
+        .ok_or_else(|| Failure::new(Class::Conflict, format!("device {name:?} was removed as soon as it was there")))
+}
+
+/// What is wrong with settings, in one line.
+pub fn refused(what: &str, faults: &[Fault]) -> Failure {
+    let faults: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    Failure::new(Class::Config, format!("{what}: {}", faults.join("; ")))
+}

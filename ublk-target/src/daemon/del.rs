@@ -1,0 +1,70 @@
+//! `del`: a device or a group goes.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::control::{Daemon, Name};
+use crate::clock;
+use crate::device::{Device, Removal, Removed};
+use crate::error::{Class, Failure, Outcome};
+use crate::log;
+
+/// Removes a device, by name, link or node. A second removal joins the first.
+pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: Duration) -> Outcome<Value> {
+    let (name, outcome) = {
+        let table = daemon.table.borrow();
+        let entry = table.device(wanted)?;
+        let name = entry.device.name().to_owned();
+        daemon.expect_free(&[Name::device(&name)])?;
+        (name, ask(&entry.device, is_forced))
+    };
+    let removed = match timeout(limit, outcome).await {
+        Ok(Ok(outcome)) => outcome?,
+        // The device's thread dropped the answer: it ended otherwise, and is gone.
+        Ok(Err(_)) => Removed::default(),
+        Err(_) => {
+            let what = format!(
+                "device {name:?} is not gone after {:.1} s; the removal goes on, `list` tells",
+                limit.as_secs_f64()
+            );
+            return Err(Failure::new(Class::Timeout, what));
+        }
+    };
+    daemon.forgotten(&name).await;
+    Ok(json!({ "device": name, "note": removed.note }))
+}
+
+/// Asks a device to go; the outcome comes through the channel.
+pub fn ask(device: &Device, is_forced: bool) -> oneshot::Receiver<Outcome<Removed>> {
+    let (answer, outcome) = oneshot::channel();
+    // Whoever asked may have gone; the removal goes on.
+    device.remove(Removal { is_forced, answer: Box::new(move |outcome| drop(answer.send(outcome))) });
+    outcome
+}
+
+/// Removes a group that nothing is in.
+pub fn group(daemon: &Rc<Daemon>, wanted: &str) -> Outcome<Value> {
+    let mut table = daemon.table.borrow_mut();
+    let (name, id) = table.group(wanted).map(|placed| (placed.group.name.clone(), placed.id))?;
+    daemon.expect_free(&[Name::group(&name)])?;
+    in_use(&name, &table.members(&name))?;
+    daemon.throttle.remove_group(id, clock::now()).map_err(|cause| {
+        Failure::new(Class::GroupInUse, format!("group {name:?}: {cause}; try again when they have gone"))
+    })?;
+    table.groups.retain(|placed| placed.id != id);
+    log::info(format_args!("group={name} state=removed"));
+    Ok(json!({ "group": name }))
+}
+
+/// Refuses for the sake of who is in the group.
+pub fn in_use(group: &str, members: &[String]) -> Outcome<()> {
+    if members.is_empty() {
+        return Ok(());
+    }
+    let what = format!("group {group:?} is in use by {}; move or remove them first", members.join(", "));
+    Err(Failure::new(Class::GroupInUse, what))
+}

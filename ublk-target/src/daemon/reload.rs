@@ -1,0 +1,447 @@
+//! `reload`: what is in force becomes what a file says, in one transaction or not at all.
+//!
+//! ```text
+//!   read (a thread) ─► differences ─► check all ─┬─► new groups ─► new devices ─► ONE Throttle::apply ─► sizes ─► removals
+//!                                                │    └──── any failure: taken back ────┘      in force from here on
+//!                                                └─► refused: nothing was done
+//! ```
+//!
+//! Differences are taken against what is in force, not against the file as it was. What a command made and the file does not
+//! name is none of the file's business: it stays. Devices that are not in the plan see nothing of it.
+//!
+//! Who uses a device that is to go is looked for before anything is done. Somebody may still open it between that look and its
+//! removal, or its size may not be had: then the rest is in force, and the answer says what is left to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use throttle_core::group::{GroupId, GroupOptions};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+use ublk_throttle_config::{Config, Group, Plan, difference};
+
+use super::control::{Daemon, Name};
+use super::table::{Origin, Placed, Table};
+use super::{del, notify, set, socket};
+use crate::command::read;
+use crate::device::Removed;
+use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::ublk::control::Control;
+use crate::{clock, in_use, log};
+
+/// How long devices may take to come and to go, where nobody said.
+pub const LIMIT: Duration = Duration::from_secs(10);
+/// Until the file has been read, or the system has told who uses what.
+const LOOK_LIMIT: Duration = Duration::from_secs(4);
+/// Until what was started has gone again.
+const UNDO_LIMIT: Duration = Duration::from_secs(4);
+/// udev opens every disk that changes, for a moment.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 3;
+/// UBLK_F_UPDATE_SIZE, since Linux 6.16.
+const CAN_RESIZE: u64 = 1 << 10;
+
+/// Makes what is in force what the file says; the differences, in words.
+pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, limit: Duration) -> Outcome<Value> {
+    let path = path.unwrap_or_else(|| daemon.config.clone());
+    let File { config: to, readers, mut warnings } = blocking("reload", "the file", move || load(&path)).await?;
+    daemon.expect_serving()?;
+    let plan = {
+        let table = daemon.table.borrow();
+        let plan = difference(&table.in_force(&to), &to);
+        check(&table, &to, &plan)?;
+        plan
+    };
+    let changes = plan.lines();
+    if is_dry {
+        return Ok(json!({ "changes": changes, "warnings": warnings, "dry-run": true }));
+    }
+    let _claim = daemon.claim(touched(&plan))?;
+    look(daemon, &plan).await?;
+    daemon.expect_serving()?;
+    notify::reloading();
+    let outcome = carry_out(daemon, &to, &plan, readers, Instant::now() + limit).await;
+    daemon.tell_ready();
+    let left = outcome?;
+    for warning in &warnings {
+        log::warn("W-CONFIG", warning);
+    }
+    log::info(format_args!("state=reloaded {}", changes.join("; ")));
+    let Left { failures, notes } = left;
+    warnings.extend(notes);
+    match failures
+        .into_iter()
+        .reduce(|one, other| Failure { message: format!("{}; {}", one.message, other.message), ..one })
+    {
+        None => Ok(json!({ "changes": changes, "warnings": warnings, "dry-run": false })),
+        Some(failure) => Err(failure.context("the rest is in force, but")),
+    }
+}
+
+/// What a file says.
+struct File {
+    config: Config,
+    readers: Option<u32>,
+    warnings: Vec<String>,
+}
+
+fn load(path: &Path) -> Outcome<File> {
+    let (config, warnings) = read(path)?;
+    let readers = socket::resolve(config.readers.as_deref())?;
+    let warnings = warnings.iter().map(ToString::to_string).collect();
+    Ok(File { config, readers, warnings })
+}
+
+/// Does what may wait for a disk on a thread of its own, which is left to itself if it takes too long.
+async fn blocking<T: Send + 'static>(
+    name: &str,
+    what: &str,
+    work: impl FnOnce() -> Outcome<T> + Send + 'static,
+) -> Outcome<T> {
+    let (answer, outcome) = oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || drop(answer.send(work())))
+        .or_fail(Class::Resource, "cannot start a thread")?;
+    match timeout(LOOK_LIMIT, outcome).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(Failure::new(Class::Failed, format!("{what} was not looked at"))),
+        Err(_) => {
+            let what = format!("{what} has not been read within {LOOK_LIMIT:?}; nothing was changed");
+            Err(Failure::new(Class::Timeout, what))
+        }
+    }
+}
+
+/// Everything that can be told without asking anybody.
+fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
+    if !plan.refusals.is_empty() {
+        let refusals: Vec<String> = plan.refusals.iter().map(ToString::to_string).collect();
+        return Err(Failure::new(Class::Config, refusals.join("\n")));
+    }
+    let leaving: BTreeSet<String> = plan.device_removals.iter().cloned().collect();
+    for new in &plan.device_additions {
+        if let Some(old) = plan.device_removals.iter().find(|old| takes_over(table, old, new)) {
+            let what = format!(
+                "device {:?} (line {}) takes the id or the path of {old:?}, which goes; `ublk-throttle del {old}` first, then `reload`",
+                new.name, new.line
+            );
+            return Err(Failure::new(Class::Config, what));
+        }
+        table.check_new(new)?;
+    }
+    let others = table.devices.iter().filter(|(name, _)| to.device(name).is_none() && !leaving.contains(*name));
+    let bytes: u64 = to.buffer_bytes() + others.map(|(_, entry)| entry.described.buffer_bytes()).sum::<u64>();
+    if let Some(max) = to.memory_max.filter(|max| bytes > *max) {
+        let what =
+            format!("limits.memory: {max} is below {bytes}, the buffers of all devices with those that `add` made");
+        return Err(Failure::new(Class::Config, what));
+    }
+    for name in &plan.group_removals {
+        // Those that the file knows are moved by it, or go.
+        let stays = |member: &String| match member.split_once(' ') {
+            Some(("device", name)) => to.device(name).is_none() && !leaving.contains(name),
+            Some((_, name)) => to.group(name).is_none() && !plan.group_removals.iter().any(|gone| gone == name),
+            None => true,
+        };
+        let members: Vec<String> = table.members(name).into_iter().filter(stays).collect();
+        del::in_use(name, &members)?;
+    }
+    for device in to.devices.iter().filter(|device| table.devices.contains_key(&device.name)) {
+        set::expect_staying(table, &device.name)?;
+    }
+    Ok(())
+}
+
+/// Whether a new device wants what one that goes still has.
+fn takes_over(table: &Table, old: &str, new: &ublk_throttle_config::Device) -> bool {
+    table.devices.get(old).map(super::table::Entry::in_force).is_some_and(|old| {
+        (new.id.is_some() && old.id == new.id)
+            || (new.backend.path().is_some()
+                && old.backend.path() == new.backend.path()
+                && !(new.backend.is_shared() && old.backend.is_shared())
+                && !(new.read_only && old.read_only))
+    })
+}
+
+/// Everything that the plan names, and every group that it needs to be there.
+fn touched(plan: &Plan) -> Vec<Name> {
+    let mut names = BTreeSet::new();
+    let group = |name: &Option<String>| name.as_deref().map(Name::group);
+    for added in &plan.group_additions {
+        names.insert(Name::group(&added.name));
+        names.extend(group(&added.parent));
+    }
+    for changed in &plan.group_changes {
+        names.insert(Name::group(&changed.name));
+        names.extend(changed.parent.as_ref().and_then(|parent| group(&parent.to)));
+    }
+    names.extend(plan.group_removals.iter().map(|name| Name::group(name)));
+    for changed in &plan.device_changes {
+        names.insert(Name::device(&changed.name));
+        names.extend(changed.group.as_ref().and_then(|to| group(&to.to)));
+    }
+    for added in &plan.device_additions {
+        names.insert(Name::device(&added.name));
+        names.extend(group(&added.group));
+    }
+    names.extend(plan.device_removals.iter().map(|name| Name::device(name)));
+    names.into_iter().collect()
+}
+
+/// Everything that can be told by asking the kernel.
+async fn look(daemon: &Daemon, plan: &Plan) -> Outcome<()> {
+    let resized = plan.device_changes.iter().find(|change| change.size.is_some()).map(|change| change.name.clone());
+    let going: Vec<(String, u32)> = {
+        let table = daemon.table.borrow();
+        let id = |name: &String| Some((name.clone(), table.devices.get(name)?.device.id()?));
+        plan.device_removals.iter().filter_map(id).collect()
+    };
+    if resized.is_none() && going.is_empty() {
+        return Ok(());
+    }
+    blocking("reload", "who uses the devices that are to go", move || {
+        if let Some(name) = resized
+            && Control::open()?.features().is_ok_and(|features| features & CAN_RESIZE == 0)
+        {
+            let what = format!(
+                "device {name:?}: this kernel cannot resize a live ublk device (Linux 6.16 or newer can); \
+                 remove the device and add it again"
+            );
+            return Err(Failure::new(Class::Unsupported, what));
+        }
+        expect_unused(&going)
+    })
+    .await
+}
+
+fn expect_unused(going: &[(String, u32)]) -> Outcome<()> {
+    let mut found = Vec::new();
+    for look in 0..LOOKS {
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        let users = going.iter().map(|(name, id)| (name, in_use::Disk::find(*id).users()));
+        found = users.filter(|(_, users)| !users.is_empty()).collect();
+        if found.is_empty() {
+            return Ok(());
+        }
+    }
+    let words = found.into_iter().map(|(name, users)| format!("device {name:?} is in use: {}", users.join("; ")));
+    let words = words.collect::<Vec<_>>().join("; ");
+    Err(Failure::new(
+        Class::Busy,
+        format!("{words}; unmount or close it first, or keep it in the file; nothing was changed"),
+    ))
+}
+
+/// What could not be done once the rest was in force, and what else there is to say.
+#[derive(Default)]
+struct Left {
+    failures: Vec<Failure>,
+    notes: Vec<String>,
+}
+
+async fn carry_out(
+    daemon: &Rc<Daemon>,
+    to: &Config,
+    plan: &Plan,
+    readers: Option<u32>,
+    deadline: Instant,
+) -> Outcome<Left> {
+    let made = make_groups(daemon, &plan.group_additions)?;
+    let began = start_devices(daemon, plan, deadline).await;
+    let applied = began.and_then(|()| daemon.expect_serving()).and_then(|()| apply(daemon, to, plan));
+    if let Err(failure) = applied {
+        undo(daemon, plan, &made).await;
+        return Err(failure);
+    }
+    let mut left = Left::default();
+    if plan.readers.is_some()
+        && let Err(failure) = daemon.socket.open_to(readers)
+    {
+        left.failures.push(failure);
+    }
+    for change in &plan.device_changes {
+        let Some(size) = change.size else { continue };
+        let limit = deadline.saturating_duration_since(Instant::now());
+        match set::resize_claimed(daemon, &change.name, size.to, limit).await {
+            Ok(bytes) if bytes == size.to => {}
+            Ok(bytes) => left.notes.push(format!("device {}: size {bytes}, whole blocks of {}", change.name, size.to)),
+            Err(failure) => left.failures.push(failure),
+        }
+    }
+    remove_devices(daemon, plan, deadline, &mut left).await;
+    remove_groups(daemon, plan, &mut left);
+    Ok(left)
+}
+
+/// New groups, each on its own: their places come with everything else, in one step.
+fn make_groups(daemon: &Daemon, groups: &[Group]) -> Outcome<Vec<GroupId>> {
+    let mut table = daemon.table.borrow_mut();
+    let mut made = Vec::new();
+    for group in groups {
+        let options = GroupOptions { limits: group.limits, parent: None, weight: group.weight, charges: group.charges };
+        let id =
+            daemon.throttle.add_group(&options, clock::now()).map_err(|cause| set::misplaced(&group.name, cause))?;
+        let group = Group { parent: None, ..group.clone() };
+        table.groups.push(Placed { group, id, origin: Origin::File });
+        made.push(id);
+    }
+    Ok(made)
+}
+
+async fn start_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant) -> Outcome<()> {
+    let mut waiting = Vec::new();
+    for new in &plan.device_additions {
+        waiting.push((new, daemon.start(new.clone(), Origin::File)?));
+    }
+    let mut failures = Vec::new();
+    for (new, outcome) in waiting {
+        let at = format!("line {}", new.line);
+        match timeout_at(deadline, outcome).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(failure))) => failures.push(failure.context(at)),
+            Ok(Err(_)) => failures.push(Failure::new(Class::Conflict, format!("device {:?} was removed", new.name))),
+            Err(_) => {
+                failures.push(Failure::new(Class::Timeout, format!("{at}: device {:?} is not there yet", new.name)))
+            }
+        }
+    }
+    let Some(first) = failures.first() else { return Ok(()) };
+    let words: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
+    Err(Failure::new(first.class, format!("{}; nothing was changed", words.join("; "))))
+}
+
+/// Takes back what was made.
+async fn undo(daemon: &Rc<Daemon>, plan: &Plan, made: &[GroupId]) {
+    let mut going = Vec::new();
+    {
+        let table = daemon.table.borrow();
+        for new in &plan.device_additions {
+            if let Some(entry) = table.devices.get(&new.name) {
+                going.push((new.name.clone(), del::ask(&entry.device, true)));
+            }
+        }
+    }
+    let deadline = Instant::now() + UNDO_LIMIT;
+    for (name, outcome) in going {
+        if timeout_at(deadline, outcome).await.is_ok() {
+            daemon.forgotten(&name).await;
+        }
+    }
+    let mut table = daemon.table.borrow_mut();
+    for id in made {
+        // One that a device still sits in, which does not go, can be removed by `del --group` later.
+        if daemon.throttle.remove_group(*id, clock::now()).is_ok() {
+            table.groups.retain(|placed| placed.id != *id);
+        } else if let Some(placed) = table.groups.iter_mut().find(|placed| placed.id == *id) {
+            placed.origin = Origin::Command;
+        }
+    }
+}
+
+/// The one step: before it, nothing of the plan holds for a device that was there; after it, everything does.
+fn apply(daemon: &Daemon, to: &Config, plan: &Plan) -> Outcome<()> {
+    let mut table = daemon.table.borrow_mut();
+    let mut changes = Vec::new();
+    let added = plan.group_additions.iter().map(|group| &group.name);
+    for name in plan.group_changes.iter().map(|change| &change.name).chain(added) {
+        let (placed, after) = (table.group(name)?, to.group(name).expect("the plan leads there"));
+        let parent = table.place(after.parent.as_deref())?;
+        changes.extend(set::group_changes(placed.id, &placed.group, after, parent));
+    }
+    {
+        // In the order of their names, as everybody who locks more than one does.
+        let names: BTreeSet<&String> = plan.device_changes.iter().map(|change| &change.name).collect();
+        let mut standings = Vec::new();
+        for name in names {
+            let Some(entry) = table.devices.get(name) else { continue };
+            let (before, after) = (entry.in_force(), to.device(name).expect("the plan leads there"));
+            let standing = entry.device.standing();
+            // One that somebody else took away meanwhile has nothing to change.
+            let Some(member) = standing.member else { continue };
+            let group = table.place(after.group.as_deref())?;
+            changes.extend(set::member_changes(member, &before, after, group));
+            standings.push((entry, standing, after));
+        }
+        daemon
+            .throttle
+            .apply(&changes, clock::now())
+            .map_err(|cause| Failure::new(Class::Config, format!("groups: {cause}; nothing was changed")))?;
+        for (entry, mut standing, after) in standings {
+            standing.group.clone_from(&after.group);
+            (standing.weight, standing.limits) = (after.weight, after.limits);
+            drop(standing);
+            entry.device.note_change();
+        }
+    }
+    write_down(&mut table, to);
+    Ok(())
+}
+
+/// The table says what is in force now, and that the file wants it so.
+fn write_down(table: &mut Table, to: &Config) {
+    let groups: BTreeMap<&str, &Group> = to.groups.iter().map(|group| (group.name.as_str(), group)).collect();
+    for placed in &mut table.groups {
+        if let Some(group) = groups.get(placed.group.name.as_str()) {
+            placed.group = (*group).clone();
+            placed.origin = Origin::File;
+        }
+    }
+    for device in &to.devices {
+        if let Some(entry) = table.devices.get_mut(&device.name) {
+            entry.described.line = device.line;
+            entry.origin = Origin::File;
+        }
+    }
+    table.memory_max = to.memory_max;
+    table.readers.clone_from(&to.readers);
+}
+
+async fn remove_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant, left: &mut Left) {
+    let mut going = Vec::new();
+    {
+        let table = daemon.table.borrow();
+        for name in &plan.device_removals {
+            if let Some(entry) = table.devices.get(name) {
+                going.push((name.clone(), del::ask(&entry.device, false)));
+            }
+        }
+    }
+    for (name, outcome) in going {
+        let note = match timeout_at(deadline, outcome).await {
+            Ok(Ok(Ok(Removed { note }))) => note,
+            Ok(Ok(Err(failure))) => {
+                left.failures.push(failure);
+                continue;
+            }
+            Ok(Err(_)) => None,
+            Err(_) => {
+                let what = format!("device {name:?} is not gone yet; its removal goes on, `list` tells");
+                left.failures.push(Failure::new(Class::Timeout, what));
+                continue;
+            }
+        };
+        left.notes.extend(note.map(|note| format!("device {name}: {note}")));
+        daemon.forgotten(&name).await;
+    }
+}
+
+fn remove_groups(daemon: &Daemon, plan: &Plan, left: &mut Left) {
+    let mut table = daemon.table.borrow_mut();
+    for name in &plan.group_removals {
+        let Ok(id) = table.group(name).map(|placed| placed.id) else { continue };
+        match daemon.throttle.remove_group(id, clock::now()) {
+            Ok(()) => table.groups.retain(|placed| placed.id != id),
+            // For the sake of a device that could not go, which has been told; the next reload tries again.
+            Err(_) if !left.failures.is_empty() => {}
+            Err(cause) => {
+                left.failures.push(Failure::new(Class::GroupInUse, format!("group {name:?}: {cause}")));
+            }
+        }
+    }
+}

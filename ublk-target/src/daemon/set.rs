@@ -1,0 +1,193 @@
+//! `set`: limits, weights, places and sizes change while requests wait.
+//!
+//! ```text
+//!   settings over what is in force ─► read as a file would be ─► one Throttle::apply ─► written down as in force
+//! ```
+//!
+//! All of one command or nothing. A size is not the throttle's but the kernel's, which may refuse it: it goes alone.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use throttle_core::group::{Change, GroupId, GroupOptions, MemberId};
+use throttle_core::tree::BadParent;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use ublk_throttle_config::{Device as Description, Group, change_device, change_group, new_group};
+
+use super::add::refused;
+use super::control::{Daemon, Name};
+use super::table::{Origin, Placed, Table, set_size};
+use crate::clock;
+use crate::error::{Class, Failure, Outcome};
+use crate::log;
+use crate::settings::Settings;
+
+/// Changes a group, or makes it; what is in force for it then.
+pub fn group(daemon: &Rc<Daemon>, name: &str, settings: &Settings, create: bool) -> Outcome<Value> {
+    let mut table = daemon.table.borrow_mut();
+    let faults = |faults: Vec<_>| refused(&format!("group {name:?}"), &faults);
+    if create && table.group(name).is_err() {
+        let new = new_group(name, &settings.pairs()).map_err(faults)?;
+        daemon.expect_free(&names(Name::group(name), new.parent.as_deref()))?;
+        let options =
+            GroupOptions { limits: new.limits, parent: place(&table, &new)?, weight: new.weight, charges: new.charges };
+        let id = daemon.throttle.add_group(&options, clock::now()).map_err(|cause| misplaced(name, cause))?;
+        table.groups.push(Placed { group: new, id, origin: Origin::Command });
+    } else {
+        expect_some(settings)?;
+        let placed = table.group(name)?;
+        let (id, before) = (placed.id, &placed.group);
+        let after = change_group(before, &settings.pairs()).map_err(faults)?;
+        daemon.expect_free(&names(Name::group(name), after.parent.as_deref()))?;
+        let changes = group_changes(id, before, &after, place(&table, &after)?);
+        daemon.throttle.apply(&changes, clock::now()).map_err(|cause| misplaced(name, cause))?;
+        if let Some(placed) = table.group_mut(name) {
+            placed.group = after;
+        }
+    }
+    log::info(format_args!("group={name} state=changed {}", words(settings)));
+    let listing = table.listing();
+    Ok(json!(listing.groups.iter().find(|group| group.name == name)))
+}
+
+/// Changes a device; what is in force for it then.
+pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limit: Duration) -> Outcome<Value> {
+    expect_some(settings)?;
+    let (name, before) = {
+        let table = daemon.table.borrow();
+        let entry = table.device(wanted)?;
+        (entry.device.name().to_owned(), entry.in_force())
+    };
+    let after =
+        change_device(&before, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
+    daemon.expect_free(&names(Name::device(&name), after.group.as_deref()))?;
+    expect_staying(&daemon.table.borrow(), &name)?;
+    if settings.get("size").is_none() {
+        apply(daemon, &name, &before, &after)?;
+    } else if settings.0.len() > 1 {
+        let what =
+            format!("device {name:?}: `size` changes alone, or half of the command might be done; set it by itself");
+        return Err(Failure::new(Class::Config, what));
+    } else if let Some(bytes) = after.backend.size() {
+        resize(daemon, &name, bytes, limit).await?;
+    }
+    log::info(format_args!("device={name} state=changed {}", words(settings)));
+    let table = daemon.table.borrow();
+    let entry = table.devices.get(&name).ok_or_else(|| going(&name))?;
+    Ok(json!(entry.device.status()))
+}
+
+fn apply(daemon: &Daemon, name: &str, before: &Description, after: &Description) -> Outcome<()> {
+    let table = daemon.table.borrow();
+    let group = table.place(after.group.as_deref())?;
+    let entry = table.devices.get(name).ok_or_else(|| going(name))?;
+    let mut standing = entry.device.standing();
+    let member = standing.member.ok_or_else(|| going(name))?;
+    let changes = member_changes(member, before, after, group);
+    daemon.throttle.apply(&changes, clock::now()).map_err(|cause| misplaced(name, cause))?;
+    standing.group.clone_from(&after.group);
+    (standing.weight, standing.limits) = (after.weight, after.limits);
+    drop(standing);
+    entry.device.note_change();
+    Ok(())
+}
+
+async fn resize(daemon: &Rc<Daemon>, name: &str, bytes: u64, limit: Duration) -> Outcome<u64> {
+    let _claim = daemon.claim(vec![Name::device(name)])?;
+    resize_claimed(daemon, name, bytes, limit).await
+}
+
+/// Gives a device of which the caller has the word another size; what it has then, in bytes.
+pub async fn resize_claimed(daemon: &Rc<Daemon>, name: &str, bytes: u64, limit: Duration) -> Outcome<u64> {
+    let (answer, outcome) = oneshot::channel();
+    {
+        let table = daemon.table.borrow();
+        let entry = table.devices.get(name).ok_or_else(|| going(name))?;
+        entry.device.resize(bytes, Box::new(move |outcome| drop(answer.send(outcome))));
+    }
+    let bytes = match timeout(limit, outcome).await {
+        Ok(Ok(outcome)) => outcome?,
+        Ok(Err(_)) => return Err(going(name)),
+        Err(_) => {
+            let what = format!("device {name:?} has not changed its size within {:.1} s", limit.as_secs_f64());
+            return Err(Failure::new(Class::Timeout, format!("{what}; the daemon goes on with it, `list` tells")));
+        }
+    };
+    if let Some(entry) = daemon.table.borrow_mut().devices.get_mut(name) {
+        set_size(&mut entry.described, bytes);
+    }
+    Ok(bytes)
+}
+
+/// What leads a group from one state to another.
+pub fn group_changes(id: GroupId, before: &Group, after: &Group, parent: Option<GroupId>) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if before.limits != after.limits {
+        changes.push(Change::GroupLimits(id, after.limits));
+    }
+    if before.weight != after.weight {
+        changes.push(Change::GroupWeight(id, after.weight));
+    }
+    if before.charges != after.charges {
+        changes.push(Change::GroupCharges(id, after.charges));
+    }
+    if before.parent != after.parent {
+        changes.push(Change::GroupParent(id, parent));
+    }
+    changes
+}
+
+/// What leads a device from one state to another.
+pub fn member_changes(id: MemberId, before: &Description, after: &Description, group: Option<GroupId>) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if before.limits != after.limits {
+        changes.push(Change::MemberLimits(id, after.limits));
+    }
+    if before.weight != after.weight {
+        changes.push(Change::MemberWeight(id, after.weight));
+    }
+    if before.group != after.group {
+        changes.push(Change::MemberGroup(id, group));
+    }
+    changes
+}
+
+fn place(table: &Table, group: &Group) -> Outcome<Option<GroupId>> {
+    table.place(group.parent.as_deref())
+}
+
+/// Itself, and the group it goes to.
+fn names(own: Name, to: Option<&str>) -> Vec<Name> {
+    std::iter::once(own).chain(to.map(Name::group)).collect()
+}
+
+fn expect_some(settings: &Settings) -> Outcome<()> {
+    if settings.0.is_empty() {
+        return Err(Failure::new(Class::Config, "nothing to set; give KEY=VALUE, like iops-total=500"));
+    }
+    Ok(())
+}
+
+/// Neither gone nor on its way.
+pub fn expect_staying(table: &Table, name: &str) -> Outcome<()> {
+    let entry = table.devices.get(name).ok_or_else(|| going(name))?;
+    match entry.device.status().state.as_str() {
+        "starting" | "live" => Ok(()),
+        _ => Err(going(name)),
+    }
+}
+
+fn going(name: &str) -> Failure {
+    Failure::new(Class::Conflict, format!("device {name:?} is being removed"))
+}
+
+/// What the throttle says to a place in its tree.
+pub fn misplaced(name: &str, cause: BadParent) -> Failure {
+    Failure::new(Class::Config, format!("{name:?}: {cause}; choose another group"))
+}
+
+fn words(settings: &Settings) -> String {
+    settings.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,125 @@
+//! `stats`: what devices and groups have done since they were made, and what their limits have left.
+//!
+//! Numbers only grow; whoever wants rates takes the difference of two reports. A group has done what the devices that are in
+//! it and below it now have done.
+
+use serde::{Deserialize, Serialize};
+use throttle_core::limiter::Credit;
+use throttle_core::throttle::Throttle;
+
+use super::table::Table;
+use crate::clock;
+use crate::device::DeviceStats;
+use crate::error::{Class, Failure, Outcome};
+
+/// Everything, at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The moment, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_ns: u64,
+    /// The devices, by name.
+    pub devices: Vec<DeviceReport>,
+    /// The groups.
+    pub groups: Vec<GroupReport>,
+    /// Lines of the log that nobody took.
+    pub log_lines_lost: u64,
+}
+
+/// A device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Its name.
+    pub name: String,
+    /// Which of all devices that had or will have this name.
+    pub nonce: Option<u32>,
+    /// Requests waiting for a limit at the moment.
+    pub held: u32,
+    /// What it has done.
+    pub stats: DeviceStats,
+    /// What each of its own limits has left.
+    pub credit: Vec<CreditReport>,
+}
+
+/// A group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// Its name.
+    pub name: String,
+    /// Everything in it and below it.
+    pub devices: Vec<String>,
+    /// Requests of those waiting for a limit at the moment.
+    pub held: u32,
+    /// What those have done.
+    pub stats: DeviceStats,
+    /// What each of its limits has left.
+    pub credit: Vec<CreditReport>,
+}
+
+/// What a limit has left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreditReport {
+    /// Its key in the configuration.
+    pub limit: String,
+    /// Operations or bytes that may go at once.
+    pub left: u64,
+    /// The most that may ever be left.
+    pub capacity: u64,
+    /// What went beyond, and is waited for.
+    pub debt: u64,
+}
+
+impl From<Credit> for CreditReport {
+    fn from(credit: Credit) -> Self {
+        let Credit { kind, left, capacity, debt } = credit;
+        Self { limit: kind.name().to_owned(), left, capacity, debt }
+    }
+}
+
+/// The report on everything, or on one device or group.
+pub fn report(table: &Table, throttle: &Throttle, only: Option<&str>) -> Outcome<Report> {
+    let now = clock::now();
+    let mut devices = Vec::new();
+    let mut groups: Vec<GroupReport> = table
+        .groups
+        .iter()
+        .map(|placed| GroupReport {
+            name: placed.group.name.clone(),
+            devices: Vec::new(),
+            held: 0,
+            stats: DeviceStats::default(),
+            credit: throttle.group_credit(placed.id, now).into_iter().map(CreditReport::from).collect(),
+        })
+        .collect();
+    for entry in table.devices.values() {
+        let stats = entry.device.stats();
+        let (group, held, credit) = {
+            let standing = entry.device.standing();
+            // Inside, or it might leave in between.
+            let held = standing.member.map(|member| throttle.held(member)).unwrap_or_default();
+            let credit = standing.member.map(|member| throttle.member_credit(member, now)).unwrap_or_default();
+            (standing.group.clone(), held.count, credit)
+        };
+        for above in table.places_above(group.as_deref()) {
+            let group = &mut groups[above];
+            group.devices.push(entry.device.name().to_owned());
+            group.held += held;
+            group.stats.add(&stats);
+        }
+        devices.push(DeviceReport {
+            name: entry.device.name().to_owned(),
+            nonce: entry.device.status().nonce,
+            held,
+            stats,
+            credit: credit.into_iter().map(CreditReport::from).collect(),
+        });
+    }
+    if let Some(only) = only {
+        let name = table.device(only).map_or(only, |entry| entry.device.name());
+        devices.retain(|device| device.name == name);
+        groups.retain(|group| group.name == name);
+        if devices.is_empty() && groups.is_empty() {
+            return Err(Failure::new(Class::NoDevice, format!("no device or group {only:?} here; `list` shows all")));
+        }
+    }
+    Ok(Report { at_ns: now.as_nanos(), devices, groups, log_lines_lost: crate::log::lost() })
+}
