@@ -106,22 +106,9 @@ impl DeviceThread {
 
     /// The reason why ADD was refused.
     fn refused(&self, control: &mut Control, errno: Errno) -> Failure {
-        match (errno, self.shared.description.id) {
-            (Errno::EEXIST, Some(id)) => {
-                let owner = control.info(id).map_or(-1, |info| info.server);
-                Failure::new(
-                    Class::IdTaken,
-                    format!("id {id} is taken by {}; choose another id, or none", process_in_words(owner)),
-                )
-            }
-            (Errno::EPERM | Errno::EACCES, _) => {
-                Failure::new(Class::Perm, "the kernel lets only CAP_SYS_ADMIN add ublk devices; run as root")
-            }
-            (Errno::ENOSPC | Errno::EUSERS | Errno::EBUSY, _) => {
-                Failure::new(Class::KernelLimit, format!("the kernel takes no more ublk devices: {}", errno.desc()))
-            }
-            _ => Err::<(), _>(errno).or_fail(Class::Failed, "the kernel refuses to add a device").unwrap_err(),
-        }
+        let id = self.shared.description.id;
+        let owner = id.and_then(|id| control.info(id).ok()).map_or(-1, |info| info.server);
+        refusal(errno, id, owner)
     }
 
     fn start_queues(&mut self, control: &mut Control, info: &DeviceInfo, backend: &Arc<dyn Backend>) -> Outcome<()> {
@@ -242,10 +229,43 @@ fn nonce() -> u32 {
     std::hash::RandomState::new().build_hasher().finish() as u32
 }
 
+/// What ADD's errno means for a device that wanted `id`, which is now served by process `owner`.
+fn refusal(errno: Errno, id: Option<u32>, owner: i32) -> Failure {
+    match (errno, id) {
+        (Errno::EEXIST, Some(id)) => Failure::new(
+            Class::IdTaken,
+            format!("id {id} is taken by {}; choose another id, or none", process_in_words(owner)),
+        ),
+        (Errno::EPERM | Errno::EACCES, _) => {
+            Failure::new(Class::Perm, "the kernel lets only CAP_SYS_ADMIN add ublk devices; run as root")
+        }
+        (Errno::ENOSPC | Errno::EUSERS | Errno::EBUSY, _) => {
+            Failure::new(Class::KernelLimit, format!("the kernel takes no more ublk devices: {}", errno.desc()))
+        }
+        _ => Err::<(), _>(errno).or_fail(Class::Failed, "the kernel refuses to add a device").unwrap_err(),
+    }
+}
+
 fn process_in_words(pid: i32) -> String {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
     match comm {
         Ok(comm) if pid > 0 => format!("{} (pid {pid})", comm.trim()),
         _ => "a device that no process serves".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f17_a_kernel_without_room_for_a_device_says_so() {
+        // Minors used up, or the bound of the driver: not the fault of the configuration, and no id of ours would help.
+        for errno in [Errno::ENOSPC, Errno::EUSERS] {
+            let failure = refusal(errno, None, -1);
+            assert_eq!((failure.class, failure.class.exit()), (Class::KernelLimit, 1), "{}", failure.message);
+        }
+        assert_eq!(refusal(Errno::EEXIST, Some(7), -1).class, Class::IdTaken);
+        assert_eq!(refusal(Errno::ENOMEM, None, -1).class, Class::Resource);
     }
 }
