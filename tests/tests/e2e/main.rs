@@ -10,6 +10,7 @@
 
 mod bars;
 mod burst;
+mod control;
 mod data;
 mod drain;
 mod facts;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         filesystems::cases(),
         removal::cases(),
         drain::cases(),
+        control::cases(),
         kills::cases(),
         faults_kernel::cases(),
         faults_machine::cases(),
