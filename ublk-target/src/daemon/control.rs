@@ -29,7 +29,7 @@ use super::socket::Socket;
 use super::table::{Entry, Origin, Placed, Table};
 use super::{add, del, notify, reload, server, set, stats};
 use crate::clock;
-use crate::device::{Device, Notice, Removal, Surroundings};
+use crate::device::{Device, Notice, Removal, Surroundings, traces};
 use crate::error::{Class, Failure, Outcome};
 use crate::groups;
 use crate::helper::{Errand, Helper};
@@ -423,6 +423,7 @@ fn hurry(table: &Table) {
         let device = &entry.device;
         let Some(target) = device.remains() else { continue };
         log::warn("W-HURRY", format_args!("device={} ends without waiting for its requests", device.name()));
+        traces::remove_link(device.name(), target.id);
         if let Err(failure) = Helper::spawn(target, Errand::Delete) {
             log::error(&failure);
         }

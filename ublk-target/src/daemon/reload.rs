@@ -30,6 +30,7 @@ use crate::command::read;
 use crate::device::Removed;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::ublk::control::Control;
+use crate::ublk::features::UPDATE_SIZE;
 use crate::{clock, in_use, log};
 
 /// How long devices may take to come and to go, where nobody said.
@@ -41,8 +42,8 @@ const UNDO_LIMIT: Duration = Duration::from_secs(4);
 /// udev opens every disk that changes, for a moment.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 3;
-/// UBLK_F_UPDATE_SIZE, since Linux 6.16.
-const CAN_RESIZE: u64 = 1 << 10;
+/// Until the file systems have told whether a path still leads to what is open. One that does not answer says as much.
+const PATHS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Makes what is in force what the file says; the differences, in words.
 pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, limit: Duration) -> Outcome<Value> {
@@ -56,6 +57,8 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
         plan
     };
     let changes = plan.lines();
+    let of_file = warnings.clone();
+    warnings.extend(backings_changed(daemon, &plan).await);
     if is_dry {
         return Ok(json!({ "changes": changes, "warnings": warnings, "dry-run": true }));
     }
@@ -66,9 +69,7 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
     let outcome = carry_out(daemon, &to, &plan, readers, Instant::now() + limit).await;
     daemon.tell_ready();
     let left = outcome?;
-    for warning in &warnings {
-        log::warn("W-CONFIG", warning);
-    }
+    of_file.iter().for_each(log::info);
     log::info(format_args!("state=reloaded {}", changes.join("; ")));
     let Left { failures, notes } = left;
     warnings.extend(notes);
@@ -167,6 +168,28 @@ fn takes_over(table: &Table, old: &str, new: &ublk_throttle_config::Device) -> b
     })
 }
 
+/// The devices that stay and whose path leads to something else by now: they go on with what they have open.
+async fn backings_changed(daemon: &Daemon, plan: &Plan) -> Vec<String> {
+    let mut asked = Vec::new();
+    for (name, entry) in &daemon.table.borrow().devices {
+        if plan.device_removals.contains(name) {
+            continue;
+        }
+        let (answer, change) = oneshot::channel();
+        entry.device.backing_changed(Box::new(move |change| drop(answer.send(change))));
+        asked.push((name.clone(), change));
+    }
+    let deadline = Instant::now() + PATHS_LIMIT;
+    let mut warnings = Vec::new();
+    for (name, change) in asked {
+        if let Ok(Ok(Some(change))) = timeout_at(deadline, change).await {
+            log::warn("W-BACKING-CHANGED", format_args!("device={name} {change}"));
+            warnings.push(format!("warning[W-BACKING-CHANGED]: device {name:?}: {change}"));
+        }
+    }
+    warnings
+}
+
 /// Everything that the plan names, and every group that it needs to be there.
 fn touched(plan: &Plan) -> Vec<Name> {
     let mut names = BTreeSet::new();
@@ -205,7 +228,7 @@ async fn look(daemon: &Daemon, plan: &Plan) -> Outcome<()> {
     }
     blocking("reload", "who uses the devices that are to go", move || {
         if let Some(name) = resized
-            && Control::open()?.features().is_ok_and(|features| features & CAN_RESIZE == 0)
+            && Control::open()?.features().is_ok_and(|features| features & (1 << UPDATE_SIZE) == 0)
         {
             let what = format!(
                 "device {name:?}: this kernel cannot resize a live ublk device (Linux 6.16 or newer can); \
