@@ -86,7 +86,7 @@ const FREE_LOOK: Duration = Duration::from_millis(5);
 /// How long a helper waits for the id of a device that nobody was seen to use: udev opens a disk that changes.
 const FREE_LIMIT: Duration = Duration::from_millis(500);
 /// The same for a forced removal: whoever had it open before has it open still, and it is better to say so.
-const FREE_LIMIT_FORCED: Duration = Duration::from_millis(100);
+const FREE_LIMIT_FORCED: Duration = Duration::from_millis(50);
 /// How long a forced removal writes back before it goes on. STOP writes back once more, as far as the backend answers.
 pub const WRITE_LIMIT_FORCED: Duration = Duration::from_secs(3);
 

@@ -8,10 +8,13 @@
 //! Until the device is quiet it is neither limited nor charged: the kernel and udev read it as soon as it is there, and at one
 //! request a second they would hold up START, and with it every other device.
 
+use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 
 use ublk_throttle_config::REQUEST_BYTES_MAX;
 
@@ -59,6 +62,7 @@ impl DeviceThread {
             assert!(self.shared.identity.set(identity).is_ok(), "a backend is opened once");
         }
         self.backend = Some(Arc::clone(&backend));
+        spare_descriptors(description.queues)?;
         let mut control = Control::open()?;
         let info = self.add(&mut control)?;
         control.set_params(info.id, &geometry.params(info.request_bytes_max)).map_err(|errno| {
@@ -220,6 +224,30 @@ impl DeviceThread {
         }
         self.reap();
     }
+}
+
+/// Makes sure that there are descriptors for a device: libublk tells a lack of them as a node that does not appear, after 3 s.
+fn spare_descriptors(queues: u16) -> Outcome<()> {
+    // Of a queue: ring, eventfd, the backend's file; besides the driver, the character device, the pipes of a helper.
+    let wanted = usize::from(queues) * 3 + 12;
+    let spare: io::Result<Vec<File>> = (0..wanted).map(|_| File::open("/dev/null")).collect();
+    spare.map(drop).or_fail(Class::Resource, format!("{wanted} file descriptors are needed"))
+}
+
+/// A failure for want of something of which a process may have only so much says how much that is.
+pub(super) fn name_limits(failure: Failure) -> Failure {
+    if failure.class != Class::Resource {
+        return failure;
+    }
+    let limit = |resource, unit: u64, word: &str| match getrlimit(resource) {
+        Ok((libc::RLIM_INFINITY, _)) => "unlimited".to_owned(),
+        Ok((soft, _)) => format!("{}{word}", soft / unit),
+        Err(_) => "unknown".to_owned(),
+    };
+    let files = limit(Resource::RLIMIT_NOFILE, 1, "");
+    let memory = limit(Resource::RLIMIT_MEMLOCK, 1024, " KiB");
+    let limits = format!("the limits are: RLIMIT_NOFILE {files} descriptors, RLIMIT_MEMLOCK {memory} of locked memory");
+    Failure::new(Class::Resource, format!("{}; {limits}", failure.message))
 }
 
 /// Tells this device from every other that had or will have its id. Uniqueness is enough, it is no secret.

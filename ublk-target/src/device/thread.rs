@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use throttle_core::group::MemberId;
 
+use super::making;
 use super::{Made, Message, Notice, Removal, Removed, Shared, State, Surroundings};
 use crate::backend::Backend;
 use crate::error::{Class, Failure, Outcome};
@@ -31,6 +32,10 @@ use crate::ublk::queue::CharDevice;
 
 /// How often a helper is looked after, and the quiet is checked.
 const TICK: Duration = Duration::from_millis(10);
+/// The same while it may be a matter of moments: the steps of a removal are.
+const SHORT_TICK: Duration = Duration::from_millis(1);
+/// How long that is.
+const MOMENTS: Duration = Duration::from_millis(200);
 /// How often a wait without a limit is reported.
 const REPORT: Duration = Duration::from_secs(10);
 /// How long a removal may leave whoever asked for it without an answer.
@@ -116,7 +121,7 @@ impl DeviceThread {
     /// The whole life.
     pub(super) fn run(mut self) {
         let name = self.name().to_owned();
-        match self.make() {
+        match self.make().map_err(making::name_limits) {
             Ok(()) => {
                 self.announce();
                 (self.surroundings.notify)(Notice::Live(name.clone()));
@@ -205,10 +210,11 @@ impl DeviceThread {
             if is_done(self) {
                 return true;
             }
-            if began.elapsed() >= limit {
+            let so_far = began.elapsed();
+            if so_far >= limit {
                 return false;
             }
-            self.receive(Some(TICK));
+            self.receive(Some(if so_far < MOMENTS { SHORT_TICK } else { TICK }));
             self.answer_late();
         }
     }
