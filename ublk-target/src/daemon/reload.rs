@@ -57,12 +57,13 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
         plan
     };
     let changes = plan.lines();
+    // At once: the plan holds as long as nothing that it names changes.
+    let _claim = if is_dry { None } else { Some(daemon.claim(touched(&plan))?) };
     let of_file = warnings.clone();
     warnings.extend(backings_changed(daemon, &plan).await);
     if is_dry {
         return Ok(json!({ "changes": changes, "warnings": warnings, "dry-run": true }));
     }
-    let _claim = daemon.claim(touched(&plan))?;
     look(daemon, &plan).await?;
     daemon.expect_serving()?;
     notify::reloading();
