@@ -7,8 +7,8 @@
 //!
 //! | waiting for | is ended by |
 //! | --- | --- |
-//! | the in-use check | a forced removal that joins: another helper starts without it |
-//! | the write-back | forced: 3 s, here or after a forced one joins; else only the backend, since what is dirty would be lost |
+//! | the in-use check | a forced removal that joins: another helper starts without it; a foreign STOP |
+//! | the write-back | 3 s, if forced from the start or later, or stopped by others; else only the backend: it would be lost |
 //! | STOP, the aborts | the queues, which give up on a backend that does not answer ([`crate::queue::PATIENCE`]) |
 //! | DEL | nothing that is ours: somebody else's DEL may keep the driver |
 //!
@@ -54,7 +54,7 @@ impl DeviceThread {
     fn watch(&mut self, fetched: &mut u64) -> bool {
         let is_busy = |this: &Self| this.made().queues.iter().any(|queue| queue.is_busy());
         if is_busy(self) {
-            return self.target.is_some_and(|target| traces::disk_is_going(target.id));
+            return self.is_taken_down();
         }
         // Between two requests of a stream it stays, or each of them would begin it anew.
         let before = std::mem::replace(fetched, self.fetched());
@@ -82,7 +82,7 @@ impl DeviceThread {
     fn remove(&mut self) -> bool {
         match self.stop(self.is_forced()) {
             Ok(()) => true,
-            Err(failure) if self.is_ending => {
+            Err(failure) if self.is_taken_down() => {
                 // Somebody else was faster.
                 log::warn("W-REMOVED-EXTERNALLY", format_args!("device={} {}", self.name(), failure.message));
                 self.follow_foreign_stop();
@@ -131,25 +131,36 @@ impl DeviceThread {
         const CHECK: &str = "the in-use check: the disk does not open";
         loop {
             let mut helper = Helper::spawn(target, Errand::Stop { is_forced })?;
-            let said = self.hear_unless(&mut helper, CHECK, |this| this.is_forced() && !is_forced);
-            return match said {
-                Some(Answer::Claimed) => Ok(helper),
-                Some(Answer::Busy(users)) if !self.is_forced() => Err(Failure::new(
-                    Class::Busy,
-                    format!(
-                        "device {:?} ({}) is in use: {users}; unmount or close it first, or use --force",
-                        self.name(),
-                        traces::node(target.id)
-                    ),
-                )),
+            let is_moot = |this: &Self| !is_forced && (this.is_forced() || this.is_taken_down());
+            match self.hear_unless(&mut helper, CHECK, is_moot) {
+                Some(Answer::Claimed) => return Ok(helper),
                 _ if self.is_forced() && !is_forced => {
                     is_forced = true;
                     helper.kill();
-                    continue;
                 }
-                said => Err(self.disappointed(helper, "cannot stop the device", said)),
-            };
+                Some(Answer::Busy(users)) => {
+                    helper.kill();
+                    let (name, node) = (self.name(), traces::node(target.id));
+                    return Err(Failure::new(
+                        Class::Busy,
+                        format!(
+                            "device {name:?} ({node}) is in use: {users}; unmount or close it first, or use --force"
+                        ),
+                    ));
+                }
+                None if self.is_taken_down() => {
+                    helper.kill();
+                    let what = format!("device {:?}: another program is stopping it", self.name());
+                    return Err(Failure::new(Class::Conflict, what));
+                }
+                said => return Err(self.disappointed(helper, "cannot stop the device", said)),
+            }
         }
+    }
+
+    /// Whether somebody else stops it: its queues have seen an abort, or there is the sign before that.
+    fn is_taken_down(&self) -> bool {
+        self.is_ending || self.target.is_some_and(|target| traces::disk_is_going(target.id))
     }
 
     /// Waits for the end of the write-back; if it is or becomes a forced one, not for longer than that may take.
@@ -159,8 +170,10 @@ impl DeviceThread {
             self.hurry();
         }
         loop {
-            let said = self.hear_unless(helper, WRITING, |this| this.is_forced() && !is_forced);
-            if said.is_some() || is_forced || !self.is_forced() {
+            // Somebody else's STOP waits for the same requests, and must not.
+            let is_urgent = |this: &Self| this.is_forced() || this.is_taken_down();
+            let said = self.hear_unless(helper, WRITING, |this| !is_forced && is_urgent(this));
+            if said.is_some() || is_forced || !is_urgent(self) {
                 return said;
             }
             is_forced = true;
