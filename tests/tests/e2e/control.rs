@@ -55,7 +55,7 @@ fn expect_listed(scene: &Scene, what: &str, name: &str, wanted: &[(&str, Value)]
 
 fn device_that_is_added_is_there_and_one_that_fails_leaves_nothing(scene: &Scene) -> Result<()> {
     // Every kind of backend prints its node; every refusal has its class, and hurts nobody.
-    let daemon = scene.start(PAIR)?;
+    let daemon = scene.start(&format!("{PAIR}limits: {{ memory: 400MiB }}\n"))?;
     let file = scene.dir().join("new.img");
     let file = file.to_str().context("path")?;
     let adds: [&[&str]; 3] = [
@@ -78,7 +78,8 @@ fn device_that_is_added_is_there_and_one_that_fails_leaves_nothing(scene: &Scene
         &[("group", json!("g")), ("limits", json!({"iops-total": 50})), ("depth", json!(8)), ("size", json!(1 << 20))],
     )?;
     let id = scene.device("a")?.id.to_string();
-    let refused: [(&[&str], i32, &str); 8] = [
+    let refused: [(&[&str], i32, &str); 9] = [
+        (&["add", "x", "--memory", "1MiB", "--depth", "4096"], 3, "limits.memory"),
         (&["add", "a", "--memory", "1MiB"], 5, "E-EXISTS"),
         (&["add", "x", "--memory", "1MiB", "--id", &id], 5, "E-ID-TAKEN"),
         (&["add", "x", "--memory", "1MiB", "--group", "h"], 1, "E-NOGROUP"),
@@ -314,7 +315,9 @@ fn stats_tell_what_was_let_through_and_what_waited(scene: &Scene) -> Result<()> 
     let credit = &told["groups"][0]["credit"][0];
     ensure!(credit["limit"] == "iops-total" && credit["left"] == 0 && credit["capacity"] == 10, "{told}");
     let table = scene.ask(&["stats", "g"])?.expect_code(0)?.stdout;
-    ensure!(table.contains("iops-total=") && table.contains("/10") && !table.contains("DEVICE"), "{table}");
+    ensure!(table.contains("iops-total=") && table.contains("/10") && table.contains("DEVICE"), "{table}");
+    let table = scene.ask(&["stats", "d"])?.expect_code(0)?.stdout;
+    ensure!(table.contains("unlimited") && !table.contains("GROUP"), "{table}");
     scene.ask(&["stats", "nobody"])?.expect_code(1)?.expect_stderr(&["E-NODEVICE"])?;
     drop(load);
     daemon.stop().map(drop)

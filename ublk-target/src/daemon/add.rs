@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use ublk_throttle_config::{Fault, new_device};
 
-use super::control::{Daemon, Name};
+use super::claims::Name;
+use super::control::Daemon;
 use super::table::Origin;
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
@@ -21,7 +22,7 @@ use crate::settings::Settings;
 pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit: Duration) -> Outcome<Value> {
     let new = new_device(name, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
     let names = std::iter::once(Name::device(name)).chain(new.group.as_deref().map(Name::group));
-    daemon.expect_free(&names.collect::<Vec<_>>())?;
+    daemon.claims.expect_free(&names.collect::<Vec<_>>())?;
     {
         let table = daemon.table.borrow();
         table.check_new(&new)?;

@@ -11,12 +11,12 @@
 //! owns no device: it asks their threads.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use throttle_core::throttle::Throttle;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -24,6 +24,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use ublk_throttle_config::{Config, Device as Description};
 
+use super::claims::Claims;
 use super::signals::{self, Asked};
 use super::socket::Socket;
 use super::table::{Entry, Origin, Placed, Table};
@@ -37,8 +38,11 @@ use crate::log;
 use crate::protocol::{self, Command};
 use crate::state_dir::StateDir;
 
-/// How old a list may be that was written for somebody else: a flood of questions costs one look.
-const LIST_AGE: Duration = Duration::from_millis(20);
+/// How old an answer may be that was written for somebody else: a flood of questions costs one look.
+const TOLD_AGE: Duration = Duration::from_millis(20);
+
+/// An answer, and when it was true.
+type Told = (Instant, Rc<str>);
 
 /// What reaches the control thread.
 enum Event {
@@ -54,23 +58,6 @@ enum Phase {
     Stopping,
 }
 
-/// Something with a name, of which one task has the word.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Name {
-    Device(String),
-    Group(String),
-}
-
-impl Name {
-    pub fn device(name: &str) -> Self {
-        Self::Device(name.to_owned())
-    }
-
-    pub fn group(name: &str) -> Self {
-        Self::Group(name.to_owned())
-    }
-}
-
 /// What the tasks of the control thread share.
 pub struct Daemon {
     pub throttle: Arc<Throttle>,
@@ -83,24 +70,12 @@ pub struct Daemon {
     state_dir: Arc<StateDir>,
     events: UnboundedSender<Event>,
     phase: Cell<Phase>,
-    claims: RefCell<BTreeSet<Name>>,
-    listed: RefCell<Option<(Instant, Rc<str>)>>,
+    pub claims: Claims,
+    listed: RefCell<Option<Told>>,
+    counted: RefCell<Option<Told>>,
     /// A reload is under way, and another is wanted after it.
     is_reloading: Cell<bool>,
     wants_reload: Cell<bool>,
-}
-
-/// The word on some names, until dropped.
-pub struct Claim {
-    daemon: Rc<Daemon>,
-    names: Vec<Name>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut claims = self.daemon.claims.borrow_mut();
-        claims.retain(|name| !self.names.contains(name));
-    }
 }
 
 impl Daemon {
@@ -116,21 +91,16 @@ impl Daemon {
 
     /// The answer to `list`.
     pub fn list(&self) -> Rc<str> {
-        if let Some((at, listed)) = &*self.listed.borrow()
-            && at.elapsed() < LIST_AGE
-        {
-            return Rc::clone(listed);
-        }
-        let listing = self.table.borrow().listing();
-        let listed: Rc<str> = serde_json::to_string(&listing).expect("a listing is plain data").into();
-        *self.listed.borrow_mut() = Some((Instant::now(), Rc::clone(&listed)));
-        listed
+        told(&self.listed, || to_json(&self.table.borrow().listing()))
     }
 
     /// The answer to `stats`.
     pub fn stats(&self, name: Option<&str>) -> Outcome<Rc<str>> {
-        let report = stats::report(&self.table.borrow(), &self.throttle, name)?;
-        Ok(serde_json::to_string(&report).expect("a report is plain data").into())
+        let table = self.table.borrow();
+        match name {
+            Some(name) => stats::report_on(&table, &self.throttle, name).map(|report| to_json(&report)),
+            None => Ok(told(&self.counted, || to_json(&stats::report(&table, &self.throttle)))),
+        }
     }
 
     /// Who may look, as the system numbers them.
@@ -172,23 +142,6 @@ impl Daemon {
             Phase::Starting => Err(Failure::new(Class::Conflict, "the daemon is starting; try again when it is ready")),
             Phase::Stopping => Err(Failure::new(Class::Conflict, "the daemon is stopping: everything will be gone")),
         }
-    }
-
-    /// Nobody else has the word on any of these.
-    pub fn expect_free(&self, names: &[Name]) -> Outcome<()> {
-        let claims = self.claims.borrow();
-        match names.iter().find(|name| claims.contains(name)) {
-            None => Ok(()),
-            Some(Name::Device(name)) => Err(conflict(format_args!("device {name:?}"))),
-            Some(Name::Group(name)) => Err(conflict(format_args!("group {name:?}"))),
-        }
-    }
-
-    /// Takes the word on all of them, or on none.
-    pub fn claim(self: &Rc<Self>, names: Vec<Name>) -> Outcome<Claim> {
-        self.expect_free(&names)?;
-        self.claims.borrow_mut().extend(names.iter().cloned());
-        Ok(Claim { daemon: Rc::clone(self), names })
     }
 
     /// Starts a device that a client waits for; what became of it comes through the channel.
@@ -330,8 +283,20 @@ impl Daemon {
     }
 }
 
-fn conflict(what: std::fmt::Arguments<'_>) -> Failure {
-    Failure::new(Class::Conflict, format!("another command works on {what}; try again when it is done"))
+/// What was told a moment ago, or is told now.
+fn told(last: &RefCell<Option<Told>>, now: impl FnOnce() -> Rc<str>) -> Rc<str> {
+    if let Some((at, told)) = &*last.borrow()
+        && at.elapsed() < TOLD_AGE
+    {
+        return Rc::clone(told);
+    }
+    let told = now();
+    last.replace(Some((Instant::now(), Rc::clone(&told))));
+    told
+}
+
+fn to_json(facts: &impl Serialize) -> Rc<str> {
+    serde_json::to_string(facts).expect("facts are plain data").into()
 }
 
 /// What [`serve`] begins with.
@@ -358,8 +323,9 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         state_dir,
         events: sender,
         phase: Cell::new(Phase::Starting),
-        claims: RefCell::default(),
+        claims: Claims::default(),
         listed: RefCell::default(),
+        counted: RefCell::default(),
         is_reloading: Cell::new(false),
         wants_reload: Cell::new(false),
     });

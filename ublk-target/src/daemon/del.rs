@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::control::{Daemon, Name};
+use super::claims::Name;
+use super::control::Daemon;
 use crate::clock;
 use crate::device::{Device, Removal, Removed};
 use crate::error::{Class, Failure, Outcome};
@@ -19,7 +20,7 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: D
         let table = daemon.table.borrow();
         let entry = table.device(wanted)?;
         let name = entry.device.name().to_owned();
-        daemon.expect_free(&[Name::device(&name)])?;
+        daemon.claims.expect_free(&[Name::device(&name)])?;
         (name, ask(&entry.device, is_forced))
     };
     let removed = match timeout(limit, outcome).await {
@@ -50,7 +51,7 @@ pub fn ask(device: &Device, is_forced: bool) -> oneshot::Receiver<Outcome<Remove
 pub fn group(daemon: &Rc<Daemon>, wanted: &str) -> Outcome<Value> {
     let mut table = daemon.table.borrow_mut();
     let (name, id) = table.group(wanted).map(|placed| (placed.group.name.clone(), placed.id))?;
-    daemon.expect_free(&[Name::group(&name)])?;
+    daemon.claims.expect_free(&[Name::group(&name)])?;
     in_use(&name, &table.members(&name))?;
     daemon.throttle.remove_group(id, clock::now()).map_err(|cause| {
         Failure::new(Class::GroupInUse, format!("group {name:?}: {cause}; try again when they have gone"))

@@ -9,12 +9,13 @@
 //! A line has to be complete [`IDLE`] after it was first waited for, so a client that sends nothing and one that sends a byte
 //! now and then both end.
 
-use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 use tokio_uring::net::UnixStream;
 
+use super::budget::{Budget, Loan};
+use super::peers::Right;
 use crate::error::{Class, Failure, Outcome};
 use crate::protocol::LINE_BYTES_MAX;
 
@@ -22,44 +23,20 @@ use crate::protocol::LINE_BYTES_MAX;
 pub const IDLE: Duration = Duration::from_secs(30);
 /// What is read at once, and what each client may have pending in any case.
 const CHUNK: usize = 4096;
-/// What unfinished lines of all clients may take beyond that.
-const BUDGET: usize = 16 * LINE_BYTES_MAX;
-
-/// Bytes that may still be pending.
-pub struct Budget(Cell<usize>);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self(Cell::new(BUDGET))
-    }
-}
-
-impl Budget {
-    fn take(&self, bytes: usize) -> bool {
-        let left = self.0.get().checked_sub(bytes);
-        left.inspect(|left| self.0.set(*left)).is_some()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.0.set(self.0.get() + bytes);
-    }
-}
-
 /// What one client has sent.
 pub struct Lines<'a> {
     stream: &'a UnixStream,
-    budget: &'a Budget,
     pending: Vec<u8>,
     /// How much of it is known to hold no end of a line.
     searched: usize,
-    /// How much of the budget it takes.
-    taken: usize,
+    /// For what is beyond a chunk.
+    loan: Loan<'a>,
     chunk: Vec<u8>,
 }
 
 impl<'a> Lines<'a> {
-    pub fn new(stream: &'a UnixStream, budget: &'a Budget) -> Self {
-        Self { stream, budget, pending: Vec::new(), searched: 0, taken: 0, chunk: vec![0; CHUNK] }
+    pub fn new(stream: &'a UnixStream, budget: &'a Budget, right: Right) -> Self {
+        Self { stream, pending: Vec::new(), searched: 0, loan: budget.loan(right), chunk: vec![0; CHUNK] }
     }
 
     /// The next line without its end; nothing when the client has gone or is silent.
@@ -93,26 +70,16 @@ impl<'a> Lines<'a> {
         let mut line = std::mem::replace(&mut self.pending, rest);
         line.pop();
         self.searched = 0;
-        let taken = self.pending.len().saturating_sub(CHUNK).min(self.taken);
-        self.budget.give_back(self.taken - taken);
-        self.taken = taken;
+        // Less than before, so it cannot be refused.
+        self.loan.set(self.pending.len().saturating_sub(CHUNK));
         Some(line)
     }
 
     fn account(&mut self) -> Outcome<()> {
-        let wanted = self.pending.len().saturating_sub(CHUNK);
-        let more = wanted.saturating_sub(self.taken);
-        if !self.budget.take(more) {
-            return Err(Failure::new(Class::TooBig, "too many long requests at once; send it again later"));
+        if self.loan.set(self.pending.len().saturating_sub(CHUNK)) {
+            return Ok(());
         }
-        self.taken += more;
-        Ok(())
-    }
-}
-
-impl Drop for Lines<'_> {
-    fn drop(&mut self) {
-        self.budget.give_back(self.taken);
+        Err(Failure::new(Class::TooBig, "too many long requests at once; send it again later"))
     }
 }
 
@@ -122,17 +89,19 @@ mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream as StdStream;
 
-    /// The lines of a client that sends `text` and hangs up; and what is left of the budget after each.
+    const ROOM: usize = 4 * LINE_BYTES_MAX;
+
+    /// The lines of a client that sends `text` and hangs up, with so much room for all clients.
     fn lines(text: &[u8], budget: usize) -> Vec<Outcome<Option<Vec<u8>>>> {
         let (mut client, server) = StdStream::pair().unwrap();
         let text = text.to_vec();
         let sender = std::thread::spawn(move || drop(client.write_all(&text)));
         let got = tokio_uring::start(async move {
             let stream = UnixStream::from_std(server);
-            let budget = Budget(Cell::new(budget));
+            let budget = Budget::new(budget);
             let mut got = Vec::new();
             {
-                let mut lines = Lines::new(&stream, &budget);
+                let mut lines = Lines::new(&stream, &budget, Right::Change);
                 loop {
                     got.push(lines.next().await);
                     if !matches!(got.last(), Some(Ok(Some(_)))) {
@@ -140,7 +109,7 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(budget.0.get(), BUDGET.min(budget.0.get()), "all of it is given back");
+            assert!(budget.is_whole(), "all of it is given back");
             let _ = stream.shutdown(std::net::Shutdown::Both);
             got
         });
@@ -152,14 +121,14 @@ mod tests {
     fn lines_are_cut_wherever_the_chunks_end() {
         let long = vec![b'x'; 3 * CHUNK + 7];
         let text = [b"one\n\ntwo\n".as_slice(), &long, b"\nhalf"].concat();
-        let got = lines(&text, BUDGET);
+        let got = lines(&text, ROOM);
         let wanted = [Some(b"one".to_vec()), Some(Vec::new()), Some(b"two".to_vec()), Some(long), None];
         assert_eq!(got.into_iter().map(Result::unwrap).collect::<Vec<_>>(), wanted);
     }
 
     #[test]
     fn f32_a_line_without_an_end_is_refused_before_it_is_all_there() {
-        let got = lines(&vec![b'x'; 3 * LINE_BYTES_MAX], BUDGET);
+        let got = lines(&vec![b'x'; 3 * LINE_BYTES_MAX], ROOM);
         assert_eq!(got[0].as_ref().unwrap_err().class, Class::TooBig);
         // All clients together may not keep more than the budget.
         let got = lines(&vec![b'x'; LINE_BYTES_MAX / 2], 2 * CHUNK);

@@ -7,6 +7,8 @@
 //! ```
 
 mod add;
+mod budget;
+mod claims;
 mod control;
 mod del;
 mod lines;
@@ -53,7 +55,9 @@ pub fn run(config: &Path, place: &Place) -> Outcome<()> {
     log::never_wait();
     sweep::sweep(&state_dir, &place.state_dir)?;
     let socket = Socket::new(place.socket(), place.state_dir.clone(), readers);
-    tokio_uring::start(control::serve(Beginning { config, config_path, state_dir, socket }))
+    // Room for an answer to every client at once.
+    let mut ring = tokio_uring::builder();
+    ring.entries(seats::SEATS as u32 * 2).start(control::serve(Beginning { config, config_path, state_dir, socket }))
 }
 
 fn check_rights() -> Outcome<()> {

@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use ublk_throttle_config::{Config, Group, Plan, difference};
 
-use super::control::{Daemon, Name};
+use super::claims::Name;
+use super::control::Daemon;
 use super::table::{Origin, Placed, Table};
 use super::{del, notify, set, socket};
 use crate::command::read;
@@ -58,7 +59,7 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
     };
     let changes = plan.lines();
     // At once: the plan holds as long as nothing that it names changes.
-    let _claim = if is_dry { None } else { Some(daemon.claim(touched(&plan))?) };
+    let _claim = if is_dry { None } else { Some(daemon.claims.claim(touched(&plan))?) };
     let of_file = warnings.clone();
     warnings.extend(backings_changed(daemon, &plan).await);
     if is_dry {

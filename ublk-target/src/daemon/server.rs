@@ -21,15 +21,21 @@ use tokio::net::UnixListener;
 use tokio::time::timeout;
 use tokio_uring::net::UnixStream;
 
+use super::budget::{Budget, Loan};
 use super::control::Daemon;
-use super::lines::{Budget, IDLE, Lines};
+use super::lines::{IDLE, Lines};
 use super::peers::{Peer, Right};
 use super::seats::{Doing, SEATS, Seat, Seats};
 use crate::error::{Class, Failure, Outcome};
-use crate::protocol::{Answer, Command, Request};
+use crate::protocol::{Answer, Command, LINE_BYTES_MAX, Request};
 
 /// How long to wait when no descriptor is left for a new client.
 const NO_ROOM: Duration = Duration::from_millis(100);
+/// What lines without an end may take, of all clients together, beyond a few KiB of each.
+const LINES_BYTES: usize = 16 * LINE_BYTES_MAX;
+/// What answers may take that are not read yet, beyond [`SHORT`] of each: the list of ten thousand devices a few times.
+const ANSWERS_BYTES: usize = 64 << 20;
+const SHORT: usize = 32 << 10;
 /// For the one line to a client that is hung up on.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -37,12 +43,16 @@ const FAREWELL: Duration = Duration::from_secs(1);
 struct Room {
     daemon: Rc<Daemon>,
     seats: Seats,
-    budget: Budget,
+    /// For lines that have no end yet.
+    lines: Budget,
+    /// For answers that are not read yet.
+    answers: Budget,
 }
 
 /// Accepts clients for ever.
 pub async fn serve(listener: UnixListener, daemon: Rc<Daemon>) {
-    let room = Rc::new(Room { daemon, seats: Seats::default(), budget: Budget::default() });
+    let (lines, answers) = (Budget::new(LINES_BYTES), Budget::new(ANSWERS_BYTES));
+    let room = Rc::new(Room { daemon, seats: Seats::default(), lines, answers });
     loop {
         match listener.accept().await {
             Ok((stream, _)) => admit(stream, &room),
@@ -95,13 +105,13 @@ fn hang_up(stream: Rc<UnixStream>, failure: Failure) {
 }
 
 async fn client(seat: &Seat, room: &Rc<Room>) {
-    let mut lines = Lines::new(&seat.stream, &room.budget);
+    let mut lines = Lines::new(&seat.stream, &room.lines, seat.right);
     loop {
         seat.set(Doing::Idle);
-        let answer = match lines.next().await {
+        let (answer, _loan) = match lines.next().await {
             Ok(Some(line)) => {
                 seat.set(Doing::Waiting);
-                answer(&line, seat.right, room).await
+                answer(line, seat.right, room).await
             }
             Ok(None) => return,
             Err(failure) => {
@@ -117,17 +127,27 @@ async fn client(seat: &Seat, room: &Rc<Room>) {
     }
 }
 
-async fn answer(line: &[u8], right: Right, room: &Rc<Room>) -> Vec<u8> {
-    match Request::parse(line) {
+/// The answer to a line, and what it takes of everybody's memory.
+async fn answer(line: Vec<u8>, right: Right, room: &Room) -> (Vec<u8>, Loan<'_>) {
+    let request = Request::parse(&line);
+    drop(line);
+    let (id, outcome) = match request {
         Ok(Request { id, command }) if right == Right::Change || command.is_reading() => {
-            Answer::line(&id, &carry_out(command, &room.daemon).await)
+            (id, carry_out(command, &room.daemon).await)
         }
         Ok(Request { id, .. }) => {
             let what = "you may look (ping, list, stats) but not change anything; run as root";
-            Answer::line(&id, &Err::<&str, _>(Failure::new(Class::Perm, what)))
+            (id, Err(Failure::new(Class::Perm, what)))
         }
-        Err((id, failure)) => Answer::line(&id, &Err::<&str, _>(failure)),
+        Err((id, failure)) => (id, Err(failure)),
+    };
+    let mut loan = room.answers.loan(right);
+    let mut answer = Answer::line(&id, &outcome);
+    if !loan.set(answer.len().saturating_sub(SHORT)) {
+        let what = "too many long answers have not been read; ask again later";
+        answer = Answer::line(&Value::Null, &Err::<&str, _>(Failure::new(Class::Resource, what)));
     }
+    (answer, loan)
 }
 
 /// Reading is done at once. What changes something is a task of its own, so that it goes on when the client has gone.

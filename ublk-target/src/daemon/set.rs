@@ -17,7 +17,8 @@ use tokio::time::timeout;
 use ublk_throttle_config::{Device as Description, Group, change_device, change_group, new_group};
 
 use super::add::refused;
-use super::control::{Daemon, Name};
+use super::claims::Name;
+use super::control::Daemon;
 use super::table::{Origin, Placed, Table, set_size};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
@@ -30,7 +31,7 @@ pub fn group(daemon: &Rc<Daemon>, name: &str, settings: &Settings, create: bool)
     let faults = |faults: Vec<_>| refused(&format!("group {name:?}"), &faults);
     if create && table.group(name).is_err() {
         let new = new_group(name, &settings.pairs()).map_err(faults)?;
-        daemon.expect_free(&names(Name::group(name), new.parent.as_deref()))?;
+        daemon.claims.expect_free(&names(Name::group(name), new.parent.as_deref()))?;
         let options =
             GroupOptions { limits: new.limits, parent: place(&table, &new)?, weight: new.weight, charges: new.charges };
         let id = daemon.throttle.add_group(&options, clock::now()).map_err(|cause| misplaced(name, cause))?;
@@ -40,7 +41,7 @@ pub fn group(daemon: &Rc<Daemon>, name: &str, settings: &Settings, create: bool)
         let placed = table.group(name)?;
         let (id, before) = (placed.id, &placed.group);
         let after = change_group(before, &settings.pairs()).map_err(faults)?;
-        daemon.expect_free(&names(Name::group(name), after.parent.as_deref()))?;
+        daemon.claims.expect_free(&names(Name::group(name), after.parent.as_deref()))?;
         let changes = group_changes(id, before, &after, place(&table, &after)?);
         daemon.throttle.apply(&changes, clock::now()).map_err(|cause| misplaced(name, cause))?;
         if let Some(placed) = table.group_mut(name) {
@@ -62,7 +63,7 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limi
     };
     let after =
         change_device(&before, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
-    daemon.expect_free(&names(Name::device(&name), after.group.as_deref()))?;
+    daemon.claims.expect_free(&names(Name::device(&name), after.group.as_deref()))?;
     expect_staying(&daemon.table.borrow(), &name)?;
     if settings.get("size").is_none() {
         apply(daemon, &name, &before, &after)?;
@@ -95,7 +96,7 @@ fn apply(daemon: &Daemon, name: &str, before: &Description, after: &Description)
 }
 
 async fn resize(daemon: &Rc<Daemon>, name: &str, bytes: u64, limit: Duration) -> Outcome<u64> {
-    let _claim = daemon.claim(vec![Name::device(name)])?;
+    let _claim = daemon.claims.claim(vec![Name::device(name)])?;
     resize_claimed(daemon, name, bytes, limit).await
 }
 

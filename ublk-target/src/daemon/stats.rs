@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use throttle_core::limiter::Credit;
 use throttle_core::throttle::Throttle;
 
-use super::table::Table;
+use super::table::{Entry, Placed, Table};
 use crate::clock;
 use crate::device::DeviceStats;
 use crate::error::{Class, Failure, Outcome};
@@ -75,22 +75,41 @@ impl From<Credit> for CreditReport {
     }
 }
 
-/// The report on everything, or on one device or group.
-pub fn report(table: &Table, throttle: &Throttle, only: Option<&str>) -> Outcome<Report> {
+/// The report on everything.
+pub fn report(table: &Table, throttle: &Throttle) -> Report {
+    let entries: Vec<&Entry> = table.devices.values().collect();
+    let groups: Vec<&Placed> = table.groups.iter().collect();
+    tell(table, throttle, &entries, &groups)
+}
+
+/// The report on one device, with its groups left out, or on one group and the devices in it.
+pub fn report_on(table: &Table, throttle: &Throttle, name: &str) -> Outcome<Report> {
+    if let Ok(entry) = table.device(name) {
+        return Ok(tell(table, throttle, &[entry], &[]));
+    }
+    let Ok(group) = table.group(name) else {
+        return Err(Failure::new(Class::NoDevice, format!("no device or group {name:?} here; `list` shows all")));
+    };
+    let is_in = |entry: &&Entry| {
+        let own = entry.device.standing().group.clone();
+        table.places_above(own.as_deref()).into_iter().any(|above| table.groups[above].id == group.id)
+    };
+    let entries: Vec<&Entry> = table.devices.values().filter(is_in).collect();
+    Ok(tell(table, throttle, &entries, &[group]))
+}
+
+fn tell(table: &Table, throttle: &Throttle, entries: &[&Entry], groups: &[&Placed]) -> Report {
     let now = clock::now();
     let mut devices = Vec::new();
-    let mut groups: Vec<GroupReport> = table
-        .groups
-        .iter()
-        .map(|placed| GroupReport {
-            name: placed.group.name.clone(),
-            devices: Vec::new(),
-            held: 0,
-            stats: DeviceStats::default(),
-            credit: throttle.group_credit(placed.id, now).into_iter().map(CreditReport::from).collect(),
-        })
-        .collect();
-    for entry in table.devices.values() {
+    let group = |placed: &&Placed| GroupReport {
+        name: placed.group.name.clone(),
+        devices: Vec::new(),
+        held: 0,
+        stats: DeviceStats::default(),
+        credit: throttle.group_credit(placed.id, now).into_iter().map(CreditReport::from).collect(),
+    };
+    let mut groups: Vec<GroupReport> = groups.iter().map(group).collect();
+    for entry in entries {
         let stats = entry.device.stats();
         let (group, held, credit) = {
             let standing = entry.device.standing();
@@ -100,7 +119,8 @@ pub fn report(table: &Table, throttle: &Throttle, only: Option<&str>) -> Outcome
             (standing.group.clone(), held.count, credit)
         };
         for above in table.places_above(group.as_deref()) {
-            let group = &mut groups[above];
+            let name = &table.groups[above].group.name;
+            let Some(group) = groups.iter_mut().find(|group| group.name == *name) else { continue };
             group.devices.push(entry.device.name().to_owned());
             group.held += held;
             group.stats.add(&stats);
@@ -113,13 +133,5 @@ pub fn report(table: &Table, throttle: &Throttle, only: Option<&str>) -> Outcome
             credit: credit.into_iter().map(CreditReport::from).collect(),
         });
     }
-    if let Some(only) = only {
-        let name = table.device(only).map_or(only, |entry| entry.device.name());
-        devices.retain(|device| device.name == name);
-        groups.retain(|group| group.name == name);
-        if devices.is_empty() && groups.is_empty() {
-            return Err(Failure::new(Class::NoDevice, format!("no device or group {only:?} here; `list` shows all")));
-        }
-    }
-    Ok(Report { at_ns: now.as_nanos(), devices, groups, log_lines_lost: crate::log::lost() })
+    Report { at_ns: now.as_nanos(), devices, groups, log_lines_lost: crate::log::lost() }
 }
