@@ -54,8 +54,8 @@ fn come_and_go(scene: &Scene, client: usize, count: usize) -> Result<()> {
     let limit = Duration::from_secs(10);
     let mut connection = scene.connect()?;
     for number in 0..count {
-        let backend = if number % 2 == 0 { json!({"null": "1MiB"}) } else { json!({"memory": "1MiB"}) };
-        let add = json!({"cmd": "add", "device": name, "backend": backend, "settings": {"group": "g"}});
+        let kind = if number % 2 == 0 { "null" } else { "memory" };
+        let add = json!({"cmd": "add", "device": name, "settings": {kind: "1MiB", "group": "g"}});
         connection.must(&add, limit).with_context(|| format!("number {number}"))?;
         connection.must(&json!({"cmd": "del", "device": name}), limit).with_context(|| format!("number {number}"))?;
     }

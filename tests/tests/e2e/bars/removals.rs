@@ -43,8 +43,7 @@ pub(super) fn two_hundred_removals_under_load_hurt_no_neighbour(scene: &Scene) -
          devices:\n  neighbour: { backend: { memory: 16MiB }, group: g }\n",
     )?;
     let mut client = scene.connect()?;
-    let add =
-        json!({"cmd": "add", "device": "victim", "backend": {"null": "1GiB"}, "settings": {"group": "g", "id": "77"}});
+    let add = json!({"cmd": "add", "device": "victim", "settings": {"null": "1GiB", "group": "g", "id": 77}});
     let log = scene.dir().join("neighbour");
     let neighbour = scene.device("neighbour")?;
     let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", neighbour.node()).set("LOG", log.display());
