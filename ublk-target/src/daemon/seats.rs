@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_uring::net::UnixStream;
@@ -16,6 +17,10 @@ use super::peers::Right;
 
 /// Clients at the same time. Each takes a descriptor and a few KiB.
 pub const SEATS: usize = 512;
+
+/// A client that was silent for so long is not in the middle of something. With less, a flood of new clients, each gone before
+/// it was looked at, would hang up on all who ask a question now and then.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What a client is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +81,14 @@ impl Seats {
         Some((id, seat, displaced))
     }
 
+    /// Whether a new client would hurt nobody who is at work: there is a seat, or one of somebody who may only read, or who has
+    /// been idle for [`SETTLED`]. Otherwise new ones wait to be accepted.
+    pub fn has_room(&self) -> bool {
+        let taken = self.taken.borrow();
+        let seats = || taken.values().map(|seat| (seat.right, seat.doing.get(), seat.since.get().elapsed()));
+        taken.len() < SEATS || seats().any(|(right, doing, idle)| may_go(right, doing, idle))
+    }
+
     /// The client has gone.
     pub fn leave(&self, id: u64) {
         if let Some(seat) = self.taken.borrow_mut().remove(&id) {
@@ -83,6 +96,11 @@ impl Seats {
             let _ = seat.stream.shutdown(Shutdown::Both);
         }
     }
+}
+
+/// Whether a client may be hung up on for another one.
+fn may_go(right: Right, doing: Doing, idle: Duration) -> bool {
+    doing != Doing::Waiting && (right == Right::Read || idle >= SETTLED)
 }
 
 fn displaced<T: Ord>(seats: impl Iterator<Item = (u64, Right, Doing, T)>, newcomer: Right) -> Option<u64> {
@@ -106,5 +124,15 @@ mod tests {
         let busy = [(1, changes, Idle, 10), (4, reads, Waiting, 1)];
         assert_eq!(displaced(busy.into_iter(), reads), None);
         assert_eq!(displaced(busy.into_iter(), changes), Some(1));
+    }
+
+    #[test]
+    fn a_flood_hangs_up_on_no_client_that_has_just_asked() {
+        // Those who may change things are safe for a second after each question; readers give way to them at any time.
+        use Doing::{Answered, Idle, Waiting};
+        let (just_now, long_ago) = (Duration::from_millis(20), SETTLED);
+        assert!(!may_go(Right::Change, Idle, just_now) && may_go(Right::Change, Idle, long_ago));
+        assert!(!may_go(Right::Change, Answered, just_now) && may_go(Right::Read, Idle, just_now));
+        assert!(!may_go(Right::Read, Waiting, long_ago));
     }
 }

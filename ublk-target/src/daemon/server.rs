@@ -36,6 +36,8 @@ const LINES_BYTES: usize = 16 * LINE_BYTES_MAX;
 /// What answers may take that are not read yet, beyond [`SHORT`] of each: the list of ten thousand devices a few times.
 const ANSWERS_BYTES: usize = 64 << 20;
 const SHORT: usize = 32 << 10;
+/// How long to wait when every seat is taken by somebody at work. They do not take long.
+const FULL: Duration = Duration::from_millis(5);
 /// For the one line to a client that is hung up on.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -54,6 +56,9 @@ pub async fn serve(listener: UnixListener, daemon: Rc<Daemon>) {
     let (lines, answers) = (Budget::new(LINES_BYTES), Budget::new(ANSWERS_BYTES));
     let room = Rc::new(Room { daemon, seats: Seats::default(), lines, answers });
     loop {
+        while !room.seats.has_room() {
+            tokio::time::sleep(FULL).await;
+        }
         match listener.accept().await {
             Ok((stream, _)) => admit(stream, &room),
             Err(_) => tokio::time::sleep(NO_ROOM).await,
