@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 
 use ublk_throttle_config::REQUEST_BYTES_MAX;
 
@@ -232,22 +231,6 @@ fn spare_descriptors(queues: u16) -> Outcome<()> {
     let wanted = usize::from(queues) * 3 + 12;
     let spare: io::Result<Vec<File>> = (0..wanted).map(|_| File::open("/dev/null")).collect();
     spare.map(drop).or_fail(Class::Resource, format!("{wanted} file descriptors are needed"))
-}
-
-/// A failure for want of something of which a process may have only so much says how much that is.
-pub(super) fn name_limits(failure: Failure) -> Failure {
-    if failure.class != Class::Resource {
-        return failure;
-    }
-    let limit = |resource, unit: u64, word: &str| match getrlimit(resource) {
-        Ok((libc::RLIM_INFINITY, _)) => "unlimited".to_owned(),
-        Ok((soft, _)) => format!("{}{word}", soft / unit),
-        Err(_) => "unknown".to_owned(),
-    };
-    let files = limit(Resource::RLIMIT_NOFILE, 1, "");
-    let memory = limit(Resource::RLIMIT_MEMLOCK, 1024, " KiB");
-    let limits = format!("the limits are: RLIMIT_NOFILE {files} descriptors, RLIMIT_MEMLOCK {memory} of locked memory");
-    Failure::new(Class::Resource, format!("{}; {limits}", failure.message))
 }
 
 /// Tells this device from every other that had or will have its id. Uniqueness is enough, it is no secret.

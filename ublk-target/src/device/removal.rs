@@ -130,7 +130,7 @@ impl DeviceThread {
     fn claim(&mut self, target: Target, mut is_forced: bool) -> Outcome<Helper> {
         const CHECK: &str = "the in-use check: the disk does not open";
         loop {
-            let mut helper = Helper::spawn(target, Errand::Stop { is_forced })?;
+            let mut helper = self.send(target, Errand::Stop { is_forced })?;
             let is_moot = |this: &Self| !is_forced && (this.is_forced() || this.is_taken_down());
             match self.hear_unless(&mut helper, CHECK, is_moot) {
                 Some(Answer::Claimed) => return Ok(helper),
@@ -227,7 +227,7 @@ impl DeviceThread {
     fn delete(&mut self, target: Target) {
         let helper = match self.helper.take() {
             Some(helper) => Ok(helper),
-            None => Helper::spawn(target, Errand::Delete),
+            None => self.send(target, Errand::Delete),
         };
         let mut helper = match helper {
             Ok(helper) => helper,

@@ -21,11 +21,10 @@ use std::time::{Duration, Instant};
 
 use throttle_core::group::MemberId;
 
-use super::making;
 use super::{Made, Message, Notice, Removal, Removed, Shared, State, Surroundings};
 use crate::backend::Backend;
 use crate::error::{Class, Failure, Outcome};
-use crate::helper::{self, Answer, Helper, Target};
+use crate::helper::{self, Answer, Errand, Helper, Target};
 use crate::log;
 use crate::queue::Report;
 use crate::ublk::queue::CharDevice;
@@ -40,6 +39,9 @@ const MOMENTS: Duration = Duration::from_millis(200);
 const REPORT: Duration = Duration::from_secs(10);
 /// How long a removal may leave whoever asked for it without an answer.
 const ANSWER_LIMIT: Duration = Duration::from_millis(4500);
+
+/// How long a removal waits for what a helper process needs.
+const SPAWN_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long a helper that has failed may take to end.
 const HELPER_END: Duration = Duration::from_secs(1);
@@ -121,7 +123,7 @@ impl DeviceThread {
     /// The whole life.
     pub(super) fn run(mut self) {
         let name = self.name().to_owned();
-        match self.make().map_err(making::name_limits) {
+        match self.make() {
             Ok(()) => {
                 self.announce();
                 (self.surroundings.notify)(Notice::Live(name.clone()));
@@ -147,6 +149,20 @@ impl DeviceThread {
 
     pub(super) fn name(&self) -> &str {
         &self.shared.description.name
+    }
+
+    /// Sends a helper out for a removal. Descriptors may be short while several devices go at once: the first to go give
+    /// theirs back.
+    pub(super) fn send(&mut self, target: Target, errand: Errand) -> Outcome<Helper> {
+        let mut sent = Helper::spawn(target, errand);
+        self.stage = "a helper process: descriptors or memory are short";
+        self.wait(SPAWN_LIMIT, |_| {
+            if sent.as_ref().is_err_and(|failure| failure.class == Class::Resource) {
+                sent = Helper::spawn(target, errand);
+            }
+            sent.as_ref().map_or_else(|failure| failure.class != Class::Resource, |_| true)
+        });
+        sent
     }
 
     /// Waits for a helper to do its errand.
