@@ -27,9 +27,9 @@ pub const WEIGHT_MAX: u32 = 10_000;
 
 const TICKS_PER_NS: f64 = 1024.0;
 
-/// How far behind the others a child may come back: 100 ms of the group's time, as much as a rate without burst may run
-/// ahead.
-pub(crate) const LAG_MAX: Virtual = 100_000_000 * 1024;
+/// How far behind the others a child may come back: 50 ms of the group's time. For so long the others may have no turn, which
+/// their clients feel; with less, a client that waits for each answer would lose its share on a slow host.
+pub(crate) const LAG_MAX: Virtual = 50_000_000 * 1024;
 
 /// How far the clock of a child of `weight` moves for a request that takes `group_ns` of its group's time.
 pub(crate) fn advance(group_ns: f64, weight: u32) -> Virtual {
