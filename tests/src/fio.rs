@@ -229,6 +229,15 @@ struct Completion {
     bytes: u64,
 }
 
+/// A time without a completion, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Gap {
+    /// The completion before it, or the beginning of the window.
+    pub from_ms: u64,
+    /// The completion after it, or the end of the window.
+    pub to_ms: u64,
+}
+
 impl Completions {
     /// Reads `PREFIX_lat.1.log`, where `prefix` was the `write_lat_log` of a file with one job.
     pub fn read(prefix: &Path) -> Result<Self> {
@@ -282,15 +291,24 @@ impl Completions {
     }
 
     /// The longest time without a completion inside a window.
-    pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Duration {
+    pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Gap {
         let inside = self.within(from_ms, to_ms).iter().map(|completion| completion.at_ms);
+        let mut longest = Gap { from_ms, to_ms: from_ms };
         let mut last = from_ms;
-        let mut longest = 0;
         for at in inside.chain([to_ms]) {
-            longest = longest.max(at - last);
+            if at - last > longest.to_ms - longest.from_ms {
+                longest = Gap { from_ms: last, to_ms: at };
+            }
             last = at;
         }
-        Duration::from_millis(longest)
+        longest
+    }
+}
+
+impl Gap {
+    /// How long nothing completed.
+    pub fn length(self) -> Duration {
+        Duration::from_millis(self.to_ms - self.from_ms)
     }
 }
 
@@ -354,8 +372,8 @@ mod tests {
     fn gap_reaches_to_both_ends_of_the_window() {
         // Nothing at the end is as much of a gap as nothing in the middle.
         let done = pages_at(&[10, 20, 60]);
-        assert_eq!(done.longest_gap(0, 70), Duration::from_millis(40));
-        assert_eq!(done.longest_gap(0, 200), Duration::from_millis(140));
-        assert_eq!(done.longest_gap(0, 55), Duration::from_millis(35));
+        assert_eq!(done.longest_gap(0, 70).length(), Duration::from_millis(40));
+        assert_eq!(done.longest_gap(0, 200).length(), Duration::from_millis(140));
+        assert_eq!(done.longest_gap(0, 55).length(), Duration::from_millis(35));
     }
 }

@@ -20,6 +20,9 @@ const NAP: Duration = Duration::from_millis(5);
 /// A measurement during which a CPU came later than this says nothing: half of the headroom of a rate.
 pub const WITHHELD: Duration = Duration::from_millis(50);
 
+/// The naps that are remembered one by one. Shorter ones are what any machine does.
+const NOTICED: Duration = Duration::from_millis(10);
+
 /// A nap that was too long.
 #[derive(Clone, Copy, Debug)]
 pub struct Late {
@@ -29,7 +32,7 @@ pub struct Late {
     pub by: Duration,
 }
 
-/// A look at the CPUs, from its start to [`Probe::worst`] or [`Probe::withheld`].
+/// A look at the CPUs, from its start to [`Probe::worst`] or [`Probe::late`].
 #[derive(Debug)]
 pub struct Probe {
     stop: Arc<AtomicBool>,
@@ -41,7 +44,7 @@ pub struct Probe {
 #[derive(Debug, Default)]
 struct Seen {
     worst: Duration,
-    withheld: Vec<Late>,
+    late: Vec<Late>,
 }
 
 impl Probe {
@@ -63,9 +66,9 @@ impl Probe {
         self.end().worst
     }
 
-    /// Ends, and tells every nap that was too long by [`WITHHELD`] or more: what was measured then is void.
-    pub fn withheld(self) -> Vec<Late> {
-        self.end().withheld
+    /// Ends, and tells every nap that was too long by 10 ms or more.
+    pub fn late(self) -> Vec<Late> {
+        self.end().late
     }
 
     fn end(self) -> Seen {
@@ -86,14 +89,14 @@ fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>) {
         let begin = Instant::now();
         thread::sleep(NAP);
         let by = begin.elapsed().saturating_sub(NAP);
-        if by <= worst && by < WITHHELD {
+        if by <= worst && by < NOTICED {
             continue;
         }
         worst = worst.max(by);
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.worst = seen.worst.max(by);
-        if by >= WITHHELD {
-            seen.withheld.push(Late { end: SystemTime::now(), by });
+        if by >= NOTICED {
+            seen.late.push(Late { end: SystemTime::now(), by });
         }
     }
 }

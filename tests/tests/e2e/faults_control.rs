@@ -105,7 +105,7 @@ fn f11_a_reload_during_a_burst_leaves_others_without_a_gap(scene: &Scene) -> Res
         ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
         daemon.stop()?;
         let done = Completions::read(&log)?;
-        let gap = done.longest_gap(begin, end);
+        let gap = done.longest_gap(begin, end).length();
         eprintln!("          reload {} ms, longest gap {gap:?}", reloaded - begin);
         expect_all([
             expect_near("beside two reloads", done.rate(begin, end), 500.0, 0.01),

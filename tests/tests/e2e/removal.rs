@@ -79,7 +79,7 @@ impl Pair {
         let report = neighbours_load.finish_any(Duration::ZERO)?;
         ensure!(report.errors().is_empty(), "the neighbour saw errors: {:?}", report.errors());
         let done = Completions::read(&log)?;
-        let gap = done.longest_gap(begin_ms - 2500, end_ms + 3500);
+        let gap = done.longest_gap(begin_ms - 2500, end_ms + 3500).length();
         expect_all([
             expect_near("neighbour before", done.rate(begin_ms - 2500, begin_ms), 200.0, 0.04),
             expect_near("neighbour after", done.rate(end_ms + 500, end_ms + 3500), 400.0, 0.02),

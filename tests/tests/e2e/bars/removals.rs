@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use ublk_throttle_tests::fio::{Completions, Fio, Job, unix_ms};
+use ublk_throttle_tests::fio::{Completions, Fio, Gap, Job, unix_ms};
 use ublk_throttle_tests::scene::Scene;
-use ublk_throttle_tests::starvation::Probe;
+use ublk_throttle_tests::starvation::{Probe, WITHHELD};
 use ublk_throttle_tests::wait;
 
 use crate::{now_ms, wait_until_busy};
@@ -37,6 +37,8 @@ struct Removed {
 /// The number of the disk that comes and goes.
 const VICTIM: u32 = 77;
 
+/// How long the neighbour may wait for a completion.
+const GAP_LIMIT: Duration = Duration::from_millis(100);
 /// How long the neighbour is looked at before and after a removal.
 const BEFORE_MS: u64 = 200;
 const AFTER_MS: u64 = 1000;
@@ -54,19 +56,19 @@ pub(super) fn two_hundred_removals_under_load_hurt_no_neighbour(scene: &Scene) -
     let mut good = Vec::new();
     let mut void = 0;
     for round in 0..ROUNDS_MAX {
-        let (seen, withheld_ms) = removals(scene, round)?;
+        let (seen, late) = removals(scene, round)?;
         let (met, missed): (Vec<Seen>, Vec<Seen>) = seen.into_iter().partition(Seen::is_good);
         good.extend(met);
         void += missed.len();
         // One that missed a bound while a CPU was withheld says nothing, and another makes up for it.
-        let (_, missed): (Vec<Seen>, Vec<Seen>) = missed.into_iter().partition(|seen| seen.is_void(&withheld_ms));
+        let (_, missed): (Vec<Seen>, Vec<Seen>) = missed.into_iter().partition(|seen| seen.is_void(&late));
         ensure!(missed.is_empty(), "missed a bound: {missed:?}");
         if good.len() >= REMOVALS {
             break;
         }
     }
     let took_ms = good.iter().map(|seen| seen.took_ms).max().unwrap_or_default();
-    let gap = good.iter().map(|seen| seen.gap).max().unwrap_or_default();
+    let gap = good.iter().map(|seen| seen.gap.length()).max().unwrap_or_default();
     let back = good.iter().map(|seen| seen.back).fold(f64::INFINITY, f64::min);
     eprintln!(
         "          {} removals: each within {took_ms} ms, the neighbour waited at most {gap:?} and had at least {back:.0} of 1000 a \
@@ -77,8 +79,8 @@ pub(super) fn two_hundred_removals_under_load_hurt_no_neighbour(scene: &Scene) -
     daemon.stop().map(drop)
 }
 
-/// One round, and when a CPU was withheld meanwhile, in milliseconds since 1970.
-fn removals(scene: &Scene, round: usize) -> Result<(Vec<Seen>, Vec<u64>)> {
+/// One round, and when a CPU was withheld meanwhile.
+fn removals(scene: &Scene, round: usize) -> Result<(Vec<Seen>, Vec<Gap>)> {
     let mut client = scene.connect()?;
     let add = json!({"cmd": "add", "device": "victim", "settings": {"null": "1GiB", "group": "g", "id": VICTIM}});
     let log = scene.dir().join(format!("neighbour-{round}"));
@@ -107,13 +109,15 @@ fn removals(scene: &Scene, round: usize) -> Result<(Vec<Seen>, Vec<u64>)> {
         removals.push(Removed { begin_ms, end_ms: now_ms()? });
     }
     sleep(Duration::from_millis(AFTER_MS));
-    let withheld_ms = probe.withheld().iter().map(|late| unix_ms(late.end)).collect::<Result<Vec<_>>>()?;
+    let late = probe.late();
+    let late = late.iter().map(|late| Ok(Gap { from_ms: unix_ms(late.end - late.by)?, to_ms: unix_ms(late.end)? }));
+    let late = late.collect::<Result<Vec<_>>>()?;
     neighbours_load.interrupt()?;
     let report = neighbours_load.finish_any(Duration::ZERO)?;
     drop(loads);
     ensure!(report.errors().is_empty(), "the neighbour saw errors: {:?}", report.errors());
     let done = Completions::read(&log)?;
-    Ok((removals.into_iter().map(|removed| removed.seen(&done)).collect(), withheld_ms))
+    Ok((removals.into_iter().map(|removed| removed.seen(&done)).collect(), late))
 }
 
 /// What one removal took, and what the neighbour had of it.
@@ -121,7 +125,7 @@ fn removals(scene: &Scene, round: usize) -> Result<(Vec<Seen>, Vec<u64>)> {
 struct Seen {
     removed: Removed,
     took_ms: u64,
-    gap: Duration,
+    gap: Gap,
     /// The neighbour's requests a second in the best half of the second after it.
     back: f64,
 }
@@ -141,20 +145,25 @@ impl Removed {
     fn windows(self) -> impl Iterator<Item = u64> {
         (self.end_ms..=self.end_ms + AFTER_MS - WINDOW_MS).step_by(50)
     }
-
-    /// Whether an instant falls into what is looked at.
-    fn overlaps(self, at_ms: u64) -> bool {
-        (self.begin_ms - BEFORE_MS..=self.end_ms + AFTER_MS).contains(&at_ms)
-    }
 }
 
 impl Seen {
     fn is_good(&self) -> bool {
-        self.took_ms <= 2000 && self.gap <= Duration::from_millis(100) && self.back >= 970.0
+        self.took_ms <= 2000 && self.gap.length() <= GAP_LIMIT && self.back >= 970.0
     }
 
-    fn is_void(&self, withheld_ms: &[u64]) -> bool {
-        withheld_ms.iter().any(|&at_ms| self.removed.overlaps(at_ms))
+    /// Whether a CPU was withheld for so long that nothing is said; or it is only the gap, and without the time for which a
+    /// CPU was withheld in it, it is none.
+    fn is_void(&self, late: &[Gap]) -> bool {
+        let overlaps = |late: &&Gap, from_ms, to_ms| late.from_ms < to_ms && late.to_ms > from_ms;
+        let (from_ms, to_ms) = (self.removed.begin_ms - BEFORE_MS, self.removed.end_ms + AFTER_MS);
+        if late.iter().filter(|late| overlaps(late, from_ms, to_ms)).any(|late| late.length() >= WITHHELD) {
+            return true;
+        }
+        let in_gap =
+            late.iter().filter(|late| overlaps(late, self.gap.from_ms, self.gap.to_ms)).map(|late| late.length());
+        let withheld = in_gap.max().unwrap_or_default();
+        Self { gap: Gap { from_ms: 0, to_ms: 0 }, ..*self }.is_good() && self.gap.length() <= GAP_LIMIT + withheld
     }
 }
 
