@@ -9,6 +9,8 @@ use crate::error::{Class, Failure, OrFail, Outcome};
 
 /// Where the stable names are.
 const LINKS: &str = "/dev/ublk-throttle";
+/// How often a link is tried to be made while others take the directory away. Each of those has removed a device meanwhile.
+const ATTEMPTS: u32 = 100;
 
 /// The device node of disk `id`.
 pub fn node(id: u32) -> String {
@@ -28,35 +30,47 @@ pub fn has_node(id: u32) -> bool {
 /// Publishes the stable name, in place of one that an earlier daemon left.
 pub fn make_link(name: &str, id: u32) -> Outcome<()> {
     let at = PathBuf::from(link(name));
-    make_links_directory()?;
-    if let Ok(old) = fs::symlink_metadata(&at)
-        && !old.is_symlink()
-    {
-        return Err(Failure::new(
-            Class::UnsafePath,
-            format!("{} is in the way: it is not a link of ours; remove it", at.display()),
-        ));
-    }
-    // Renamed into place, so that the name never points nowhere for a moment.
     let fresh = PathBuf::from(format!("{LINKS}/.{name}.new"));
-    let _ = fs::remove_file(&fresh);
-    symlink(format!("../ublkb{id}"), &fresh)
-        .and_then(|()| fs::rename(&fresh, &at))
-        .or_fail(Class::Failed, format!("cannot make the link {}", at.display()))
+    within(Path::new(LINKS), || {
+        if fs::symlink_metadata(&at).is_ok_and(|old| !old.is_symlink()) {
+            let what = format!("{} is in the way: it is not a link of ours; remove it", at.display());
+            return Ok(Err(Failure::new(Class::UnsafePath, what)));
+        }
+        // Renamed into place, so that the name never points nowhere for a moment.
+        let _ = fs::remove_file(&fresh);
+        symlink(format!("../ublkb{id}"), &fresh)?;
+        fs::rename(&fresh, &at).map(Ok)
+    })?
 }
 
-fn make_links_directory() -> Outcome<()> {
-    match fs::DirBuilder::new().mode(0o755).create(LINKS) {
+/// Does something in a directory that is ours, which is made if it is not there. Another device, or another daemon, takes it
+/// away with its own last link at any time: then once more.
+fn within<T>(directory: &Path, mut act: impl FnMut() -> io::Result<T>) -> Outcome<T> {
+    let mut attempt = 1;
+    loop {
+        make_directory(directory)?;
+        match act() {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => attempt += 1,
+            done => return done.or_fail(Class::Failed, format!("cannot make a link in {}", directory.display())),
+        }
+    }
+}
+
+fn make_directory(directory: &Path) -> Outcome<()> {
+    match fs::DirBuilder::new().mode(0o755).create(directory) {
         Ok(()) => return Ok(()),
         Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(cause) => return Err(cause).or_fail(Class::Failed, format!("cannot make {LINKS}")),
+        Err(cause) => return Err(cause).or_fail(Class::Failed, format!("cannot make {}", directory.display())),
     }
-    let metadata = fs::symlink_metadata(LINKS).or_fail(Class::Failed, LINKS)?;
+    let metadata = match fs::symlink_metadata(directory) {
+        Ok(metadata) => metadata,
+        // Taken away in between.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(cause) => return Err(cause).or_fail(Class::Failed, directory.display()),
+    };
     if !metadata.is_dir() || metadata.uid() != nix::unistd::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-        return Err(Failure::new(
-            Class::UnsafePath,
-            format!("{LINKS} must be a directory of ours that nobody else may write; remove it"),
-        ));
+        let what = format!("{} must be a directory of ours that nobody else may write; remove it", directory.display());
+        return Err(Failure::new(Class::UnsafePath, what));
     }
     Ok(())
 }
@@ -76,5 +90,36 @@ pub fn disk_is_going(id: u32) -> bool {
     match fs::read_to_string(format!("/sys/block/ublkb{id}/size")) {
         Ok(sectors) => sectors.trim() == "0",
         Err(cause) => cause.kind() == io::ErrorKind::NotFound || cause.raw_os_error() == Some(libc::ENODEV),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_made_although_the_last_other_takes_the_directory_along() {
+        // A device that goes removes the directory if it is empty: also between our look at it and our link.
+        let directory = std::env::temp_dir().join(format!("ublk-throttle-links-{}", std::process::id()));
+        let at = directory.join("vol");
+        let mut removals = 2;
+        let made = within(&directory, || {
+            if removals > 0 {
+                removals -= 1;
+                fs::remove_dir(&directory)?;
+            }
+            symlink("../ublkb7", &at)
+        });
+        assert!(made.is_ok(), "{made:?}");
+        assert_eq!(fs::read_link(&at).unwrap(), Path::new("../ublkb7"));
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_does_not_stay_is_given_up() {
+        let directory = std::env::temp_dir().join(format!("ublk-throttle-no-links-{}", std::process::id()));
+        let failure =
+            within(&directory, || fs::remove_dir(&directory).and_then(|()| symlink("x", directory.join("y"))));
+        assert_eq!(failure.unwrap_err().class, Class::Failed);
     }
 }
