@@ -135,19 +135,18 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "warning[W-CONFIG]: ")?;
         write_head(f, &self.file, Some(self.place), &self.path)?;
         write!(f, "{}", self.kind)
     }
 }
 
-/// The first ten warnings, one a line, and how many more there are; without a final newline.
-pub fn show_warnings(warnings: &[Warning]) -> String {
+/// The first ten warnings, a line each, and how many more there are.
+pub fn warning_lines(warnings: &[Warning]) -> Vec<String> {
     let mut lines: Vec<String> = warnings.iter().take(SHOWN).map(Warning::to_string).collect();
     if warnings.len() > SHOWN {
         lines.push(format!("and {} more", warnings.len() - SHOWN));
     }
-    lines.join("\n")
+    lines
 }
 
 /// What a warning is about.

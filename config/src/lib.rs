@@ -35,7 +35,7 @@ mod yaml;
 use std::path::Path;
 
 pub use change::change_limits;
-pub use fault::{Errors, Fault, Warning, WarningKind, show_warnings};
+pub use fault::{Errors, Fault, Warning, WarningKind, warning_lines};
 pub use load::{FILE_BYTES_MAX, load};
 pub use model::{
     Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR,

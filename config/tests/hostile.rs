@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
-use ublk_throttle_config::{FILE_BYTES_MAX, parse, show_warnings};
+use ublk_throttle_config::{FILE_BYTES_MAX, parse, warning_lines};
 
 /// One second for the largest file is the promise for the program as it is shipped. An unoptimised build takes some ten
 /// times as long, so it gets a quarter of the size and three times the time.
@@ -35,7 +35,7 @@ fn survive(text: &[u8]) -> Duration {
     let said = match parse("hostile.yaml", text) {
         Ok((config, warnings)) => {
             let _ = config.describe();
-            show_warnings(&warnings)
+            warning_lines(&warnings).join("\n")
         }
         Err(errors) => errors.to_string(),
     };

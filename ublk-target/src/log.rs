@@ -30,8 +30,33 @@ pub fn info(line: impl fmt::Display) {
 }
 
 /// Something went wrong and was coped with. `code` is stable.
-pub fn warn(code: &str, line: impl fmt::Display) {
-    write(format!("warning[{code}]: {line}\n"));
+pub fn warn(code: &'static str, line: impl fmt::Display) {
+    Warning::new(code, line).log();
+}
+
+/// What [`warn`] says, where somebody else is told too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    code: &'static str,
+    line: String,
+}
+
+impl Warning {
+    /// With a stable code.
+    pub fn new(code: &'static str, line: impl fmt::Display) -> Self {
+        Self { code, line: line.to_string() }
+    }
+
+    /// On stderr.
+    pub fn log(&self) {
+        write(format!("{self}\n"));
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "warning[{}]: {}", self.code, self.line)
+    }
 }
 
 /// Someone has to act.

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use clap::Parser;
 use serde::Serialize;
-use ublk_throttle_config::{Config, Warning};
+use ublk_throttle_config::{Config, Warning, warning_lines};
 
 use crate::daemon;
 use crate::error::{Class, Failure, Outcome};
@@ -66,10 +66,13 @@ pub fn main() -> u8 {
 /// Reads a configuration; prints its warnings.
 pub fn load(path: &Path) -> Outcome<Config> {
     let (config, warnings) = read(path)?;
-    for warning in &warnings {
-        let _ = writeln!(std::io::stderr(), "{warning}");
-    }
+    odd(&warnings).iter().for_each(log::Warning::log);
     Ok(config)
+}
+
+/// What is allowed and probably not meant, as everybody tells it.
+pub fn odd(warnings: &[Warning]) -> Vec<log::Warning> {
+    warning_lines(warnings).into_iter().map(|line| log::Warning::new("W-CONFIG", line)).collect()
 }
 
 /// Reads a configuration.
@@ -97,4 +100,20 @@ fn say_json(facts: &impl Serialize) {
 /// The same on one line, for what is printed again and again.
 fn say_json_line(facts: &impl Serialize) {
     say(serde_json::to_string(facts).expect("facts are plain data"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_odd_is_told_once_with_its_code_and_place() {
+        // One form for `run`, `check`, `reload`, the log and the answer.
+        let text = b"version: 1\ndevices: { a: { backend: { memory: 1MiB }, limits: { iops: 0 } } }\n";
+        let (_, warnings) = ublk_throttle_config::parse("f.yaml", text).unwrap();
+        let told: Vec<String> = odd(&warnings).iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1);
+        let wanted = "warning[W-CONFIG]: f.yaml:2:60: devices.a.limits.iops-total: 0 means no limit";
+        assert!(told[0].starts_with(wanted), "{told:?}");
+    }
 }

@@ -27,7 +27,7 @@ use super::claims::Name;
 use super::control::Daemon;
 use super::table::{Origin, Placed, Table};
 use super::{del, notify, set, socket};
-use crate::command::read;
+use crate::command::{odd, read};
 use crate::device::Removed;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::ublk::control::Control;
@@ -49,7 +49,7 @@ const PATHS_LIMIT: Duration = Duration::from_secs(1);
 /// Makes what is in force what the file says; the differences, in words.
 pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, limit: Duration) -> Outcome<Value> {
     let path = path.unwrap_or_else(|| daemon.config.clone());
-    let File { config: to, readers, mut warnings } = blocking("reload", "the file", move || load(&path)).await?;
+    let File { config: to, readers, odd } = blocking("reload", "the file", move || load(&path)).await?;
     daemon.expect_serving()?;
     let plan = {
         let table = daemon.table.borrow();
@@ -60,10 +60,10 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
     let changes = plan.lines();
     // At once: the plan holds as long as nothing that it names changes.
     let _claim = if is_dry { None } else { Some(daemon.claims.claim(touched(&plan))?) };
-    let of_file = warnings.clone();
-    warnings.extend(backings_changed(daemon, &plan).await);
+    let changed = backings_changed(daemon, &plan).await;
+    let told: Vec<String> = odd.iter().chain(&changed).map(ToString::to_string).collect();
     if is_dry {
-        return Ok(json!({ "changes": changes, "warnings": warnings, "dry-run": true }));
+        return Ok(json!({ "changes": changes, "warnings": told, "dry-run": true }));
     }
     look(daemon, &plan).await?;
     daemon.expect_serving()?;
@@ -71,10 +71,10 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
     let outcome = carry_out(daemon, &to, &plan, readers, Instant::now() + limit).await;
     daemon.tell_ready();
     let left = outcome?;
-    of_file.iter().for_each(log::info);
+    odd.iter().chain(&changed).for_each(log::Warning::log);
     log::info(format_args!("state=reloaded {}", changes.join("; ")));
     let Left { failures, notes } = left;
-    warnings.extend(notes);
+    let warnings: Vec<String> = told.into_iter().chain(notes).collect();
     match failures
         .into_iter()
         .reduce(|one, other| Failure { message: format!("{}; {}", one.message, other.message), ..one })
@@ -88,14 +88,13 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
 struct File {
     config: Config,
     readers: Option<u32>,
-    warnings: Vec<String>,
+    odd: Vec<log::Warning>,
 }
 
 fn load(path: &Path) -> Outcome<File> {
     let (config, warnings) = read(path)?;
     let readers = socket::resolve(config.readers.as_deref())?;
-    let warnings = warnings.iter().map(ToString::to_string).collect();
-    Ok(File { config, readers, warnings })
+    Ok(File { config, readers, odd: odd(&warnings) })
 }
 
 /// Does what may wait for a disk on a thread of its own, which is left to itself if it takes too long.
@@ -171,7 +170,7 @@ fn takes_over(table: &Table, old: &str, new: &ublk_throttle_config::Device) -> b
 }
 
 /// The devices that stay and whose path leads to something else by now: they go on with what they have open.
-async fn backings_changed(daemon: &Daemon, plan: &Plan) -> Vec<String> {
+async fn backings_changed(daemon: &Daemon, plan: &Plan) -> Vec<log::Warning> {
     let mut asked = Vec::new();
     for (name, entry) in &daemon.table.borrow().devices {
         if plan.device_removals.contains(name) {
@@ -185,8 +184,7 @@ async fn backings_changed(daemon: &Daemon, plan: &Plan) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, change) in asked {
         if let Ok(Ok(Some(change))) = timeout_at(deadline, change).await {
-            log::warn("W-BACKING-CHANGED", format_args!("device={name} {change}"));
-            warnings.push(format!("warning[W-BACKING-CHANGED]: device {name:?}: {change}"));
+            warnings.push(log::Warning::new("W-BACKING-CHANGED", format_args!("device={name} {change}")));
         }
     }
     warnings
