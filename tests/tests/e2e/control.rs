@@ -93,6 +93,12 @@ fn device_that_is_added_is_there_and_one_that_fails_leaves_nothing(scene: &Scene
         scene.ask(words)?.expect_code(code)?.expect_stderr(&[class])?;
         ensure!(words[1] == "a" || listed(scene, "devices", words[1])?.is_none(), "{words:?} left something");
     }
+    let log = daemon.log()?;
+    let lines = |wanted: &str| log.lines().filter(|line| line.starts_with(wanted)).count();
+    for (name, adding, failed) in [("f", 1, 0), ("x", 1, 1), ("../x", 0, 0)] {
+        let counts = (lines(&format!("device={name} state=adding")), lines(&format!("device={name} state=failed")));
+        ensure!(counts == (adding, failed), "{name}: {counts:?} lines of a beginning and a failure:\n{log}");
+    }
     for name in ["f", "m", "n", "a", "b"] {
         scene.ask(&["del", name])?.expect_code(0)?;
         ensure!(scene.device(name).is_err(), "{name} is still there");

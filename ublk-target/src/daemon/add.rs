@@ -15,7 +15,6 @@ use super::claims::Name;
 use super::control::Daemon;
 use super::table::Origin;
 use crate::error::{Class, Failure, Outcome};
-use crate::log;
 use crate::settings::Settings;
 
 /// Makes a device; what `list` would show of it.
@@ -28,7 +27,6 @@ pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit:
         table.check_new(&new)?;
         table.check_memory(&new)?;
     }
-    log::info(format_args!("device={name} state=adding backend={}", new.backend.kind()));
     let outcome = daemon.start(new, Origin::Command)?;
     match timeout(limit, outcome).await {
         Ok(Ok(outcome)) => outcome?,

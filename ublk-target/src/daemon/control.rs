@@ -147,7 +147,10 @@ impl Daemon {
     /// Starts a device that a client waits for; what became of it comes through the channel.
     pub fn start(&self, new: Description, origin: Origin) -> Outcome<oneshot::Receiver<Outcome<()>>> {
         let (waiter, outcome) = oneshot::channel();
+        let what = format!("device={} state=adding backend={}", new.name, new.backend.kind());
         self.insert(new, origin, Some(waiter))?;
+        // Its thread runs: `started` or `failed` will follow.
+        log::info(what);
         Ok(outcome)
     }
 
