@@ -10,11 +10,23 @@ pub const REQUIRE_ALL: &str = "UBLK_THROTTLE_REQUIRE_ALL";
 /// moment, or its time.
 pub const OWN_MACHINE: &str = "UBLK_THROTTLE_OWN_MACHINE";
 
+/// The Debian package under test (as `cargo xtask test` sets it).
+pub const PACKAGE: &str = "UBLK_THROTTLE_DEB";
+
+/// The service manager's own program, which can be the first of a PID namespace.
+pub const SYSTEMD: &str = "/lib/systemd/systemd";
+
 /// One prerequisite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// A machine on which nobody else is hurt by settings that hold for all of it.
     OwnMachine,
+    /// The Debian package under test, and the program `dpkg`.
+    Package,
+    /// The program `man`.
+    Man,
+    /// systemd, not necessarily running.
+    Systemd,
     /// The ublk driver, and the right to use it.
     Ublk,
     /// The program `fio`.
@@ -46,6 +58,12 @@ impl Need {
             Self::Ublk if !nix::unistd::geteuid().is_root() => Some("not root".into()),
             Self::Ublk => (!Path::new("/dev/ublk-control").exists())
                 .then(|| "no /dev/ublk-control: `modprobe ublk_drv`, or run the suite by `cargo xtask test`".into()),
+            Self::Package => package()
+                .is_none()
+                .then(|| format!("no package of this build ({PACKAGE}): `cargo xtask test --only dist --only e2e`"))
+                .or_else(|| missing_program("dpkg")),
+            Self::Man => missing_program("man"),
+            Self::Systemd => (!Path::new(SYSTEMD).exists()).then(|| format!("no {SYSTEMD}")),
             Self::Fio => missing_program("fio"),
             Self::Ext4 => missing_program("mkfs.ext4").or_else(|| missing_program("fsck.ext4")),
             Self::UtilLinux => missing_program("blkdiscard").or_else(|| missing_program("blockdev")),
@@ -58,6 +76,11 @@ impl Need {
             Self::DeviceMapper => missing_program("dmsetup").or_else(|| missing_module("dm_mod")),
         }
     }
+}
+
+/// The Debian package under test.
+pub fn package() -> Option<PathBuf> {
+    env::var_os(PACKAGE).map(PathBuf::from).filter(|path| path.exists())
 }
 
 /// Where `rublk` is: named by `RUBLK`, on the `PATH`, or where `cargo install` puts it.

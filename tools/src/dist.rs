@@ -42,6 +42,7 @@ pub fn main() -> Result<u8> {
 
 /// The package of the release build that the tests run, made anew.
 pub fn of_release() -> Result<PathBuf> {
+    build::daemon()?;
     let folder = release_folder();
     let _ = fs::remove_dir_all(&folder);
     package(&workspace::target(), &folder)

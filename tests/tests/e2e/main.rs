@@ -24,6 +24,7 @@ mod foreign;
 mod groups;
 mod kills;
 mod measure;
+mod package;
 mod rates;
 mod refusals;
 mod removal;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         faults_control::cases(),
         shapes::cases(),
         bars::cases(),
+        package::cases(),
     ];
     let trials =
         cases.into_iter().flatten().map(|case| Trial::ignorable_test(case.name, move || perform(&case))).collect();

@@ -1,0 +1,365 @@
+//! The Debian package and its unit, as an administrator meets them.
+//!
+//! ```text
+//!   dpkg ─► program, pages, completions, configuration ─► upgrade ─► purge         nothing of it is left
+//!   unit ─► systemd as the first process of a PID namespace ─► daemon in its sandbox ─► /dev/ublk-throttle/…
+//! ```
+//!
+//! The machine is the guest's: what is installed vanishes with it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::command::{self, Outcome, Started};
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::needs::{self, Need};
+use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::{sysfs, wait};
+
+use crate::measure::expect_near;
+use crate::{Case, cases};
+
+const PROGRAM: &str = "/usr/bin/ublk-throttle";
+const CONFIG: &str = "/etc/ublk-throttle.yaml";
+const UNIT: &str = "/usr/lib/systemd/system/ublk-throttle.service";
+const BASH: &str = "/usr/share/bash-completion/completions/ublk-throttle";
+
+/// The list of packages is read through 9p.
+const DPKG_LIMIT: Duration = Duration::from_secs(90);
+/// Emulated, with a mount namespace of some hundred mounts to be made.
+const SYSTEMD_LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let package = cases![[Need::OwnMachine, Need::Ublk, Need::Package, Need::Man];
+        package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_trace,
+    ];
+    let unit = cases![[Need::OwnMachine, Need::Ublk, Need::Fio, Need::Package, Need::Systemd];
+        unit_serves_reloads_and_comes_back_in_its_sandbox,
+    ];
+    package.into_iter().chain(unit).collect()
+}
+
+fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_trace(scene: &Scene) -> Result<()> {
+    // What dpkg brings is used, an edited configuration outlives an upgrade, and so does a daemon that runs.
+    let before = traces();
+    dpkg(scene, &["--install", deb()?.as_str()])?;
+    for path in [PROGRAM, CONFIG, UNIT, BASH] {
+        ensure!(Path::new(path).exists(), "the package brought no {path}");
+    }
+    let installed = |words: &[&str]| scene.tool(PROGRAM, words);
+    installed(&["check", CONFIG])?;
+    pages_render(scene)?;
+    // As readline does: by the function that was registered for the program.
+    let completed = "source \"$1\"; COMP_WORDS=(ublk-throttle li); COMP_CWORD=1; set -- $(complete -p ublk-throttle); \
+                     while [ \"$1\" != -F ]; do shift; done; \"$2\" ublk-throttle li ublk-throttle; echo ${COMPREPLY[@]}";
+    let completed = scene.tool("bash", &["-c", completed, "bash", BASH])?;
+    ensure!(completed.stdout.trim() == "list", "`ublk-throttle li` is completed to {:?}", completed.stdout);
+
+    let config = scene.write("by-hand.yaml", "version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
+    let socket = scene.socket();
+    let mut run = Command::new(PROGRAM);
+    run.arg("run").arg(&config).arg("--socket").arg(&socket).arg("--state-dir").arg(scene.state_dir());
+    let daemon = Daemon::start(&mut run, &config, &socket, &scene.dir().join("by-hand.log"))?;
+    let edited = fs::read_to_string(CONFIG)? + "# mine\n";
+    fs::write(CONFIG, &edited)?;
+    dpkg(scene, &["--install", deb()?.as_str()])?;
+    ensure!(fs::read_to_string(CONFIG)? == edited, "the upgrade changed {CONFIG}");
+    // Its helpers are the program it runs, which is no longer the one on disk.
+    let socket = socket.to_str().context("a path of ASCII")?;
+    installed(&["del", "d", "--socket", socket])?;
+    daemon.stop()?;
+
+    dpkg(scene, &["--purge", "ublk-throttle"])?;
+    let left: Vec<_> = traces().difference(&before).cloned().collect();
+    ensure!(left.is_empty(), "purged, and there is still {left:?}");
+    Ok(())
+}
+
+fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()> {
+    // The daemon's whole work with no more than the unit gives it; killed or hung, it is back at once.
+    let _unpacked = Unpacked::new(scene)?;
+    fs::create_dir_all("/srv")?;
+    configure(200)?;
+    let machine = Machine::boot(scene)?;
+    machine.systemctl(&["start", "ublk-throttle"])?;
+    let first = machine.daemon()?;
+
+    // Two of the watchdog's intervals go by meanwhile, and more.
+    let node = scene.device("mem")?;
+    let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", node.node()).set("RW", "randwrite");
+    let report = scene.fio(job.set("BLOCK", 4096).set("DEPTH", 8))?.finish(Duration::from_secs(9))?;
+    expect_near("operations a second in the sandbox", report.only()?.iops(4096), 200.0, 0.01)?;
+    scene.tool("dd", &["if=/dev/zero", "of=/dev/ublk-throttle/img", "bs=1M", "count=8", "oflag=direct"])?;
+    ensure!(machine.daemon()? == first, "the watchdog ended a daemon that works");
+    ensure!(machine.show("WatchdogTimestampMonotonic")? != "0", "the daemon does not tell the watchdog that it lives");
+
+    configure(400)?;
+    machine.systemctl(&["reload", "ublk-throttle"])?;
+    ensure!(machine.daemon()? == first, "a reload is no restart");
+    ensure!(machine.limit("mem")? == 400, "the reload did not change the limit");
+
+    // The opener is another process, with more rights than the daemon has.
+    let opener = machine.begin("sh", &["-c", "exec sleep 60 < /dev/ublk-throttle/mem"])?;
+    wait::until("an opener of the disk", Duration::from_secs(10), || {
+        is_open(&node.node).map(|open| open.then_some(()))
+    })?;
+    let refused = machine.run(PROGRAM, &["del", "mem"])?.expect_code(5)?;
+    refused.expect_stderr(&["open by sleep"])?;
+    drop(opener);
+
+    machine.systemctl(&["kill", "--signal=KILL", "ublk-throttle"])?;
+    let second = machine.daemon_after(first)?;
+    machine.run(PROGRAM, &["list"])?.expect_code(0)?;
+    // Neither dead nor alive: only the watchdog can tell.
+    machine.run("kill", &["-STOP", &second.to_string()])?.expect_code(0)?;
+    let third = machine.daemon_after(second)?;
+    ensure!(machine.limit("mem")? == 400 && third != second, "the daemon after the watchdog serves something else");
+
+    machine.systemctl(&["stop", "ublk-throttle"])?;
+    machine.expect_stopped()?;
+    group_of_readers_gets_the_socket(&machine)
+}
+
+/// With the two lines of an override that the configuration's head names.
+fn group_of_readers_gets_the_socket(machine: &Machine<'_>) -> Result<()> {
+    let config = fs::read_to_string(CONFIG)? + "control: { group: adm }\n";
+    fs::write(CONFIG, config)?;
+    machine.override_unit("readers", "SupplementaryGroups=adm\nSystemCallFilter=@chown\n")?;
+    machine.systemctl(&["start", "ublk-throttle"])?;
+    let told = machine.run("stat", &["--format=%G %a", "/run/ublk-throttle/control.sock"])?.expect_code(0)?;
+    ensure!(told.stdout.trim() == "adm 660", "the socket is of {:?}", told.stdout);
+    machine.systemctl(&["stop", "ublk-throttle"])?;
+    machine.expect_stopped()
+}
+
+fn configure(iops: u32) -> Result<()> {
+    let text = format!(
+        "version: 1\n\
+         devices:\n  \
+           mem: {{ backend: {{ memory: 64MiB }}, limits: {{ iops-total: {iops} }} }}\n  \
+           img: {{ backend: {{ file: {IMAGE}, size: 64MiB, create: true }} }}\n"
+    );
+    fs::write(CONFIG, text).context(CONFIG)
+}
+
+/// Below the folder that the unit lets the daemon write to.
+const IMAGE: &str = "/srv/ublk-throttle-trial.img";
+
+fn deb() -> Result<String> {
+    let path = needs::package().context("no package")?;
+    path.into_os_string().into_string().ok().context("a path of UTF-8")
+}
+
+fn dpkg(scene: &Scene, words: &[&str]) -> Result<Outcome> {
+    // Without man-db's trigger: a new index of every page of the host takes minutes through 9p.
+    let mut all = vec!["--no-triggers", "--force-unsafe-io"];
+    all.extend(words);
+    scene.begin_tool("dpkg", &all)?.finish(DPKG_LIMIT)?.expect_code(0)
+}
+
+fn pages_render(scene: &Scene) -> Result<()> {
+    let pages = |section: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir(Path::new("/usr/share/man").join(section)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("/ublk-throttle")).collect()
+    };
+    let mut paths = pages("man1");
+    paths.extend(pages("man7"));
+    ensure!(paths.len() >= 8, "only {} pages: {paths:?}", paths.len());
+    let mut words = vec!["--local-file"];
+    words.extend(paths.iter().filter_map(|path| path.to_str()));
+    let shown = scene.tool("man", &words)?;
+    let heads = shown.stdout.lines().filter(|line| *line == "NAME").count();
+    ensure!(heads == paths.len(), "{heads} of {} pages begin with a name\n{shown}", paths.len());
+    ensure!(shown.stderr.is_empty(), "man complains\n{shown}");
+    Ok(())
+}
+
+/// Everything named after us where packages and services leave things.
+fn traces() -> BTreeSet<PathBuf> {
+    let folders = [
+        "/etc",
+        "/etc/systemd/system",
+        "/etc/systemd/system/multi-user.target.wants",
+        "/run",
+        "/usr/bin",
+        "/usr/lib/systemd/system",
+        "/usr/share/doc",
+        "/usr/share/man/man1",
+        "/usr/share/man/man7",
+        "/usr/share/bash-completion/completions",
+        "/usr/share/zsh/vendor-completions",
+        "/usr/share/fish/vendor_completions.d",
+        "/var/lib",
+        "/var/lib/dpkg/info",
+        "/var/lib/systemd/deb-systemd-helper-enabled",
+        "/var/lib/systemd/deb-systemd-helper-masked",
+    ];
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("ublk-throttle")).collect()
+}
+
+fn is_open(node: &Path) -> Result<bool> {
+    let processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path().join("fd/0"));
+    let mut inputs = processes.filter_map(|input| fs::read_link(input).ok());
+    Ok(inputs.any(|input| input == node))
+}
+
+/// The files of the package at their places, without dpkg's list of all packages.
+struct Unpacked(Vec<PathBuf>);
+
+impl Unpacked {
+    fn new(scene: &Scene) -> Result<Self> {
+        let deb = deb()?;
+        // Names of folders end with a slash, the others are files.
+        let listing = scene.tool("dpkg-deb", &["--contents", &deb])?.stdout;
+        let names = listing.lines().filter_map(|line| line.split(" ./").nth(1)).filter(|name| !name.ends_with('/'));
+        let unpacked = Self(names.map(|name| Path::new("/").join(name)).collect());
+        scene.tool("dpkg-deb", &["--extract", &deb, "/"])?;
+        Ok(unpacked)
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        for path in self.0.iter().map(PathBuf::as_path).chain([Path::new(IMAGE)]) {
+            let _ = fs::remove_file(path);
+        }
+        let _ = fs::remove_dir("/var/lib/ublk-throttle");
+    }
+}
+
+/// systemd with our unit and the few that it stands on, in namespaces of its own; ended with this value.
+struct Machine<'a> {
+    scene: &'a Scene,
+    unshare: Child,
+    units: PathBuf,
+    /// The first process of the namespace, as it is known outside.
+    pid: u32,
+}
+
+/// What every service stands on.
+const UNITS: [&str; 7] = [
+    "sysinit.target",
+    "basic.target",
+    "local-fs.target",
+    "remote-fs-pre.target",
+    "shutdown.target",
+    "umount.target",
+    "modprobe@.service",
+];
+
+impl<'a> Machine<'a> {
+    fn boot(scene: &'a Scene) -> Result<Self> {
+        let units = scene.dir().join("units");
+        fs::create_dir(&units)?;
+        for unit in UNITS {
+            symlink(Path::new("/lib/systemd/system").join(unit), units.join(unit))?;
+        }
+        symlink(UNIT, units.join("ublk-throttle.service"))?;
+        // The trial has not the patience that an administrator has; and there is no journal.
+        let log = scene.dir().join("unit.log");
+        let settings = format!("WatchdogSec=3\nStandardOutput=append:{0}\nStandardError=append:{0}\n", log.display());
+        override_unit(&units, "trial", &settings)?;
+        let start = "mount -t tmpfs -o mode=755 run /run && { mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 \
+                     /sys/fs/cgroup; } && exec \"$0\" --system --unit=basic.target --log-target=console --show-status=no";
+        let unshare = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c", start, needs::SYSTEMD])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("container", "trial")
+            .env("SYSTEMD_UNIT_PATH", &units)
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(scene.dir().join("systemd.log"))?)
+            .stderr(fs::File::create(scene.dir().join("systemd-errors.log"))?)
+            .spawn()
+            .context("unshare")?;
+        let mut machine = Self { scene, pid: 0, unshare, units };
+        machine.wait_until_up()?;
+        Ok(machine)
+    }
+
+    fn wait_until_up(&mut self) -> Result<()> {
+        let parent = self.unshare.id();
+        let children = format!("/proc/{parent}/task/{parent}/children");
+        self.pid = wait::until("systemd", SYSTEMD_LIMIT, || Ok(fs::read_to_string(&children)?.trim().parse().ok()))?;
+        wait::until("systemd to be up", SYSTEMD_LIMIT, || {
+            let state = self.run("systemctl", &["is-active", "basic.target"])?;
+            Ok((state.stdout.trim() == "active").then_some(()))
+        })
+    }
+
+    /// Runs a program among those that systemd runs.
+    fn begin(&self, program: &str, words: &[&str]) -> Result<Started> {
+        let mut inside = Command::new("nsenter");
+        inside.args(["--target", &self.pid.to_string(), "--mount", "--pid", program]).args(words);
+        command::start(self.scene.dir(), &mut inside)
+    }
+
+    fn run(&self, program: &str, words: &[&str]) -> Result<Outcome> {
+        self.begin(program, words)?.finish(SYSTEMD_LIMIT)
+    }
+
+    fn systemctl(&self, words: &[&str]) -> Result<()> {
+        self.run("systemctl", words)?.expect_code(0).map(drop)
+    }
+
+    fn show(&self, property: &str) -> Result<String> {
+        let shown =
+            self.run("systemctl", &["show", "--value", "--property", property, "ublk-throttle"])?.expect_code(0)?;
+        Ok(shown.stdout.trim().to_owned())
+    }
+
+    /// The daemon's process id in there.
+    fn daemon(&self) -> Result<u32> {
+        let pid = self.show("MainPID")?;
+        pid.parse().with_context(|| pid)
+    }
+
+    /// The daemon that follows one that has ended, once it is ready.
+    fn daemon_after(&self, before: u32) -> Result<u32> {
+        wait::until("a new daemon", Duration::from_secs(20), || {
+            let is_ready = self.show("ActiveState")? == "active";
+            let pid = self.daemon()?;
+            Ok((is_ready && pid != 0 && pid != before).then_some(pid))
+        })
+    }
+
+    fn limit(&self, device: &str) -> Result<u64> {
+        let listing = self.run(PROGRAM, &["list", "--json"])?.expect_code(0)?.json()?;
+        let devices = listing["devices"].as_array().context("no devices")?;
+        let found = devices.iter().find(|found| found["name"] == device).with_context(|| format!("no {device}"))?;
+        found["limits"]["iops-total"].as_u64().with_context(|| format!("{found}"))
+    }
+
+    fn override_unit(&self, name: &str, settings: &str) -> Result<()> {
+        override_unit(&self.units, name, settings)?;
+        self.systemctl(&["daemon-reload"])
+    }
+
+    /// Ended well, and nothing of it is left.
+    fn expect_stopped(&self) -> Result<()> {
+        let (state, result) = (self.show("ActiveState")?, self.show("Result")?);
+        ensure!((state.as_str(), result.as_str()) == ("inactive", "success"), "{state}, {result}");
+        self.run("ls", &["/run/ublk-throttle"])?.expect_code(2)?;
+        wait::until("no device left", Duration::from_secs(5), || Ok(sysfs::ublk_nodes().is_empty().then_some(())))
+    }
+}
+
+fn override_unit(units: &Path, name: &str, settings: &str) -> Result<()> {
+    let folder = units.join("ublk-throttle.service.d");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(format!("{name}.conf")), format!("[Service]\n{settings}")).context("an override")
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        // Its child dies with it, and with that one every process of the namespace.
+        wait::kill(&mut self.unshare);
+    }
+}
