@@ -6,19 +6,35 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Number;
 use throttle_core::charge::{Charge, ChargeTable};
+use ublk_throttle_config::{Backend, Config, Device, Group};
 
 use super::{load, say, say_json};
 use crate::device::limits;
 use crate::error::Outcome;
 
+/// What a configuration says, in its own words: every key, with the defaults filled in.
 #[derive(Serialize)]
 struct Checked {
-    groups: Vec<Group>,
-    devices: Vec<Device>,
+    limits: Bounds,
+    /// What the buffers of all devices take, at most `limits.memory`.
+    buffer_bytes: u64,
+    control: Control,
+    groups: Vec<GroupFacts>,
+    devices: Vec<DeviceFacts>,
 }
 
 #[derive(Serialize)]
-struct Group {
+struct Bounds {
+    memory: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Control {
+    group: Option<String>,
+}
+
+#[derive(Serialize)]
+struct GroupFacts {
     name: String,
     parent: Option<String>,
     weight: u32,
@@ -26,51 +42,117 @@ struct Group {
     /// What operations count as in it, if it says so; all of them, with what it leaves to its parent.
     charge: Option<BTreeMap<&'static str, &'static str>>,
     devices: Vec<String>,
+    line: u32,
 }
 
 #[derive(Serialize)]
-struct Device {
+struct DeviceFacts {
     name: String,
     id: Option<u32>,
     backend: &'static str,
     path: Option<String>,
+    /// Absent where it is that of the file or the block device.
+    size: Option<u64>,
+    create: bool,
+    direct: bool,
+    shared: bool,
     group: Option<String>,
     weight: u32,
     limits: BTreeMap<String, Number>,
     queues: u16,
     depth: u16,
+    block_size: Option<u32>,
     read_only: bool,
+    on_crash: &'static str,
+    on_stop: &'static str,
+    line: u32,
 }
 
 /// Checks the configuration at `path`.
 pub fn run(path: &Path, json: bool) -> Outcome<()> {
     let config = load(path)?;
-    if !json {
+    if json {
+        say_json(&Checked::of(&config));
+    } else {
         say(config.describe().trim_end());
-        return Ok(());
     }
-    let groups = config.groups.iter().map(|group| Group {
-        name: group.name.clone(),
-        parent: group.parent.clone(),
-        weight: group.weight,
-        limits: limits(&group.limits),
-        charge: group.charges.as_ref().map(charge),
-        devices: config.members(&group.name).map(|device| device.name.clone()).collect(),
-    });
-    let devices = config.devices.iter().map(|device| Device {
-        name: device.name.clone(),
-        id: device.id,
-        backend: device.backend.kind(),
-        path: device.backend.path().map(|path| path.display().to_string()),
-        group: device.group.clone(),
-        weight: device.weight,
-        limits: limits(&device.limits),
-        queues: device.queues,
-        depth: device.depth,
-        read_only: device.read_only,
-    });
-    say_json(&Checked { groups: groups.collect(), devices: devices.collect() });
     Ok(())
+}
+
+// Everything is taken apart without `..`: a key that is new in the model does not compile until it is told here.
+
+impl Checked {
+    fn of(config: &Config) -> Self {
+        let Config { groups, devices, memory_max, readers } = config;
+        let members = |group: &str| config.members(group).map(|device| device.name.clone()).collect();
+        Self {
+            limits: Bounds { memory: *memory_max },
+            buffer_bytes: config.buffer_bytes(),
+            control: Control { group: readers.clone() },
+            groups: groups.iter().map(|group| GroupFacts::of(group, members(&group.name))).collect(),
+            devices: devices.iter().map(DeviceFacts::of).collect(),
+        }
+    }
+}
+
+impl GroupFacts {
+    fn of(group: &Group, devices: Vec<String>) -> Self {
+        let Group { name, parent, weight, limits: own, charges, line } = group;
+        Self {
+            name: name.clone(),
+            parent: parent.clone(),
+            weight: *weight,
+            limits: limits(own),
+            charge: charges.as_ref().map(charge),
+            devices,
+            line: *line,
+        }
+    }
+}
+
+impl DeviceFacts {
+    fn of(device: &Device) -> Self {
+        let Device {
+            name,
+            id,
+            backend,
+            group,
+            weight,
+            limits: own,
+            queues,
+            depth,
+            block_size,
+            read_only,
+            on_crash,
+            on_stop,
+            line,
+        } = device;
+        let (create, direct, shared) = match backend {
+            Backend::File { path: _, size: _, create, direct, shared } => (*create, *direct, *shared),
+            Backend::Block { path: _, direct, shared } => (false, *direct, *shared),
+            Backend::Memory { size: _ } | Backend::Null { size: _ } => (false, false, false),
+        };
+        Self {
+            name: name.clone(),
+            id: *id,
+            backend: backend.kind(),
+            path: backend.path().map(|path| path.display().to_string()),
+            size: backend.size(),
+            create,
+            direct,
+            shared,
+            group: group.clone(),
+            weight: *weight,
+            limits: limits(own),
+            queues: *queues,
+            depth: *depth,
+            block_size: *block_size,
+            read_only: *read_only,
+            on_crash: on_crash.word(),
+            on_stop: on_stop.word(),
+            line: *line,
+        }
+    }
 }
 
 /// A table in the configuration's words. Write-zeroes are left out where they depend on the backend.
@@ -83,4 +165,39 @@ fn charge(table: &ChargeTable) -> BTreeMap<&'static str, &'static str> {
     let always = [("read", table.read), ("write", table.write), ("discard", table.discard), ("flush", table.flush)];
     let zeroes = table.write_zeroes.map(|charge| ("write-zeroes", charge));
     always.into_iter().chain(zeroes).map(|(operation, charge)| (operation, word(charge))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_key_of_the_reference_is_in_the_facts() {
+        // That of each level, whatever the file says elsewhere; dashes become underscores.
+        let text = include_bytes!("../../../config/examples/reference.yaml");
+        let (config, _) = ublk_throttle_config::parse("/etc/reference.yaml", text).unwrap();
+        let facts = json!(Checked::of(&config));
+        let text = std::str::from_utf8(text).unwrap();
+        let device = text.split_once("  file-backed:\n").unwrap().1.split_once("  block-backed:").unwrap().0;
+        let keys = device.lines().filter_map(|line| line.trim().split_once(':')).map(|(key, _)| key.replace('-', "_"));
+        for key in keys.filter(|key| key != "backend" && key != "file") {
+            assert!(!facts["devices"][0][&key].is_null(), "{key}: {}", facts["devices"][0]);
+        }
+        assert_eq!(
+            facts["devices"][0],
+            json!({
+                "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
+                "create": true, "direct": true, "shared": false, "group": "part", "weight": 100,
+                "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
+                "on_crash": "fail", "on_stop": "remove", "line": facts["devices"][0]["line"],
+            })
+        );
+        assert_eq!(facts["limits"], json!({ "memory": 1 << 30 }));
+        // Four times 128 requests of 512 KiB.
+        assert_eq!(facts["buffer_bytes"], json!(256 << 20));
+        assert_eq!(facts["control"], json!({ "group": "disk" }));
+        assert_eq!(facts["groups"][1]["parent"], json!("everything"));
+        assert_eq!(facts["groups"][0]["charge"]["write-zeroes"], json!("op"));
+    }
 }
