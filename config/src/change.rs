@@ -22,6 +22,13 @@ use crate::yaml::{Entry, Node, Value};
 /// The limits in force after `settings`, each a key and a value as in the configuration; all that is wrong with them
 /// otherwise. A fault's path is its key.
 pub fn change_limits(in_force: &Limits, settings: &[(&str, &str)]) -> Result<Limits, Vec<Fault>> {
+    let mut notes = Notes::default();
+    let limits = limits_over(in_force, settings, &mut notes);
+    if notes.faults.is_empty() { Ok(limits) } else { Err(notes.faults) }
+}
+
+/// The same, where it is a part of something. Means nothing if a fault was noted.
+pub(crate) fn limits_over(in_force: &Limits, settings: &[(&str, &str)], notes: &mut Notes) -> Limits {
     let lifts = |field: Field| {
         let name = field.to_string();
         settings.iter().any(|(key, value)| canonical(key) == name && is_lifted(value))
@@ -58,9 +65,7 @@ pub fn change_limits(in_force: &Limits, settings: &[(&str, &str)]) -> Result<Lim
     entries.extend(settings.iter().map(|(key, value)| entry(key, value)));
 
     let node = Node { place: Place::NOWHERE, value: Value::Map(entries) };
-    let mut notes = Notes::default();
-    let limits = read(&Item { path: String::new(), key_place: Place::NOWHERE, node: &node }, &mut notes);
-    if notes.faults.is_empty() { Ok(limits) } else { Err(notes.faults) }
+    read(&Item { path: String::new(), key_place: Place::NOWHERE, node: &node }, notes)
 }
 
 /// A setting as if it stood in a file.

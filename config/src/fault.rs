@@ -123,11 +123,9 @@ impl fmt::Display for Errors {
 /// Something that is allowed and probably not meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The file, as it was named.
-    pub file: PathBuf,
-    /// Where in it.
-    pub place: Place,
-    /// The keys that lead there, joined by dots.
+    /// The file, as it was named, and where in it. `None`: a command said so.
+    pub at: Option<(PathBuf, Place)>,
+    /// The keys that lead there, joined by dots; of a command, the one key. Empty: the whole of what the command is about.
     pub path: String,
     /// What is odd.
     pub kind: WarningKind,
@@ -135,7 +133,11 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_head(f, &self.file, Some(self.place), &self.path)?;
+        match (&self.at, self.path.as_str()) {
+            (Some((file, place)), path) => write_head(f, file, Some(*place), path)?,
+            (None, "") => {}
+            (None, path) => write!(f, "{path}: ")?,
+        }
         write!(f, "{}", self.kind)
     }
 }
@@ -174,10 +176,10 @@ pub enum WarningKind {
     GroupWithoutDevices,
     /// One device reads what another writes, each behind its own cache.
     SharedPath {
-        /// The other device, and its line.
+        /// The other device.
         other: String,
-        /// Where the other one names the path.
-        line: u32,
+        /// Where the other one names the path; `None` if no file does.
+        line: Option<u32>,
     },
     /// Nothing to serve.
     NoDevices,
@@ -200,7 +202,8 @@ impl fmt::Display for WarningKind {
             }
             Self::GroupWithoutDevices => write!(f, "no device is in this group"),
             Self::SharedPath { other, line } => {
-                write!(f, "device {other} (line {line}) has the same path, and one of the two writes to it")
+                let line = line.map_or_else(String::new, |line| format!(" (line {line})"));
+                write!(f, "device {other}{line} has the same path, and one of the two writes to it")
             }
             Self::NoDevices => write!(f, "no devices: nothing will be served"),
         }

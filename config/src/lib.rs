@@ -23,6 +23,7 @@ mod load;
 mod model;
 mod near;
 mod nesting;
+mod odd;
 mod plan;
 mod plan_words;
 pub mod quantity;
@@ -41,6 +42,7 @@ pub use model::{
     Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR,
 };
 pub use near::nearest;
+pub use odd::{odd_device, odd_group};
 pub use plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize, difference};
 pub use settings::{change_device, change_group, new_device, new_group};
 pub use source::Place;
@@ -73,7 +75,8 @@ fn parse_in(file: &Path, base: &Path, text: &[u8]) -> Result<(Config, Vec<Warnin
     }
     notes.warnings.sort_by_key(|(place, ..)| *place);
     let warnings = notes.warnings.into_iter();
-    Ok((config, warnings.map(|(place, path, kind)| Warning { file: file.to_owned(), place, path, kind }).collect()))
+    let at = |place| Some((file.to_owned(), place));
+    Ok((config, warnings.map(|(place, path, kind)| Warning { at: at(place), path, kind }).collect()))
 }
 
 fn too_large() -> Fault {

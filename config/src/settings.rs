@@ -16,8 +16,8 @@
 use throttle_core::limits::Limits;
 use throttle_core::share::WEIGHT_DEFAULT;
 
-use crate::change::{change_limits, entry};
-use crate::fault::Fault;
+use crate::change::{entry, limits_over};
+use crate::fault::{Fault, Warning};
 use crate::fields::{Fields, Item, NAME_RULE, Notes, join, kebab, name_trouble};
 use crate::model::{Backend, Device, Group};
 use crate::read::backend::{self, ONE_KIND};
@@ -29,8 +29,11 @@ use crate::yaml::{Entry, Node, Value};
 /// A key and a value, as in the configuration.
 type Setting<'s> = (&'s str, &'s str);
 
+/// What settings lead to, with what is odd about them; or all that is wrong.
+type Outcome<T> = Result<(T, Vec<Warning>), Vec<Fault>>;
+
 /// The group in force after `settings`: limits, `weight` and `parent`. A fault's path is its key.
-pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Result<Group, Vec<Fault>> {
+pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Outcome<Group> {
     const FIXED: (&str, &str) = ("cannot be set", "change it in the file of the configuration, then `reload`");
     let mut notes = Notes::default();
     let sorted = Sorted::of(settings, &["weight", "parent"], &group::KEYS, FIXED, &mut notes);
@@ -49,14 +52,15 @@ pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Result<Group,
             );
         }
     }
-    if let Some(weight) = fields.as_mut().and_then(|fields| weight::take(fields, &mut notes)) {
-        group.weight = weight;
+    if let Some(fields) = fields.as_mut() {
+        let weight = weight::read(fields, group.parent.is_some(), "parent", &mut notes);
+        group.weight = weight.unwrap_or(group.weight);
     }
     sound(group, notes)
 }
 
 /// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is its key.
-pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Result<Device, Vec<Fault>> {
+pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Outcome<Device> {
     const FIXED: (&str, &str) = ("cannot change while the device runs", "remove the device and add it again");
     let fixed: Vec<&str> = device::KEYS.into_iter().chain(backend::KEYS).collect();
     let mut notes = Notes::default();
@@ -69,8 +73,9 @@ pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Result<Devi
     if let Some(group) = fields.as_mut().and_then(|fields| fields.take("group")) {
         device.group = read_group(&group, &mut notes);
     }
-    if let Some(weight) = fields.as_mut().and_then(|fields| weight::take(fields, &mut notes)) {
-        device.weight = weight;
+    if let Some(fields) = fields.as_mut() {
+        let weight = weight::read(fields, device.group.is_some(), "group", &mut notes);
+        device.weight = weight.unwrap_or(device.weight);
     }
     if let Some(size) = fields.as_mut().and_then(|fields| fields.take("size")) {
         resize(&mut device, &size, &mut notes);
@@ -79,7 +84,7 @@ pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Result<Devi
 }
 
 /// A new group: limits, `weight` and `parent`. A fault's path is its key, or `name`.
-pub fn new_group(name: &str, settings: &[Setting<'_>]) -> Result<Group, Vec<Fault>> {
+pub fn new_group(name: &str, settings: &[Setting<'_>]) -> Outcome<Group> {
     let mut notes = Notes::default();
     check_name(name, &mut notes);
     if name == NONE {
@@ -99,14 +104,15 @@ pub fn new_group(name: &str, settings: &[Setting<'_>]) -> Result<Group, Vec<Faul
         line: 0,
     };
     match change_group(&blank, settings) {
-        Ok(group) => sound(group, notes),
+        Ok(new) if notes.faults.is_empty() => Ok(new),
+        Ok(_) => Err(notes.faults),
         Err(faults) => Err(notes.faults.into_iter().chain(faults).collect()),
     }
 }
 
 /// A new device: the keys of its entry in a file, of its backend and of its limits. Its path is absolute: whoever asks
 /// is in another directory than the daemon. A fault's path is its key, or `name`.
-pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Result<Device, Vec<Fault>> {
+pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Outcome<Device> {
     let mut notes = Notes::default();
     check_name(name, &mut notes);
     let own = device::KEYS.into_iter().filter(|key| !["backend", "limits"].contains(key));
@@ -126,10 +132,11 @@ pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Result<Device, Vec<Fa
     own.push(nested("limits", sorted.limits.iter().map(|(key, value)| entry(key, value)).collect()));
     let node = map(own);
     let device = device::read_alone(name, &item("", &node), &mut notes);
-    for fault in &mut notes.faults {
-        let key = ["backend.", "limits."].into_iter().find_map(|level| fault.path.strip_prefix(level));
+    let paths = notes.faults.iter_mut().map(|fault| &mut fault.path);
+    for path in paths.chain(notes.warnings.iter_mut().map(|(_, path, _)| path)) {
+        let key = ["backend.", "limits."].into_iter().find_map(|level| path.strip_prefix(level));
         if let Some(key) = key.map(str::to_owned) {
-            fault.path = key;
+            *path = key;
         }
     }
     match device {
@@ -169,10 +176,9 @@ impl<'s> Sorted<'s> {
     }
 
     fn limits_over(&self, in_force: &Limits, notes: &mut Notes) -> Limits {
-        change_limits(in_force, &self.limits).unwrap_or_else(|faults| {
-            notes.faults.extend(faults);
-            *in_force
-        })
+        let faults_before = notes.faults.len();
+        let limits = limits_over(in_force, &self.limits, notes);
+        if notes.faults.len() == faults_before { limits } else { *in_force }
     }
 }
 
@@ -204,8 +210,12 @@ fn resize(device: &mut Device, item: &Item<'_>, notes: &mut Notes) {
     }
 }
 
-fn sound<T>(thing: T, notes: Notes) -> Result<T, Vec<Fault>> {
-    if notes.faults.is_empty() { Ok(thing) } else { Err(notes.faults) }
+fn sound<T>(thing: T, notes: Notes) -> Outcome<T> {
+    if !notes.faults.is_empty() {
+        return Err(notes.faults);
+    }
+    let warnings = notes.warnings.into_iter().map(|(_, path, kind)| Warning { at: None, path, kind });
+    Ok((thing, warnings.collect()))
 }
 
 fn map(entries: Vec<Entry>) -> Node {

@@ -54,6 +54,10 @@ fn f28_second_writer_of_a_path_is_refused_unless_both_share_it() {
     accepted(&two(&backend("x"), &backend("y")));
     let read_only = format!("{}, read-only: true", backend("x"));
     accepted(&two(&read_only, &read_only));
+    // A reader may be beside a writer only if that one says that it shares, as with the lock of a device that starts.
+    refused(&two(&backend("x"), &read_only), &["f.yaml:4:", "device a (line 3) already writes to", "`shared: true`"]);
+    refused(&two(&read_only, &backend("x")), &["f.yaml:4:", "device a (line 3) already reads", "`shared: true`"]);
+    accepted(&two(&shared("x"), &read_only));
     // The third is held against each of those before it, not only against the last.
     let third = format!("{}  c: {{ {} }}\n", two(&shared("x"), &read_only), backend("x"));
     refused(&third, &["f.yaml:5:", "device a (line 3) already writes"]);

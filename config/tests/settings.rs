@@ -6,7 +6,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use throttle_core::limits::LimitKind;
 use ublk_throttle_config::{
-    Backend, Config, Device, Fault, Group, change_device, change_group, new_device, new_group, parse,
+    Backend, Config, Device, Fault, Group, Warning, change_device, change_group, new_device, new_group, odd_device,
+    odd_group, parse,
 };
 
 fn pairs(text: &str) -> Vec<(&str, &str)> {
@@ -18,11 +19,11 @@ fn config(body: &str) -> Config {
 }
 
 fn device(name: &str, settings: &str) -> Device {
-    new_device(name, &pairs(settings)).unwrap_or_else(|faults| panic!("{}", lines(&faults)))
+    new_device(name, &pairs(settings)).unwrap_or_else(|faults| panic!("{}", lines(&faults))).0
 }
 
 fn group(name: &str, settings: &str) -> Group {
-    new_group(name, &pairs(settings)).unwrap_or_else(|faults| panic!("{}", lines(&faults)))
+    new_group(name, &pairs(settings)).unwrap_or_else(|faults| panic!("{}", lines(&faults))).0
 }
 
 fn lines(faults: &[impl Display]) -> String {
@@ -70,29 +71,32 @@ fn group_that_is_added_is_the_group_that_a_file_describes() {
 #[test]
 fn what_is_not_named_stays() {
     let before = device("v", "memory=1MiB group=g weight=5 iops=500 iops-max=600");
-    let after = change_device(&before, &pairs("bps-write=1k")).expect("sound");
+    let after = change_device(&before, &pairs("bps-write=1k")).expect("sound").0;
     assert_eq!(after.limits.get(LimitKind::IopsTotal), before.limits.get(LimitKind::IopsTotal));
     assert_eq!(after.limits.get(LimitKind::BpsWrite).avg, 1000);
     assert_eq!(Device { limits: before.limits, ..after }, before);
-    assert_eq!(change_device(&before, &[]).as_ref(), Ok(&before));
+    assert_eq!(change_device(&before, &[]), Ok((before, Vec::new())));
     let before = group("g", "parent=p weight=5 iops=500");
-    assert_eq!(change_group(&before, &[]).as_ref(), Ok(&before));
-    assert_eq!(change_group(&before, &pairs("weight=6")), Ok(Group { weight: 6, ..before }));
+    assert_eq!(change_group(&before, &[]), Ok((before.clone(), Vec::new())));
+    assert_eq!(change_group(&before, &pairs("weight=6")), Ok((Group { weight: 6, ..before }, Vec::new())));
 }
 
 #[test]
 fn place_and_size_change_by_their_own_keys() {
     let before = device("v", "memory=1MiB group=g");
-    let after = change_device(&before, &pairs("group=h weight=10000 size=2MiB iops=unlimited")).expect("sound");
+    let after = change_device(&before, &pairs("group=h weight=10000 size=2MiB iops=unlimited")).expect("sound").0;
     assert_eq!(
         (after.group.as_deref(), after.weight, after.backend),
         (Some("h"), 10_000, Backend::Memory { size: 2 << 20 })
     );
-    assert_eq!(change_device(&before, &pairs("group=none")).expect("sound").group, None);
-    let file = change_device(&device("v", "file=/a"), &pairs("size=1GiB")).expect("sound");
+    assert_eq!(change_device(&before, &pairs("group=none")).expect("sound").0.group, None);
+    let file = change_device(&device("v", "file=/a"), &pairs("size=1GiB")).expect("sound").0;
     assert_eq!((file.backend.path(), file.backend.size()), (Some(Path::new("/a")), Some(1 << 30)));
-    assert_eq!(change_device(&device("v", "null=1MiB"), &pairs("size=512")).expect("sound").backend.size(), Some(512));
-    assert_eq!(change_group(&group("g", "parent=p"), &pairs("parent=none")).expect("sound").parent, None);
+    assert_eq!(
+        change_device(&device("v", "null=1MiB"), &pairs("size=512")).expect("sound").0.backend.size(),
+        Some(512)
+    );
+    assert_eq!(change_group(&group("g", "parent=p"), &pairs("parent=none")).expect("sound").0.parent, None);
 }
 
 #[test]
@@ -176,6 +180,49 @@ fn device_that_no_file_could_describe_is_not_added() {
         unknown.starts_with("fiel: unknown key; did you mean `file`? known keys: file, block, memory"),
         "{unknown}"
     );
+}
+
+#[test]
+fn what_is_odd_in_a_file_is_odd_in_a_command() {
+    // With the key alone: there is no file and no line.
+    let told = |warnings: Vec<Warning>| lines(&warnings);
+    let zero = "iops-total: 0 means no limit; write `unlimited`, or remove the key, to say so";
+    let alone = "weight: a weight without `group` changes nothing: it is a share of what a group allows";
+    let old = device("v", "memory=1MiB iops=5");
+    assert_eq!(
+        told(new_device("v", &pairs("memory=1MiB iops=0 weight=5")).expect("sound").1),
+        format!("{zero}\n{alone}")
+    );
+    assert_eq!(told(change_device(&old, &pairs("iops=0 weight=5")).expect("sound").1), format!("{zero}\n{alone}"));
+    assert_eq!(told(change_device(&old, &pairs("weight=5 group=g iops=unlimited")).expect("sound").1), "");
+    let alone = "weight: a weight without `parent` changes nothing: it is a share of what a group allows";
+    assert_eq!(told(new_group("g", &pairs("iops=0 weight=5")).expect("sound").1), format!("{zero}\n{alone}"));
+    let length = "iops-total-max-length: a burst length without a burst rate changes nothing; add `-max`";
+    assert_eq!(told(change_group(&group("g", ""), &pairs("iops=5 iops-max-length=1")).expect("sound").1), length);
+}
+
+#[test]
+fn what_is_odd_beside_others_is_told_of_each() {
+    // The same words as for a file; what is not odd has none.
+    let all = config(
+        "groups: { top: { limits: { iops: 5 } }, g: { parent: top }, empty: { limits: { iops: 1 } } }\ndevices:\n  \
+         a: { backend: { file: /a, shared: true }, group: g }\n  b: { backend: { file: /a }, read-only: true }\n  \
+         c: { backend: { memory: 1MiB }, limits: { iops: 1 } }\n",
+    );
+    for (told, expected) in [
+        (odd_device(&all, "a"), "device b (line 5) has the same path, and one of the two writes to it"),
+        (odd_device(&all, "b"), "device a (line 4) has the same path, and one of the two writes to it"),
+        (odd_device(&all, "c"), "the last of 128 requests at once waits 128 s at this rate; a lower depth bounds that"),
+        (odd_device(&all, "nobody"), ""),
+        (odd_group(&all, "top"), ""),
+        (odd_group(&all, "empty"), ""),
+    ] {
+        assert_eq!(lines(&told), expected);
+    }
+    let mut more = all.clone();
+    more.devices.push(device("d", "memory=1MiB group=g depth=64"));
+    let expected = "the last of 192 requests at once waits 38 s at this rate; a lower depth bounds that";
+    assert_eq!(lines(&odd_group(&more, "top")), expected);
 }
 
 #[test]

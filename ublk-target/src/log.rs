@@ -47,6 +47,11 @@ impl Warning {
         Self { code, line: line.to_string() }
     }
 
+    /// What is allowed in a configuration and probably not meant; its words are those of the configuration.
+    pub fn of_config(line: impl fmt::Display) -> Self {
+        Self::new("W-CONFIG", line)
+    }
+
     /// On stderr.
     pub fn log(&self) {
         write(format!("{self}\n"));

@@ -1,22 +1,15 @@
-//! What one entry cannot know alone: whether a group exists, whether an id or a path is taken, and how long the last of
-//! all requests that fit would wait.
+//! What one entry cannot know alone: whether a group exists, whether an id or a path is taken; and where in the file stands
+//! what is odd about the whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use throttle_core::limits::{LimitKind, Limits};
-
 use crate::fault::{WarningKind, shown};
 use crate::fields::{Item, Notes};
-use crate::model::{Config, Device};
+use crate::model::Config;
+use crate::odd::{device_hold, fits, is_odd_pair, long_hold};
 use crate::read::parents::Parents;
 use crate::source::Place;
-
-/// Guests and file systems give up on a request after 30 s.
-const HOLD_MAX_S: u64 = 30;
-
-/// The request that a hold is reckoned with: the kernel's default read-ahead.
-const REQUEST_BYTES: u64 = 128 << 10;
 
 /// Names, ids and paths seen so far, each with its place.
 #[derive(Debug, Default)]
@@ -83,20 +76,31 @@ impl<'n> Cross<'n> {
         }
     }
 
-    /// Notes the path of a device's backend, and refuses a second writer, unless both say that they share it.
+    /// Notes the path of a device's backend. One writer, or any number of those that only read or say that they share it: the
+    /// same rule as that of the lock which a device takes when it starts.
     pub(super) fn add_path(&mut self, path: &Path, owner: Owner<'n>, key: &str, notes: &mut Notes) {
         let owners = self.paths.entry(path.to_owned()).or_default();
-        let mut others = owners.iter().filter(|other| !(other.shared && owner.shared));
+        let is_alone = |owner: &Owner<'_>| !(owner.read_only || owner.shared);
         let line_and_name = |other: &Owner<'_>| (other.place.line, shown(other.device, 64));
-        if let Some(writer) = others.clone().find(|other| !(other.read_only || owner.read_only)) {
-            let (line, name) = line_and_name(writer);
-            let found = format!("device {name} (line {line}) already writes to this path");
-            let cure = "two writers destroy each other's data; give each its own path, or both `shared: true` if they \
-                        are made for that";
+        if let Some(other) = owners.iter().find(|other| is_alone(other) || is_alone(&owner)) {
+            let (line, name) = line_and_name(other);
+            let does = if other.read_only { "reads" } else { "writes to" };
+            let found = format!("device {name} (line {line}) already {does} this path");
+            let cure = match other.read_only || owner.read_only {
+                true => {
+                    "what is read may be old; give each its own path, or the writer `shared: true` if that is meant"
+                }
+                false => {
+                    "two writers destroy each other's data; give each its own path, or both `shared: true` if they are made \
+                     for that"
+                }
+            };
             notes.fault(owner.place, key, found, cure);
-        } else if let Some(other) = others.find(|other| other.read_only != owner.read_only) {
+        } else if let Some(other) =
+            owners.iter().find(|other| is_odd_pair(other.read_only, owner.read_only, other.shared && owner.shared))
+        {
             let (line, other) = line_and_name(other);
-            notes.warn(owner.place, key, WarningKind::SharedPath { other, line });
+            notes.warn(owner.place, key, WarningKind::SharedPath { other, line: Some(line) });
         }
         let is_alike = |other: &Owner<'_>| (other.read_only, other.shared) == (owner.read_only, owner.shared);
         if !owners.iter().any(is_alike) {
@@ -113,27 +117,16 @@ impl<'n> Cross<'n> {
         if config.devices.is_empty() {
             notes.warn(Place::START, "devices", WarningKind::NoDevices);
         }
-        // Requests that fit into the devices of a group and of all groups below it: they wait for its limits.
-        let mut fit_by_group: BTreeMap<&str, u64> = BTreeMap::new();
         for device in &config.devices {
-            let fit = fit(device);
-            if let Some(group) = &device.group {
-                *fit_by_group.entry(group).or_default() += fit;
-            }
-            if let (Some(kind), Some(place)) = (long_hold(&device.limits, fit), self.devices.get(device.name.as_str()))
-            {
+            if let (Some(kind), Some(place)) = (device_hold(device), self.devices.get(device.name.as_str())) {
                 notes.warn(*place, &format!("devices.{}", device.name), kind);
             }
         }
-        for group in config.groups_parents_first().into_iter().rev() {
-            if let (Some(parent), Some(&fit)) = (&group.parent, fit_by_group.get(group.name.as_str())) {
-                *fit_by_group.entry(parent).or_default() += fit;
-            }
-        }
+        let fits = fits(config);
         for group in &config.groups {
             let Some(place) = self.groups.get(group.name.as_str()) else { continue };
             let path = format!("groups.{}", group.name);
-            match fit_by_group.get(group.name.as_str()) {
+            match fits.get(group.name.as_str()) {
                 None => notes.warn(*place, &path, WarningKind::GroupWithoutDevices),
                 Some(fit) => {
                     if let Some(kind) = long_hold(&group.limits, *fit) {
@@ -143,22 +136,4 @@ impl<'n> Cross<'n> {
             }
         }
     }
-}
-
-/// How many requests a device takes at once.
-fn fit(device: &Device) -> u64 {
-    u64::from(device.queues) * u64::from(device.depth)
-}
-
-/// The longest wait of a request when `requests` come at once, if it is too long. Bursts are left out: they are spent
-/// when it matters.
-fn long_hold(limits: &Limits, requests: u64) -> Option<WarningKind> {
-    let holds = LimitKind::ALL.into_iter().filter_map(|kind| {
-        let avg = limits.get(kind).avg;
-        let request_bytes = (!kind.is_iops()).then_some(REQUEST_BYTES);
-        let seconds = (requests * request_bytes.unwrap_or(1)).checked_div(avg)?;
-        (seconds > HOLD_MAX_S).then_some((seconds, request_bytes))
-    });
-    let (seconds, request_bytes) = holds.max_by_key(|(seconds, _)| *seconds)?;
-    Some(WarningKind::LongHold { seconds, requests, request_bytes })
 }

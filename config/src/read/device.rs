@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use throttle_core::share::WEIGHT_DEFAULT;
+
 use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Device, ID_MAX};
 use crate::read::cross::{Cross, Owner};
@@ -36,7 +38,7 @@ pub(super) fn read<'n>(
         cross.check_group(of, &group, notes);
         Some(of.to_owned())
     });
-    let weight = weight::read(&mut fields, group.is_some(), "group", notes);
+    let weight = weight::read(&mut fields, group.is_some(), "group", notes).unwrap_or(WEIGHT_DEFAULT);
     let read_only = fields.take("read-only").and_then(|item| item.bool(notes)).unwrap_or(false);
     let block_size = fields.take("block-size").and_then(|item| item.word(notes, &BLOCK_SIZES, &[]));
     let backend_item = fields.take("backend");

@@ -1,5 +1,7 @@
 //! One entry of `groups`.
 
+use throttle_core::share::WEIGHT_DEFAULT;
+
 use crate::fields::{Fields, Item, Notes};
 use crate::model::Group;
 use crate::read::cross::Cross;
@@ -32,7 +34,7 @@ pub(super) fn read<'n>(
         cross.add_parent(name, of, parent, notes);
         Some(of.to_owned())
     });
-    let weight = weight::read(&mut fields, parent.is_some(), "parent", notes);
+    let weight = weight::read(&mut fields, parent.is_some(), "parent", notes).unwrap_or(WEIGHT_DEFAULT);
     let said = fields.take("charge").map_or_else(Default::default, |item| charge::read(&item, notes));
     fields.finish(notes, &KEYS, &[]);
     let line = item.key_place.line;

@@ -71,6 +71,11 @@ fn device_that_is_added_is_there_and_one_that_fails_leaves_nothing(scene: &Scene
         let node = scene.device(words[1])?.node;
         ensure!(done.stdout.trim() == node.to_str().unwrap_or_default(), "the node is not printed: {done}");
     }
+    let odd = ["add", "odd", "--null", "1MiB", "--limit", "iops=1", "--json"];
+    let odd =
+        scene.ask(&odd)?.expect_code(0)?.expect_stderr(&["warning[W-CONFIG]: device \"odd\": the last of 128"])?;
+    ensure!(odd.json()?["warnings"].as_array().map(Vec::len) == Some(1), "{odd}");
+    scene.ask(&["del", "odd"])?.expect_code(0)?;
     expect_listed(
         scene,
         "devices",
@@ -114,6 +119,8 @@ fn set_prints_what_is_in_force_and_changes_all_or_nothing(scene: &Scene) -> Resu
     let node = scene.device("b")?.node;
     let moved = scene.ask(&["set", "device", node.to_str().context("node")?, "group=g", "weight=300", "iops=9"])?;
     ensure!(moved.expect_code(0)?.stdout.contains("device b: iops-total=9 group=g weight=300"), "b has not moved");
+    let odd = scene.ask(&["set", "device", "b", "iops-write=0", "bps-total=unlimited"])?.expect_code(0)?;
+    ensure!(odd.stderr.starts_with("warning[W-CONFIG]: device \"b\": iops-write: 0 means no limit"), "{odd}");
     let wrong: [(&[&str], i32, &str); 8] = [
         (&["set", "group", "g", "iops-total=7", "bps-read=fast"], 3, "E-CONFIG"),
         (&["set", "group", "old", "weight=9", "parent=g"], 3, "E-CONFIG"),

@@ -22,6 +22,7 @@ pub fn add(place: &Place, name: String, parts: Parts, timeout: Duration, json: b
     let doing = format!("adding {name}");
     let command = Command::Add { device: name, settings, timeout_ms: ms(timeout) };
     let made = ask_patiently(place, &command, &doing)?;
+    tell_warnings(&made);
     if json {
         say_json(&made);
     } else {
@@ -78,6 +79,7 @@ pub fn set(what: SetWhat) -> Outcome<()> {
 }
 
 fn show<T: for<'a> Deserialize<'a>>(json: bool, after: Value, words: impl FnOnce(T) -> String) -> Outcome<()> {
+    tell_warnings(&after);
     if json {
         say_json(&after);
     } else {
@@ -89,7 +91,6 @@ fn show<T: for<'a> Deserialize<'a>>(json: bool, after: Value, words: impl FnOnce
 #[derive(Deserialize)]
 struct Reloaded {
     changes: Vec<String>,
-    warnings: Vec<String>,
 }
 
 /// Makes what is in force what a file says.
@@ -98,14 +99,18 @@ pub fn reload(place: &Place, config: Option<PathBuf>, dry_run: bool, timeout: Du
     let config = config.map(std::path::absolute).transpose();
     let config = config.or_fail(Class::Failed, "cannot tell the current directory")?;
     let result = ask_patiently(place, &Command::Reload { config, dry_run, timeout_ms: ms(timeout) }, "reloading")?;
+    tell_warnings(&result);
     if json {
         say_json(&result);
-        return Ok(());
+    } else {
+        understood::<Reloaded>(result)?.changes.iter().for_each(say);
     }
-    let Reloaded { changes, warnings } = understood(result)?;
-    warnings.iter().for_each(|warning| tell(warning));
-    changes.iter().for_each(say);
     Ok(())
+}
+
+/// What an answer says besides the facts, as `check` would.
+fn tell_warnings(answer: &Value) {
+    answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).for_each(tell);
 }
 
 /// A word besides the facts.

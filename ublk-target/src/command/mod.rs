@@ -72,7 +72,7 @@ pub fn load(path: &Path) -> Outcome<Config> {
 
 /// What is allowed and probably not meant, as everybody tells it.
 pub fn odd(warnings: &[Warning]) -> Vec<log::Warning> {
-    warning_lines(warnings).into_iter().map(|line| log::Warning::new("W-CONFIG", line)).collect()
+    warning_lines(warnings).iter().map(log::Warning::of_config).collect()
 }
 
 /// Reads a configuration.

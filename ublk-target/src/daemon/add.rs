@@ -13,13 +13,15 @@ use ublk_throttle_config::{Fault, new_device};
 
 use super::claims::Name;
 use super::control::Daemon;
+use super::odd;
 use super::table::Origin;
 use crate::error::{Class, Failure, Outcome};
 use crate::settings::Settings;
 
 /// Makes a device; what `list` would show of it.
 pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit: Duration) -> Outcome<Value> {
-    let new = new_device(name, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
+    let (new, given) =
+        new_device(name, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
     let names = std::iter::once(Name::device(name)).chain(new.group.as_deref().map(Name::group));
     daemon.claims.expect_free(&names.collect::<Vec<_>>())?;
     {
@@ -43,11 +45,11 @@ pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit:
         }
     }
     let table = daemon.table.borrow();
-    table
-        .devices
-        .get(name)
-        .map(|entry| json!(entry.device.status()))
-        .ok_or_else(|| Failure::new(Class::Conflict, format!("device {name:?} was removed as soon as it was there")))
+    let made =
+        table.devices.get(name).map(|entry| json!(entry.device.status())).ok_or_else(|| {
+            Failure::new(Class::Conflict, format!("device {name:?} was removed as soon as it was there"))
+        })?;
+    Ok(odd::tell(&odd::device(&table.whole(), name, given, true), made))
 }
 
 /// What is wrong with settings, in one line.

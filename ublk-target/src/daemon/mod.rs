@@ -13,6 +13,7 @@ mod control;
 mod del;
 mod lines;
 mod notify;
+mod odd;
 mod peers;
 mod process;
 mod reload;

@@ -14,11 +14,12 @@ use throttle_core::group::{Change, GroupId, GroupOptions, MemberId};
 use throttle_core::tree::BadParent;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use ublk_throttle_config::{Device as Description, Group, change_device, change_group, new_group};
+use ublk_throttle_config::{Device as Description, Fault, Group, Warning, change_device, change_group, new_group};
 
 use super::add::refused;
 use super::claims::Name;
 use super::control::Daemon;
+use super::odd;
 use super::table::{Origin, Placed, Table, set_size};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
@@ -28,29 +29,43 @@ use crate::settings::Settings;
 /// Changes a group, or makes it; what is in force for it then.
 pub fn group(daemon: &Rc<Daemon>, name: &str, settings: &Settings, create: bool) -> Outcome<Value> {
     let mut table = daemon.table.borrow_mut();
-    let faults = |faults: Vec<_>| refused(&format!("group {name:?}"), &faults);
-    if create && table.group(name).is_err() {
-        let new = new_group(name, &settings.pairs()).map_err(faults)?;
-        daemon.claims.expect_free(&names(Name::group(name), new.parent.as_deref()))?;
-        let options =
-            GroupOptions { limits: new.limits, parent: place(&table, &new)?, weight: new.weight, charges: new.charges };
-        let id = daemon.throttle.add_group(&options, clock::now()).map_err(|cause| misplaced(name, cause))?;
-        table.groups.push(Placed { group: new, id, origin: Origin::Command });
+    let (given, word) = if create && table.group(name).is_err() {
+        (make_group(daemon, &mut table, name, settings)?, "added")
     } else {
-        expect_some(settings)?;
-        let placed = table.group(name)?;
-        let (id, before) = (placed.id, &placed.group);
-        let after = change_group(before, &settings.pairs()).map_err(faults)?;
-        daemon.claims.expect_free(&names(Name::group(name), after.parent.as_deref()))?;
-        let changes = group_changes(id, before, &after, place(&table, &after)?);
-        daemon.throttle.apply(&changes, clock::now()).map_err(|cause| misplaced(name, cause))?;
-        if let Some(placed) = table.group_mut(name) {
-            placed.group = after;
-        }
-    }
-    log::info(format_args!("group={name} state=changed {}", words(settings)));
+        (change_a_group(daemon, &mut table, name, settings)?, "changed")
+    };
+    log::info(format!("group={name} state={word} {}", words(settings)).trim_end());
+    let odd = odd::group(&table.whole(), name, given, settings.get("parent").is_some());
     let listing = table.listing();
-    Ok(json!(listing.groups.iter().find(|group| group.name == name)))
+    Ok(odd::tell(&odd, json!(listing.groups.iter().find(|group| group.name == name))))
+}
+
+fn make_group(daemon: &Daemon, table: &mut Table, name: &str, settings: &Settings) -> Outcome<Vec<Warning>> {
+    let (new, given) = new_group(name, &settings.pairs()).map_err(|faults| refused_group(name, &faults))?;
+    daemon.claims.expect_free(&names(Name::group(name), new.parent.as_deref()))?;
+    let options =
+        GroupOptions { limits: new.limits, parent: place(table, &new)?, weight: new.weight, charges: new.charges };
+    let id = daemon.throttle.add_group(&options, clock::now()).map_err(|cause| misplaced(name, cause))?;
+    table.groups.push(Placed { group: new, id, origin: Origin::Command });
+    Ok(given)
+}
+
+fn change_a_group(daemon: &Daemon, table: &mut Table, name: &str, settings: &Settings) -> Outcome<Vec<Warning>> {
+    expect_some(settings)?;
+    let placed = table.group(name)?;
+    let (id, before) = (placed.id, &placed.group);
+    let (after, given) = change_group(before, &settings.pairs()).map_err(|faults| refused_group(name, &faults))?;
+    daemon.claims.expect_free(&names(Name::group(name), after.parent.as_deref()))?;
+    let changes = group_changes(id, before, &after, place(table, &after)?);
+    daemon.throttle.apply(&changes, clock::now()).map_err(|cause| misplaced(name, cause))?;
+    if let Some(placed) = table.group_mut(name) {
+        placed.group = after;
+    }
+    Ok(given)
+}
+
+fn refused_group(name: &str, faults: &[Fault]) -> Failure {
+    refused(&format!("group {name:?}"), faults)
 }
 
 /// Changes a device; what is in force for it then.
@@ -61,7 +76,7 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limi
         let entry = table.device(wanted)?;
         (entry.device.name().to_owned(), entry.in_force())
     };
-    let after =
+    let (after, given) =
         change_device(&before, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
     daemon.claims.expect_free(&names(Name::device(&name), after.group.as_deref()))?;
     expect_staying(&daemon.table.borrow(), &name)?;
@@ -77,7 +92,8 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limi
     log::info(format_args!("device={name} state=changed {}", words(settings)));
     let table = daemon.table.borrow();
     let entry = table.devices.get(&name).ok_or_else(|| going(&name))?;
-    Ok(json!(entry.device.status()))
+    let odd = odd::device(&table.whole(), &name, given, settings.get("group").is_some());
+    Ok(odd::tell(&odd, json!(entry.device.status())))
 }
 
 fn apply(daemon: &Daemon, name: &str, before: &Description, after: &Description) -> Outcome<()> {

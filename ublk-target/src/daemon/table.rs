@@ -215,17 +215,23 @@ impl Table {
 
     /// What is in force, as a configuration: what came from the file, and what `with` names too.
     pub fn in_force(&self, with: &Config) -> Config {
-        let devices = self
-            .devices
-            .values()
-            .filter(|entry| entry.origin == Origin::File || with.device(entry.device.name()).is_some());
-        let groups = self
-            .groups
-            .iter()
-            .filter(|placed| placed.origin == Origin::File || with.group(&placed.group.name).is_some());
+        self.described(
+            |entry| entry.origin == Origin::File || with.device(entry.device.name()).is_some(),
+            |placed| placed.origin == Origin::File || with.group(&placed.group.name).is_some(),
+        )
+    }
+
+    /// Everything that is in force, as a configuration.
+    pub fn whole(&self) -> Config {
+        self.described(|_| true, |_| true)
+    }
+
+    fn described(&self, has_device: impl Fn(&Entry) -> bool, has_group: impl Fn(&Placed) -> bool) -> Config {
+        let groups = self.groups.iter().filter(|placed| has_group(placed)).map(|placed| placed.group.clone());
+        let devices = self.devices.values().filter(|entry| has_device(entry)).map(Entry::in_force);
         Config {
-            groups: groups.map(|placed| placed.group.clone()).collect(),
-            devices: devices.map(Entry::in_force).collect(),
+            groups: groups.collect(),
+            devices: devices.collect(),
             memory_max: self.memory_max,
             readers: self.readers.clone(),
         }
