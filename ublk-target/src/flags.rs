@@ -25,11 +25,12 @@ pub struct Flags {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done                                4  no daemon answers
-  1  failed at run time                  5  refused: busy or conflict, nothing changed
+  1  failed at run time                  5  refused: busy or conflict
   2  wrong usage                         6  not permitted
-  3  configuration refused               7  timed out, the daemon still works on it
+  3  configuration refused               7  timed out; a daemon that lives goes on with it
 
-An error is one line on stderr, `error[E-CLASS]: what; what to do`; E-CLASS never changes its meaning.";
+An error is a line on stderr, `error[E-CLASS]: what; what to do` (of a configuration several, with the places); E-CLASS never
+changes its meaning. `warning[W-CODE]: …` stops nothing.";
 
 const TRACE: &str = r#"The trace, an event a line, `t` in nanoseconds:
 
@@ -51,9 +52,10 @@ In the summary, percentiles are rounded up by at most 0.4 %; "at the limit" is t
 pub enum Command {
     /// Make the devices of CONFIG and serve them until SIGTERM
     ///
-    /// Stays in the foreground and logs to stderr, one line for each change of state. Prints `ready`, and tells systemd,
-    /// once every device can be used; if one of them cannot be made, none is. SIGTERM and SIGINT remove all devices, also
-    /// those in use (file systems on them are written back first), and end with 0. A second signal does not wait.
+    /// Stays in the foreground and logs to stderr, one line for each change of state. Says `ready`, and tells systemd,
+    /// once every device can be used; if one of them cannot be made, none is. SIGHUP reloads CONFIG. SIGTERM and SIGINT
+    /// remove all devices, also those in use (file systems on them are written back first), and end with 0; a second one
+    /// does not wait for requests in flight.
     Run {
         /// The configuration, YAML
         config: PathBuf,
@@ -67,7 +69,7 @@ pub enum Command {
     Check {
         /// The configuration, YAML
         config: PathBuf,
-        /// Print the devices and groups as JSON
+        /// Print what CONFIG says as JSON, with every default
         #[arg(long)]
         json: bool,
     },
@@ -152,7 +154,8 @@ pub enum Command {
     /// Change limits, weights, places and sizes while I/O runs
     ///
     /// Keys and values are those of CONFIG: iops-total=500 bps-read=10MiB/s iops-total-max=unlimited. All of one command
-    /// comes into force at one instant, or nothing; what is not named stays. Prints what is in force afterwards.
+    /// comes into force at one instant, or nothing; what is not named stays. Prints what is in force afterwards. No file
+    /// changes: the next `reload` brings back what CONFIG says.
     Set {
         /// Of what
         #[command(subcommand)]
@@ -286,13 +289,16 @@ pub enum SetWhat {
         place: Place,
     },
     /// Change a device: limits, weight=1..10000, group=NAME|none; or, alone, size=20GiB
+    ///
+    /// A file grows with its device and never shrinks; a block device follows the one behind it. Another size needs Linux
+    /// 6.16, a smaller one also that nobody uses the device.
     Device {
         /// NAME of the configuration, or /dev/ublkbN
         name: String,
         /// KEY=VALUE, as in CONFIG
         #[arg(value_name = "KEY=VALUE", value_parser = pair, required = true)]
         settings: Vec<(String, String)>,
-        /// How long to wait for a new size
+        /// How long to wait for another size
         #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
         timeout: Duration,
         /// Print what is in force as JSON

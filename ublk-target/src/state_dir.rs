@@ -3,7 +3,7 @@
 //! ```text
 //!   /run/ublk-throttle/        0750, ours
 //!     lock                     flock held as long as the daemon lives; holds its pid
-//!     control.sock             0600
+//!     control.sock             0600, or 0660 for who may look (`control.group`)
 //!     NAME.device.json         what `list` shows when the daemon does not answer
 //! ```
 //!

@@ -55,7 +55,7 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     let memory_max = fields.take("limits").and_then(|item| daemon::memory_max(&item, notes));
     config.readers = fields.take("control").and_then(|item| daemon::readers(&item, notes));
     if let Some(metrics) = fields.take("metrics") {
-        metrics.not_supported_yet(notes, "remove it; numbers come from `ublk-throttle list` in this version");
+        metrics.not_supported_yet(notes, "remove it; numbers come from `ublk-throttle stats --json` in this version");
     }
     fields.finish(notes, &KEYS, &KEYS_LATER);
 

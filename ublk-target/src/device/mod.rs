@@ -11,8 +11,8 @@
 //! | --- | --- | --- |
 //! | Starting | let through, uncharged | queues ready, START, node, the end of the partition scan |
 //! | Live | limited | a removal |
-//! | Draining | let through, charged | held ones let go by their own threads |
-//! | Stopping | let through, charged, until aborted | STOP (in a helper), then the queue threads |
+//! | Draining | let through, uncharged | held ones, charged up to a bound, let go by their own threads |
+//! | Stopping | let through, uncharged, until aborted | STOP (in a helper), then the queue threads |
 //! | Reaping | none | the last user of the disk, for a while |
 //!
 //! The order of a removal: drain before STOP, or STOP waits for tokens; STOP before the queues end, their end *is* the abort;
