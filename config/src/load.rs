@@ -51,5 +51,8 @@ fn cannot(what: &str, error: &io::Error) -> Fault {
         io::ErrorKind::PermissionDenied => "give this user the right to read it, or run as another",
         _ => "name a regular file that can be read",
     };
+    // Without Rust's " (os error 2)".
+    let error = error.to_string();
+    let error = error.split(" (os error ").next().unwrap_or_default().to_lowercase();
     Fault::of_file(format!("cannot {what} it: {error}"), cure)
 }

@@ -170,7 +170,7 @@ pub enum Command {
     Reload {
         /// The configuration, YAML; the one the daemon was started with if absent
         config: Option<PathBuf>,
-        /// Print what would change, and change nothing
+        /// Print what would change, and change nothing; refused where the change would be
         #[arg(long)]
         dry_run: bool,
         /// How long devices may take to come and to go

@@ -58,7 +58,7 @@ impl StateDir {
             Failure::new(
                 Class::Locked,
                 format!(
-                    "pid {} already serves {}; stop it, or give this one its own --state-dir and --socket",
+                    "pid {} already serves {}; stop it, or give this one its own --state-dir",
                     pid.trim(),
                     path.display()
                 ),

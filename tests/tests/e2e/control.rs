@@ -189,6 +189,8 @@ fn reload_tells_its_plan_and_carries_it_out(scene: &Scene) -> Result<()> {
     ensure!(listed(scene, "devices", "b")?.is_none() && listed(scene, "groups", "old")?.is_none(), "b or old is left");
     let again = scene.ask(&["reload"])?.expect_code(0)?.stdout;
     ensure!(again.trim() == "nothing changes", "{again}");
+    let again = scene.ask(&["reload", "--json"])?.expect_code(0)?.json()?;
+    ensure!(again["changes"] == json!([]), "{again}");
     daemon.stop().map(drop)
 }
 
@@ -213,7 +215,9 @@ fn reload_that_fails_in_the_middle_changes_nothing(scene: &Scene) -> Result<()> 
     }
     fs::write(daemon.config(), CHANGED)?;
     let user = fs::File::open(&scene.device("b")?.node)?;
-    scene.ask(&["reload"])?.expect_code(5)?.expect_stderr(&["E-BUSY", "device \"b\"", "nothing was changed"])?;
+    for words in [&["reload"][..], &["reload", "--dry-run"]] {
+        scene.ask(words)?.expect_code(5)?.expect_stderr(&["E-BUSY", "device \"b\"", "nothing was changed"])?;
+    }
     expect_listed(scene, "devices", "a", &[("group", json!("g"))])?;
     ensure!(listed(scene, "devices", "c")?.is_none(), "c was made");
     drop(user);

@@ -113,7 +113,7 @@ fn settle_size(file: &File, path: &Path, length: u64, wanted: &Wanted, creates: 
             return Err(Failure::new(
                 Class::Backing,
                 format!(
-                    "{} has {length} bytes, less than the size of {size}; say `create: true` to have it extended",
+                    "{} has {length} bytes, less than the size of {size}; say `create` to have it extended",
                     path.display()
                 ),
             ));

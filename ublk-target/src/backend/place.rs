@@ -94,7 +94,10 @@ fn refused(path: &Path, access: Access, cause: &std::io::Error) -> Failure {
             format!("{path}: its file system has no O_DIRECT; say `direct: false`")
         }
         Some(libc::EBUSY) => format!("{path} is mounted or in exclusive use by another program"),
-        Some(libc::ENOENT) => format!("{path}: no such file; for a new one say `create: true` and a `size`"),
+        Some(libc::ENOENT) if access.flags & libc::O_CREAT != 0 => {
+            format!("{path} cannot be made: its directory is not there; make that first")
+        }
+        Some(libc::ENOENT) => format!("{path}: no such file; for a new one say `create` and a `size`"),
         _ => format!("cannot open {path}: {}", crate::error::plain(cause)),
     };
     Failure::new(Class::Backing, text)
@@ -224,7 +227,11 @@ mod tests {
     fn a_missing_file_is_told_with_the_cure() {
         let failure = open(Path::new("/nonexistent/disk.img"), READ_ONLY).unwrap_err();
         assert_eq!(failure.class, Class::Backing);
-        assert!(failure.message.contains("create: true"), "{}", failure.message);
+        assert!(failure.message.contains("for a new one say `create`"), "{}", failure.message);
+        // Who has said so needs another cure.
+        let created = Access { is_read_only: false, flags: libc::O_CREAT, ..READ_ONLY };
+        let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err();
+        assert!(failure.message.contains("its directory is not there"), "{}", failure.message);
     }
 
     #[test]

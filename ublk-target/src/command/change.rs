@@ -103,7 +103,11 @@ pub fn reload(place: &Place, config: Option<PathBuf>, dry_run: bool, timeout: Du
     if json {
         say_json(&result);
     } else {
-        understood::<Reloaded>(result)?.changes.iter().for_each(say);
+        let Reloaded { changes } = understood(result)?;
+        changes.iter().for_each(say);
+        if changes.is_empty() {
+            say("nothing changes");
+        }
     }
     Ok(())
 }

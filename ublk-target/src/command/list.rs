@@ -125,21 +125,24 @@ fn words(limits: &BTreeMap<String, Number>) -> String {
     limits.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Bytes in the largest unit that needs no fraction, so that the number is exact.
+/// Bytes in the largest unit that needs no fraction, so that the number is exact and short.
 pub fn size(bytes: u64) -> String {
-    let binary = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let decimal = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-    for (shift, unit) in binary {
-        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
-            return format!("{}{unit}", bytes >> shift);
-        }
-    }
-    for (one, unit) in decimal {
-        if bytes != 0 && bytes.is_multiple_of(one) {
-            return format!("{}{unit}", bytes / one);
-        }
-    }
-    format!("{bytes}B")
+    let units: [(u64, &str); 9] = [
+        (1 << 40, "TiB"),
+        (1 << 30, "GiB"),
+        (1 << 20, "MiB"),
+        (1 << 10, "KiB"),
+        (1_000_000_000_000, "TB"),
+        (1_000_000_000, "GB"),
+        (1_000_000, "MB"),
+        (1_000, "kB"),
+        (1, "B"),
+    ];
+    // 80 MB are 78125 KiB: of two units that fit, the one with the smaller number.
+    let fitting = units.into_iter().filter(|(one, _)| bytes.is_multiple_of(*one) && bytes >= *one);
+    fitting
+        .min_by_key(|(one, _)| bytes / one)
+        .map_or_else(|| format!("{bytes}B"), |(one, unit)| format!("{}{unit}", bytes / one))
 }
 
 /// Prints rows in columns.
@@ -163,6 +166,8 @@ mod tests {
         assert_eq!(size(1_000_000_000), "1GB");
         assert_eq!(size(1_000_001), "1000001B");
         assert_eq!(size(0), "0B");
+        assert_eq!(size(80_000_000), "80MB");
+        assert_eq!(size(64 << 20), "64MiB");
     }
 
     #[test]

@@ -175,6 +175,9 @@ fn show(sample: &Sample, json: bool) {
         ];
         let mut rows = vec![head.map(str::to_owned)];
         rows.extend(list.iter().map(|row| cells(row, sample.seconds)));
+        if what == "GROUP" && !sample.devices.is_empty() {
+            say("");
+        }
         table(&rows);
     }
     if sample.seconds.is_some() {

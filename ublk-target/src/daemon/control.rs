@@ -240,10 +240,9 @@ impl Daemon {
                         Some(cause)
                     }
                     Some(waiter) => {
-                        log::info(format_args!("device={name} state=failed"));
-                        if let Err(Err(cause)) = waiter.send(Err(cause)) {
-                            log::error(&cause);
-                        }
+                        log::info(format_args!("device={name} state=failed {}: {}", cause.class.name(), cause.message));
+                        // Whoever asked may have gone.
+                        let _ = waiter.send(Err(cause));
                         None
                     }
                 }

@@ -57,22 +57,23 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
         check(&table, &to, &plan)?;
         plan
     };
-    let changes = plan.lines();
+    // For programs: no difference is no line.
+    let changes = if plan.is_empty() { Vec::new() } else { plan.lines() };
     // At once: the plan holds as long as nothing that it names changes.
     let _claim = if is_dry { None } else { Some(daemon.claims.claim(touched(&plan))?) };
     let changed = backings_changed(daemon, &plan).await;
     let told: Vec<String> = odd.iter().chain(&changed).map(ToString::to_string).collect();
+    look(daemon, &plan).await?;
     if is_dry {
         return Ok(json!({ "changes": changes, "warnings": told, "dry-run": true }));
     }
-    look(daemon, &plan).await?;
     daemon.expect_serving()?;
     notify::reloading();
     let outcome = carry_out(daemon, &to, &plan, readers, Instant::now() + limit).await;
     daemon.tell_ready();
     let left = outcome?;
     odd.iter().chain(&changed).for_each(log::Warning::log);
-    log::info(format_args!("state=reloaded {}", changes.join("; ")));
+    log::info(format_args!("state=reloaded {}", plan.lines().join("; ")));
     let Left { failures, notes } = left;
     let warnings: Vec<String> = told.into_iter().chain(notes).collect();
     match failures

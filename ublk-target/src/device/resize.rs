@@ -31,10 +31,12 @@ impl DeviceThread {
             return Err(Failure::new(Class::Config, what));
         }
         if Control::open()?.features().unwrap_or(0) & 1 << features::UPDATE_SIZE == 0 {
-            return Err(Failure::new(
-                Class::Unsupported,
-                "this kernel cannot resize a live ublk device (Linux 6.16 or newer can); remove the device and add it again",
-            ));
+            let what = format!(
+                "device {:?}: this kernel cannot resize a live ublk device (Linux 6.16 or newer can); remove the device and \
+                 add it again",
+                self.name()
+            );
+            return Err(Failure::new(Class::Unsupported, what));
         }
         if wanted == before {
             return Ok(before);
@@ -69,7 +71,7 @@ impl DeviceThread {
         }
         self.shared.standing().size = Some(wanted);
         self.write_state();
-        log::info(format_args!("device={} size={wanted} before={before}", self.name()));
+        log::info(format_args!("device={} state=resized size={wanted} before={before}", self.name()));
         Ok(wanted)
     }
 }
