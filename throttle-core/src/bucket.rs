@@ -125,20 +125,45 @@ impl Bucket {
         )
     }
 
+    /// What is in it, and in its burst; drained up to `now`.
+    pub(crate) fn levels(&mut self, now: Time) -> (NanoUnits, NanoUnits) {
+        self.drain(now);
+        (self.level, self.burst_level)
+    }
+
+    /// Goes on from another one, a time after that was looked at last: as full as it would be by now, or fuller.
+    pub(crate) fn resume(&mut self, other: Self, elapsed_ns: u64, now: Time) {
+        self.drain(now);
+        let mut other = Self { drained_at: Time::ZERO, ..other };
+        other.drain(Time::from_nanos(elapsed_ns));
+        let carried = other.carried_over(self.clone());
+        self.level = self.level.max(carried.level);
+        self.burst_level = self.burst_level.max(carried.burst_level);
+    }
+
+    /// A bucket of that limit with those levels.
+    pub(crate) fn filled(limit: Limit, level: NanoUnits, burst_level: NanoUnits) -> Self {
+        let empty = Self::new(limit);
+        Self { level, burst_level: if empty.burst_capacity.is_some() { burst_level } else { 0 }, ..empty }
+    }
+
     /// Changes the limit, keeping the used share of the capacity: no gift, no fine. A debt stays what it is in units.
     pub(crate) fn reconfigure(&mut self, limit: Limit, now: Time) {
         self.drain(now);
-        let fresh = Self::new(limit);
-        let moved = Self {
-            level: carry_over(self.level, self.capacity, fresh.capacity),
-            burst_level: match (self.burst_capacity, fresh.burst_capacity) {
+        *self = self.carried_over(Self::new(limit));
+    }
+
+    /// `to`, with as much of it used.
+    fn carried_over(&self, to: Self) -> Self {
+        Self {
+            level: carry_over(self.level, self.capacity, to.capacity),
+            burst_level: match (self.burst_capacity, to.burst_capacity) {
                 (Some(old), Some(new)) => carry_over(self.burst_level, old, new),
                 _ => 0,
             },
             drained_at: self.drained_at,
-            ..fresh
-        };
-        *self = moved;
+            ..to
+        }
     }
 
     fn drain(&mut self, now: Time) {
@@ -165,6 +190,9 @@ fn blocked_for(level: NanoUnits, capacity: NanoUnits, rate: u64) -> u64 {
 /// The level that uses the same share of `new` as `level` does of `old`, rounded up; what is above the brim is a debt of
 /// so many units and is carried over as it is.
 fn carry_over(level: NanoUnits, old: NanoUnits, new: NanoUnits) -> NanoUnits {
+    if old == new {
+        return level;
+    }
     let debt = level.saturating_sub(old);
     let used = level - debt;
     // used <= old, so the result is at most `new`. A capacity is up to 10^24 nano-units, and the product of two does not

@@ -31,7 +31,7 @@ use crate::charge::ChargeTable;
 use crate::cost::{Direction, Operation};
 use crate::held::Held;
 use crate::lease::{Grant, Prepaid};
-use crate::limiter::Credit;
+use crate::limiter::{Credit, Level};
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
 use crate::share::WEIGHT_DEFAULT;
@@ -487,6 +487,36 @@ impl Groups {
     pub fn member_credit(&mut self, member: MemberId, now: Time) -> Vec<Credit> {
         let now = self.see(now);
         self.tree.credit(member.0, now)
+    }
+
+    /// How full each limit of a group is.
+    pub fn group_levels(&mut self, group: GroupId, now: Time) -> Vec<Level> {
+        let now = self.see(now);
+        self.tree.levels(group.0, now)
+    }
+
+    /// How full each limit of a member is.
+    pub fn member_levels(&mut self, member: MemberId, now: Time) -> Vec<Level> {
+        let now = self.see(now);
+        self.tree.levels(member.0, now)
+    }
+
+    /// Goes on with a group where another program left it.
+    pub fn resume_group(&mut self, group: GroupId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        self.resume(group.0, levels, elapsed_ns, now);
+    }
+
+    /// Goes on with a member where another program left it.
+    pub fn resume_member(&mut self, member: MemberId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        self.resume(member.0, levels, elapsed_ns, now);
+    }
+
+    fn resume(&mut self, node: NodeId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        let now = self.see(now);
+        self.tree.resume(node, levels, elapsed_ns, now);
+        let root = self.tree.root(node);
+        // Who waits already is timed anew.
+        self.let_go_due(root, None, now);
     }
 
     /// The queues to be rung because of the calls since the last time, each once.

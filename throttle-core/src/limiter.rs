@@ -11,7 +11,8 @@
 use crate::bucket::{Bucket, NanoUnits, UNIT};
 use crate::cost::{Cost, Direction};
 use crate::lease::{CLEARLY_BELOW, Prepaid};
-use crate::limits::{LimitKind, Limits};
+use crate::limits::{Limit, LimitKind, Limits};
+use crate::planted::{Fault, planted};
 use crate::time::Time;
 
 /// The state of one set of limits.
@@ -55,6 +56,21 @@ pub struct Credit {
     pub capacity: u64,
     /// Units above the brim, for which later requests wait.
     pub debt: u64,
+}
+
+/// How full one limit is: what a program leaves to the one after it, so that a restart gives nothing away.
+///
+/// What is prepaid ([`crate::lease`]) counts as used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Which limit.
+    pub kind: LimitKind,
+    /// What it was set to, not unlimited.
+    pub limit: Limit,
+    /// What has not drained yet of what was let through, in nano-units; above the capacity it is a debt.
+    pub level: NanoUnits,
+    /// The same of the burst; 0 where that is no longer than a second.
+    pub burst_level: NanoUnits,
 }
 
 impl Limiter {
@@ -144,6 +160,29 @@ impl Limiter {
         .collect()
     }
 
+    /// How full each limit is, in the order of [`LimitKind`].
+    pub(crate) fn levels(&mut self, now: Time) -> Vec<Level> {
+        let limits = &self.limits;
+        let each = LimitKind::ALL.into_iter().zip(&mut self.buckets);
+        each.filter_map(|(kind, bucket)| {
+            let (level, burst_level) = bucket.as_mut()?.levels(now);
+            Some(Level { kind, limit: limits.get(kind), level, burst_level })
+        })
+        .collect()
+    }
+
+    /// Goes on from these levels, `elapsed_ns` after they were looked at. Only upwards; a limit that is no more has none.
+    pub(crate) fn resume(&mut self, levels: &[Level], elapsed_ns: u64, now: Time) {
+        for kept in levels {
+            debug_assert!(!kept.limit.is_unlimited());
+            if let Some(bucket) = &mut self.buckets[kept.kind as usize]
+                && !planted(Fault::ResumeEmpty)
+            {
+                bucket.resume(Bucket::filled(kept.limit, kept.level, kept.burst_level), elapsed_ns, now);
+            }
+        }
+    }
+
     /// Whether a limit on reads and writes together is set, for which they compete.
     pub(crate) fn has_total(&self) -> bool {
         [LimitKind::BpsTotal, LimitKind::IopsTotal].iter().any(|&kind| self.buckets[kind as usize].is_some())
@@ -190,7 +229,6 @@ mod tests {
     use super::*;
     use crate::charge::ChargeTable;
     use crate::cost::Operation;
-    use crate::limits::Limit;
 
     fn at_ms(ms: u64) -> Time {
         Time::from_nanos(ms * 1_000_000)

@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     DrainChargesAll,
     /// The changes of one step are made one after the other, and what is due goes in between.
     ApplyInSteps,
+    /// What an earlier program gave away is forgotten.
+    ResumeEmpty,
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::group::{
     Verdict,
 };
 use crate::lease::{Grant, Prepaid};
-use crate::limiter::Credit;
+use crate::limiter::{Credit, Level};
 use crate::planted::{Fault, planted};
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
@@ -124,6 +124,28 @@ impl Throttle {
     /// What each limit of a device has left at the moment.
     pub fn member_credit(&self, member: MemberId, now: Time) -> Vec<Credit> {
         self.lock().groups.member_credit(member, now)
+    }
+
+    /// How full each limit of a group is at the moment: what the next program goes on with.
+    pub fn group_levels(&self, group: GroupId, now: Time) -> Vec<Level> {
+        self.lock().groups.group_levels(group, now)
+    }
+
+    /// How full each limit of a device is at the moment.
+    pub fn member_levels(&self, member: MemberId, now: Time) -> Vec<Level> {
+        self.lock().groups.member_levels(member, now)
+    }
+
+    /// Goes on with a group where an earlier program left it, `elapsed_ns` nanoseconds ago (0 where nobody knows): what was
+    /// earned meanwhile is there, and nothing that was given away is given again. Under other limits than then each bucket
+    /// keeps its used share; a limit that there was not begins as a new one does, and a level that is higher already stays.
+    pub fn resume_group(&self, group: GroupId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        self.call(&mut Vec::new(), |groups| groups.resume_group(group, levels, elapsed_ns, now));
+    }
+
+    /// The same for a device.
+    pub fn resume_member(&self, member: MemberId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        self.call(&mut Vec::new(), |groups| groups.resume_member(member, levels, elapsed_ns, now));
     }
 
     pub(crate) fn add_queue(&self, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> QueueId {

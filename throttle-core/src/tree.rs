@@ -29,7 +29,7 @@ use crate::heap::Heap;
 use crate::held::{Held, Lines};
 use crate::lane::{Lane, Lanes};
 use crate::lease::{Grant, Prepaid, within};
-use crate::limiter::{Credit, Limiter, Takes};
+use crate::limiter::{Credit, Level, Limiter, Takes};
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
 use crate::share::{LAG_MAX, Virtual, advance};
@@ -199,6 +199,17 @@ impl Tree {
     /// What each limit of a node has left.
     pub fn credit(&mut self, id: NodeId, now: Time) -> Vec<Credit> {
         self.nodes[id].limiter.credit(now)
+    }
+
+    /// How full each limit of a node is.
+    pub fn levels(&mut self, id: NodeId, now: Time) -> Vec<Level> {
+        self.nodes[id].limiter.levels(now)
+    }
+
+    /// Goes on from levels that are so old.
+    pub fn resume(&mut self, id: NodeId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        self.nodes[id].limiter.resume(levels, elapsed_ns, now);
+        self.restand(now);
     }
 
     /// The node and all above it.

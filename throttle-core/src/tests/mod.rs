@@ -16,6 +16,8 @@ mod models;
 #[cfg(not(any(loom, shuttle)))]
 mod properties;
 #[cfg(not(any(loom, shuttle)))]
+mod resume;
+#[cfg(not(any(loom, shuttle)))]
 mod scenarios;
 #[cfg(not(any(loom, shuttle)))]
 mod worked_examples;

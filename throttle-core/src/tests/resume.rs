@@ -1,0 +1,163 @@
+//! A program ends, and another goes on with what it left: the limits hold over both.
+
+use proptest::prelude::*;
+
+use super::world::World;
+use crate::bucket::{Bucket, UNIT};
+use crate::cost::Operation::{Read, Write};
+use crate::limiter::Level;
+use crate::limits::{Limit, LimitKind};
+use crate::planted::{Fault, is_found};
+use crate::time::Time;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// What a group of such limits lets go in each phase, of requests that always wait, where a phase is a program's life and the
+/// time until the next one begins, in nanoseconds.
+fn served(text: &str, phases: &[(u64, u64)]) -> usize {
+    let mut kept: Option<(Vec<Level>, u64)> = None;
+    let mut served = 0;
+    for &(life_ns, down_ns) in phases {
+        let mut world = World::unchecked();
+        let group = world.group(text);
+        if let Some((levels, elapsed_ns)) = &kept {
+            world.throttle.resume_group(group, levels, *elapsed_ns, world.now);
+        }
+        let (_, queue) = world.simple(group);
+        let end = world.now.plus_nanos(life_ns);
+        let mut arrived = 0;
+        loop {
+            let wanted = world.went.len() as u32 + 32;
+            world.reads(queue, wanted - arrived, 4096);
+            arrived = wanted;
+            world.run_until(world.now);
+            if world.went.len() as u32 + 32 > arrived {
+                continue;
+            }
+            match world.next_deadline().filter(|&at| at <= end) {
+                Some(at) => world.run_until(at),
+                None => break,
+            }
+        }
+        world.run_until(end);
+        served += world.went.len();
+        kept = Some((world.throttle.group_levels(group, world.now), down_ns));
+    }
+    served
+}
+
+#[test]
+fn restarts_grant_no_burst() {
+    // 10/s, or 100/s for 5 s: 500 more at most. Ten lives of 1 s with 1 s between them: 20 s, and the one at the brim. A
+    // program that forgets lets 100 and more go in each life.
+    let life = || {
+        let served = served("iops-total=10 iops-total-max=100 iops-total-max-length=5", &[(SECOND_NS, SECOND_NS); 10]);
+        assert!((500..=500 + 200 + 1).contains(&served), "{served}");
+    };
+    life();
+    assert!(is_found(Fault::ResumeEmpty, life), "a restart that gives credit was not found");
+}
+
+#[test]
+fn debt_outlives_its_program() {
+    // 1 MiB at 4096 B/s is a wait of 255.9 s. After 55.9 s in one program and 100 s in none, 100 s of it are left.
+    let mut world = World::new();
+    let group = world.group("bps-total=4096");
+    let (_, queue) = world.simple(group);
+    world.request(queue, Write, 1_048_576);
+    world.run_until_ms(55_900);
+    let levels = world.throttle.group_levels(group, world.now);
+    let mut world = World::new();
+    let group = world.group("bps-total=4096");
+    world.throttle.resume_group(group, &levels, 100 * SECOND_NS, world.now);
+    let (_, queue) = world.simple(group);
+    world.request(queue, Read, 512);
+    world.run_until_ms(99_999);
+    assert_eq!(world.went.len(), 0);
+    world.run_until_ms(100_000);
+    assert_eq!(world.went.len(), 1);
+}
+
+#[test]
+fn who_waits_already_is_timed_anew() {
+    // At 1/s the second goes at 0.9 s; two more that another program let go put it off by 2 s.
+    let mut world = World::new();
+    let group = world.group("iops-total=1");
+    let (_, queue) = world.simple(group);
+    world.reads(queue, 2, 512);
+    world.run_until_ms(0);
+    assert_eq!(world.went.len(), 1);
+    let mut left = world.throttle.group_levels(group, world.now);
+    left[0].level += 2 * UNIT;
+    world.throttle.resume_group(group, &left, 0, world.now);
+    world.run_until_ms(2_800);
+    assert_eq!(world.went.len(), 1);
+    world.run_until_ms(2_900);
+    assert_eq!(world.went.len(), 2);
+}
+
+#[test]
+fn other_limits_keep_the_used_share_and_new_ones_begin_empty() {
+    let mut world = World::new();
+    let old = world.group("iops-total=100");
+    let (_, queue) = world.simple(old);
+    world.reads(queue, 11, 512);
+    world.run_until_ms(0);
+    let levels = world.throttle.group_levels(old, world.now);
+    let new = world.group("iops-total=200 bps-read=1000");
+    world.throttle.resume_group(new, &levels, 0, world.now);
+    let left: Vec<_> = world
+        .throttle
+        .group_credit(new, world.now)
+        .iter()
+        .map(|credit| (credit.kind, credit.left, credit.debt))
+        .collect();
+    // Full, with the one that went at the brim as a debt; the other limit was not there.
+    assert_eq!(left, [(LimitKind::BpsRead, 100, 0), (LimitKind::IopsTotal, 0, 1)]);
+}
+
+proptest! {
+    #[test]
+    fn a_bucket_resumed_decides_as_the_one_that_was_left(
+        avg in 1_u64..1_000_000,
+        burst in prop::option::of((1_u64..20, 0_u64..10_000_000_000)),
+        history in prop::collection::vec((1_u64..1_000_000, 0_u64..2_000_000_000), 0..50),
+        down_ns in 0_u64..20_000_000_000,
+        begins_ns in 0_u64..5_000_000_000,
+    ) {
+        // The instant at which it takes the next request, told from the restart: the same to the nanosecond.
+        let limit = match burst {
+            Some((times, length_ns)) if length_ns > 0 => Limit { avg, max: avg * times, burst_length_ns: length_ns },
+            _ => Limit::average(avg),
+        };
+        let mut one = Bucket::new(limit);
+        let mut now = Time::ZERO;
+        for (units, gap_ns) in history {
+            now = now.plus_nanos(gap_ns);
+            one.charge(u128::from(units) * UNIT, now);
+        }
+        let (level, burst_level) = one.levels(now);
+        let begins = Time::from_nanos(begins_ns);
+        let mut other = Bucket::new(limit);
+        other.resume(Bucket::filled(limit, level, burst_level), down_ns, begins);
+        prop_assert_eq!(other.levels(begins), one.levels(now.plus_nanos(down_ns)));
+        let wait = |at: Option<Time>, from: Time| at.map(|at| at.nanos_since(from));
+        prop_assert_eq!(wait(other.ready_at(begins), begins), wait(one.ready_at(now.plus_nanos(down_ns)), now.plus_nanos(down_ns)));
+        // Once more changes nothing: what was kept is never added to what is there.
+        let before = other.levels(begins);
+        other.resume(Bucket::filled(limit, before.0, before.1), 0, begins);
+        prop_assert_eq!(other.levels(begins), before);
+    }
+
+    #[test]
+    fn any_number_of_restarts_serves_no_more_than_one_life(
+        rate in 1_u64..2_000,
+        phases in prop::collection::vec((0_u64..300_000_000, 0_u64..300_000_000), 1..12),
+    ) {
+        // rate · T + capacity (a tenth of the rate) + the one at the brim, however often the program ends.
+        let whole_ns: u64 = phases.iter().map(|(life_ns, down_ns)| life_ns + down_ns).sum();
+        let most = u128::from(rate) * u128::from(whole_ns) / u128::from(SECOND_NS) + u128::from(rate) / 10 + 2;
+        let served = served(&format!("iops-total={rate}"), &phases) as u128;
+        prop_assert!(served <= most, "{} of at most {}", served, most);
+    }
+}
