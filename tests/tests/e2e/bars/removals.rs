@@ -41,6 +41,9 @@ const VICTIM: u32 = 77;
 const GAP_LIMIT: Duration = Duration::from_millis(100);
 /// How long the neighbour is looked at before and after a removal.
 const BEFORE_MS: u64 = 200;
+/// From the first full queue of the victim's load to what is looked at: the neighbour waits for a newcomer, too, and that is no
+/// matter of removals.
+const SETTLE_MS: u64 = 300;
 const AFTER_MS: u64 = 1000;
 /// What its rate is measured over.
 const WINDOW_MS: u64 = 500;
@@ -103,7 +106,7 @@ fn removals(scene: &Scene, round: usize) -> Result<(Vec<Seen>, Vec<Gap>)> {
         let victim = scene.device("victim")?;
         File::create(go(scene, round).join(number.to_string()))?;
         wait_until_busy(&victim)?;
-        sleep(Duration::from_millis(BEFORE_MS));
+        sleep(Duration::from_millis(SETTLE_MS + BEFORE_MS));
         let begin_ms = now_ms()?;
         scene.ask(&["del", "victim", "--force"])?.expect_code(0)?;
         removals.push(Removed { begin_ms, end_ms: now_ms()? });
