@@ -14,7 +14,7 @@ use std::fmt::{self, Write as _};
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
 
-use crate::model::{Backend, Config, Device, Group};
+use crate::model::{Backend, Config, Device, Group, OnCrash};
 use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
@@ -74,7 +74,8 @@ fn describe_group(out: &mut String, group: &Group, siblings: &Siblings<'_>, inhe
 }
 
 fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
-    let Device { name, id, backend, group, weight, limits, queues, depth, block_size, read_only, .. } = device;
+    let Device { name, id, backend, group, weight, limits, queues, depth, block_size, read_only, on_crash, .. } =
+        device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
     let mode = if *read_only { "read-only" } else { "read and write" };
     let queues = match queues {
@@ -85,6 +86,9 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
     line(out, format_args!("device {name}{id}: {}, {mode}{blocks}, {queues}", backend_words(backend)));
     describe_place(out, group.as_deref(), *weight, siblings, limits);
     describe_limits(out, limits);
+    if *on_crash == OnCrash::Fail && !matches!(backend, Backend::Memory { .. }) {
+        line(out, format_args!("  requests fail when the daemon dies, and the device ends"));
+    }
 }
 
 /// What a device or group has from the group above it, before its own limits.

@@ -31,6 +31,7 @@ mod read;
 mod settings;
 mod siblings;
 mod source;
+mod written;
 mod yaml;
 
 use std::path::Path;
@@ -46,6 +47,7 @@ pub use odd::{odd_device, odd_group};
 pub use plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize, difference};
 pub use settings::{change_device, change_group, new_device, new_group};
 pub use source::Place;
+pub use written::write_groups;
 
 use fields::Notes;
 use source::Source;

@@ -208,8 +208,11 @@ impl Backend {
 /// What becomes of requests in flight when the daemon dies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnCrash {
-    /// They end with an I/O error. What every device does in this version, said or not.
+    /// They wait, as do new ones, and the next daemon serves them: a pause, not an error.
     #[default]
+    Requeue,
+    /// They end with an I/O error, and the device with them. What a device of memory does, said or not: its bytes die with the
+    /// daemon.
     Fail,
 }
 
@@ -217,6 +220,7 @@ impl OnCrash {
     /// As in the configuration.
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Requeue => "requeue",
             Self::Fail => "fail",
         }
     }

@@ -47,7 +47,7 @@ fn device_that_is_added_is_the_device_that_a_file_describes() {
             "file=/srv//a.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block_size=4096 iops=5 \
              bps_read=1k bps-read-max=2k on-crash=fail",
             "backend: { file: /srv/a.img, size: 20GiB, create: true, direct: true, shared: true }, id: 7, queues: 2, \
-             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }",
+             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }, on-crash: fail",
         ),
         (
             "block=/dev/sda read-only=true group=g weight=200",
@@ -58,6 +58,48 @@ fn device_that_is_added_is_the_device_that_a_file_describes() {
         let expected = Device { line: 0, ..from_file.devices[0].clone() };
         assert_eq!(device("v", settings), expected);
     }
+}
+
+#[test]
+fn device_written_down_is_read_as_the_same_device() {
+    // What a crashed daemon leaves is read by the rules of `add`.
+    for settings in [
+        "memory=1MiB",
+        "null=1TiB group=g weight=7 iops=5 iops-max=60 iops-max-length=1.5s iops-size=4096",
+        "file=/srv/a\"b\\c.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block-size=4096 \
+         bps-read=1k bps-read-max=2k on-crash=fail",
+        "block=/dev/sda read-only=true bps=1GiB",
+    ] {
+        let before = device("v", settings);
+        let written = before.settings();
+        let pairs: Vec<(&str, &str)> = written.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(ublk_throttle_config::new_device("v", &pairs).expect(settings).0, before);
+    }
+}
+
+#[test]
+fn groups_written_down_are_read_as_the_same_groups() {
+    let before = config(
+        "groups: { g: { parent: p, weight: 7, limits: { iops: 5, iops-max: 6, iops-max-length: 90ms } }, \
+         p: { charge: { discard: bytes } }, q: { limits: { bps-total: 1GiB/s } } }\n",
+    );
+    let written = ublk_throttle_config::write_groups(&before.groups);
+    let (after, _) = ublk_throttle_config::parse("groups", written.as_bytes()).expect(&written);
+    let unplaced =
+        |config: &Config| config.groups.iter().map(|group| Group { line: 0, ..group.clone() }).collect::<Vec<_>>();
+    assert_eq!(unplaced(&after), unplaced(&before), "{written}");
+}
+
+#[test]
+fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
+    // Its bytes are gone by then: going on with zeroes would be worse than an error.
+    use ublk_throttle_config::OnCrash;
+    let crash = |settings: &str| device("v", settings).on_crash;
+    assert_eq!(crash("null=1MiB"), OnCrash::Requeue);
+    assert_eq!(crash("null=1MiB on-crash=fail"), OnCrash::Fail);
+    assert_eq!(crash("memory=1MiB"), OnCrash::Fail);
+    let both = config("defaults: { on-crash: requeue }\ndevices: { m: { backend: { memory: 1MiB } } }\n");
+    assert_eq!(both.devices[0].on_crash, OnCrash::Fail);
 }
 
 #[test]
@@ -170,7 +212,10 @@ fn device_that_no_file_could_describe_is_not_added() {
             "memory=512 iops-max=5",
             "iops-total-max: 5 without iops-total; a burst rate needs an average to exceed; add `iops-total:`, or remove this",
         ),
-        ("memory=512 on-crash=requeue", "on-crash: `requeue` is not supported yet; allowed: fail"),
+        (
+            "memory=512 on-crash=requeue",
+            "on-crash: `requeue` of a memory backend, whose bytes die with the daemon; allowed: fail",
+        ),
         ("memory=512 queues=1 queues=2", "queues: given twice; keep one"),
     ] {
         assert_eq!(refused(new_device("v", &pairs(settings))), expected, "{settings}");

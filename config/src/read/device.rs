@@ -5,7 +5,7 @@ use std::path::Path;
 use throttle_core::share::WEIGHT_DEFAULT;
 
 use crate::fields::{Fields, Item, Leftovers, Notes};
-use crate::model::{Device, ID_MAX};
+use crate::model::{Backend, Device, ID_MAX, OnCrash};
 use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 use crate::yaml::Value;
@@ -26,7 +26,7 @@ pub(super) fn read<'n>(
 ) -> Option<Device> {
     let mut fields = Fields::of(item, notes)?;
     let mut own = *defaults;
-    own.take_from(&mut fields, notes);
+    let on_crash_item = own.take_from(&mut fields, notes);
     let limits = fields.take("limits").map_or_else(Default::default, |item| limits::read(&item, notes));
     let id = fields.take("id").filter(|id| !id.is_word("auto")).and_then(|id| {
         let number = u32::try_from(id.count_or(notes, 0..=u64::from(ID_MAX), ", or `auto`")?).ok()?;
@@ -62,6 +62,15 @@ pub(super) fn read<'n>(
         cross.add_path(path, owner, &key, notes);
     }
     let Defaults { queues, depth, on_crash, on_stop } = own;
+    let on_crash = match backend {
+        Backend::Memory { .. } => {
+            if let Some(item) = on_crash_item.filter(|_| on_crash == Some(OnCrash::Requeue)) {
+                item.fault(notes, "`requeue` of a memory backend, whose bytes die with the daemon", "allowed: fail");
+            }
+            OnCrash::Fail
+        }
+        _ => on_crash.unwrap_or_default(),
+    };
     let line = item.key_place.line;
     let name = name.to_owned();
     Some(Device {

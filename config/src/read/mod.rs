@@ -120,13 +120,14 @@ fn version(item: Option<Item<'_>>, notes: &mut Notes) {
 pub(crate) struct Defaults {
     queues: u16,
     depth: u16,
-    on_crash: OnCrash,
+    /// If said: a device of memory has no choice.
+    on_crash: Option<OnCrash>,
     on_stop: OnStop,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { queues: 1, depth: 128, on_crash: OnCrash::default(), on_stop: OnStop::default() }
+        Self { queues: 1, depth: 128, on_crash: None, on_stop: OnStop::default() }
     }
 }
 
@@ -142,19 +143,22 @@ impl Defaults {
         defaults
     }
 
-    /// Replaces what the fields say: the same keys in `defaults` and in a device.
-    fn take_from(&mut self, fields: &mut Fields<'_>, notes: &mut Notes) {
+    /// Replaces what the fields say: the same keys in `defaults` and in a device. What says `on-crash`, if anything does.
+    fn take_from<'n>(&mut self, fields: &mut Fields<'n>, notes: &mut Notes) -> Option<Item<'n>> {
         let mut count = |name: &str, max: u16| {
             let count = fields.take(name)?.count(notes, 1..=u64::from(max))?;
             u16::try_from(count).ok()
         };
         self.queues = count("queues", QUEUES_MAX).unwrap_or(self.queues);
         self.depth = count("depth", DEPTH_MAX).unwrap_or(self.depth);
-        if let Some(item) = fields.take("on-crash") {
-            self.on_crash = item.word(notes, &[("fail", OnCrash::Fail)], &["requeue"]).unwrap_or_default();
+        let on_crash = fields.take("on-crash");
+        if let Some(item) = &on_crash {
+            let words = [OnCrash::Requeue, OnCrash::Fail].map(|on_crash| (on_crash.word(), on_crash));
+            self.on_crash = item.word(notes, &words, &[]).or(self.on_crash);
         }
         if let Some(item) = fields.take("on-stop") {
             self.on_stop = item.word(notes, &[("remove", OnStop::Remove)], &["keep"]).unwrap_or_default();
         }
+        on_crash
     }
 }

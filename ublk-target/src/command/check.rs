@@ -190,7 +190,7 @@ mod tests {
                 "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
                 "create": true, "direct": true, "shared": false, "group": "part", "weight": 100,
                 "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
-                "on_crash": "fail", "on_stop": "remove", "line": facts["devices"][0]["line"],
+                "on_crash": "requeue", "on_stop": "remove", "line": facts["devices"][0]["line"],
             })
         );
         assert_eq!(facts["limits"], json!({ "memory": 1 << 30 }));

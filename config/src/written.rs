@@ -1,0 +1,174 @@
+//! A configuration as text again, for a later process that takes up what this one made.
+//!
+//! ```text
+//!   Device  ──► file=/srv/vol1.img size=1073741824 iops-total=500 …  ──► new_device ──► the same Device, of no file
+//!   groups  ──► {"version": 1, "groups": {"rack": {…}}}              ──► parse ──────► the same groups
+//! ```
+//!
+//! What reads it is what reads a user's words, so there is one reader with one set of rules, and a text that somebody broke is
+//! refused as a configuration would be.
+
+use std::fmt::Write as _;
+
+use throttle_core::charge::{Charge, ChargeTable};
+use throttle_core::limits::{Field, LimitKind, Limits, SECOND_NS};
+
+use crate::model::{Backend, Device, Group};
+use crate::quantity::exact_seconds;
+
+/// A key and a value, as in the configuration.
+type Setting = (String, String);
+
+impl Device {
+    /// Everything about it but its name, as [`crate::new_device`] takes it.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        // Every field is named, so that a new one is not forgotten.
+        let Self {
+            name: _,
+            id,
+            backend,
+            group,
+            weight,
+            limits,
+            queues,
+            depth,
+            block_size,
+            read_only,
+            on_crash,
+            on_stop,
+            line: _,
+        } = self;
+        let mut settings = backend_settings(backend);
+        let mut add = |key: &str, value: String| settings.push((key.to_owned(), value));
+        if let Some(id) = id {
+            add("id", id.to_string());
+        }
+        if let Some(group) = group {
+            add("group", group.clone());
+            add("weight", weight.to_string());
+        }
+        add("queues", queues.to_string());
+        add("depth", depth.to_string());
+        if let Some(block_size) = block_size {
+            add("block-size", block_size.to_string());
+        }
+        add("read-only", read_only.to_string());
+        add("on-crash", on_crash.word().to_owned());
+        add("on-stop", on_stop.word().to_owned());
+        settings.extend(limits_settings(limits));
+        settings
+    }
+}
+
+/// Groups as a configuration of their own.
+pub fn write_groups(groups: &[Group]) -> String {
+    let groups: Vec<String> =
+        groups.iter().map(|group| format!("{}: {}", quoted(&group.name), group_body(group))).collect();
+    format!("{{\"version\": 1, \"groups\": {{{}}}}}", groups.join(", "))
+}
+
+fn group_body(group: &Group) -> String {
+    let Group { name: _, parent, weight, limits, charges, line: _ } = group;
+    let mut parts = Vec::new();
+    if let Some(parent) = parent {
+        parts.push(format!("\"parent\": {}, \"weight\": {weight}", quoted(parent)));
+    }
+    parts.push(format!("\"limits\": {}", map(limits_settings(limits))));
+    if let Some(charges) = charges {
+        parts.push(format!("\"charge\": {}", map(charge_settings(charges))));
+    }
+    format!("{{{}}}", parts.join(", "))
+}
+
+fn backend_settings(backend: &Backend) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    let mut add = |key: &str, value: String| settings.push((key.to_owned(), value));
+    match backend {
+        Backend::File { path, size, create, direct, shared } => {
+            add("file", path.to_string_lossy().into_owned());
+            if let Some(size) = size {
+                add("size", size.to_string());
+            }
+            add("create", create.to_string());
+            add("direct", direct.to_string());
+            add("shared", shared.to_string());
+        }
+        Backend::Block { path, direct, shared } => {
+            add("block", path.to_string_lossy().into_owned());
+            add("direct", direct.to_string());
+            add("shared", shared.to_string());
+        }
+        Backend::Memory { size } | Backend::Null { size } => add(backend.kind(), size.to_string()),
+    }
+    settings
+}
+
+/// The limits that are set, less what follows from silence.
+pub(crate) fn limits_settings(limits: &Limits) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    let mut add = |field: Field, value: String| settings.push((field.to_string(), value));
+    for kind in LimitKind::ALL {
+        let limit = limits.get(kind);
+        if limit.is_unlimited() {
+            continue;
+        }
+        add(Field::Avg(kind), limit.avg.to_string());
+        if limit.max != 0 {
+            add(Field::Max(kind), limit.max.to_string());
+            if limit.burst_length_ns != SECOND_NS {
+                add(Field::BurstLength(kind), exact_seconds(limit.burst_length_ns));
+            }
+        }
+    }
+    if limits.iops_size > 0 {
+        add(Field::IopsSize, limits.iops_size.to_string());
+    }
+    settings
+}
+
+fn charge_settings(charges: &ChargeTable) -> Vec<Setting> {
+    let ChargeTable { read, write, write_zeroes, discard, flush, .. } = *charges;
+    let word = |charge| match charge {
+        Charge::Free => "free",
+        Charge::Op => "op",
+        Charge::Bytes => "bytes",
+    };
+    [
+        ("read", Some(read)),
+        ("write", Some(write)),
+        ("write-zeroes", write_zeroes),
+        ("discard", Some(discard)),
+        ("flush", Some(flush)),
+    ]
+    .into_iter()
+    .filter_map(|(key, charge)| Some((key.to_owned(), word(charge?).to_owned())))
+    .collect()
+}
+
+/// A flow map of quoted keys and values.
+fn map(settings: Vec<Setting>) -> String {
+    let entries: Vec<String> =
+        settings.into_iter().map(|(key, value)| format!("{}: {}", quoted(&key), bare(&value))).collect();
+    format!("{{{}}}", entries.join(", "))
+}
+
+/// Numbers and words: nothing in them means anything to YAML.
+fn bare(value: &str) -> String {
+    debug_assert!(value.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'), "{value:?}");
+    value.to_owned()
+}
+
+/// In double quotes, as JSON and YAML both read it.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            // Writing to a String cannot fail.
+            c if (c as u32) < 0x20 => drop(write!(out, "\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
