@@ -108,7 +108,7 @@ pub enum Command {
     /// Make a device while the others go on
     ///
     /// Prints its node; /dev/ublk-throttle/NAME leads there too. If anything fails, nothing of it is left. The device is in
-    /// no file: a reload leaves it alone, and the next start of the daemon does not know it, unless the file names it by then.
+    /// no file: a reload leaves it alone. It outlives a daemon that is killed, and ends with one that is stopped.
     #[command(group = clap::ArgGroup::new("backend").required(true))]
     Add {
         /// What it is to be called
@@ -234,6 +234,16 @@ pub enum Command {
         /// The process that serves it
         server: u32,
     },
+    /// END_RECOVERY in a process of its own
+    #[command(name = "__recover", hide = true)]
+    HelpRecover {
+        /// The N of /dev/ublkbN
+        id: u32,
+        /// What ADD stored
+        nonce: u32,
+        /// The process that serves it
+        server: u32,
+    },
     /// A removal in a process of its own
     #[command(name = "__stop", hide = true)]
     HelpStop {
@@ -258,6 +268,9 @@ pub enum Command {
         #[arg(long)]
         shrink: bool,
     },
+    /// Finds out who is being stopped by others, in a process of its own
+    #[command(name = "__watch", hide = true)]
+    HelpWatch,
     /// DEL in a process of its own
     #[command(name = "__del", hide = true)]
     HelpDel {

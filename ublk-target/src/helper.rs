@@ -5,7 +5,7 @@
 //!     ├─ spawn __stop ID NONCE ────────────► opens the disk O_EXCL, looks for users
 //!     │ ◄──────────────── "claimed" or "busy mounted at /srv" ┘
 //!     ├─ lets go of held requests
-//!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has taken by then)
+//!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has to)
 //!     │ ◄──────────────────────── "written", or "unwritten" ┤
 //!     │ ◄───────────────────────────────── "stopped" ┘ STOP
 //!     ├─ its queues end, the character device closes
@@ -45,6 +45,11 @@ pub enum Errand {
     /// START, for the server process given.
     Start {
         /// Who has the character device open.
+        server: u32,
+    },
+    /// END_RECOVERY, for the server process given.
+    Recover {
+        /// Who has the character device open, and every tag of it offered.
         server: u32,
     },
     /// A removal, step by step: the in-use check, write-back and STOP, DEL.
@@ -89,6 +94,11 @@ const FREE_LIMIT: Duration = Duration::from_millis(500);
 const FREE_LIMIT_FORCED: Duration = Duration::from_millis(50);
 /// How long a forced removal writes back before it goes on. STOP writes back once more, as far as the backend answers.
 pub const WRITE_LIMIT_FORCED: Duration = Duration::from_secs(3);
+/// How long it does so where STOP does not, as long as something is being written: of a disk that outlives its daemon, STOP fails
+/// what is dirty.
+const WRITE_LIMIT_PROGRESS: Duration = Duration::from_secs(60);
+/// How often it is looked whether something was.
+const WRITE_LOOK: Duration = Duration::from_millis(250);
 
 /// What a helper is told on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,13 +160,14 @@ impl Helper {
         command.arg0("ublk-throttle");
         match errand {
             Errand::Start { .. } => command.arg("__start"),
+            Errand::Recover { .. } => command.arg("__recover"),
             Errand::Stop { .. } => command.arg("__stop"),
             Errand::Delete => command.arg("__del"),
             Errand::Resize { .. } => command.arg("__resize"),
         };
         command.arg(target.id.to_string()).arg(target.nonce.to_string());
         match errand {
-            Errand::Start { server } => {
+            Errand::Start { server } | Errand::Recover { server } => {
                 command.arg(server.to_string());
             }
             Errand::Stop { is_forced: true } => {
@@ -237,6 +248,7 @@ impl Answer {
 pub fn run(target: Target, errand: Errand) -> u8 {
     let result = match errand {
         Errand::Start { server } => start(target, server),
+        Errand::Recover { server } => recover(target, server),
         Errand::Stop { is_forced } => stop(target, is_forced),
         Errand::Delete => delete(target),
         Errand::Resize { size, is_shrinking } => resize(target, size, is_shrinking),
@@ -255,6 +267,11 @@ fn start(target: Target, server: u32) -> Result<(), String> {
     control.start(target.id, server).map_err(|errno| told("START", errno))
 }
 
+fn recover(target: Target, server: u32) -> Result<(), String> {
+    let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
+    control.end_recovery(target.id, server).map_err(|errno| told("END_RECOVERY", errno))
+}
+
 fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     // Before the disk goes: afterwards nothing tells its numbers.
     let disk = Disk::find(target.id);
@@ -266,13 +283,18 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     say(CLAIMED);
     let mut orders = Orders::listen();
     if orders.next(None) != Some(Heard::Word(Word::Go)) {
-        // The daemon called it off, or died: its devices die with it.
+        // The daemon called it off, or died: its devices die with it, or wait for the next one.
         return Ok(());
     }
-    let claim = claim.map(Arc::new);
-    let has_written = write_back(&disk, claim.clone(), is_forced, &mut orders);
-    say(if has_written { WRITTEN } else { UNWRITTEN });
     let Some(mut control) = open(target)? else { return Ok(()) };
+    let is_recoverable = control.info(target.id).is_ok_and(|info| info.is_recoverable);
+    let claim = claim.map(Arc::new);
+    match write_back(&disk, claim.clone(), Urgency { is_forced, is_recoverable }, &mut orders) {
+        Written::All => say(WRITTEN),
+        Written::Part => say(UNWRITTEN),
+        // The next daemon takes it up, with what is dirty.
+        Written::Orphaned => return Ok(()),
+    }
     gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
     say(STOPPED);
     while !orders.are_over && orders.next(None) != Some(Heard::Word(Word::Delete)) {}
@@ -327,29 +349,64 @@ impl Orders {
     }
 }
 
-/// Writes back what is dirty; false if that was given up. In a thread, because nothing interrupts it.
-fn write_back(disk: &Disk, claim: Option<Arc<File>>, is_forced: bool, orders: &mut Orders) -> bool {
-    let (disk, done) = (disk.clone(), orders.sender.clone());
+/// What a write-back may cost.
+#[derive(Clone, Copy)]
+struct Urgency {
+    is_forced: bool,
+    /// STOP fails what is dirty then, and a dead daemon keeps it.
+    is_recoverable: bool,
+}
+
+enum Written {
+    All,
+    Part,
+    /// Not all, and nobody serves the disk any more: it is kept for the next daemon.
+    Orphaned,
+}
+
+/// Writes back what is dirty. In a thread, because nothing interrupts it.
+fn write_back(disk: &Disk, claim: Option<Arc<File>>, urgency: Urgency, orders: &mut Orders) -> Written {
+    let Urgency { is_forced, is_recoverable } = urgency;
+    let (work, done) = (disk.clone(), orders.sender.clone());
     std::thread::spawn(move || {
         match claim {
             // A failure is the disk's: what could not be written back has been reported to its users.
             Some(claim) => drop(claim.sync_all()),
-            None => disk.sync_mounts(),
+            None => {
+                work.sync_mounts();
+                // Once more for what was written meanwhile, which is little.
+                if is_recoverable {
+                    work.sync_mounts();
+                    work.sync();
+                }
+            }
         }
         // Nobody hears it if it was given up.
         let _ = done.send(Heard::Written);
     });
     let mut is_limited = is_forced;
-    let began = Instant::now();
+    let (began, mut changed, mut progress) = (Instant::now(), Instant::now(), disk.progress());
     loop {
-        let limit = is_limited.then(|| WRITE_LIMIT_FORCED.saturating_sub(began.elapsed()));
-        match orders.next(limit) {
-            Some(Heard::Written) => return true,
+        let limit = is_limited.then(|| WRITE_LIMIT_FORCED.saturating_sub(changed.elapsed()));
+        let look = if is_recoverable { limit.map(|limit| limit.min(WRITE_LOOK)) } else { limit };
+        match orders.next(look) {
+            Some(Heard::Written) => return Written::All,
             // As if it had been forced from the beginning.
             Some(Heard::Word(Word::Hurry)) => is_limited = true,
+            // Whoever forced it meant it; else what is dirty counts for more than the removal.
+            Some(Heard::End) if is_recoverable => {
+                return if is_limited { Written::Part } else { Written::Orphaned };
+            }
             // At the end, too: the kernel fails what a dead daemon cannot write.
             Some(Heard::Word(_) | Heard::End) => {}
-            None => return false,
+            None => {
+                let now = disk.progress();
+                if is_recoverable && now != progress && began.elapsed() < WRITE_LIMIT_PROGRESS {
+                    (progress, changed) = (now, Instant::now());
+                } else if limit.is_some_and(|limit| limit <= look.unwrap_or_default()) {
+                    return Written::Part;
+                }
+            }
         }
     }
 }

@@ -89,6 +89,21 @@ impl Disk {
         }
     }
 
+    /// Writes back what is dirty of the disk itself, without being its only user.
+    pub fn sync(&self) {
+        if let Ok(disk) = File::open(format!("/dev/ublkb{}", self.id)) {
+            // As above.
+            let _ = disk.sync_all();
+        }
+    }
+
+    /// What was done on the disk so far: requests and sectors, but not what is in flight.
+    pub fn progress(&self) -> Vec<u64> {
+        let stat = std::fs::read_to_string(format!("/sys/block/ublkb{}/stat", self.id)).unwrap_or_default();
+        // Requests, merges, sectors and time of reads, then of writes.
+        stat.split_whitespace().take(7).filter_map(|number| number.parse().ok()).collect()
+    }
+
     /// Every user, in words; empty if there is none.
     pub fn users(&self) -> Vec<String> {
         self.lasting_users().into_iter().chain(self.openers()).collect()

@@ -31,3 +31,4 @@ pub mod simulate;
 pub mod state_dir;
 pub mod sys;
 pub mod ublk;
+pub mod watcher;

@@ -1,13 +1,15 @@
-//! The directory of a daemon: its lock, its socket, a file for each of its devices.
+//! The directory of a daemon: its lock, its socket, a file for each of its devices and one for its groups.
 //!
 //! ```text
 //!   /run/ublk-throttle/        0750, ours
 //!     lock                     flock held as long as the daemon lives; holds its pid
 //!     control.sock             0600, or 0660 for who may look (`control.group`)
-//!     NAME.device.json         what `list` shows when the daemon does not answer
+//!     NAME.device.json         what `list` shows when the daemon does not answer, and what the next one needs to serve on
+//!     groups.json              the groups as they are in force
 //! ```
 //!
-//! No link is followed, nothing is removed that is not ours. A file is written beside its place, made durable, and renamed.
+//! No link is followed, nothing is removed that is not ours. A file is written beside its place, made durable, and renamed: so
+//! one that is not whole, of another version or of another user was not written by us, and is refused, never guessed at.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,12 +17,71 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::device::Status;
 use crate::error::{Class, Failure, OrFail, Outcome};
 
 const SUFFIX: &str = ".device.json";
+const GROUPS: &str = "groups.json";
+
+/// Of the files. A daemon reads its own version and no other.
+const VERSION: u64 = 1;
+
+/// A file that is longer was not written by us: the longest path takes 24 KiB in JSON.
+const BYTES_MAX: u64 = 16 << 20;
+
+/// Keys and values, as `add` takes them.
+pub type Settings = Vec<(String, String)>;
+
+/// What is written down of a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    version: u64,
+    /// What `list` shows.
+    #[serde(flatten)]
+    pub status: Status,
+    /// The device as it is in force.
+    pub device: Settings,
+    /// As the file of the configuration has it; none if a command made it.
+    pub entry: Option<Settings>,
+    /// Device and inode number of the file behind it.
+    pub identity: Option<(u64, u64)>,
+}
+
+impl Record {
+    /// Of this version.
+    pub fn new(status: Status, device: Settings, entry: Option<Settings>, identity: Option<(u64, u64)>) -> Self {
+        Self { version: VERSION, status, device, entry, identity }
+    }
+}
+
+/// What is written down of all groups, each list as a configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupsRecord {
+    version: u64,
+    /// Told from every other start of the machine: the groups of an earlier one have ended with it.
+    pub boot: String,
+    /// As they are in force.
+    pub groups: String,
+    /// As the file of the configuration had them.
+    pub entries: String,
+}
+
+impl GroupsRecord {
+    /// Of this version and this start of the machine.
+    pub fn new(groups: String, entries: String) -> Self {
+        Self { version: VERSION, boot: boot(), groups, entries }
+    }
+}
+
+/// What tells this start of the machine from every other.
+pub fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
 
 /// A state directory, locked by this process.
 pub struct StateDir {
@@ -71,18 +132,45 @@ impl StateDir {
     }
 
     /// Writes the state file of a device.
-    pub fn write(&self, status: &Status) -> Outcome<()> {
-        let at = self.file(&status.name);
-        let fresh = self.path.join(format!(".{}{SUFFIX}.new", status.name));
+    pub fn write(&self, record: &Record) -> Outcome<()> {
+        self.replace(&format!("{}{SUFFIX}", record.status.name), record)
+    }
+
+    /// Writes the file of the groups.
+    pub fn write_groups(&self, record: &GroupsRecord) -> Outcome<()> {
+        self.replace(GROUPS, record)
+    }
+
+    fn replace(&self, name: &str, content: &impl Serialize) -> Outcome<()> {
+        let (at, fresh) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         let write = || -> io::Result<()> {
             let _ = fs::remove_file(&fresh);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&fresh)?;
-            serde_json::to_writer(&mut file, status)?;
+            serde_json::to_writer(&mut file, content)?;
             file.sync_all()?;
             fs::rename(&fresh, &at)?;
             File::open(&self.path)?.sync_all()
         };
         write().or_fail(Class::State, format!("cannot write {}", at.display()))
+    }
+
+    /// What an earlier daemon wrote down of its devices, by name.
+    pub fn records(&self) -> Outcome<Vec<Record>> {
+        Ok(records(&self.path)?.unwrap_or_default())
+    }
+
+    /// What an earlier daemon wrote down of its groups.
+    pub fn groups(&self) -> Outcome<Option<GroupsRecord>> {
+        let path = self.path.join(GROUPS);
+        if fs::symlink_metadata(&path).is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        parse(&path).map(Some)
+    }
+
+    /// Removes the file of the groups: they have ended with the daemon.
+    pub fn forget_groups(&self) {
+        let _ = fs::remove_file(self.path.join(GROUPS));
     }
 
     /// Removes the state file of a device that has gone.
@@ -97,6 +185,14 @@ impl StateDir {
 
 /// What the state files say, for a reader that found no daemon. `None` if there is no such directory.
 pub fn read(path: &Path) -> Outcome<Option<Vec<Status>>> {
+    let unserved = |record: Record| {
+        // Whoever wrote it does not answer, so what it said about its work no longer holds.
+        Status { state: "unserved".to_owned(), held: 0, ..record.status }
+    };
+    Ok(records(path)?.map(|records| records.into_iter().map(unserved).collect()))
+}
+
+fn records(path: &Path) -> Outcome<Option<Vec<Record>>> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -113,18 +209,55 @@ pub fn read(path: &Path) -> Outcome<Option<Vec<Status>>> {
         if name.starts_with('.') || !name.ends_with(SUFFIX) {
             continue;
         }
-        let text = fs::read(&file).or_fail(Class::State, file.display())?;
-        let mut status: Status = serde_json::from_slice(&text).map_err(|cause| {
-            let what = format!("{} is not a state file of this version ({cause}); move it away", file.display());
-            Failure::new(Class::State, what)
-        })?;
-        // Whoever wrote it does not answer, so what it said about its work no longer holds.
-        status.state = "unserved".to_owned();
-        status.held = 0;
-        found.push(status);
+        let record: Record = parse(&file)?;
+        if format!("{}{SUFFIX}", record.status.name) != name {
+            let what = format!("it tells of device {:?}", record.status.name);
+            return Err(unreadable(&file, &what));
+        }
+        found.push(record);
     }
-    found.sort_by(|one, other| one.name.cmp(&other.name));
+    found.sort_by(|one, other| one.status.name.cmp(&other.status.name));
     Ok(Some(found))
+}
+
+/// Reads a file of ours, if it is one.
+fn parse<T: DeserializeOwned>(path: &Path) -> Outcome<T> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|cause| unsafe_or(path, cause))?;
+    // Its directory is safely the daemon's; a reader may be somebody else.
+    let owner = fs::metadata(path.parent().unwrap_or(Path::new("/"))).or_fail(Class::State, path.display())?.uid();
+    let metadata = file.metadata().or_fail(Class::State, path.display())?;
+    if !metadata.is_file() || metadata.uid() != owner || metadata.nlink() != 1 || metadata.mode() & 0o022 != 0 {
+        return Err(Failure::new(
+            Class::UnsafePath,
+            format!("{} is not a file of ours; look who made it, and move it away", path.display()),
+        ));
+    }
+    let mut text = Vec::new();
+    file.take(BYTES_MAX).read_to_end(&mut text).or_fail(Class::State, path.display())?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|cause| unreadable(path, &cause.to_string()))?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(VERSION) => serde_json::from_value(value).map_err(|cause| unreadable(path, &cause.to_string())),
+        Some(version) => {
+            Err(unreadable(path, &format!("it is of version {version}, and this program knows {VERSION}")))
+        }
+        None => Err(unreadable(path, "it says no version")),
+    }
+}
+
+fn unreadable(path: &Path, why: &str) -> Failure {
+    let path = path.display();
+    Failure::new(
+        Class::State,
+        format!(
+            "{path} is no state file that this program can read: {why}; start the version that wrote it, or move it away: \
+             its device then stays as it is, and the log of the next start tells how to remove it"
+        ),
+    )
 }
 
 /// Makes room for a socket at `path`: a stale one of ours goes, anything else is left and refused. Only to be called with the
@@ -226,6 +359,51 @@ mod tests {
         symlink(&victim, path.join("lock")).unwrap();
         assert_eq!(StateDir::lock(&path).err().unwrap().class, Class::UnsafePath);
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    fn record(name: &str) -> Record {
+        let status = serde_json::json!({
+            "name": name, "state": "live", "id": 3, "node": "/dev/ublkb3", "link": "/dev/ublk-throttle/d", "size": 512,
+            "backend": "null", "path": null, "group": null, "weight": 100, "limits": {}, "read_only": false, "queues": 1,
+            "depth": 128, "held": 2, "held_ms_oldest": 0, "requests": 9, "errors": 0, "pid": 1, "nonce": 7,
+        });
+        let device = vec![("null".to_owned(), "512".to_owned())];
+        Record::new(serde_json::from_value(status).unwrap(), device.clone(), Some(device), Some((1, u64::MAX)))
+    }
+
+    #[test]
+    fn what_is_written_down_is_read_again() {
+        let path = scratch("records");
+        let state_dir = StateDir::lock(&path).unwrap();
+        assert_eq!((state_dir.records().unwrap(), state_dir.groups().unwrap()), (Vec::new(), None));
+        let (record, groups) = (record("d"), GroupsRecord::new("{}".to_owned(), String::new()));
+        state_dir.write(&record).unwrap();
+        state_dir.write_groups(&groups).unwrap();
+        assert_eq!((state_dir.records().unwrap(), state_dir.groups().unwrap()), (vec![record], Some(groups)));
+        assert_eq!(read(&path).unwrap().unwrap()[0].state, "unserved");
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn what_we_did_not_write_is_refused_with_what_to_do() {
+        // Half of a file, another version, a device under another's name: nothing is made of what may be in it.
+        let path = scratch("broken");
+        let state_dir = StateDir::lock(&path).unwrap();
+        state_dir.write(&record("d")).unwrap();
+        let file = path.join("d.device.json");
+        let sound = fs::read_to_string(&file).unwrap();
+        let newer = sound.replace("\"version\":1", "\"version\":2");
+        let other = sound.replace("\"name\":\"d\"", "\"name\":\"e\"");
+        for text in ["", "\0garbage", &sound[..sound.len() / 2], "{}", &newer, &other] {
+            fs::write(&file, text).unwrap();
+            let refused = state_dir.records().unwrap_err();
+            assert_eq!(refused.class, Class::State, "{text}");
+            assert!(refused.message.contains("move it away"), "{}", refused.message);
+        }
+        fs::remove_file(&file).unwrap();
+        symlink(path.join("lock"), &file).unwrap();
+        assert_eq!(state_dir.records().unwrap_err().class, Class::UnsafePath);
         fs::remove_dir_all(&path).unwrap();
     }
 

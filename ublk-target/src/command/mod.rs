@@ -23,7 +23,7 @@ use crate::daemon;
 use crate::error::{Class, Failure, Outcome};
 use crate::flags::{Command, Flags};
 use crate::helper::{self, Errand, Target};
-use crate::log;
+use crate::{log, watcher};
 
 /// Runs the command line of this process; the exit code.
 pub fn main() -> u8 {
@@ -46,12 +46,16 @@ pub fn main() -> u8 {
         Command::Man { command } => manual::page(command.as_deref()),
         Command::Completions { shell } => manual::completions(shell),
         Command::HelpStart { id, nonce, server } => return helper::run(Target { id, nonce }, Errand::Start { server }),
+        Command::HelpRecover { id, nonce, server } => {
+            return helper::run(Target { id, nonce }, Errand::Recover { server });
+        }
         Command::HelpStop { id, nonce, force } => {
             return helper::run(Target { id, nonce }, Errand::Stop { is_forced: force });
         }
         Command::HelpResize { id, nonce, size, shrink } => {
             return helper::run(Target { id, nonce }, Errand::Resize { size, is_shrinking: shrink });
         }
+        Command::HelpWatch => return watcher::run(),
         Command::HelpDel { id, nonce } => return helper::run(Target { id, nonce }, Errand::Delete),
     };
     match outcome {

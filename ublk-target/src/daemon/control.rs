@@ -25,18 +25,20 @@ use tokio::time::Instant;
 use ublk_throttle_config::{Config, Device as Description};
 
 use super::claims::Claims;
+use super::keeper::Keeper;
 use super::signals::{self, Asked};
 use super::socket::Socket;
 use super::table::{Entry, Origin, Placed, Table};
-use super::{add, del, notify, reload, server, set, stats};
+use super::{add, del, notify, recover, reload, server, set, stats};
 use crate::clock;
-use crate::device::{Device, Notice, Removal, Surroundings, traces};
+use crate::device::{Beginning as Begun, Device, Notice, Removal, Surroundings, traces};
 use crate::error::{Class, Failure, Outcome};
 use crate::groups;
 use crate::helper::{Errand, Helper};
 use crate::log;
 use crate::protocol::{self, Command};
 use crate::state_dir::StateDir;
+use crate::watcher::Watcher;
 
 /// How old an answer may be that was written for somebody else: a flood of questions costs one look.
 const TOLD_AGE: Duration = Duration::from_millis(20);
@@ -68,6 +70,8 @@ pub struct Daemon {
     /// Rung when a device has gone.
     pub gone: Notify,
     state_dir: Arc<StateDir>,
+    keeper: Keeper,
+    watcher: Arc<Watcher>,
     events: UnboundedSender<Event>,
     phase: Cell<Phase>,
     pub claims: Claims,
@@ -148,25 +152,35 @@ impl Daemon {
     pub fn start(&self, new: Description, origin: Origin) -> Outcome<oneshot::Receiver<Outcome<()>>> {
         let (waiter, outcome) = oneshot::channel();
         let what = format!("device={} state=adding backend={}", new.name, new.backend.kind());
-        self.insert(new, origin, Some(waiter))?;
+        let entry = (origin == Origin::File).then(|| new.clone());
+        self.insert(Begun { description: new, entry, left: None }, Some(waiter))?;
         // Its thread runs: `started` or `failed` will follow.
         log::info(what);
         Ok(outcome)
     }
 
-    fn insert(&self, new: Description, origin: Origin, waiter: Option<super::table::Waiter>) -> Outcome<()> {
-        let group = self.table.borrow().place(new.group.as_deref())?;
+    fn insert(&self, begun: Begun, waiter: Option<super::table::Waiter>) -> Outcome<()> {
+        let described = begun.description.clone();
+        let group = self.table.borrow().place(described.group.as_deref())?;
         let events = self.events.clone();
         let surroundings = Surroundings {
             throttle: Arc::clone(&self.throttle),
             group,
+            watcher: Arc::clone(&self.watcher),
             state_dir: Arc::clone(&self.state_dir),
             notify: Box::new(move |notice| drop(events.send(Event::Device(notice)))),
         };
-        let device = Device::start(new.clone(), surroundings)?;
-        let entry = Entry { device, described: new, origin, waiter, is_starting: true };
+        let origin = if begun.entry.is_some() { Origin::File } else { Origin::Command };
+        let is_taken_up = begun.left.is_some();
+        let device = Device::start(begun, surroundings)?;
+        let entry = Entry { device, described, origin, waiter, is_starting: true, is_taken_up };
         self.table.borrow_mut().devices.insert(entry.described.name.clone(), entry);
         Ok(())
+    }
+
+    /// Has the groups written down as they are in force.
+    pub fn keep_groups(&self, table: &Table) {
+        self.keeper.keep(table.groups_record());
     }
 
     /// Waits until a device that has said that it is gone is in the table no more, so that its name is free.
@@ -202,20 +216,31 @@ impl Daemon {
         self.table.borrow().devices.is_empty()
     }
 
-    /// Makes the groups and starts the devices of the configuration.
-    fn begin(&self, config: Config) -> Outcome<()> {
+    /// Makes the groups, and starts the devices or takes them up.
+    fn begin(&self, config: &Config, plan: recover::Plan) -> Outcome<()> {
         {
             let mut table = self.table.borrow_mut();
             (table.memory_max, table.readers) = (config.memory_max, config.readers.clone());
-            let ids = groups::make(&config, &self.throttle, clock::now())?;
-            let placed = |group: &ublk_throttle_config::Group| Placed {
-                group: group.clone(),
+            let groups = plan.groups.iter().map(|(group, _)| group.clone()).collect();
+            let all = Config { groups, ..Config::default() };
+            let ids = groups::make(&all, &self.throttle, clock::now())?;
+            let placed = |(group, is_of_file): (ublk_throttle_config::Group, bool)| Placed {
                 id: ids[&group.name],
-                origin: Origin::File,
+                entry: config.group(&group.name).cloned(),
+                group,
+                origin: if is_of_file { Origin::File } else { Origin::Command },
             };
-            table.groups = config.groups.iter().map(placed).collect();
+            table.groups = plan.groups.into_iter().map(placed).collect();
+            self.keep_groups(&table);
         }
-        config.devices.into_iter().try_for_each(|device| self.insert(device, Origin::File, None))
+        // Those whose users wait come first.
+        let (left, new): (Vec<_>, Vec<_>) = plan.devices.into_iter().partition(|device| device.left.is_some());
+        left.into_iter().chain(new).try_for_each(|device| self.insert(device, None))
+    }
+
+    /// Whether users of a device were waiting for this daemon.
+    fn has_taken_up(&self) -> bool {
+        self.table.borrow().devices.values().any(|entry| entry.is_taken_up)
     }
 
     /// A notice of a device; the failure of one that the daemon needs for its own start.
@@ -232,12 +257,30 @@ impl Daemon {
                 self.listed.replace(None);
                 None
             }
+            Notice::Recovering(name) => {
+                let mut table = self.table.borrow_mut();
+                // The others are not held up by it.
+                table.devices.get_mut(&name)?.is_starting = false;
+                self.listed.replace(None);
+                None
+            }
+            Notice::Lost(name) => {
+                let entry = self.forget(&name)?;
+                let described = entry.device.standing().entry.clone()?;
+                if self.phase.get() == Phase::Stopping {
+                    return None;
+                }
+                // The file wants one of that name.
+                let begun = Begun { description: described.clone(), entry: Some(described), left: None };
+                self.insert(begun, None).err()
+            }
             Notice::Failed(name, cause) => {
                 let waiter = self.forget(&name).and_then(|entry| entry.waiter);
                 match waiter {
                     None => {
                         log::error(&cause);
-                        Some(cause)
+                        // What others have been waiting for since the last daemon died is not taken away for its sake.
+                        (!self.has_taken_up()).then_some(cause)
                     }
                     Some(waiter) => {
                         log::info(format_args!("device={name} state=failed {}: {}", cause.class.name(), cause.message));
@@ -304,6 +347,7 @@ fn to_json(facts: &impl Serialize) -> Rc<str> {
 /// What [`serve`] begins with.
 pub struct Beginning {
     pub config: Config,
+    pub plan: recover::Plan,
     pub config_path: PathBuf,
     pub state_dir: Arc<StateDir>,
     pub socket: Socket,
@@ -311,7 +355,7 @@ pub struct Beginning {
 
 /// Serves until every device has been removed, after a signal or a failed start.
 pub async fn serve(beginning: Beginning) -> Outcome<()> {
-    let Beginning { config, config_path, state_dir, socket } = beginning;
+    let Beginning { config, plan, config_path, state_dir, socket } = beginning;
     let (sender, mut events) = unbounded_channel();
     let listener = socket.listen()?;
     let signals = sender.clone();
@@ -322,6 +366,8 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         socket,
         config: config_path,
         gone: Notify::new(),
+        keeper: Keeper::start(Arc::clone(&state_dir))?,
+        watcher: Arc::default(),
         state_dir,
         events: sender,
         phase: Cell::new(Phase::Starting),
@@ -339,9 +385,13 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
             }
         });
     }
-    let mut failure = daemon.begin(config).err();
+    let mut failure = daemon.begin(&config, plan).err();
     if let Some(failure) = &failure {
         log::error(failure);
+        if daemon.has_taken_up() {
+            // Their users wait on, for a daemon that can begin.
+            std::process::exit(failure.class.exit().into());
+        }
         daemon.phase.set(Phase::Stopping);
         daemon.remove_all();
     }
@@ -381,6 +431,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         }
     }
     daemon.socket.remove();
+    daemon.keeper.end(&daemon.state_dir);
     // Not by returning: the reads of signals and clients that are under way have nobody left to wait for.
     std::process::exit(failure.map_or(0, |failure| failure.class.exit().into()));
 }

@@ -57,6 +57,7 @@ pub fn group(daemon: &Rc<Daemon>, wanted: &str) -> Outcome<Value> {
         Failure::new(Class::GroupInUse, format!("group {name:?}: {cause}; try again when they have gone"))
     })?;
     table.groups.retain(|placed| placed.id != id);
+    daemon.keep_groups(&table);
     log::info(format_args!("group={name} state=removed"));
     Ok(json!({ "group": name }))
 }

@@ -11,11 +11,13 @@ mod budget;
 mod claims;
 mod control;
 mod del;
+mod keeper;
 mod lines;
 mod notify;
 mod odd;
 mod peers;
 mod process;
+mod recover;
 mod reload;
 mod seats;
 mod server;
@@ -23,7 +25,6 @@ mod set;
 mod signals;
 mod socket;
 pub mod stats;
-mod sweep;
 mod table;
 
 use std::path::Path;
@@ -54,11 +55,17 @@ pub fn run(config: &Path, place: &Place) -> Outcome<()> {
     clear_socket(&place.socket())?;
     process::prepare()?;
     log::never_wait();
-    sweep::sweep(&state_dir, &place.state_dir)?;
+    let plan = recover::plan(&state_dir, &config)?;
     let socket = Socket::new(place.socket(), place.state_dir.clone(), readers);
     // Room for an answer to every client at once.
     let mut ring = tokio_uring::builder();
-    ring.entries(seats::SEATS as u32 * 2).start(control::serve(Beginning { config, config_path, state_dir, socket }))
+    ring.entries(seats::SEATS as u32 * 2).start(control::serve(Beginning {
+        config,
+        plan,
+        config_path,
+        state_dir,
+        socket,
+    }))
 }
 
 fn check_rights() -> Outcome<()> {

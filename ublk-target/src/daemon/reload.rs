@@ -300,6 +300,7 @@ async fn carry_out(
     }
     remove_devices(daemon, plan, deadline, &mut left).await;
     remove_groups(daemon, plan, &mut left);
+    daemon.keep_groups(&daemon.table.borrow());
     Ok(left)
 }
 
@@ -312,7 +313,7 @@ fn make_groups(daemon: &Daemon, groups: &[Group]) -> Outcome<Vec<GroupId>> {
         let id =
             daemon.throttle.add_group(&options, clock::now()).map_err(|cause| set::misplaced(&group.name, cause))?;
         let group = Group { parent: None, ..group.clone() };
-        table.groups.push(Placed { group, id, origin: Origin::File });
+        table.groups.push(Placed { group, id, origin: Origin::File, entry: None });
         made.push(id);
     }
     Ok(made)
@@ -404,6 +405,7 @@ fn apply(daemon: &Daemon, to: &Config, plan: &Plan) -> Outcome<()> {
         }
     }
     write_down(&mut table, to);
+    daemon.keep_groups(&table);
     Ok(())
 }
 
@@ -414,12 +416,17 @@ fn write_down(table: &mut Table, to: &Config) {
         if let Some(group) = groups.get(placed.group.name.as_str()) {
             placed.group = (*group).clone();
             placed.origin = Origin::File;
+            placed.entry = Some((*group).clone());
         }
     }
     for device in &to.devices {
         if let Some(entry) = table.devices.get_mut(&device.name) {
             entry.described.line = device.line;
             entry.origin = Origin::File;
+            let before = entry.device.standing().entry.replace(device.clone());
+            if before.as_ref().is_none_or(|before| before.settings() != device.settings()) {
+                entry.device.note_change();
+            }
         }
     }
     table.memory_max = to.memory_max;

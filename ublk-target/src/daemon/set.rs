@@ -20,8 +20,9 @@ use super::add::refused;
 use super::claims::Name;
 use super::control::Daemon;
 use super::odd;
-use super::table::{Origin, Placed, Table, set_size};
+use super::table::{Origin, Placed, Table};
 use crate::clock;
+use crate::device::set_size;
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
 use crate::settings::Settings;
@@ -34,6 +35,7 @@ pub fn group(daemon: &Rc<Daemon>, name: &str, settings: &Settings, create: bool)
     } else {
         (change_a_group(daemon, &mut table, name, settings)?, "changed")
     };
+    daemon.keep_groups(&table);
     log::info(format!("group={name} state={word} {}", words(settings)).trim_end());
     let odd = odd::group(&table.whole(), name, given, settings.get("parent").is_some());
     let listing = table.listing();
@@ -46,7 +48,7 @@ fn make_group(daemon: &Daemon, table: &mut Table, name: &str, settings: &Setting
     let options =
         GroupOptions { limits: new.limits, parent: place(table, &new)?, weight: new.weight, charges: new.charges };
     let id = daemon.throttle.add_group(&options, clock::now()).map_err(|cause| misplaced(name, cause))?;
-    table.groups.push(Placed { group: new, id, origin: Origin::Command });
+    table.groups.push(Placed { group: new, id, origin: Origin::Command, entry: None });
     Ok(given)
 }
 
@@ -191,7 +193,7 @@ fn expect_some(settings: &Settings) -> Outcome<()> {
 pub fn expect_staying(table: &Table, name: &str) -> Outcome<()> {
     let entry = table.devices.get(name).ok_or_else(|| going(name))?;
     match entry.device.status().state.as_str() {
-        "starting" | "live" => Ok(()),
+        "starting" | "recovering" | "live" => Ok(()),
         _ => Err(going(name)),
     }
 }

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Number;
 use throttle_core::group::GroupId;
 use tokio::sync::oneshot;
-use ublk_throttle_config::{Backend, Config, Device as Description, Group, nearest};
+use ublk_throttle_config::{Config, Device as Description, Group, nearest, write_groups};
 
 use crate::device::{Device, Status, limits};
 use crate::error::{Class, Failure, Outcome};
+use crate::state_dir::GroupsRecord;
 
 /// What `list` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,6 +80,8 @@ pub struct Entry {
     /// Until it is live: who waits for that. None for those of the daemon's own start.
     pub waiter: Option<Waiter>,
     pub is_starting: bool,
+    /// Left behind by an earlier daemon: its users wait for this one, whatever becomes of the other devices.
+    pub is_taken_up: bool,
 }
 
 impl Entry {
@@ -100,6 +103,8 @@ pub struct Placed {
     pub group: Group,
     pub id: GroupId,
     pub origin: Origin,
+    /// As the file of the configuration has it, if it does.
+    pub entry: Option<Group>,
 }
 
 /// All of them. Used by one thread; nothing in it is kept across a wait.
@@ -179,7 +184,7 @@ impl Table {
         let name = &new.name;
         if let Some(entry) = self.devices.get(name) {
             let status = entry.device.status();
-            let is_there = entry.is_starting || status.state == "live";
+            let is_there = entry.is_starting || ["live", "recovering"].contains(&status.state.as_str());
             let class = if is_there { Class::Exists } else { Class::Conflict };
             let cure = if is_there { "choose another name, or `del` it first" } else { "try again when it has gone" };
             return Err(Failure::new(class, format!("device {name:?} exists and is {}; {cure}", status.state)));
@@ -213,6 +218,13 @@ impl Table {
         }
     }
 
+    /// What the next daemon would need to know of the groups.
+    pub fn groups_record(&self) -> GroupsRecord {
+        let groups: Vec<Group> = self.groups.iter().map(|placed| placed.group.clone()).collect();
+        let entries: Vec<Group> = self.groups.iter().filter_map(|placed| placed.entry.clone()).collect();
+        GroupsRecord::new(write_groups(&groups), write_groups(&entries))
+    }
+
     /// What is in force, as a configuration: what came from the file, and what `with` names too.
     pub fn in_force(&self, with: &Config) -> Config {
         self.described(
@@ -235,15 +247,6 @@ impl Table {
             memory_max: self.memory_max,
             readers: self.readers.clone(),
         }
-    }
-}
-
-/// What a device was made with, after a resize.
-pub fn set_size(described: &mut Description, bytes: u64) {
-    match &mut described.backend {
-        Backend::File { size, .. } => *size = Some(bytes),
-        Backend::Memory { size } | Backend::Null { size } => *size = bytes,
-        Backend::Block { .. } => {}
     }
 }
 

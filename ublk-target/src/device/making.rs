@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use ublk_throttle_config::REQUEST_BYTES_MAX;
+use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX};
 
 use super::thread::DeviceThread;
 use super::{Made, Message, State, thread_name, traces};
@@ -31,7 +31,7 @@ use crate::ublk::{DeviceInfo, Owner};
 /// Until every queue thread has offered its tags. It takes milliseconds; a kernel that does not answer must not hang us.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// Until START has returned: on some kernels it reads the partition table, from our backend.
-const START_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 /// Until the node has appeared.
 const NODE_LIMIT: Duration = Duration::from_secs(5);
 /// A device without a new request for so long has been scanned for partitions, by the kernel and by udev.
@@ -76,15 +76,21 @@ impl DeviceThread {
 
     fn add(&mut self, control: &mut Control) -> Outcome<DeviceInfo> {
         let description = &self.shared.description;
-        let nonce = nonce();
+        let nonce = self.shared.nonce;
+        // Before the kernel knows it: a daemon killed in between leaves a device that is found by what is written here.
+        self.write_state();
         let wanted = NewDevice {
             id: description.id,
             queues: description.queues,
             depth: description.depth,
             request_bytes_max: REQUEST_BYTES_MAX,
+            is_recoverable: description.on_crash == OnCrash::Requeue,
             owner: Owner::ours(nonce),
         };
-        let info = control.add(&wanted).map_err(|errno| self.refused(control, errno))?;
+        let info = control.add(&wanted).map_err(|errno| {
+            self.surroundings.state_dir.forget(self.name());
+            self.refused(control, errno)
+        })?;
         self.target = Some(Target { id: info.id, nonce });
         if info.queues != description.queues {
             log::warn(
@@ -100,9 +106,8 @@ impl DeviceThread {
             handles.push(Handle::new()?);
         }
         self.shared.standing().size = self.backend.as_ref().map(|backend| backend.geometry().usable_size());
-        let made = Made { id: info.id, nonce, queues: handles, depth: info.depth };
+        let made = Made { id: info.id, queues: handles, depth: info.depth };
         assert!(self.shared.made.set(made).is_ok(), "a device is made once");
-        // Now, not at the end: a daemon killed during the start leaves a device too.
         self.write_state();
         Ok(info)
     }
@@ -114,7 +119,12 @@ impl DeviceThread {
         refusal(errno, id, owner)
     }
 
-    fn start_queues(&mut self, control: &mut Control, info: &DeviceInfo, backend: &Arc<dyn Backend>) -> Outcome<()> {
+    pub(super) fn start_queues(
+        &mut self,
+        control: &mut Control,
+        info: &DeviceInfo,
+        backend: &Arc<dyn Backend>,
+    ) -> Outcome<()> {
         let member = self.member().expect("it leaves the throttle after its queues");
         for id in 0..info.queues {
             let inbox = Mutex::new(self.inbox.clone());
@@ -160,6 +170,11 @@ impl DeviceThread {
         self.is_start_sent = true;
         let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
         self.finish(helper, START_LIMIT, "START")?;
+        self.publish(target)
+    }
+
+    /// Waits for the node, and gives it its stable name.
+    pub(super) fn publish(&mut self, target: Target) -> Outcome<()> {
         if !self.wait(NODE_LIMIT, |_| traces::has_node(target.id)) {
             let what = format!(
                 "{} did not appear within {NODE_LIMIT:?}; is devtmpfs or udev at work?",
@@ -188,11 +203,11 @@ impl DeviceThread {
         self.shared.set_state(State::Live);
     }
 
-    pub(super) fn announce(&mut self) {
+    pub(super) fn announce(&mut self, how: &str) {
         self.write_state();
         let made = self.made();
         log::info(format_args!(
-            "device={} state=started node={} queues={} depth={} size={}",
+            "device={} state={how} node={} queues={} depth={} size={}",
             self.name(),
             traces::node(made.id),
             made.queues.len(),
@@ -203,7 +218,7 @@ impl DeviceThread {
 
     /// A daemon that cannot write its state serves all the same.
     pub(super) fn write_state(&self) {
-        if let Err(failure) = self.surroundings.state_dir.write(&self.shared.status()) {
+        if let Err(failure) = self.surroundings.state_dir.write(&self.shared.record()) {
             log::warn("W-STATE", format_args!("device={} {}", self.name(), failure.message));
         }
     }
@@ -234,7 +249,7 @@ fn spare_descriptors(queues: u16) -> Outcome<()> {
 }
 
 /// Tells this device from every other that had or will have its id. Uniqueness is enough, it is no secret.
-fn nonce() -> u32 {
+pub(super) fn nonce() -> u32 {
     use std::hash::{BuildHasher, Hasher};
     // Seeded by the system for each value.
     std::hash::RandomState::new().build_hasher().finish() as u32

@@ -1,6 +1,7 @@
 //! A device, from configuration to its last trace: one thread that makes it, watches it and removes it.
 //!
 //! ```text
+//!   Recovering ───┐
 //!   Starting ──► Live ──► Draining ──► Stopping ──► Reaping ──► Gone
 //!      │          │ del, SIGTERM        ▲ helper: STOP             ▲ helper: DEL
 //!      │          └─ stopped by others ─┴──────────► (Reaping) ────┤
@@ -10,6 +11,7 @@
 //! | state | requests | what is waited for |
 //! | --- | --- | --- |
 //! | Starting | let through, uncharged | queues ready, START, node, the end of the partition scan |
+//! | Recovering | wait in the kernel | the kernel to be done with the old daemon, the backend, the queues |
 //! | Live | limited | a removal |
 //! | Draining | let through, uncharged | held ones, charged up to a bound, let go by their own threads |
 //! | Stopping | let through, uncharged, until aborted | STOP (in a helper), then the queue threads |
@@ -20,6 +22,7 @@
 //! device closed before DEL, which waits for that.
 
 mod making;
+mod recovery;
 mod removal;
 mod resize;
 mod standing;
@@ -36,7 +39,7 @@ use std::thread::JoinHandle;
 
 use throttle_core::group::{GroupId, MemberOptions};
 use throttle_core::throttle::Throttle;
-use ublk_throttle_config::Device as Description;
+use ublk_throttle_config::{Backend, Device as Description};
 
 pub use standing::Standing;
 pub use stats::{DeviceStats, OperationStats};
@@ -47,12 +50,15 @@ use crate::clock;
 use crate::error::{Class, OrFail, Outcome};
 use crate::queue;
 use crate::state_dir::StateDir;
+use crate::watcher::Watcher;
 
 /// Where in its life a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Being made.
     Starting,
+    /// Left behind by an earlier daemon, and being taken up.
+    Recovering,
     /// Serving.
     Live,
     /// Letting go of what it holds.
@@ -66,12 +72,14 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 6] = [Self::Starting, Self::Live, Self::Draining, Self::Stopping, Self::Reaping, Self::Gone];
+    const ALL: [Self; 7] =
+        [Self::Starting, Self::Recovering, Self::Live, Self::Draining, Self::Stopping, Self::Reaping, Self::Gone];
 
     /// The word for log and list.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
+            Self::Recovering => "recovering",
             Self::Live => "live",
             Self::Draining => "draining",
             Self::Stopping => "stopping",
@@ -104,6 +112,8 @@ enum Message {
     Queue(queue::Report),
     Remove(Removal),
     Changed,
+    /// Somebody else is stopping it.
+    Stopped,
     Resize(u64, Answer<u64>),
 }
 
@@ -114,8 +124,12 @@ pub enum Notice {
     Live(String),
     /// It could not be made; nothing of it is left.
     Failed(String, crate::error::Failure),
+    /// It was left behind, and cannot be served yet; that is tried again until it can.
+    Recovering(String),
     /// It has been removed.
     Gone(String),
+    /// It was left behind, and removed by somebody else before it could be taken up.
+    Lost(String),
 }
 
 /// What the thread of a device shows of it.
@@ -123,6 +137,8 @@ struct Shared {
     description: Description,
     throttle: Arc<Throttle>,
     state: AtomicU8,
+    /// What ADD stores with it; drawn before, so that whoever finds the state file finds the device.
+    nonce: u32,
     made: OnceLock<Made>,
     /// Device and inode number of the file behind it, if there is one.
     identity: OnceLock<(u64, u64)>,
@@ -133,7 +149,6 @@ struct Shared {
 /// What is known once the kernel has made it.
 struct Made {
     id: u32,
-    nonce: u32,
     queues: Vec<Arc<queue::Handle>>,
     depth: u16,
 }
@@ -158,10 +173,31 @@ pub struct Surroundings {
     pub throttle: Arc<Throttle>,
     /// The group of the device there.
     pub group: Option<GroupId>,
+    /// Who tells whether somebody else stops it.
+    pub watcher: Arc<Watcher>,
     /// Where its state file goes.
     pub state_dir: Arc<StateDir>,
     /// Tells the daemon.
     pub notify: Box<dyn Fn(Notice) + Send>,
+}
+
+/// A device to be made, or to be taken up.
+pub struct Beginning {
+    /// As it is to be in force.
+    pub description: Description,
+    /// As the file of the configuration has it, if it does.
+    pub entry: Option<Description>,
+    /// What an earlier daemon left of it.
+    pub left: Option<LeftBehind>,
+}
+
+/// A device without a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Which one.
+    pub target: crate::helper::Target,
+    /// Device and inode number of the file that was behind it.
+    pub identity: Option<(u64, u64)>,
 }
 
 /// A device, as the control thread holds it.
@@ -175,22 +211,25 @@ impl Device {
     /// Starts the thread that makes the device. [`Notice::Live`] or [`Notice::Failed`] follows.
     ///
     /// Its place in the throttle it has from here on, so that nobody takes its group away meanwhile.
-    pub fn start(description: Description, surroundings: Surroundings) -> Outcome<Self> {
+    pub fn start(beginning: Beginning, surroundings: Surroundings) -> Outcome<Self> {
+        let Beginning { description, entry, left } = beginning;
         let name = description.name.clone();
         let throttle = Arc::clone(&surroundings.throttle);
         let (limits, weight) = (description.limits, description.weight);
         let member = throttle.join(&MemberOptions { limits, group: surroundings.group, weight }, clock::now());
         let group = description.group.clone();
+        let state = if left.is_some() { State::Recovering } else { State::Starting };
         let shared = Arc::new(Shared {
             description,
             throttle: Arc::clone(&surroundings.throttle),
-            state: AtomicU8::new(State::Starting as u8),
+            state: AtomicU8::new(state as u8),
+            nonce: left.as_ref().map_or_else(making::nonce, |left| left.target.nonce),
             made: OnceLock::new(),
             identity: OnceLock::new(),
-            standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None }),
+            standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None, entry }),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
-        let body = thread::DeviceThread::new(Arc::clone(&shared), surroundings, inbox.clone(), messages);
+        let body = thread::DeviceThread::new(Arc::clone(&shared), surroundings, left, inbox.clone(), messages);
         let thread = std::thread::Builder::new()
             .name(thread_name(&name, None))
             .spawn(move || body.run())
@@ -268,7 +307,7 @@ impl Device {
     /// The device and what would have to be deleted if the daemon ended now.
     pub fn remains(&self) -> Option<crate::helper::Target> {
         let made = self.shared.made.get()?;
-        (self.shared.state() != State::Gone).then_some(crate::helper::Target { id: made.id, nonce: made.nonce })
+        (self.shared.state() != State::Gone).then_some(crate::helper::Target { id: made.id, nonce: self.shared.nonce })
     }
 
     /// Waits for the end of a thread that has announced it.
@@ -277,6 +316,15 @@ impl Device {
             // A panic there has ended the whole process.
             let _ = thread.join();
         }
+    }
+}
+
+/// What a device was made with, after a resize.
+pub fn set_size(described: &mut Description, bytes: u64) {
+    match &mut described.backend {
+        Backend::File { size, .. } => *size = Some(bytes),
+        Backend::Memory { size } | Backend::Null { size } => *size = bytes,
+        Backend::Block { .. } => {}
     }
 }
 

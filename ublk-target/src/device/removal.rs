@@ -14,11 +14,14 @@
 //!
 //! Whoever asked is answered before that ([`super::thread`]).
 
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ublk_throttle_config::OnCrash;
+
 use super::thread::DeviceThread;
-use super::{State, traces};
+use super::{Message, State, traces};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target, Word};
@@ -27,7 +30,7 @@ use crate::log;
 /// How long a helper may look for who keeps the id of a deleted device.
 const DELETE_LIMIT: Duration = Duration::from_secs(2);
 /// How often a device that is busy is looked at for the sign of a foreign STOP.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(50);
 
 impl DeviceThread {
     /// Until the device has been stopped, by us or by somebody else.
@@ -39,7 +42,7 @@ impl DeviceThread {
                 return;
             }
             let is_watching = self.is_watched.load(Ordering::Acquire);
-            if self.is_ending || (is_watching && self.watch(&mut fetched)) {
+            if self.is_ending || self.is_stopped || (is_watching && self.watch(&mut fetched)) {
                 return self.follow_foreign_stop();
             }
             if let Some((size, answer)) = self.resizes.pop_front() {
@@ -53,11 +56,15 @@ impl DeviceThread {
     /// While a request is with us, held or at the backend: whether the kernel is taking the disk down behind our back.
     fn watch(&mut self, fetched: &mut u64) -> bool {
         let is_busy = |this: &Self| this.made().queues.iter().any(|queue| queue.is_busy());
+        let before = std::mem::replace(fetched, self.fetched());
         if is_busy(self) {
+            // A STOP of a disk that outlives its daemon lets nothing new through.
+            if before == *fetched && self.shared.description.on_crash == OnCrash::Requeue {
+                self.ask_watcher();
+            }
             return self.is_taken_down();
         }
         // Between two requests of a stream it stays, or each of them would begin it anew.
-        let before = std::mem::replace(fetched, self.fetched());
         if before == *fetched {
             // First that, then the look: a queue that became busy before saw somebody watching, and said nothing.
             self.is_watched.store(false, Ordering::SeqCst);
@@ -66,6 +73,21 @@ impl DeviceThread {
             }
         }
         false
+    }
+
+    /// Somebody who stops a disk that outlives its daemon gives no other sign while requests are with us.
+    fn ask_watcher(&self) {
+        let Some(target) = self.target else { return };
+        // Where the kernel shows it, the question is only asked when it is called for. Other things quiesce a queue, too.
+        if traces::is_quiesced(target.id) == Some(false) {
+            return;
+        }
+        let inbox = Mutex::new(self.inbox.clone());
+        let tell = move || {
+            // A device that has gone meanwhile need not know.
+            let _ = inbox.lock().expect("used by one thread").send(Message::Stopped);
+        };
+        self.surroundings.watcher.ask(target.id, Box::new(tell));
     }
 
     /// Another ublk client stopped the device: let go of what is held, and serve until the last abort.
@@ -79,7 +101,7 @@ impl DeviceThread {
     }
 
     /// Goes through with a removal as far as STOP; false if the device is in use and lives on.
-    fn remove(&mut self) -> bool {
+    pub(super) fn remove(&mut self) -> bool {
         match self.stop(self.is_forced()) {
             Ok(()) => true,
             Err(failure) if self.is_taken_down() => {
@@ -160,7 +182,7 @@ impl DeviceThread {
 
     /// Whether somebody else stops it: its queues have seen an abort, or there is the sign before that.
     fn is_taken_down(&self) -> bool {
-        self.is_ending || self.target.is_some_and(|target| traces::disk_is_going(target.id))
+        self.is_ending || self.is_stopped || self.target.is_some_and(|target| traces::disk_is_going(target.id))
     }
 
     /// Waits for the end of the write-back; if it is or becomes a forced one, not for longer than that may take.
@@ -171,7 +193,8 @@ impl DeviceThread {
         }
         loop {
             // Somebody else's STOP waits for the same requests, and must not.
-            let is_urgent = |this: &Self| this.is_forced() || this.is_taken_down();
+            // Without queues nobody serves what is being written back.
+            let is_urgent = |this: &Self| this.is_forced() || this.is_taken_down() || this.queues.is_empty();
             let said = self.hear_unless(helper, WRITING, |this| !is_forced && is_urgent(this));
             if said.is_some() || is_forced || !is_urgent(self) {
                 return said;

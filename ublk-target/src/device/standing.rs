@@ -12,6 +12,7 @@
 
 use throttle_core::group::MemberId;
 use throttle_core::limits::Limits;
+use ublk_throttle_config::Device as Description;
 
 /// What is in force for a device at the moment.
 #[derive(Clone, Debug)]
@@ -26,4 +27,6 @@ pub struct Standing {
     pub limits: Limits,
     /// Bytes, once the kernel has made it.
     pub size: Option<u64>,
+    /// As the file of the configuration has it; none if a command made it, and then no reload takes it away.
+    pub entry: Option<Description>,
 }

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Number;
 use throttle_core::limits::{LimitKind, Limits, SECOND_NS};
 
-use super::{Shared, State};
+use super::{Shared, State, set_size};
 use crate::clock;
 use crate::queue::{Handle, counters};
+use crate::state_dir::Record;
 
 /// A device in facts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,8 +95,24 @@ impl Shared {
             requests: sum(Handle::fetched),
             errors: sum(|queue| queue.counters.errors()),
             pid: std::process::id(),
-            nonce: made.map(|made| made.nonce),
+            nonce: Some(self.nonce),
         }
+    }
+
+    /// What the next daemon would need.
+    pub(super) fn record(&self) -> Record {
+        let status = self.status();
+        let standing = self.standing().clone();
+        let mut device = self.description.clone();
+        (device.group, device.weight, device.limits) = (standing.group, standing.weight, standing.limits);
+        // What the kernel has is cut to whole blocks; anything else is another size.
+        if let Some((wanted, size)) = device.backend.size().zip(standing.size)
+            && !(size..size + 4096).contains(&wanted)
+        {
+            set_size(&mut device, size);
+        }
+        let entry = standing.entry.map(|entry| entry.settings());
+        Record::new(status, device.settings(), entry, self.identity.get().copied())
     }
 
     pub(super) fn is_live(&self) -> bool {

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use throttle_core::group::MemberId;
 
-use super::{Made, Message, Notice, Removal, Removed, Shared, State, Surroundings};
+use super::recovery::TakenUp;
+use super::{LeftBehind, Made, Message, Notice, Removal, Removed, Shared, State, Surroundings};
 use crate::backend::Backend;
 use crate::error::{Class, Failure, Outcome};
 use crate::helper::{self, Answer, Errand, Helper, Target};
@@ -55,6 +56,8 @@ pub(super) struct Waiting {
 pub(super) struct DeviceThread {
     pub(super) shared: Arc<Shared>,
     pub(super) surroundings: Surroundings,
+    /// What an earlier daemon left of it.
+    left: Option<LeftBehind>,
     /// For the queue threads.
     pub(super) inbox: Sender<Message>,
     pub(super) messages: Receiver<Message>,
@@ -68,6 +71,8 @@ pub(super) struct DeviceThread {
     pub(super) ready: usize,
     pub(super) ended: usize,
     pub(super) is_ending: bool,
+    /// Somebody else waits in STOP for what is with us.
+    pub(super) is_stopped: bool,
     pub(super) queue_failure: Option<Failure>,
     pub(super) removals: Vec<Waiting>,
     pub(super) resizes: VecDeque<(u64, super::Answer<u64>)>,
@@ -87,16 +92,25 @@ pub(super) struct DeviceThread {
     pub(super) notes: Vec<String>,
 }
 
+/// How its life begins.
+enum Begun {
+    Live { is_recovered: bool },
+    Stopped,
+    Lost,
+}
+
 impl DeviceThread {
     pub(super) fn new(
         shared: Arc<Shared>,
         surroundings: Surroundings,
+        left: Option<LeftBehind>,
         inbox: Sender<Message>,
         messages: Receiver<Message>,
     ) -> Self {
         Self {
             shared,
             surroundings,
+            left,
             inbox,
             messages,
             backend: None,
@@ -107,6 +121,7 @@ impl DeviceThread {
             ready: 0,
             ended: 0,
             is_ending: false,
+            is_stopped: false,
             queue_failure: None,
             removals: Vec::new(),
             resizes: VecDeque::new(),
@@ -123,15 +138,23 @@ impl DeviceThread {
     /// The whole life.
     pub(super) fn run(mut self) {
         let name = self.name().to_owned();
-        match self.make() {
-            Ok(()) => {
-                self.announce();
+        match self.begin() {
+            Ok(Begun::Live { is_recovered }) => {
+                self.announce(if is_recovered { "recovered" } else { "started" });
                 (self.surroundings.notify)(Notice::Live(name.clone()));
                 self.live();
                 self.reap();
+                self.end();
+            }
+            Ok(Begun::Stopped) => {
+                self.reap();
+                self.end();
+            }
+            Ok(Begun::Lost) => {
+                self.surroundings.state_dir.forget(&name);
+                self.reap();
                 self.shared.set_state(State::Gone);
-                log::info(format_args!("device={name} state=gone"));
-                (self.surroundings.notify)(Notice::Gone(name));
+                (self.surroundings.notify)(Notice::Lost(name));
             }
             Err(failure) => {
                 self.undo();
@@ -145,6 +168,25 @@ impl DeviceThread {
         let note = (!self.notes.is_empty()).then(|| self.notes.join("; "));
         self.answer_removals(&Ok(Removed { note }));
         self.refuse_resizes();
+    }
+
+    /// Makes it, or takes it up.
+    fn begin(&mut self) -> Outcome<Begun> {
+        let Some(left) = self.left.take() else { return self.make().map(|()| Begun::Live { is_recovered: false }) };
+        match self.take_up(&left) {
+            TakenUp::Live => Ok(Begun::Live { is_recovered: true }),
+            TakenUp::Removed => Ok(Begun::Stopped),
+            TakenUp::Lost => {
+                log::warn("W-LOST", format_args!("device={} was removed while no daemon served it", self.name()));
+                Ok(Begun::Lost)
+            }
+        }
+    }
+
+    fn end(&self) {
+        self.shared.set_state(State::Gone);
+        log::info(format_args!("device={} state=gone", self.name()));
+        (self.surroundings.notify)(Notice::Gone(self.name().to_owned()));
     }
 
     pub(super) fn name(&self) -> &str {
@@ -281,6 +323,7 @@ impl DeviceThread {
                 }
             }
             Message::Remove(removal) => self.removals.push(Waiting { removal, since: Instant::now() }),
+            Message::Stopped => self.is_stopped = true,
             // Before it is made and after it has gone there is nothing to write about.
             Message::Changed if self.target.is_some() => self.write_state(),
             Message::Changed => {}

@@ -93,6 +93,12 @@ pub fn disk_is_going(id: u32) -> bool {
     }
 }
 
+/// Whether the kernel lets no new request of disk `id` through at the moment, where it shows that: it may be hidden.
+pub fn is_quiesced(id: u32) -> Option<bool> {
+    let state = fs::read_to_string(format!("/sys/kernel/debug/block/ublkb{id}/state")).ok()?;
+    Some(state.split('|').any(|flag| flag.trim() == "QUIESCED"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -96,6 +96,12 @@ impl Handle {
         }))
     }
 
+    /// For another thread, after the one of a device that was not started has ended.
+    pub fn reset(&self) {
+        self.must_leave.store(false, Ordering::Release);
+        self.is_busy.store(false, Ordering::SeqCst);
+    }
+
     /// Ends the thread of a device that was never started; afterwards only an abort by the kernel ends it.
     pub fn leave(&self) {
         self.must_leave.store(true, Ordering::Release);

@@ -5,8 +5,9 @@
 //!   dev_id u32 │ queue_id u16 │ len u16 │ addr u64 │ data u64 │ dev_path_len u16, pad │ reserved u32
 //! ```
 //!
-//! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES may be called by the daemon. START, STOP, DEL and UPDATE_SIZE
-//! only by a helper process: they can wait for requests that the daemon holds, and a process killed in such a wait never dies.
+//! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY, GET_FEATURES, and before a device serves GET_PARAMS and START_RECOVERY may be
+//! called by the daemon. START, END_RECOVERY, STOP, DEL and UPDATE_SIZE only by a helper process: they can wait for requests that
+//! the daemon holds, and a process killed in such a wait never dies.
 
 #![allow(unsafe_code, reason = "submission entries carry addresses; each buffer is ours and outlives its command")]
 
@@ -19,6 +20,7 @@ use libublk::sys;
 use nix::errno::Errno;
 use nix::sched::CpuSet;
 
+use super::params::Disk;
 use super::{DeviceInfo, Owner};
 use crate::error::{Class, Failure, OrFail, Outcome};
 
@@ -30,6 +32,9 @@ const SECTOR: u64 = 512;
 
 /// CPUs in an affinity mask: what `CpuSet` can hold.
 const CPUS_MAX: usize = 1024;
+
+/// What is in flight when the server dies is given to the next one. Without the second flag it would fail.
+const RECOVERABLE: u64 = (sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE) as u64;
 
 /// A handle on the driver.
 pub struct Control {
@@ -58,6 +63,8 @@ pub struct NewDevice {
     pub depth: u16,
     /// The longest read or write, in bytes.
     pub request_bytes_max: u32,
+    /// Whether the disk outlives its server: what is in flight then, and what comes, waits for the next one.
+    pub is_recoverable: bool,
     /// Our mark.
     pub owner: Owner,
 }
@@ -77,7 +84,7 @@ impl Control {
         Ok(u64::from_ne_bytes(bits))
     }
 
-    /// Makes a device: `/dev/ublkcN` appears. Flags 0: requests in flight fail when the daemon dies.
+    /// Makes a device: `/dev/ublkcN` appears. Without flags, requests in flight fail when the daemon dies, and the disk with them.
     pub fn add(&mut self, wanted: &NewDevice) -> Result<DeviceInfo, Errno> {
         let mut info = sys::ublksrv_ctrl_dev_info {
             nr_hw_queues: wanted.queues,
@@ -86,6 +93,7 @@ impl Control {
             dev_id: wanted.id.unwrap_or(u32::MAX),
             ublksrv_pid: std::process::id() as i32,
             ublksrv_flags: wanted.owner.bits(),
+            flags: if wanted.is_recoverable { RECOVERABLE } else { 0 },
             ..Default::default()
         };
         let id = info.dev_id;
@@ -108,6 +116,25 @@ impl Control {
         params.len = size_of_val(&params) as u32;
         let buffer = Some(bytes_of_params(&mut params));
         self.run(Command { operation: sys::UBLK_U_CMD_SET_PARAMS, id, buffer, ..no_device() })
+    }
+
+    /// How the disk was described. Waits for a STOP of the device, which may wait for requests of its server: not to be called by
+    /// that server.
+    pub fn params(&mut self, id: u32) -> Result<Disk, Errno> {
+        let mut params = sys::ublk_params { len: size_of::<sys::ublk_params>() as u32, ..Default::default() };
+        let buffer = Some(bytes_of_params(&mut params));
+        self.run(Command { operation: sys::UBLK_U_CMD_GET_PARAMS, id, buffer, ..no_device() })?;
+        Ok(Disk(params))
+    }
+
+    /// START_USER_RECOVERY: the device is to have a new server. `EBUSY` as long as the kernel has not done with the old one.
+    pub fn start_recovery(&mut self, id: u32) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_START_USER_RECOVERY, id, ..no_device() })
+    }
+
+    /// END_USER_RECOVERY: process `server`, which has offered every tag, serves from now on. For helpers only.
+    pub fn end_recovery(&mut self, id: u32, server: u32) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_END_USER_RECOVERY, id, data: server.into(), ..no_device() })
     }
 
     /// The CPUs whose requests come to `queue`.
@@ -189,7 +216,7 @@ fn bytes_of_info(info: &mut sys::ublksrv_ctrl_dev_info) -> &mut [u8] {
 }
 
 fn bytes_of_params(params: &mut sys::ublk_params) -> &mut [u8] {
-    // SAFETY: as above, 112 bytes without padding; SET_PARAMS only reads it.
+    // SAFETY: as above, 112 bytes without padding.
     unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(params).cast(), size_of_val(params)) }
 }
 

@@ -40,9 +40,38 @@ impl Owner {
         self.0
     }
 
+    /// Whether this program made it, and under which nonce.
+    pub const fn nonce(self) -> Option<u32> {
+        if self.0 & (u32::MAX as u64) << 32 == MAGIC { Some(self.0 as u32) } else { None }
+    }
+
     /// What the driver kept.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
+    }
+}
+
+/// What the driver says of the disk of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskState {
+    /// There is none, not yet or not any more.
+    Dead,
+    /// Served, or its server died a moment ago.
+    Live,
+    /// Its server has died; requests wait for the next.
+    Quiesced,
+    /// Its server has died; requests fail.
+    Failing,
+}
+
+impl DiskState {
+    const fn of(state: u16) -> Self {
+        match state as u32 {
+            sys::UBLK_S_DEV_DEAD => Self::Dead,
+            sys::UBLK_S_DEV_LIVE => Self::Live,
+            sys::UBLK_S_DEV_QUIESCED => Self::Quiesced,
+            _ => Self::Failing,
+        }
     }
 }
 
@@ -61,6 +90,10 @@ pub struct DeviceInfo {
     pub owner: Owner,
     /// The process that serves it; -1 or a stale one if there is none.
     pub server: i32,
+    /// Of the disk.
+    pub state: DiskState,
+    /// Whether the disk outlives its server.
+    pub is_recoverable: bool,
 }
 
 impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
@@ -72,6 +105,8 @@ impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
             request_bytes_max: info.max_io_buf_bytes,
             owner: Owner(info.ublksrv_flags),
             server: info.ublksrv_pid,
+            state: DiskState::of(info.state),
+            is_recoverable: info.flags & u64::from(sys::UBLK_F_USER_RECOVERY) != 0,
         }
     }
 }

@@ -88,6 +88,38 @@ impl Geometry {
     }
 }
 
+/// A disk, as its users were told of it.
+pub struct Disk(pub(super) sys::ublk_params);
+
+impl Disk {
+    /// Bytes.
+    pub const fn size(&self) -> u64 {
+        self.0.basic.dev_sectors * 512
+    }
+
+    /// Why it could not be served from a backend of that shape, in words: what the backend has, and what the disk.
+    pub fn misfits(&self, geometry: &Geometry) -> Vec<String> {
+        let disk = &self.0.basic;
+        let own = geometry.params(disk.max_sectors * 512).basic;
+        let has = |attribute: u32| own.attrs & !disk.attrs & attribute != 0;
+        let mut misfits = Vec::new();
+        if own.dev_sectors < disk.dev_sectors {
+            misfits.push(format!("{} bytes, and the disk has {}", own.dev_sectors * 512, self.size()));
+        }
+        if own.logical_bs_shift > disk.logical_bs_shift {
+            let [own, disk] = [own.logical_bs_shift, disk.logical_bs_shift].map(|shift| 1u64 << shift);
+            misfits.push(format!("blocks of {own} bytes, and the disk of {disk}"));
+        }
+        if has(sys::UBLK_ATTR_VOLATILE_CACHE) {
+            misfits.push("a volatile cache, and the disk none".to_owned());
+        }
+        if has(sys::UBLK_ATTR_READ_ONLY) {
+            misfits.push("no right to be written, and the disk has".to_owned());
+        }
+        misfits
+    }
+}
+
 /// Bytes as a 32-bit count of sectors, cut to whole blocks.
 fn sectors(bytes: u64, block: u32) -> u32 {
     let bytes = bytes.min(u64::from(u32::MAX) * 512);
@@ -136,6 +168,22 @@ mod tests {
         let params = Geometry { is_read_only: true, ..PLAIN }.params(1 << 19);
         assert_eq!(params.types, sys::UBLK_PARAM_TYPE_BASIC);
         assert_eq!(params.basic.attrs & sys::UBLK_ATTR_READ_ONLY, sys::UBLK_ATTR_READ_ONLY);
+    }
+
+    #[test]
+    fn a_backend_that_the_disk_does_not_fit_in_is_told() {
+        // Smaller, of larger blocks, read-only: each would be an error to users who did nothing wrong. Larger is none.
+        let disk = Disk(PLAIN.params(1 << 19));
+        assert_eq!(disk.misfits(&PLAIN), [""; 0]);
+        assert_eq!(disk.misfits(&Geometry { size: 2 << 30, ..PLAIN }), [""; 0]);
+        for (now, word) in [
+            (Geometry { size: 1 << 19, ..PLAIN }, "524288 bytes, and the disk has 1073741824"),
+            (Geometry { logical_block: 4096, ..PLAIN }, "blocks of 4096"),
+            (Geometry { is_read_only: true, ..PLAIN }, "no right to be written"),
+        ] {
+            let told = disk.misfits(&now);
+            assert!(told.len() == 1 && told[0].contains(word), "{told:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,379 @@
+//! What an earlier daemon left behind when it was killed, and what becomes of it.
+//!
+//! ```text
+//!   state file: NAME, nonce ──► a device of the kernel with that nonce?
+//!       no                          only file and link go
+//!       its disk is gone, or ends   STOP, DEL in a helper; made anew if the configuration names it
+//!       it waits for a server       taken up, under its id: see [`crate::device`]
+//!       somebody serves it          refused: two servers of one disk would be the end of its data
+//!   a device of ours in the kernel, without a state file: told, and left alone
+//! ```
+//!
+//! What is in force for one that is taken up: as it was last set, if the configuration says of it what it said then; as the
+//! configuration says, if that has changed meanwhile; as it was, and as if `add` had made it, if the configuration does not name it.
+//!
+//! The lock of the state directory is ours, so whoever wrote the files is dead.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use ublk_throttle_config::{Config, Device as Description, Group, difference, new_device, parse, write_groups};
+
+use crate::device::{Beginning, LeftBehind, traces};
+use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::helper::{Errand, Helper, Target};
+use crate::log;
+use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, boot};
+use crate::ublk::control::Control;
+use crate::ublk::{DeviceInfo, DiskState};
+
+/// How long a leftover may take. It has no requests to wait for, but on some kernels a queue that was full when its daemon
+/// died takes 30 s to fail them.
+const LIMIT: Duration = Duration::from_secs(35);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// What the daemon begins with.
+pub struct Plan {
+    /// Groups as they are to be in force, and whether the file of the configuration names them.
+    pub groups: Vec<(Group, bool)>,
+    /// Every device, to be made or taken up.
+    pub devices: Vec<Beginning>,
+}
+
+/// What is to be done about the configuration and about what was left behind. Clears away what ends anyway.
+pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
+    let records = state_dir.records()?;
+    let written = state_dir.groups()?.filter(|written| written.boot == boot());
+    let mut control = Control::open()?;
+    let devices = ours(&mut control)?;
+    // Everything that may be refused, before anything is touched.
+    let mut found: Vec<(Record, Description, Option<Left>)> = Vec::new();
+    for record in records {
+        let described = described(&record)?;
+        let device = devices.iter().find(|(nonce, _)| Some(*nonce) == record.status.nonce);
+        let left = device.map(|(nonce, info)| look(&record, *nonce, info)).transpose()?;
+        found.push((record, described, left));
+    }
+    for (nonce, info) in &devices {
+        let is_known = found.iter().any(|(record, ..)| record.status.nonce == Some(*nonce));
+        if !is_known && server(info).is_none() {
+            log::warn(
+                "W-UNKNOWN-DEVICE",
+                format_args!(
+                    "device {} (/dev/ublkb{}) was made by ublk-throttle, and no state file here tells of it; left as it is; \
+                     `rublk del -n {}` removes it",
+                    info.id, info.id, info.id
+                ),
+            );
+        }
+    }
+    let mut plan = Plan { groups: Vec::new(), devices: Vec::new() };
+    let mut ending = Vec::new();
+    for (record, described, left) in found {
+        match left {
+            Some(Left::Waiting(left)) => plan.devices.push(taken_up(config, &record, described, left)),
+            Some(Left::Ending(target)) => ending.push((record, Some(target))),
+            None => ending.push((record, None)),
+        }
+    }
+    clear(state_dir, ending)?;
+    let taken_up: BTreeSet<String> = plan.devices.iter().map(|device| device.description.name.clone()).collect();
+    for device in config.devices.iter().filter(|device| !taken_up.contains(&device.name)) {
+        match plan.devices.iter().find(|left| has_path_of(left, device)) {
+            Some(left) => log::error(&Failure::new(
+                Class::Conflict,
+                format!(
+                    "device {:?} is not made: its path is that of {:?}, which was left behind and is served; `ublk-throttle \
+                     del {}`, then `reload`",
+                    device.name, left.description.name, left.description.name
+                ),
+            )),
+            None => {
+                plan.devices.push(Beginning { description: device.clone(), entry: Some(device.clone()), left: None })
+            }
+        }
+    }
+    plan.groups = groups(config, written.as_ref(), &plan.devices)?;
+    for device in &mut plan.devices {
+        let is_there = |name: &String| plan.groups.iter().any(|(group, _)| group.name == *name);
+        if device.description.group.as_ref().is_some_and(|group| !is_there(group)) {
+            let (name, group) = (&device.description.name, device.description.group.take().unwrap_or_default());
+            log::warn("W-STATE", format_args!("device={name} its group {group} is gone; it has its own limits only"));
+        }
+    }
+    Ok(plan)
+}
+
+/// A device of the kernel that a state file tells of.
+enum Left {
+    Waiting(LeftBehind),
+    Ending(Target),
+}
+
+/// Every device that bears our mark.
+fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
+    let names = match fs::read_dir("/sys/class/ublk-char") {
+        Ok(names) => names,
+        // As long as no device was ever made.
+        Err(_) => return Ok(Vec::new()),
+    };
+    let mut devices = Vec::new();
+    for name in names.filter_map(Result::ok) {
+        let name = name.file_name();
+        let Some(id) = name.to_string_lossy().strip_prefix("ublkc").and_then(|id| id.parse().ok()) else { continue };
+        match control.info(id) {
+            Ok(info) => devices.extend(info.owner.nonce().map(|nonce| (nonce, info))),
+            Err(Errno::ENODEV) => {}
+            Err(errno) => return Err(errno).or_fail(Class::Failed, format!("asking about device {id}")),
+        }
+    }
+    Ok(devices)
+}
+
+fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Left> {
+    let target = Target { id: info.id, nonce };
+    if let Some(server) = server(info) {
+        return Err(Failure::new(
+            Class::Conflict,
+            format!(
+                "device {:?} (/dev/ublkb{}), which a daemon of this state directory made, is served by {server}; end that first",
+                record.status.name, info.id
+            ),
+        ));
+    }
+    if info.is_recoverable && info.state != DiskState::Dead {
+        return Ok(Left::Waiting(LeftBehind { target, identity: record.identity }));
+    }
+    Ok(Left::Ending(target))
+}
+
+/// The process that serves a device, in words. The number alone says little: the kernel keeps that of a dead one, and by now it
+/// may be somebody else's.
+fn server(info: &DeviceInfo) -> Option<String> {
+    let node = format!("/dev/ublkc{}", info.id);
+    let files = fs::read_dir(format!("/proc/{}/fd", info.server)).ok()?;
+    let has_it =
+        files.filter_map(Result::ok).any(|file| fs::read_link(file.path()).is_ok_and(|to| to.ends_with(&node)));
+    let name = fs::read_to_string(format!("/proc/{}/comm", info.server)).unwrap_or_default();
+    has_it.then(|| format!("{} (pid {})", name.trim(), info.server))
+}
+
+/// What a state file says, read as `add` would read it.
+fn described(record: &Record) -> Outcome<Description> {
+    read(&record.status.name, &record.device)
+}
+
+fn read(name: &str, settings: &Settings) -> Outcome<Description> {
+    let pairs: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    new_device(name, &pairs).map(|(device, _)| device).map_err(|faults| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Failure::new(
+            Class::State,
+            format!(
+                "the state file {name}.device.json says what no device can be: {}; move it away: its device then stays as it \
+                 is, and the log of the next start tells how to remove it",
+                faults.join("; ")
+            ),
+        )
+    })
+}
+
+/// What is to be in force for a device that is taken up.
+fn taken_up(config: &Config, record: &Record, described: Description, left: LeftBehind) -> Beginning {
+    let name = &record.status.name;
+    let Some(entry) = config.device(name) else {
+        log::warn(
+            "W-NOT-IN-CONFIG",
+            format_args!(
+                "device={name} was left behind and is not in the configuration; served on, as if `add` had made it"
+            ),
+        );
+        return Beginning { description: described, entry: None, left: Some(left) };
+    };
+    let mut description = Description { line: entry.line, ..described };
+    if record.entry.as_ref() != Some(&entry.settings()) {
+        description.group.clone_from(&entry.group);
+        (description.weight, description.limits) = (entry.weight, entry.limits);
+        let alone = |device: &Description| Config { devices: vec![device.clone()], ..Config::default() };
+        let differences = difference(&alone(&in_kernel(&description, &left)), &alone(entry));
+        for line in differences.lines().iter().filter(|_| !differences.is_empty()) {
+            log::warn("W-CHANGED", format_args!("{line}; it is taken up as it was; `reload` brings what can change"));
+        }
+    }
+    Beginning { description, entry: Some(entry.clone()), left: Some(left) }
+}
+
+/// With the number that it has got.
+fn in_kernel(description: &Description, left: &LeftBehind) -> Description {
+    Description { id: Some(left.target.id), ..description.clone() }
+}
+
+/// Whether a device that is taken up needs the bytes of another one.
+fn has_path_of(left: &Beginning, new: &Description) -> bool {
+    let (old, new) = (&left.description, new);
+    left.left.is_some()
+        && new.backend.path().is_some()
+        && old.backend.path() == new.backend.path()
+        && !(old.backend.is_shared() && new.backend.is_shared())
+        && !(old.read_only && new.read_only)
+}
+
+/// The groups: of the file, as last set where the file says what it said then; besides, those that a command made, and those
+/// that a device still needs.
+fn groups(config: &Config, written: Option<&GroupsRecord>, devices: &[Beginning]) -> Outcome<Vec<(Group, bool)>> {
+    let of_file = || config.groups.iter().map(|group| (group.clone(), true)).collect::<Vec<_>>();
+    let Some(written) = written else { return Ok(of_file()) };
+    let (before, entries) = (read_groups(&written.groups)?, read_groups(&written.entries)?);
+    let mut groups = Vec::new();
+    for group in &config.groups {
+        let is_as_it_was = entries.iter().any(|entry| is_same(entry, group));
+        let last = before.iter().find(|last| last.name == group.name).filter(|_| is_as_it_was);
+        groups.push((Group { line: group.line, ..last.unwrap_or(group).clone() }, true));
+    }
+    let is_of_file = |name: &str| entries.iter().any(|entry| entry.name == name);
+    let mut needed: BTreeSet<String> = devices.iter().filter_map(|device| device.description.group.clone()).collect();
+    loop {
+        let is_there = |name: &str| groups.iter().any(|(group, _): &(Group, bool)| group.name == name);
+        let more = before
+            .iter()
+            .find(|last| !is_there(&last.name) && (needed.contains(&last.name) || !is_of_file(&last.name)));
+        let Some(more) = more.cloned() else { break };
+        needed.extend(more.parent.clone());
+        groups.push((more, false));
+        let parents: Vec<String> = groups.iter().filter_map(|(group, _)| group.parent.clone()).collect();
+        needed.extend(parents);
+    }
+    // Each was sound in its place; together they may not be: a parent may have come below its child.
+    let all: Vec<Group> = groups.iter().map(|(group, _)| group.clone()).collect();
+    if let Err(errors) = parse("groups.json", write_groups(&all).as_bytes()) {
+        log::warn(
+            "W-STATE",
+            format_args!("groups as last set do not go with the configuration, which counts: {errors}"),
+        );
+        return Ok(of_file());
+    }
+    Ok(groups)
+}
+
+fn is_same(one: &Group, other: &Group) -> bool {
+    Group { line: 0, ..one.clone() } == Group { line: 0, ..other.clone() }
+}
+
+fn read_groups(text: &str) -> Outcome<Vec<Group>> {
+    let (config, _) = parse("groups.json", text.as_bytes()).map_err(|errors| {
+        Failure::new(
+            Class::State,
+            format!("the state file groups.json says what no groups can be ({errors}); move it away: what `set` changed is lost"),
+        )
+    })?;
+    Ok(config.groups)
+}
+
+/// Takes away devices that end, and what is left of those that are gone.
+fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) -> Outcome<()> {
+    let helpers: Vec<(Record, Option<Helper>)> = ending
+        .into_iter()
+        .map(|(record, target)| {
+            let helper = target.map(|target| Helper::spawn(target, Errand::Delete)).transpose()?;
+            Ok((record, helper))
+        })
+        .collect::<Outcome<_>>()?;
+    let began = Instant::now();
+    for (record, helper) in helpers {
+        let status = record.status;
+        let is_deleted = helper.is_none_or(|mut helper| {
+            // Said, or ended without a word: then the id is somebody else's.
+            while helper.heard().is_none() && helper.ended().is_none() {
+                if began.elapsed() > LIMIT {
+                    return false;
+                }
+                std::thread::sleep(LOOK);
+            }
+            // It would stay until the last user has closed the dead disk.
+            helper.kill();
+            true
+        });
+        if let Some(id) = status.id {
+            traces::remove_link(&status.name, id);
+        }
+        if is_deleted {
+            state_dir.forget(&status.name);
+            log::info(format_args!("device={} state=swept id={}", status.name, status.id.unwrap_or_default()));
+        } else {
+            log::warn("W-LEFTOVER", format_args!("device={} of an earlier daemon does not go away", status.name));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        parse("c.yaml", format!("version: 1\n{text}").as_bytes()).unwrap().0
+    }
+
+    fn merged(file: &str, then: &str, in_force: &str, devices: &[Beginning]) -> Vec<(String, u64, bool)> {
+        let written = GroupsRecord::new(write_groups(&config(in_force).groups), write_groups(&config(then).groups));
+        let groups = groups(&config(file), Some(&written), devices).unwrap();
+        let avg = |group: &Group| group.limits.get(throttle_core::limits::LimitKind::IopsTotal).avg;
+        groups.iter().map(|(group, is_of_file)| (group.name.clone(), avg(group), *is_of_file)).collect()
+    }
+
+    fn group(name: &str, avg: u64, is_of_file: bool) -> (String, u64, bool) {
+        (name.to_owned(), avg, is_of_file)
+    }
+
+    #[test]
+    fn a_group_stays_as_last_set_unless_the_file_has_changed_its_mind() {
+        let then = "groups: { g: { limits: { iops: 10 } }, h: { limits: { iops: 10 } } }";
+        let in_force = "groups: { g: { limits: { iops: 20 } }, h: { limits: { iops: 20 } } }";
+        let now = "groups: { g: { limits: { iops: 10 } }, h: { limits: { iops: 11 } } }";
+        assert_eq!(merged(now, then, in_force, &[]), [group("g", 20, true), group("h", 11, true)]);
+    }
+
+    #[test]
+    fn a_group_that_a_command_made_stays_and_one_that_the_file_dropped_only_with_its_devices() {
+        let then = "groups: { dropped: { limits: { iops: 1 } }, above: { limits: { iops: 2 } } }";
+        let in_force = "groups: { dropped: { limits: { iops: 1 }, parent: above }, above: { limits: { iops: 2 } }, \
+                        made: { limits: { iops: 3 } } }";
+        assert_eq!(merged("groups: {}", then, in_force, &[]), [group("made", 3, false)]);
+        let member = read("d", &vec![("null".into(), "512".into()), ("group".into(), "dropped".into())]).unwrap();
+        let device = Beginning { description: member, entry: None, left: None };
+        assert_eq!(
+            merged("groups: {}", then, in_force, &[device]),
+            [group("dropped", 1, false), group("above", 2, false), group("made", 3, false)]
+        );
+    }
+
+    fn record(device: &Description, entry: Option<&Description>) -> Record {
+        let status = serde_json::json!({
+            "name": device.name, "state": "live", "id": 3, "node": null, "link": "", "size": 512, "backend": "null",
+            "path": null, "group": null, "weight": 100, "limits": {}, "read_only": false, "queues": 1, "depth": 128,
+            "held": 0, "held_ms_oldest": 0, "requests": 0, "errors": 0, "pid": 1, "nonce": 7,
+        });
+        let status = serde_json::from_value(status).unwrap();
+        Record::new(status, device.settings(), entry.map(Description::settings), None)
+    }
+
+    #[test]
+    fn a_device_has_what_was_last_set_unless_the_file_has_changed_its_mind() {
+        let device = |avg: u32| {
+            let text = format!("devices: {{ d: {{ backend: {{ \"null\": 512 }}, limits: {{ iops: {avg} }} }} }}");
+            config(&text).devices.remove(0)
+        };
+        let left = || LeftBehind { target: Target { id: 3, nonce: 7 }, identity: None };
+        let file = |avg: u32| Config { devices: vec![device(avg)], ..Config::default() };
+        let written = record(&device(20), Some(&device(10)));
+        let in_force = |config: &Config| {
+            let begun = taken_up(config, &written, described(&written).unwrap(), left());
+            (begun.description.limits, begun.entry.is_some())
+        };
+        assert_eq!(in_force(&file(10)), (device(20).limits, true));
+        assert_eq!(in_force(&file(11)), (device(11).limits, true));
+        assert_eq!(in_force(&Config::default()), (device(20).limits, false));
+    }
+}

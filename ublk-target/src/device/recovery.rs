@@ -1,0 +1,245 @@
+//! How a device that an earlier daemon left behind is taken up: its disk is there, and its users wait.
+//!
+//! ```text
+//!   backend, as large as the disk ─► START_RECOVERY ─► character device ─► queues, all ready ─► limits on ─► END_RECOVERY ─► Live
+//!   └──────────── any failure: what was made is given back, and a second later it is tried again ────────────┘
+//!                 a removal: STOP of a disk without a server          the kernel knows it no more: made anew, or forgotten
+//! ```
+//!
+//! What was in flight when the daemon died comes again, and is charged then, once: the limits hold from the first request on, as
+//! no partition is looked for. Nothing is created and nothing taken for what it may not be: the file must be the one that was
+//! behind it, and the disk must fit in it.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use ublk_throttle_config::Backend as Place;
+
+use super::making::START_LIMIT;
+use super::thread::DeviceThread;
+use super::{LeftBehind, Made, Notice, State, set_size};
+use crate::backend::{self, Backend};
+use crate::error::{Class, Failure, Outcome};
+use crate::helper::{Errand, Helper, Target};
+use crate::log;
+use crate::queue::Handle;
+use crate::ublk::control::Control;
+use crate::ublk::params::Disk;
+use crate::ublk::queue::CharDevice;
+use crate::ublk::{DeviceInfo, DiskState, Owner};
+
+/// How often a backend that cannot be had is tried.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often START_RECOVERY is tried while the kernel has not done with the old daemon.
+const BUSY_AGAIN: Duration = Duration::from_millis(20);
+/// When that is told. Some kernels need 30 s where every tag of a queue was taken.
+const BUSY_TOLD: Duration = Duration::from_secs(1);
+const BUSY_LIMIT: Duration = Duration::from_secs(40);
+
+/// What became of a device that was left behind.
+pub(super) enum TakenUp {
+    /// It serves.
+    Live,
+    /// It was stopped, as somebody asked for; the rest is to be cleared away.
+    Removed,
+    /// The kernel knows it no more.
+    Lost,
+}
+
+/// One try.
+enum Try {
+    Live,
+    Lost,
+    /// Somebody asked for its removal meanwhile.
+    Wanted,
+}
+
+impl DeviceThread {
+    /// Tries until the device serves or is gone.
+    pub(super) fn take_up(&mut self, left: &LeftBehind) -> TakenUp {
+        self.target = Some(left.target);
+        let mut told = String::new();
+        loop {
+            match self.try_to_take_up(left) {
+                Ok(Try::Live) => return TakenUp::Live,
+                Ok(Try::Lost) => {
+                    self.give_back();
+                    self.target = None;
+                    return TakenUp::Lost;
+                }
+                Ok(Try::Wanted) => self.give_back(),
+                Err(failure) => {
+                    self.give_back();
+                    if told != failure.message {
+                        told.clone_from(&failure.message);
+                        let name = self.name();
+                        log::error(&failure.context(format!(
+                            "device {name:?} was left behind and cannot be served yet; tried again each second"
+                        )));
+                    }
+                    (self.surroundings.notify)(Notice::Recovering(self.name().to_owned()));
+                }
+            }
+            let began = Instant::now();
+            while began.elapsed() < AGAIN && !self.is_removal_wanted() {
+                self.receive(Some(AGAIN.saturating_sub(began.elapsed())));
+            }
+            if self.is_removal_wanted() && self.remove() {
+                return TakenUp::Removed;
+            }
+        }
+    }
+
+    fn try_to_take_up(&mut self, left: &LeftBehind) -> Outcome<Try> {
+        let mut control = Control::open()?;
+        let Some(info) = known(&mut control, left.target)? else { return Ok(Try::Lost) };
+        self.expect_queues(&info)?;
+        let disk = control.params(info.id).map_err(|errno| refused("GET_PARAMS", errno))?;
+        let backend = self.reopen(left, &disk)?;
+        self.backend = Some(backend.into());
+        if let Some(done) = self.wait_for_the_old_server(&mut control, left.target)? {
+            return Ok(done);
+        }
+        let backend = self.backend.clone().expect("opened above");
+        self.char_device = Some(CharDevice::open(&info)?.into());
+        self.start_queues(&mut control, &info, &backend)?;
+        let member = self.member();
+        if let Some(member) = member {
+            self.surroundings.throttle.go_live(member);
+        }
+        self.is_start_sent = true;
+        let helper = Helper::spawn(left.target, Errand::Recover { server: std::process::id() })?;
+        if let Err(failure) = self.finish(helper, START_LIMIT, "END_RECOVERY") {
+            let is_served = known(&mut control, left.target)?.is_some_and(|info| info.state == DiskState::Live);
+            if !is_served {
+                // Its queues serve nothing, and may go.
+                self.is_start_sent = false;
+                return Err(failure);
+            }
+        }
+        // Its users have it open; a name that cannot be had is no reason to keep them waiting.
+        if let Err(failure) = self.publish(left.target) {
+            log::error(&failure.context(format!("device {:?}", self.name())));
+        }
+        self.shared.set_state(State::Live);
+        Ok(Try::Live)
+    }
+
+    /// Handles for its queues, as many as the kernel has.
+    fn expect_queues(&mut self, info: &DeviceInfo) -> Outcome<()> {
+        match self.shared.made.get() {
+            Some(made) => made.queues.iter().for_each(|queue| queue.reset()),
+            None => {
+                let queues = (0..info.queues).map(|_| Handle::new()).collect::<Outcome<_>>()?;
+                let made = Made { id: info.id, queues, depth: info.depth };
+                assert!(self.shared.made.set(made).is_ok(), "there was none");
+            }
+        }
+        Ok(())
+    }
+
+    /// What was behind it, if it is still that.
+    fn reopen(&mut self, left: &LeftBehind, disk: &Disk) -> Outcome<Box<dyn Backend>> {
+        let mut description = self.shared.description.clone();
+        let size = disk.size();
+        self.shared.standing().size = Some(size);
+        if description.backend.size().is_some() {
+            set_size(&mut description, size);
+        }
+        if let Place::File { create, .. } = &mut description.backend {
+            // An empty file in place of a lost one would be a disk of zeroes.
+            *create = false;
+        }
+        let backend = backend::open(&description.backend, description.read_only, description.block_size)?;
+        let found = backend.identity();
+        if let Some((was, is)) = left.identity.zip(found).filter(|(was, is)| was != is) {
+            let path = description.backend.path().map(|path| path.display().to_string()).unwrap_or_default();
+            let what = format!(
+                "{path} is another file now (device {} inode {}, was device {} inode {}); put the right one there, or \
+                 `ublk-throttle del --force {}`",
+                is.0,
+                is.1,
+                was.0,
+                was.1,
+                self.name()
+            );
+            return Err(Failure::new(Class::Backing, what));
+        }
+        let misfits = disk.misfits(&backend.geometry());
+        if !misfits.is_empty() {
+            let what = format!("what is behind it has {}; put it back as it was", misfits.join("; "));
+            return Err(Failure::new(Class::Backing, what));
+        }
+        if let Some(identity) = found {
+            // Tried again, it is the same one.
+            let _ = self.shared.identity.set(identity);
+        }
+        Ok(backend)
+    }
+
+    /// Sends START_RECOVERY until the kernel takes it.
+    fn wait_for_the_old_server(&mut self, control: &mut Control, target: Target) -> Outcome<Option<Try>> {
+        let (began, mut is_told, mut answer) = (Instant::now(), false, Err(Errno::EBUSY));
+        loop {
+            match known(control, target)? {
+                None => return Ok(Some(Try::Lost)),
+                Some(_) if self.is_removal_wanted() => return Ok(Some(Try::Wanted)),
+                Some(_) => {}
+            }
+            if began.elapsed() < BUSY_LIMIT {
+                answer = control.start_recovery(target.id);
+            }
+            match answer {
+                Ok(()) => return Ok(None),
+                Err(Errno::EBUSY) if began.elapsed() < BUSY_LIMIT => {}
+                Err(errno) => return Err(refused("START_RECOVERY", errno)),
+            }
+            if !is_told && began.elapsed() >= BUSY_TOLD {
+                is_told = true;
+                let name = self.name();
+                log::warn(
+                    "W-SLOW",
+                    format_args!(
+                        "device={name} state=recovering waiting for the kernel, which has not done with the old daemon \
+                         (up to 30 s, if every tag of a queue was taken)"
+                    ),
+                );
+            }
+            self.wait(BUSY_AGAIN, |_| false);
+        }
+    }
+
+    /// Gives back what a try has made.
+    fn give_back(&mut self) {
+        if self.is_start_sent {
+            // It serves, and something else is wrong: the next daemon takes it up.
+            log::error(&Failure::new(Class::Failed, format!("device {:?} cannot be taken up half-way", self.name())));
+            std::process::abort();
+        }
+        if let Some(made) = self.shared.made.get() {
+            made.queues.iter().for_each(|queue| queue.leave());
+        }
+        let all = self.queues.len();
+        self.wait_for_ever("queues", |this| this.ended == all);
+        for queue in self.queues.drain(..) {
+            // A panic there has ended the whole process.
+            let _ = queue.join();
+        }
+        (self.ready, self.ended, self.queue_failure) = (0, 0, None);
+        self.char_device = None;
+        self.backend = None;
+    }
+}
+
+/// The device, if the kernel still knows it and it has a disk.
+fn known(control: &mut Control, target: Target) -> Outcome<Option<DeviceInfo>> {
+    match control.info(target.id) {
+        Ok(info) if info.owner == Owner::ours(target.nonce) && info.state != DiskState::Dead => Ok(Some(info)),
+        Ok(_) | Err(Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(refused("GET_INFO", errno)),
+    }
+}
+
+fn refused(command: &str, errno: Errno) -> Failure {
+    Failure::new(Class::Failed, format!("{command}: {}", errno.desc()))
+}
