@@ -30,14 +30,7 @@ impl Daemon {
     /// Starts `run`, the command line of a daemon that listens on `socket` and was given `config`, and waits for its line
     /// `ready`. The log goes to `log`.
     pub fn start(run: &mut Command, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
-        let output = File::create(log)?;
-        let child = run
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("starting {run:?}"))?;
-        let mut daemon = Self { child, config: config.to_owned(), log: log.to_owned(), socket: socket.to_owned() };
+        let mut daemon = Self::spawn(run, config, socket, log)?;
         wait::until("the daemon's line `ready`", READY_LIMIT, || {
             if let Some(status) = daemon.child.try_wait()? {
                 bail!("the daemon ended ({status}) before it was ready:\n{}", daemon.log()?);
@@ -45,6 +38,18 @@ impl Daemon {
             Ok(daemon.log()?.lines().any(|line| line.trim() == "ready").then_some(()))
         })?;
         Ok(daemon)
+    }
+
+    /// The same without waiting.
+    pub fn spawn(run: &mut Command, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
+        let output = File::create(log)?;
+        let child = run
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {run:?}"))?;
+        Ok(Self { child, config: config.to_owned(), log: log.to_owned(), socket: socket.to_owned() })
     }
 
     /// Everything it has logged so far.

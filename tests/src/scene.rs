@@ -102,12 +102,24 @@ impl Scene {
 
     /// The same below a program that changes what the daemon is given and then becomes it: `["prlimit", "--nofile=64"]`.
     pub fn start_under(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
+        let (mut run, path, log) = self.prepare(wrapper, config)?;
+        Daemon::start(&mut run, &path, &self.socket(), &log)
+    }
+
+    /// Starts the daemon, and does not wait until it is ready.
+    pub fn start_without_waiting(&self, config: &str) -> Result<Daemon> {
+        let (mut run, path, log) = self.prepare(&[], config)?;
+        Daemon::spawn(&mut run, &path, &self.socket(), &log)
+    }
+
+    /// The command line of a daemon, its configuration and its log.
+    fn prepare(&self, wrapper: &[&str], config: &str) -> Result<(Command, PathBuf, PathBuf)> {
         let number = self.daemons.fetch_add(1, Ordering::Relaxed);
         let path = self.write(&format!("config-{number}.yaml"), config)?;
         let log = self.dir.join(format!("daemon-{number}.log"));
         let mut run = self.wrapped(wrapper)?;
         run.arg("run").arg(&path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
-        Daemon::start(&mut run, &path, &self.socket(), &log)
+        Ok((run, path, log))
     }
 
     /// The binary under test below a wrapper, or alone.

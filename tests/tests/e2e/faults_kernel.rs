@@ -104,7 +104,7 @@ fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Resu
     // What a panic in any thread does, as panics abort: no half-dead daemon, and each request of its devices ends.
     let mut daemon = scene.start(
         "version: 1\n\
-         devices:\n  a: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n  b: { backend: { memory: 16MiB } }\n",
+         devices:\n  a: { backend: { null: 1GiB }, limits: { iops-total: 1 }, on-crash: fail }\n  b: { backend: { memory: 16MiB } }\n",
     )?;
     let (a, b) = (scene.device("a")?, scene.device("b")?);
     let load = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", a.node()))?;

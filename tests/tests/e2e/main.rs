@@ -26,6 +26,7 @@ mod kills;
 mod measure;
 mod package;
 mod rates;
+mod recovery;
 mod refusals;
 mod removal;
 mod shapes;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         drain::cases(),
         control::cases(),
         kills::cases(),
+        recovery::cases(),
         faults_kernel::cases(),
         faults_machine::cases(),
         faults_backing::cases(),
@@ -142,6 +144,8 @@ fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) ->
             if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 is_late.store(true, Ordering::Relaxed);
                 scene.kill_processes();
+                // One that outlives its daemon ends no request.
+                scene.remove_devices();
             }
         });
         let result = trial();

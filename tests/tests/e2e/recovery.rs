@@ -1,0 +1,413 @@
+//! A daemon that dies is a pause for the users of its devices, not an error: the next one takes up what it left behind.
+//!
+//! ```text
+//!   SIGKILL ──► requests wait in the kernel ──► run ──► the same disks, ids and limits; what was in flight is done, once
+//! ```
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::disks::{self, Mount, RamDisk};
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::wait;
+
+use crate::measure::expect;
+use crate::{Case, cases, let_run, wait_until_busy};
+
+/// From SIGKILL until every device serves again.
+const BACK_LIMIT: Duration = Duration::from_secs(2);
+/// Bound of an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// A kernel that gives up a queue without a free tag only after 30 s, and what comes after.
+const FULL_LIMIT: Duration = Duration::from_secs(40);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let plain = cases![[Need::Ublk];
+        f04_sixteen_devices_of_a_killed_daemon_are_back_within_two_seconds,
+        f04_what_set_and_add_made_survives_a_daemon_that_is_killed,
+        f04_a_device_that_is_not_in_the_configuration_is_kept_and_told,
+        f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused,
+        f04_a_device_left_behind_can_be_removed_before_it_is_served,
+        f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else,
+    ];
+    let fio = cases![[Need::Ublk, Need::Fio];
+        f04_a_daemon_killed_under_verified_writes_loses_nothing_and_shows_no_error,
+        f04_on_crash_fail_ends_requests_and_device_with_the_daemon,
+        f04_a_queue_without_a_free_tag_is_waited_for,
+        f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it,
+        f06_a_daemon_killed_while_it_recovers_is_recovered_from,
+    ];
+    let ext4 = cases![[Need::Ublk, Need::Ext4];
+        f04_a_file_system_goes_on_over_daemons_that_are_killed,
+    ];
+    let slow = cases![[Need::Ublk, Need::Ext4, Need::NullBlk];
+        sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons,
+    ];
+    plain.into_iter().chain(fio).chain(ext4).chain(slow).collect()
+}
+
+fn image(scene: &Scene, name: &str) -> PathBuf {
+    scene.dir().join(format!("{name}.img"))
+}
+
+/// A device in a file of its own, with more of its description.
+fn in_a_file(scene: &Scene, name: &str, more: &str) -> String {
+    let image = image(scene, name);
+    format!("  {name}: {{ backend: {{ file: {}, size: 64MiB, create: true }}{more} }}\n", image.display())
+}
+
+fn config(devices: &str) -> String {
+    format!("version: 1\ndevices:\n{devices}")
+}
+
+/// SIGKILL, and its process gone.
+fn kill(daemon: Daemon) -> Result<()> {
+    daemon.kill(ANSWER_LIMIT).map(drop)
+}
+
+/// What `list` says of a device.
+fn listed(scene: &Scene, name: &str) -> Result<Value> {
+    let listing = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let devices = listing["devices"].as_array().context("devices")?;
+    devices.iter().find(|device| device["name"] == name).cloned().with_context(|| format!("{name} in {listing}"))
+}
+
+/// A page is written and read.
+fn serves(device: &Device, byte: u8) -> Result<()> {
+    let direct = Direct::open(&device.node)?;
+    direct.write(4096, 4096, byte)?;
+    ensure!(direct.holds(4096, 4096, byte)?, "{} reads something else", device.node());
+    Ok(())
+}
+
+fn took_at_most(what: &str, took: Duration, limit: Duration) -> Result<()> {
+    eprintln!("          {what}: {took:?}");
+    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
+}
+
+fn f04_a_daemon_killed_under_verified_writes_loses_nothing_and_shows_no_error(scene: &Scene) -> Result<()> {
+    // fio writes and reads back, while one daemon after the other is killed: it sees pauses, and nothing else. The limit keeps
+    // requests held at each kill.
+    let config = config(&in_a_file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }"));
+    let mut daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    let log = scene.dir().join("verified");
+    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", device.node()).set("LOG", log.display());
+    let mut fio = scene.fio(job)?;
+    wait_until_busy(&device)?;
+    let mut longest = Duration::ZERO;
+    for _ in 0..10 {
+        let_run(1);
+        let begin = Instant::now();
+        kill(daemon)?;
+        daemon = scene.start(&config)?;
+        longest = longest.max(begin.elapsed());
+        ensure!(scene.device("d")?.id == device.id, "another id");
+        daemon.wait_for_log("state=recovered", ANSWER_LIMIT)?;
+        ensure!(fio.is_running()?, "fio has ended:\n{:?}", fio.finish_any(Duration::ZERO)?.errors());
+    }
+    let_run(1);
+    fio.interrupt()?;
+    let report = fio.finish_any(Duration::ZERO)?;
+    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    took_at_most("longest pause", longest, BACK_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn f04_sixteen_devices_of_a_killed_daemon_are_back_within_two_seconds(scene: &Scene) -> Result<()> {
+    let mut devices = String::new();
+    for number in 0..16 {
+        let _ = writeln!(devices, "  d{number}: {{ backend: {{ null: 1GiB }} }}");
+    }
+    let config = config(&devices);
+    let daemon = scene.start(&config)?;
+    let before: Vec<_> = (0..16).map(|number| scene.device(&format!("d{number}"))).collect::<Result<_>>()?;
+    let begin = Instant::now();
+    kill(daemon)?;
+    eprintln!("          SIGKILL to the end of the process: {:?}", begin.elapsed());
+    let daemon = scene.start(&config)?;
+    eprintln!("          SIGKILL to ready: {:?}", begin.elapsed());
+    for device in &before {
+        Direct::open(&device.node)?.read(0, 4096)?;
+    }
+    took_at_most("SIGKILL to service", begin.elapsed(), BACK_LIMIT)?;
+    for (number, device) in before.iter().enumerate() {
+        ensure!(scene.device(&format!("d{number}"))?.id == device.id, "d{number} has another id");
+    }
+    daemon.stop().map(drop)
+}
+
+fn f04_a_file_system_goes_on_over_daemons_that_are_killed(scene: &Scene) -> Result<()> {
+    // Whatever fsync has promised is there, whether the daemon was alive then or not.
+    let config = config(&in_a_file(scene, "d", ", limits: { iops-total: 2000 }"));
+    let mut daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
+    let content = |number: u8| vec![number ^ 0x5a; 300_000];
+    for number in 0..5u8 {
+        let file = mount.point().join(number.to_string());
+        // In the page cache, half of it on its way; the rest is written while nobody serves.
+        fs::write(&file, content(number))?;
+        kill(daemon)?;
+        let promised = std::thread::spawn(move || fs::File::open(&file)?.sync_all());
+        daemon = scene.start(&config)?;
+        promised.join().expect("no panic").context("fsync over a restart")?;
+    }
+    for number in 0..5u8 {
+        ensure!(fs::read(mount.point().join(number.to_string()))? == content(number), "file {number} has changed");
+    }
+    mount.unmount()?;
+    disks::fsck(&device.node)?;
+    daemon.stop().map(drop)
+}
+
+fn sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons(scene: &Scene) -> Result<()> {
+    // The kernel fails what is dirty when such a disk is stopped: it must be written back before, however long that takes.
+    // 24 MiB, at most 512 KiB each tenth of a second: longer than a removal waits for a backend that does nothing.
+    let disk = RamDisk::slow(48, Duration::from_millis(80))?;
+    let node = disk.node().display();
+    let config = config(&format!("  d: {{ backend: {{ block: {node}, direct: true }}, depth: 1 }}\n"));
+    let daemon = scene.start(&config)?;
+    let mount = Mount::new(&scene.device("d")?.node, &scene.dir().join("mount"))?;
+    let point = mount.point().to_owned();
+    let written: Vec<u8> = (0..24 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
+    fs::write(point.join("file"), &written)?;
+    eprintln!("          SIGTERM to exit: {:?}", daemon.stop()?);
+    mount.unmount()?;
+    let daemon = scene.start(&config)?;
+    let mount = Mount::existing(&scene.device("d")?.node, &point)?;
+    let read = fs::read(point.join("file"))?;
+    mount.unmount()?;
+    ensure!(read == written, "{} of {} bytes are there, or others", read.len(), written.len());
+    daemon.stop().map(drop)
+}
+
+fn f04_on_crash_fail_ends_requests_and_device_with_the_daemon(scene: &Scene) -> Result<()> {
+    // EIO within 5 s, and the next daemon makes the device anew.
+    let config = config("  d: { backend: { null: 1GiB }, limits: { iops-total: 10 }, on-crash: fail }\n");
+    let daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
+    wait_until_busy(&device)?;
+    let begin = Instant::now();
+    kill(daemon)?;
+    let report = fio.finish_any(Duration::ZERO)?;
+    took_at_most("SIGKILL to the end of the load", begin.elapsed(), ANSWER_LIMIT)?;
+    ensure!(!report.errors().is_empty(), "no error was seen");
+    let daemon = scene.start(&config)?;
+    daemon.wait_for_log("state=swept", ANSWER_LIMIT)?;
+    Direct::open(&scene.device("d")?.node)?.read(0, 4096)?;
+    daemon.stop().map(drop)
+}
+
+fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> Result<()> {
+    let config = format!(
+        "version: 1\ngroups:\n  g: {{ limits: {{ iops-total: 100 }} }}\ndevices:\n{}",
+        in_a_file(scene, "d", ", group: g, limits: { iops-total: 50 }")
+    );
+    let daemon = scene.start(&config)?;
+    scene.ask(&["set", "device", "d", "iops-total=70"])?.expect_code(0)?;
+    scene.ask(&["set", "group", "g", "iops-total=170"])?.expect_code(0)?;
+    scene.ask(&["set", "group", "made", "iops-total=30", "--create"])?.expect_code(0)?;
+    let file = image(scene, "added");
+    let file = file.to_str().context("path")?;
+    scene.ask(&["add", "added", "--file", file, "--size", "8MiB", "--create", "--group", "made"])?.expect_code(0)?;
+    let added = scene.device("added")?;
+    serves(&added, 0x77)?;
+    // The groups are written down a moment after the answer.
+    std::thread::sleep(Duration::from_millis(200));
+    kill(daemon)?;
+    let daemon = scene.start(&config)?;
+    ensure!(listed(scene, "d")?["limits"]["iops-total"] == 70, "{}", listed(scene, "d")?);
+    let groups = scene.ask(&["list", "--json"])?.json()?["groups"].clone();
+    let limit = |name: &str| {
+        let group = groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == name));
+        group.map(|group| group["limits"]["iops-total"].clone())
+    };
+    ensure!(limit("g") == Some(170.into()) && limit("made") == Some(30.into()), "{groups}");
+    ensure!(scene.device("added")?.id == added.id, "another id");
+    ensure!(listed(scene, "added")?["group"] == "made", "{}", listed(scene, "added")?);
+    ensure!(Direct::open(&added.node)?.holds(4096, 4096, 0x77)?, "its bytes are gone");
+    // What the file says anew counts from then on.
+    kill(daemon)?;
+    let daemon = scene.start(&config.replace("iops-total: 50", "iops-total: 51"))?;
+    ensure!(listed(scene, "d")?["limits"]["iops-total"] == 51, "{}", listed(scene, "d")?);
+    daemon.stop().map(drop)
+}
+
+fn f04_a_device_that_is_not_in_the_configuration_is_kept_and_told(scene: &Scene) -> Result<()> {
+    let one = in_a_file(scene, "one", "");
+    let daemon = scene.start(&config(&format!("{one}{}", in_a_file(scene, "two", ""))))?;
+    let two = scene.device("two")?;
+    serves(&two, 0x22)?;
+    kill(daemon)?;
+    let daemon = scene.start(&config(&one))?;
+    daemon.wait_for_log("W-NOT-IN-CONFIG", ANSWER_LIMIT)?;
+    ensure!(scene.device("two")?.id == two.id && Direct::open(&two.node)?.holds(4096, 4096, 0x22)?, "two is not there");
+    // As if `add` had made it: no reload takes it away, a `del` does.
+    scene.ask(&["reload"])?.expect_code(0)?;
+    ensure!(two.node.exists(), "a reload took it away");
+    scene.ask(&["del", "two"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused(scene: &Scene) -> Result<()> {
+    // The others are served meanwhile; another file of the same size in its place is not taken for it.
+    let config = config(&format!("{}{}", in_a_file(scene, "away", ""), in_a_file(scene, "other", "")));
+    let daemon = scene.start(&config)?;
+    let device = scene.device("away")?;
+    serves(&device, 0x33)?;
+    let (place, aside) = (image(scene, "away"), image(scene, "aside"));
+    kill(daemon)?;
+    fs::rename(&place, &aside)?;
+    let daemon = scene.start(&config)?;
+    ensure!(listed(scene, "away")?["state"] == "recovering", "{}", listed(scene, "away")?);
+    serves(&scene.device("other")?, 0x44)?;
+    ensure!(!place.exists(), "an empty file was made in its place");
+    fs::File::create(&place)?.set_len(fs::metadata(&aside)?.size())?;
+    daemon.wait_for_log("is another file now", ANSWER_LIMIT)?;
+    ensure!(listed(scene, "away")?["state"] == "recovering", "{}", listed(scene, "away")?);
+    fs::rename(&aside, &place)?;
+    wait::until("the device", ANSWER_LIMIT, || Ok((listed(scene, "away")?["state"] == "live").then_some(())))?;
+    ensure!(Direct::open(&device.node)?.holds(4096, 4096, 0x33)?, "its bytes are gone");
+    daemon.stop().map(drop)
+}
+
+fn f04_a_device_left_behind_can_be_removed_before_it_is_served(scene: &Scene) -> Result<()> {
+    let config = config(&format!("{}{}", in_a_file(scene, "away", ""), in_a_file(scene, "other", "")));
+    let daemon = scene.start(&config)?;
+    let device = scene.device("away")?;
+    kill(daemon)?;
+    fs::remove_file(image(scene, "away"))?;
+    let daemon = scene.start(&config)?;
+    let del = scene.ask(&["del", "away"])?.expect_code(0)?;
+    took_at_most("del", del.took, ANSWER_LIMIT)?;
+    ensure!(!device.node.exists(), "{} is still there", device.node());
+    daemon.stop().map(drop)
+}
+
+fn f04_a_queue_without_a_free_tag_is_waited_for(scene: &Scene) -> Result<()> {
+    // Some kernels notice only after 30 s that nobody serves such a queue. That is told, and others do not wait for it.
+    let config = config(
+        "  full: { backend: { null: 1GiB }, depth: 4, limits: { iops-total: 2 } }\n  other: { backend: { null: 1GiB } }\n",
+    );
+    let daemon = scene.start(&config)?;
+    let device = scene.device("full")?;
+    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
+    wait::until("4 in flight", ANSWER_LIMIT, || {
+        Ok((ublk_throttle_tests::sysfs::in_flight(&device.disk)? >= 4).then_some(()))
+    })?;
+    let begin = Instant::now();
+    kill(daemon)?;
+    let daemon = scene.start_without_waiting(&config)?;
+    Direct::open(&scene.device("other")?.node)?.read(0, 4096)?;
+    took_at_most("SIGKILL to service of the other", begin.elapsed(), BACK_LIMIT * 2)?;
+    daemon.wait_for_log("device=full state=recovered", FULL_LIMIT)?;
+    took_at_most("SIGKILL to service of the full one", begin.elapsed(), FULL_LIMIT)?;
+    fio.interrupt()?;
+    let report = fio.finish_any(Duration::from_secs(30))?;
+    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    daemon.wait_for_log("ready", ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else(scene: &Scene) -> Result<()> {
+    // Exit 1 with the path and what to do; the device is as it was, and is taken up once the file is right again.
+    let config = config(&in_a_file(scene, "d", ""));
+    let daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    serves(&device, 0x55)?;
+    kill(daemon)?;
+    let file = scene.state_dir().join("d.device.json");
+    let sound = fs::read_to_string(&file)?;
+    let path = scene.write("config.yaml", &config)?;
+    let path = path.to_str().context("path")?;
+    let newer = sound.replace("\"version\":1", "\"version\":2");
+    for (what, text) in [("truncated", &sound[..sound.len() / 2]), ("newer", &newer), ("empty", "")] {
+        fs::write(&file, text)?;
+        let refused = scene.ask(&["run", path])?.expect_code(1)?;
+        refused.expect_stderr(&["error[E-STATE]", "d.device.json", "move it away"]).context(what)?;
+        ensure!(device.node.exists(), "{what}: {} is gone", device.node());
+    }
+    // Moved away, the device is told and left alone.
+    fs::remove_file(&file)?;
+    let empty = scene.start("version: 1\n")?;
+    empty.wait_for_log("W-UNKNOWN-DEVICE", ANSWER_LIMIT)?;
+    ensure!(device.node.exists(), "{} is gone", device.node());
+    empty.stop()?;
+    fs::write(&file, &sound)?;
+    let daemon = scene.start(&config)?;
+    ensure!(Direct::open(&device.node)?.holds(4096, 4096, 0x55)?, "its bytes are gone");
+    daemon.stop().map(drop)
+}
+
+fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> Result<()> {
+    // Forced, with requests held: whoever carries it out outlives the daemon.
+    for delay_ms in [0, 60, 150, 300, 500] {
+        let daemon = scene.start(&config("  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n"))?;
+        let device = scene.device("d")?;
+        let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
+        wait_until_busy(&device)?;
+        let del = scene.begin_ask(&["del", "--force", "d"])?;
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        kill(daemon)?;
+        let begin = Instant::now();
+        del.finish(ANSWER_LIMIT)?;
+        // Either it has begun, and is carried through; or it has not, and the device waits for the next daemon.
+        wait::until("end of helpers", Duration::from_secs(10), || Ok(scene.processes().is_empty().then_some(())))?;
+        let is_there = Path::new(&device.node).exists();
+        eprintln!(
+            "          killed {delay_ms} ms after del: after {:?} the device is there: {is_there}",
+            begin.elapsed()
+        );
+        let daemon = scene.start(&config("  d: { backend: { null: 1GiB } }\n"))?;
+        if is_there {
+            ensure!(scene.device("d")?.id == device.id, "it was not taken up");
+        }
+        Direct::open(&scene.device("d")?.node)?.read(0, 4096)?;
+        fio.interrupt()?;
+        fio.finish_any(Duration::ZERO)?;
+        daemon.stop()?;
+        scene.expect_nothing_left()?;
+    }
+    Ok(())
+}
+
+fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Result<()> {
+    // Twice in a row, at several points; the third start serves, and the load has seen no error.
+    let config = config(&in_a_file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }"));
+    let mut daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    let log = scene.dir().join("recovered");
+    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", device.node()).set("LOG", log.display());
+    let fio = scene.fio(job)?;
+    wait_until_busy(&device)?;
+    for delays_ms in [[10, 20], [30, 40], [50, 60], [80, 100]] {
+        kill(daemon)?;
+        for delay_ms in delays_ms {
+            let half = scene.start_without_waiting(&config)?;
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            half.signal(Signal::SIGKILL)?;
+            kill(half)?;
+        }
+        let begin = Instant::now();
+        daemon = scene.start(&config)?;
+        took_at_most("third start", begin.elapsed(), ANSWER_LIMIT)?;
+        ensure!(scene.device("d")?.id == device.id, "another id");
+    }
+    let_run(1);
+    fio.interrupt()?;
+    let report = fio.finish_any(Duration::ZERO)?;
+    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    daemon.stop().map(drop)
+}
