@@ -312,7 +312,11 @@ fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
             .with_context(|| sink.to_owned())?;
         let direct = Direct::open(&scene.device("d")?.node)?;
         direct.write(0, 4096, 0xa5)?;
-        scene.ask(&["add", "more", "--memory", "1MiB"])?.expect_code(0)?;
+        // Its only device serves a moment before the daemon says that it is ready, which cannot be read here.
+        wait::until("ready", Duration::from_secs(5), || {
+            Ok(scene.ask(&["add", "more", "--memory", "1MiB"])?.expect_code(0).ok())
+        })
+        .with_context(|| sink.to_owned())?;
         scene.ask(&["del", "more"])?.expect_code(0)?;
         ensure!(direct.holds(0, 4096, 0xa5)? && daemon.is_running()?, "{sink}: the device or the daemon is hurt");
         drop(direct);
