@@ -147,6 +147,15 @@ impl Bucket {
         Self { level, burst_level: if empty.burst_capacity.is_some() { burst_level } else { 0 }, ..empty }
     }
 
+    /// The most that the levels can be `blind_ns` later, whatever was charged meanwhile, but for the debt of what went last.
+    pub(crate) fn at_most_after(&self, blind_ns: u64) -> (NanoUnits, NanoUnits) {
+        let Some(burst_capacity) = self.burst_capacity else { return (self.level.max(self.capacity), 0) };
+        // A burst is held to `max`, and to the room of its own bucket besides.
+        let passed = u128::from(self.max) * u128::from(blind_ns) + burst_capacity;
+        let level = self.level.saturating_add(passed).min(self.capacity).max(self.level);
+        (level, self.burst_level.max(burst_capacity))
+    }
+
     /// Changes the limit, keeping the used share of the capacity: no gift, no fine. A debt stays what it is in units.
     pub(crate) fn reconfigure(&mut self, limit: Limit, now: Time) {
         self.drain(now);

@@ -73,6 +73,20 @@ pub struct Level {
     pub burst_level: NanoUnits,
 }
 
+impl Level {
+    /// The most that it can be after `blind_ns` in which the program went on and nobody noted what it let through: as full as
+    /// the limit allows, and with the debt that was known.
+    ///
+    /// Each request pays for itself while the bucket is not above its brim, so nothing but the last one's debt is not in it.
+    pub fn at_most_after(self, blind_ns: u64) -> Self {
+        if blind_ns == 0 {
+            return self;
+        }
+        let (level, burst_level) = Bucket::filled(self.limit, self.level, self.burst_level).at_most_after(blind_ns);
+        Self { level, burst_level, ..self }
+    }
+}
+
 impl Limiter {
     /// Empty buckets for `limits`, which must be sound ([`Limits::violations`]).
     pub fn new(limits: &Limits) -> Self {

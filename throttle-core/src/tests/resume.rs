@@ -160,4 +160,48 @@ proptest! {
         let served = served(&format!("iops-total={rate}"), &phases) as u128;
         prop_assert!(served <= most, "{} of at most {}", served, most);
     }
+
+    #[test]
+    fn what_nobody_noted_is_never_given_back(
+        avg in 1_u64..2_000,
+        burst in prop::option::of((1_u64..20, 1_u64..10)),
+        lives in prop::collection::vec((0_u64..3_000_000_000, 0_u64..1_000_000_000, 0_u64..2_000_000_000), 1..8),
+    ) {
+        // Levels are noted, the program goes on for a while (always at its limit), is killed, and is away for a while. All of its
+        // lives together serve what one bucket serves in that time: avg · T + capacity + the one at the brim of each life.
+        let limit = match burst {
+            Some((times, seconds)) => Limit { avg, max: avg * times, burst_length_ns: seconds * SECOND_NS },
+            None => Limit::average(avg),
+        };
+        let serve = |bucket: &mut Bucket, from: Time, for_ns: u64| {
+            let (mut now, end, mut served) = (from, from.plus_nanos(for_ns), 0_u128);
+            loop {
+                now = bucket.ready_at(now).unwrap_or(now);
+                if now > end {
+                    return served;
+                }
+                bucket.charge(UNIT, now);
+                served += 1;
+            }
+        };
+        let capacity = Bucket::new(limit).credit(Time::ZERO).1;
+        let (mut served, mut whole_ns, mut kept) = (0, 0, None);
+        for &(noted_ns, blind_ns, down_ns) in &lives {
+            let mut bucket = Bucket::new(limit);
+            if let Some((level, elapsed_ns)) = kept {
+                let Level { level, burst_level, .. } = level;
+                bucket.resume(Bucket::filled(limit, level, burst_level), elapsed_ns, Time::ZERO);
+            }
+            served += serve(&mut bucket, Time::ZERO, noted_ns);
+            let noted = Time::from_nanos(noted_ns);
+            let (level, burst_level) = bucket.levels(noted);
+            served += serve(&mut bucket, noted, blind_ns);
+            let level = Level { kind: LimitKind::IopsTotal, limit, level, burst_level };
+            kept = Some((level.at_most_after(blind_ns), down_ns));
+            whole_ns += noted_ns + blind_ns + down_ns;
+        }
+        let most = u128::from(avg) * u128::from(whole_ns) / u128::from(SECOND_NS)
+            + u128::from(capacity) + 2 + lives.len() as u128;
+        prop_assert!(served <= most, "{} of at most {}", served, most);
+    }
 }
