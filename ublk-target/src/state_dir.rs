@@ -6,6 +6,7 @@
 //!     control.sock             0600, or 0660 for who may look (`control.group`)
 //!     NAME.device.json         what `list` shows when the daemon does not answer, and what the next one needs to serve on
 //!     groups.json              the groups as they are in force
+//!     levels.json              how full the limits were a moment ago; stays when the daemon ends
 //! ```
 //!
 //! No link is followed, nothing is removed that is not ours. A file is written beside its place, made durable, and renamed: so
@@ -27,9 +28,10 @@ use crate::error::{Class, Failure, OrFail, Outcome};
 
 const SUFFIX: &str = ".device.json";
 const GROUPS: &str = "groups.json";
+const LEVELS: &str = "levels.json";
 
 /// Of the files. A daemon reads its own version and no other.
-const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 
 /// A file that is longer was not written by us: the longest path takes 24 KiB in JSON.
 const BYTES_MAX: u64 = 16 << 20;
@@ -141,6 +143,21 @@ impl StateDir {
         self.replace(GROUPS, record)
     }
 
+    /// Writes the file of the levels.
+    pub fn write_levels(&self, record: &impl Serialize) -> Outcome<()> {
+        self.replace(LEVELS, record)
+    }
+
+    /// What an earlier daemon wrote down of its levels.
+    pub fn levels<T: DeserializeOwned>(&self) -> Outcome<Option<T>> {
+        self.read_one(LEVELS)
+    }
+
+    /// The failure of a file of levels that says what cannot be.
+    pub fn refuse_levels(&self, why: &str) -> Failure {
+        unreadable(&self.path.join(LEVELS), why)
+    }
+
     fn replace(&self, name: &str, content: &impl Serialize) -> Outcome<()> {
         let (at, fresh) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         let write = || -> io::Result<()> {
@@ -161,7 +178,11 @@ impl StateDir {
 
     /// What an earlier daemon wrote down of its groups.
     pub fn groups(&self) -> Outcome<Option<GroupsRecord>> {
-        let path = self.path.join(GROUPS);
+        self.read_one(GROUPS)
+    }
+
+    fn read_one<T: DeserializeOwned>(&self, name: &str) -> Outcome<Option<T>> {
+        let path = self.path.join(name);
         if fs::symlink_metadata(&path).is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
@@ -250,12 +271,17 @@ fn parse<T: DeserializeOwned>(path: &Path) -> Outcome<T> {
 }
 
 fn unreadable(path: &Path, why: &str) -> Failure {
+    let without_it = match path.file_name().and_then(|name| name.to_str()) {
+        Some(GROUPS) => "what `set` has changed of groups is then lost",
+        Some(LEVELS) => "every limit then begins with all of its credit",
+        _ => "its device then stays as it is, and the log of the next start tells how to remove it",
+    };
     let path = path.display();
     Failure::new(
         Class::State,
         format!(
             "{path} is no state file that this program can read: {why}; start the version that wrote it, or move it away: \
-             its device then stays as it is, and the log of the next start tells how to remove it"
+             {without_it}"
         ),
     )
 }

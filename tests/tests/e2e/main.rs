@@ -11,6 +11,7 @@
 mod bars;
 mod burst;
 mod control;
+mod credit;
 mod data;
 mod drain;
 mod facts;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         removal::cases(),
         drain::cases(),
         control::cases(),
+        credit::cases(),
         kills::cases(),
         recovery::cases(),
         faults_kernel::cases(),

@@ -26,6 +26,7 @@ use ublk_throttle_config::{Config, Device as Description};
 
 use super::claims::Claims;
 use super::keeper::Keeper;
+use super::levels::{self, LevelsRecord};
 use super::signals::{self, Asked};
 use super::socket::Socket;
 use super::table::{Entry, Origin, Placed, Table};
@@ -71,6 +72,8 @@ pub struct Daemon {
     pub gone: Notify,
     state_dir: Arc<StateDir>,
     keeper: Keeper,
+    /// The levels as last written down.
+    noted: RefCell<Option<LevelsRecord>>,
     watcher: Arc<Watcher>,
     events: UnboundedSender<Event>,
     phase: Cell<Phase>,
@@ -153,7 +156,7 @@ impl Daemon {
         let (waiter, outcome) = oneshot::channel();
         let what = format!("device={} state=adding backend={}", new.name, new.backend.kind());
         let entry = (origin == Origin::File).then(|| new.clone());
-        self.insert(Begun { description: new, entry, left: None }, Some(waiter))?;
+        self.insert(Begun { description: new, entry, left: None, levels: None }, Some(waiter))?;
         // Its thread runs: `started` or `failed` will follow.
         log::info(what);
         Ok(outcome)
@@ -180,7 +183,19 @@ impl Daemon {
 
     /// Has the groups written down as they are in force.
     pub fn keep_groups(&self, table: &Table) {
-        self.keeper.keep(table.groups_record());
+        self.keeper.keep_groups(table.groups_record());
+    }
+
+    /// Has the levels written down, if there is something new about them.
+    fn note_levels(&self, is_final: bool) {
+        let record = LevelsRecord::note(&self.table.borrow(), &self.throttle, clock::now(), is_final);
+        let mut noted = self.noted.borrow_mut();
+        let is_known = noted.as_ref().is_some_and(|noted| record.says_no_more_than(noted));
+        // Where something drains, the instant is news too.
+        if !is_known || !record.is_idle() {
+            self.keeper.keep_levels(record.clone());
+            *noted = Some(record);
+        }
     }
 
     /// Waits until a device that has said that it is gone is in the table no more, so that its name is free.
@@ -224,6 +239,11 @@ impl Daemon {
             let groups = plan.groups.iter().map(|(group, _)| group.clone()).collect();
             let all = Config { groups, ..Config::default() };
             let ids = groups::make(&all, &self.throttle, clock::now())?;
+            for (name, id) in &ids {
+                if let Some((levels, elapsed_ns)) = plan.levels.of_group(name) {
+                    self.throttle.resume_group(*id, &levels, elapsed_ns, clock::now());
+                }
+            }
             let placed = |(group, is_of_file): (ublk_throttle_config::Group, bool)| Placed {
                 id: ids[&group.name],
                 entry: config.group(&group.name).cloned(),
@@ -271,7 +291,7 @@ impl Daemon {
                     return None;
                 }
                 // The file wants one of that name.
-                let begun = Begun { description: described.clone(), entry: Some(described), left: None };
+                let begun = Begun { description: described.clone(), entry: Some(described), left: None, levels: None };
                 self.insert(begun, None).err()
             }
             Notice::Failed(name, cause) => {
@@ -367,6 +387,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         config: config_path,
         gone: Notify::new(),
         keeper: Keeper::start(Arc::clone(&state_dir))?,
+        noted: RefCell::default(),
         watcher: Arc::default(),
         state_dir,
         events: sender,
@@ -396,6 +417,13 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         daemon.remove_all();
     }
     tokio_uring::spawn(server::serve(listener, Rc::clone(&daemon)));
+    let noting = Rc::clone(&daemon);
+    tokio_uring::spawn(async move {
+        while noting.phase.get() != Phase::Stopping {
+            noting.note_levels(false);
+            tokio::time::sleep(Duration::from_secs(levels::PERIOD_S)).await;
+        }
+    });
 
     loop {
         let is_starting = |entry: &Entry| entry.is_starting;
@@ -424,6 +452,8 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
             }
             Event::Signal(Asked::Stop) => {
                 daemon.phase.set(Phase::Stopping);
+                // What goes from here on is not charged.
+                daemon.note_levels(true);
                 log::info(format_args!("state=stopping devices={}", daemon.table.borrow().devices.len()));
                 notify::tell("STOPPING=1");
                 daemon.remove_all();

@@ -12,6 +12,7 @@ mod claims;
 mod control;
 mod del;
 mod keeper;
+mod levels;
 mod lines;
 mod notify;
 mod odd;

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use ublk_throttle_config::{Config, Device as Description, Group, difference, new_device, parse, write_groups};
 
+use super::levels::{Left, LevelsRecord};
+use crate::clock;
 use crate::device::{Beginning, LeftBehind, traces};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
@@ -40,16 +42,21 @@ pub struct Plan {
     pub groups: Vec<(Group, bool)>,
     /// Every device, to be made or taken up.
     pub devices: Vec<Beginning>,
+    /// How full the limits were.
+    pub levels: Left,
 }
 
 /// What is to be done about the configuration and about what was left behind. Clears away what ends anyway.
 pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     let records = state_dir.records()?;
     let written = state_dir.groups()?.filter(|written| written.boot == boot());
+    let noted: Option<LevelsRecord> = state_dir.levels()?;
+    let levels = noted.map_or_else(|| Ok(Left::default()), |noted| noted.left(clock::now()));
+    let levels = levels.map_err(|why| state_dir.refuse_levels(&why))?;
     let mut control = Control::open()?;
     let devices = ours(&mut control)?;
     // Everything that may be refused, before anything is touched.
-    let mut found: Vec<(Record, Description, Option<Left>)> = Vec::new();
+    let mut found: Vec<(Record, Description, Option<Remains>)> = Vec::new();
     for record in records {
         let described = described(&record)?;
         let device = devices.iter().find(|(nonce, _)| Some(*nonce) == record.status.nonce);
@@ -69,12 +76,12 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
             );
         }
     }
-    let mut plan = Plan { groups: Vec::new(), devices: Vec::new() };
+    let mut plan = Plan { groups: Vec::new(), devices: Vec::new(), levels };
     let mut ending = Vec::new();
     for (record, described, left) in found {
         match left {
-            Some(Left::Waiting(left)) => plan.devices.push(taken_up(config, &record, described, left)),
-            Some(Left::Ending(target)) => ending.push((record, Some(target))),
+            Some(Remains::Waiting(left)) => plan.devices.push(taken_up(config, &record, described, left)),
+            Some(Remains::Ending(target)) => ending.push((record, Some(target))),
             None => ending.push((record, None)),
         }
     }
@@ -90,13 +97,17 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
                     device.name, left.description.name, left.description.name
                 ),
             )),
-            None => {
-                plan.devices.push(Beginning { description: device.clone(), entry: Some(device.clone()), left: None })
-            }
+            None => plan.devices.push(Beginning {
+                description: device.clone(),
+                entry: Some(device.clone()),
+                left: None,
+                levels: None,
+            }),
         }
     }
     plan.groups = groups(config, written.as_ref(), &plan.devices)?;
     for device in &mut plan.devices {
+        device.levels = plan.levels.of_device(&device.description.name);
         let is_there = |name: &String| plan.groups.iter().any(|(group, _)| group.name == *name);
         if device.description.group.as_ref().is_some_and(|group| !is_there(group)) {
             let (name, group) = (&device.description.name, device.description.group.take().unwrap_or_default());
@@ -107,7 +118,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
 }
 
 /// A device of the kernel that a state file tells of.
-enum Left {
+enum Remains {
     Waiting(LeftBehind),
     Ending(Target),
 }
@@ -132,7 +143,7 @@ fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
     Ok(devices)
 }
 
-fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Left> {
+fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
     let target = Target { id: info.id, nonce };
     if let Some(server) = server(info) {
         return Err(Failure::new(
@@ -144,9 +155,9 @@ fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Left> {
         ));
     }
     if info.is_recoverable && info.state != DiskState::Dead {
-        return Ok(Left::Waiting(LeftBehind { target, identity: record.identity }));
+        return Ok(Remains::Waiting(LeftBehind { target, identity: record.identity }));
     }
-    Ok(Left::Ending(target))
+    Ok(Remains::Ending(target))
 }
 
 /// The process that serves a device, in words. The number alone says little: the kernel keeps that of a dead one, and by now it
@@ -190,7 +201,7 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
                 "device={name} was left behind and is not in the configuration; served on, as if `add` had made it"
             ),
         );
-        return Beginning { description: described, entry: None, left: Some(left) };
+        return Beginning { description: described, entry: None, left: Some(left), levels: None };
     };
     let mut description = Description { line: entry.line, ..described };
     if record.entry.as_ref() != Some(&entry.settings()) {
@@ -202,7 +213,7 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
             log::warn("W-CHANGED", format_args!("{line}; it is taken up as it was; `reload` brings what can change"));
         }
     }
-    Beginning { description, entry: Some(entry.clone()), left: Some(left) }
+    Beginning { description, entry: Some(entry.clone()), left: Some(left), levels: None }
 }
 
 /// With the number that it has got.
@@ -342,7 +353,7 @@ mod tests {
                         made: { limits: { iops: 3 } } }";
         assert_eq!(merged("groups: {}", then, in_force, &[]), [group("made", 3, false)]);
         let member = read("d", &vec![("null".into(), "512".into()), ("group".into(), "dropped".into())]).unwrap();
-        let device = Beginning { description: member, entry: None, left: None };
+        let device = Beginning { description: member, entry: None, left: None, levels: None };
         assert_eq!(
             merged("groups: {}", then, in_force, &[device]),
             [group("dropped", 1, false), group("above", 2, false), group("made", 3, false)]

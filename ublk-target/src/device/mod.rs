@@ -38,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use throttle_core::group::{GroupId, MemberOptions};
+use throttle_core::limiter::Level;
 use throttle_core::throttle::Throttle;
 use ublk_throttle_config::{Backend, Device as Description};
 
@@ -189,6 +190,8 @@ pub struct Beginning {
     pub entry: Option<Description>,
     /// What an earlier daemon left of it.
     pub left: Option<LeftBehind>,
+    /// How full its limits were, and for how long they have drained since, in nanoseconds.
+    pub levels: Option<(Vec<Level>, u64)>,
 }
 
 /// A device without a server.
@@ -212,11 +215,14 @@ impl Device {
     ///
     /// Its place in the throttle it has from here on, so that nobody takes its group away meanwhile.
     pub fn start(beginning: Beginning, surroundings: Surroundings) -> Outcome<Self> {
-        let Beginning { description, entry, left } = beginning;
+        let Beginning { description, entry, left, levels } = beginning;
         let name = description.name.clone();
         let throttle = Arc::clone(&surroundings.throttle);
         let (limits, weight) = (description.limits, description.weight);
         let member = throttle.join(&MemberOptions { limits, group: surroundings.group, weight }, clock::now());
+        if let Some((levels, elapsed_ns)) = levels {
+            throttle.resume_member(member, &levels, elapsed_ns, clock::now());
+        }
         let group = description.group.clone();
         let state = if left.is_some() { State::Recovering } else { State::Starting };
         let shared = Arc::new(Shared {

@@ -1,0 +1,117 @@
+//! A burst that was used up stays used up, however the daemon ends.
+//!
+//! ```text
+//!   20/s, or 200/s for 10 s: 2000 above the rate at most
+//!   load     ▇▇▇▇▇▇▇▇  ✗  ▁▂▁▁▁▁▁▁  SIGTERM  ▁▁▁
+//!            8 s of burst  what is left of it
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::Scene;
+
+use crate::measure::expect;
+use crate::{Case, cases, let_run};
+
+const RATE: f64 = 20.0;
+const CAPACITY: f64 = 2000.0;
+/// Bound of an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+const CONFIG: &str = "version: 1
+groups: { g: { limits: { iops-total: 20, iops-total-max: 200, iops-total-max-length: 10s } } }
+devices: { d: { backend: { null: 1GiB }, group: g } }
+";
+
+pub(crate) fn cases() -> Vec<Case> {
+    cases![[Need::Ublk];
+        a_restart_in_the_middle_of_a_burst_grants_none,
+        levels_that_cannot_be_read_stop_the_start_and_say_what_to_do,
+    ]
+    .into()
+}
+
+/// One read after the other, until told to stop.
+struct Load {
+    ends: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl Load {
+    fn start(node: &Path) -> Result<Self> {
+        let (ends, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let direct = Direct::open(node)?;
+        let (until, count) = (Arc::clone(&ends), Arc::clone(&served));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                direct.read(0, 4096)?;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Ok(Self { ends, served, thread })
+    }
+
+    fn served(&self) -> f64 {
+        self.served.load(Ordering::Relaxed) as f64
+    }
+
+    fn stop(self) -> Result<f64> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.thread.join().ok().context("the load's thread")??;
+        Ok(self.served.load(Ordering::Relaxed) as f64)
+    }
+}
+
+fn a_restart_in_the_middle_of_a_burst_grants_none(scene: &Scene) -> Result<()> {
+    // Served over the whole time ≤ rate · T + capacity: 2400 in some 20 s. A daemon that forgets serves 200/s for ten more
+    // seconds, 1600 too many. Besides, a queue far below its limit may have prepaid 1/16 of the capacity, one request goes at
+    // the brim in each life, and the one in flight at the kill is served twice.
+    let begin = Instant::now();
+    let most = || RATE * begin.elapsed().as_secs_f64() + CAPACITY * (1.0 + 1.0 / 16.0) + 5.0;
+    let daemon = scene.start(CONFIG)?;
+    let load = Load::start(&scene.device("d")?.node)?;
+    let_run(8);
+    let before = load.served();
+    ensure!(before > 1000.0, "no burst to speak of: {before} in 8 s");
+    daemon.kill(ANSWER_LIMIT)?;
+    let daemon = scene.start(CONFIG)?;
+    let back = Instant::now();
+    let_run(10);
+    let after = load.served() - before;
+    let least = RATE * back.elapsed().as_secs_f64() * 0.9;
+    let served = load.stop()?;
+    eprintln!("          {before} before the kill, {after} after it, at most {:.0}", most());
+    expect(served <= most(), || format!("{served} served, at most {:.0}", most()))?;
+    expect(after >= least, || format!("{after} served after the kill, at least {least:.0}"))?;
+    // An end that was asked for: everything is removed, and the group of the next daemon goes on all the same.
+    daemon.stop()?;
+    let daemon = scene.start(CONFIG)?;
+    let load = Load::start(&scene.device("d")?.node)?;
+    let_run(3);
+    let last = load.stop()?;
+    eprintln!("          {last} after SIGTERM, at most {:.0} in all", most());
+    expect(served + last <= most(), || format!("{} served, at most {:.0}", served + last, most()))?;
+    daemon.stop().map(drop)
+}
+
+fn levels_that_cannot_be_read_stop_the_start_and_say_what_to_do(scene: &Scene) -> Result<()> {
+    // Half a file: no guess is made of what a tenant has used.
+    scene.start(CONFIG)?.stop()?;
+    let file = scene.dir().join("state/levels.json");
+    let whole = std::fs::read_to_string(&file).context("levels.json")?;
+    std::fs::write(&file, &whole[..whole.len() / 2])?;
+    let config = scene.write("config.yaml", CONFIG)?;
+    let config = config.to_str().context("path")?;
+    scene.ask(&["run", config])?.expect_code(1)?.expect_stderr(&["error[E-STATE]", "levels.json", "move it away"])?;
+    std::fs::remove_file(&file)?;
+    scene.start(CONFIG)?.stop().map(drop)
+}
