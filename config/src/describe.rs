@@ -14,7 +14,7 @@ use std::fmt::{self, Write as _};
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
 
-use crate::model::{Backend, Config, Device, Group, OnCrash};
+use crate::model::{Backend, Config, Device, Group, OnCrash, OnStop};
 use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
@@ -74,8 +74,21 @@ fn describe_group(out: &mut String, group: &Group, siblings: &Siblings<'_>, inhe
 }
 
 fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
-    let Device { name, id, backend, group, weight, limits, queues, depth, block_size, read_only, on_crash, .. } =
-        device;
+    let Device {
+        name,
+        id,
+        backend,
+        group,
+        weight,
+        limits,
+        queues,
+        depth,
+        block_size,
+        read_only,
+        on_crash,
+        on_stop,
+        ..
+    } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
     let mode = if *read_only { "read-only" } else { "read and write" };
     let queues = match queues {
@@ -88,6 +101,9 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
     describe_limits(out, limits);
     if *on_crash == OnCrash::Fail && !matches!(backend, Backend::Memory { .. }) {
         line(out, format_args!("  requests fail when the daemon dies, and the device ends"));
+    }
+    if *on_stop == OnStop::Keep {
+        line(out, format_args!("  when the daemon is stopped, requests wait until the next one serves them"));
     }
 }
 

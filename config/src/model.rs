@@ -229,9 +229,11 @@ impl OnCrash {
 /// What SIGTERM does with a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnStop {
-    /// It is removed. What every device does in this version, said or not.
+    /// It is removed.
     #[default]
     Remove,
+    /// Its disk stays, requests wait, and the next daemon serves it. Only with [`OnCrash::Requeue`].
+    Keep,
 }
 
 impl OnStop {
@@ -239,6 +241,7 @@ impl OnStop {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Remove => "remove",
+            Self::Keep => "keep",
         }
     }
 }

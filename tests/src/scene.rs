@@ -106,6 +106,12 @@ impl Scene {
         Daemon::start(&mut run, &path, &self.socket(), &log)
     }
 
+    /// Starts a daemon that takes over from the one that runs, and waits until it is ready.
+    pub fn take_over(&self, config: &str) -> Result<Daemon> {
+        let (mut run, path, log) = self.prepare(&[], config)?;
+        Daemon::start(run.arg("--takeover"), &path, &self.socket(), &log)
+    }
+
     /// Starts the daemon, and does not wait until it is ready.
     pub fn start_without_waiting(&self, config: &str) -> Result<Daemon> {
         let (mut run, path, log) = self.prepare(&[], config)?;

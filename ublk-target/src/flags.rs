@@ -55,10 +55,17 @@ pub enum Command {
     /// Stays in the foreground and logs to stderr, one line for each change of state. Says `ready`, and tells systemd,
     /// once every device can be used; if one of them cannot be made, none is. SIGHUP reloads CONFIG. SIGTERM and SIGINT
     /// remove all devices, also those in use (file systems on them are written back first), and end with 0; a second one
-    /// does not wait for requests in flight.
+    /// does not wait for requests in flight. A device with `on-stop: keep` is left to the next daemon instead, as all
+    /// are (but those with `on-crash: fail`) when the daemon dies: requests wait until it serves them.
     Run {
         /// The configuration, YAML
         config: PathBuf,
+        /// Take over from the daemon that runs here: it leaves its devices, and requests wait for a moment
+        ///
+        /// Refused, and nothing happens, if a device cannot be left: one in memory, or with `on-crash: fail`. Where no
+        /// daemon runs, this one just starts.
+        #[arg(long)]
+        takeover: bool,
         /// Which daemon
         #[command(flatten)]
         place: Place,

@@ -93,6 +93,8 @@ pub enum Command {
         #[serde(default = "default_timeout")]
         timeout_ms: u64,
     },
+    /// Ends the daemon and leaves its devices to the next one, which asks for it: all of them, or none.
+    HandOver {},
 }
 
 const fn default_timeout() -> u64 {
@@ -108,7 +110,7 @@ impl Command {
     /// How long the daemon may work on it before it answers.
     pub const fn timeout_ms(&self) -> u64 {
         match self {
-            Self::Ping {} | Self::List {} | Self::Stats { .. } => 0,
+            Self::Ping {} | Self::List {} | Self::Stats { .. } | Self::HandOver {} => 0,
             Self::Add { timeout_ms, .. }
             | Self::Del { timeout_ms, .. }
             | Self::Set { timeout_ms, .. }

@@ -5,7 +5,7 @@ use std::path::Path;
 use throttle_core::share::WEIGHT_DEFAULT;
 
 use crate::fields::{Fields, Item, Leftovers, Notes};
-use crate::model::{Backend, Device, ID_MAX, OnCrash};
+use crate::model::{Backend, Device, ID_MAX, OnCrash, OnStop};
 use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 use crate::yaml::Value;
@@ -26,7 +26,7 @@ pub(super) fn read<'n>(
 ) -> Option<Device> {
     let mut fields = Fields::of(item, notes)?;
     let mut own = *defaults;
-    let on_crash_item = own.take_from(&mut fields, notes);
+    let [on_crash_item, on_stop_item] = own.take_from(&mut fields, notes);
     let limits = fields.take("limits").map_or_else(Default::default, |item| limits::read(&item, notes));
     let id = fields.take("id").filter(|id| !id.is_word("auto")).and_then(|id| {
         let number = u32::try_from(id.count_or(notes, 0..=u64::from(ID_MAX), ", or `auto`")?).ok()?;
@@ -70,6 +70,15 @@ pub(super) fn read<'n>(
             OnCrash::Fail
         }
         _ => on_crash.unwrap_or_default(),
+    };
+    let on_stop = match on_crash {
+        OnCrash::Fail => {
+            if let Some(item) = on_stop_item.filter(|_| on_stop == Some(OnStop::Keep)) {
+                item.fault(notes, "`keep` of a device that ends with its daemon (`on-crash: fail`)", "allowed: remove");
+            }
+            OnStop::Remove
+        }
+        OnCrash::Requeue => on_stop.unwrap_or_default(),
     };
     let line = item.key_place.line;
     let name = name.to_owned();

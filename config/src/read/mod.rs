@@ -122,12 +122,13 @@ pub(crate) struct Defaults {
     depth: u16,
     /// If said: a device of memory has no choice.
     on_crash: Option<OnCrash>,
-    on_stop: OnStop,
+    /// The same.
+    on_stop: Option<OnStop>,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { queues: 1, depth: 128, on_crash: None, on_stop: OnStop::default() }
+        Self { queues: 1, depth: 128, on_crash: None, on_stop: None }
     }
 }
 
@@ -143,8 +144,9 @@ impl Defaults {
         defaults
     }
 
-    /// Replaces what the fields say: the same keys in `defaults` and in a device. What says `on-crash`, if anything does.
-    fn take_from<'n>(&mut self, fields: &mut Fields<'n>, notes: &mut Notes) -> Option<Item<'n>> {
+    /// Replaces what the fields say: the same keys in `defaults` and in a device. What says `on-crash` and `on-stop`, if
+    /// anything does.
+    fn take_from<'n>(&mut self, fields: &mut Fields<'n>, notes: &mut Notes) -> [Option<Item<'n>>; 2] {
         let mut count = |name: &str, max: u16| {
             let count = fields.take(name)?.count(notes, 1..=u64::from(max))?;
             u16::try_from(count).ok()
@@ -156,9 +158,11 @@ impl Defaults {
             let words = [OnCrash::Requeue, OnCrash::Fail].map(|on_crash| (on_crash.word(), on_crash));
             self.on_crash = item.word(notes, &words, &[]).or(self.on_crash);
         }
-        if let Some(item) = fields.take("on-stop") {
-            self.on_stop = item.word(notes, &[("remove", OnStop::Remove)], &["keep"]).unwrap_or_default();
+        let on_stop = fields.take("on-stop");
+        if let Some(item) = &on_stop {
+            let words = [OnStop::Remove, OnStop::Keep].map(|on_stop| (on_stop.word(), on_stop));
+            self.on_stop = item.word(notes, &words, &[]).or(self.on_stop);
         }
-        on_crash
+        [on_crash, on_stop]
     }
 }

@@ -31,6 +31,7 @@ mod recovery;
 mod refusals;
 mod removal;
 mod shapes;
+mod takeover;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         credit::cases(),
         kills::cases(),
         recovery::cases(),
+        takeover::cases(),
         faults_kernel::cases(),
         faults_machine::cases(),
         faults_backing::cases(),

@@ -29,7 +29,7 @@ use crate::{log, watcher};
 pub fn main() -> u8 {
     let flags = Flags::parse();
     let outcome = match flags.command {
-        Command::Run { config, place } => daemon::run(&config, &place),
+        Command::Run { config, takeover, place } => daemon::run(&config, &place, takeover),
         Command::Check { config, json } => check::run(&config, json),
         Command::List { json, place } => list::run(&place, json),
         Command::Stats { name, interval, count, json, place } => stats::run(&place, name, interval, count, json),

@@ -22,7 +22,7 @@ use throttle_core::throttle::Throttle;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-use ublk_throttle_config::{Config, Device as Description};
+use ublk_throttle_config::{Config, Device as Description, OnStop};
 
 use super::claims::Claims;
 use super::keeper::Keeper;
@@ -51,7 +51,11 @@ type Told = (Instant, Rc<str>);
 enum Event {
     Signal(Asked),
     Device(Notice),
+    HandOver,
 }
+
+/// How long the answer to whoever takes over has to be written.
+const HAND_OVER_DELAY: Duration = Duration::from_millis(50);
 
 /// What the daemon is doing as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +136,7 @@ impl Daemon {
                 set::group(self, &group, &settings, create)
             }
             Command::Reload { config, dry_run, .. } => reload::reload(self, config, dry_run, limit).await,
+            Command::HandOver {} => self.hand_over(),
             Command::Del { .. } | Command::Set { .. } => Err(Failure::new(
                 Class::Protocol,
                 "one of `device` and `group` is wanted; `force` goes with a device, `create` with a group",
@@ -176,7 +181,7 @@ impl Daemon {
         let origin = if begun.entry.is_some() { Origin::File } else { Origin::Command };
         let is_taken_up = begun.left.is_some();
         let device = Device::start(begun, surroundings)?;
-        let entry = Entry { device, described, origin, waiter, is_starting: true, is_taken_up };
+        let entry = Entry { device, described, origin, waiter, is_starting: true, is_taken_up, is_kept: false };
         self.table.borrow_mut().devices.insert(entry.described.name.clone(), entry);
         Ok(())
     }
@@ -222,13 +227,66 @@ impl Daemon {
     }
 
     fn remove_all(&self) {
-        for entry in self.table.borrow().devices.values() {
+        for entry in self.table.borrow().devices.values().filter(|entry| !entry.is_kept) {
             entry.device.remove(Removal { is_forced: true, answer: Box::new(|_| {}) });
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.table.borrow().devices.is_empty()
+    /// Leaves devices to the next daemon: all that can be, or those of which the configuration says so. The others go.
+    fn stop(&self, keeps_all: bool) {
+        self.phase.set(Phase::Stopping);
+        log::info(format_args!("state=stopping devices={}", self.table.borrow().devices.len()));
+        notify::tell("STOPPING=1");
+        for (name, entry) in &mut self.table.borrow_mut().devices {
+            let is_wanted = keeps_all || entry.described.on_stop == OnStop::Keep;
+            entry.is_kept = is_wanted && entry.device.can_outlive_us();
+            if entry.is_kept {
+                log::info(format_args!("device={name} state=kept: its requests wait for the next daemon"));
+            }
+        }
+        // What goes from here on is not charged.
+        self.note_levels(!self.has_kept());
+        self.remove_all();
+    }
+
+    /// Everything to whoever takes over, or nothing.
+    fn hand_over(self: &Rc<Self>) -> Outcome<Value> {
+        let table = self.table.borrow();
+        let ending: Vec<&str> = table
+            .devices
+            .iter()
+            .filter(|(_, entry)| !entry.device.can_outlive_us())
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if !ending.is_empty() {
+            return Err(Failure::new(
+                Class::Conflict,
+                format!(
+                    "{} would end with this daemon (`on-crash: fail`, in memory, or on the way in or out); `del` that first, or \
+                     stop the daemon",
+                    ending.join(", ")
+                ),
+            ));
+        }
+        let devices: Vec<&String> = table.devices.keys().collect();
+        let answer = json!({ "pid": std::process::id(), "devices": devices });
+        // From here on nothing is changed any more.
+        self.phase.set(Phase::Stopping);
+        let events = self.events.clone();
+        tokio_uring::spawn(async move {
+            tokio::time::sleep(HAND_OVER_DELAY).await;
+            drop(events.send(Event::HandOver));
+        });
+        Ok(answer)
+    }
+
+    /// Whether only those are left that the next daemon takes up.
+    fn is_done(&self) -> bool {
+        self.table.borrow().devices.values().all(|entry| entry.is_kept)
+    }
+
+    fn has_kept(&self) -> bool {
+        self.table.borrow().devices.values().any(|entry| entry.is_kept)
     }
 
     /// Makes the groups, and starts the devices or takes them up.
@@ -373,7 +431,7 @@ pub struct Beginning {
     pub socket: Socket,
 }
 
-/// Serves until every device has been removed, after a signal or a failed start.
+/// Serves until every device has been removed or left to the next daemon, after a signal or a failed start.
 pub async fn serve(beginning: Beginning) -> Outcome<()> {
     let Beginning { config, plan, config_path, state_dir, socket } = beginning;
     let (sender, mut events) = unbounded_channel();
@@ -406,6 +464,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
             }
         });
     }
+    let mut has_stopped = false;
     let mut failure = daemon.begin(&config, plan).err();
     if let Some(failure) = &failure {
         log::error(failure);
@@ -414,6 +473,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
             std::process::exit(failure.class.exit().into());
         }
         daemon.phase.set(Phase::Stopping);
+        has_stopped = true;
         daemon.remove_all();
     }
     tokio_uring::spawn(server::serve(listener, Rc::clone(&daemon)));
@@ -433,7 +493,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
                 daemon.reload();
             }
         }
-        if daemon.phase.get() == Phase::Stopping && daemon.is_empty() {
+        if has_stopped && daemon.is_done() {
             break;
         }
         match events.recv().await.expect("the daemon keeps a sender") {
@@ -441,34 +501,38 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
                 let Some(cause) = daemon.note(notice) else { continue };
                 // All or none: a host must not come up with half its disks and no word to who waits for READY.
                 failure.get_or_insert(cause);
-                if daemon.phase.replace(Phase::Stopping) != Phase::Stopping {
+                if !std::mem::replace(&mut has_stopped, true) {
+                    daemon.phase.set(Phase::Stopping);
                     daemon.remove_all();
                 }
             }
             Event::Signal(Asked::Reload) => daemon.reload(),
-            Event::Signal(Asked::Stop) if daemon.phase.get() == Phase::Stopping => {
+            Event::Signal(Asked::Stop) if has_stopped => {
                 hurry(&daemon.table.borrow());
                 break;
             }
-            Event::Signal(Asked::Stop) => {
-                daemon.phase.set(Phase::Stopping);
-                // What goes from here on is not charged.
-                daemon.note_levels(true);
-                log::info(format_args!("state=stopping devices={}", daemon.table.borrow().devices.len()));
-                notify::tell("STOPPING=1");
-                daemon.remove_all();
+            Event::HandOver if has_stopped => {}
+            event @ (Event::Signal(Asked::Stop) | Event::HandOver) => {
+                has_stopped = true;
+                // What was promised to whoever takes over holds, too, if a signal comes in between.
+                let is_promised = daemon.phase.get() == Phase::Stopping;
+                daemon.stop(is_promised || matches!(event, Event::HandOver));
             }
         }
     }
     daemon.socket.remove();
-    daemon.keeper.end(&daemon.state_dir);
+    if daemon.has_kept() {
+        // They were served and charged until now.
+        daemon.note_levels(false);
+    }
+    daemon.keeper.end(&daemon.state_dir, daemon.has_kept());
     // Not by returning: the reads of signals and clients that are under way have nobody left to wait for.
     std::process::exit(failure.map_or(0, |failure| failure.class.exit().into()));
 }
 
 /// Ends at once: the kernel fails what is in flight when the process is gone, and helpers that outlive it clear away.
 fn hurry(table: &Table) {
-    for entry in table.devices.values() {
+    for entry in table.devices.values().filter(|entry| !entry.is_kept) {
         let device = &entry.device;
         let Some(target) = device.remains() else { continue };
         log::warn("W-HURRY", format_args!("device={} ends without waiting for its requests", device.name()));

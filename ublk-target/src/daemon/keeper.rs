@@ -74,13 +74,17 @@ impl Keeper {
         self.0.has_come.notify_one();
     }
 
-    /// At the end: what is written down of the groups goes, the levels stay, and nothing more is written.
-    pub fn end(&self, state_dir: &StateDir) {
+    /// At the end: what is written down of the groups goes, unless they are kept; the levels stay; nothing more is written.
+    pub fn end(&self, state_dir: &StateDir, keeps_groups: bool) {
         let writing = self.0.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        Latest { groups: None, levels: self.0.lock().levels.take() }.write(state_dir);
+        let mut latest = std::mem::take(&mut *self.0.lock());
+        latest.groups.take_if(|_| !keeps_groups);
+        latest.write(state_dir);
         // Whoever waits for it waits until the process has ended.
         std::mem::forget(writing);
-        state_dir.forget_groups();
+        if !keeps_groups {
+            state_dir.forget_groups();
+        }
     }
 }
 

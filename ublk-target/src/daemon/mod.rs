@@ -27,6 +27,7 @@ mod signals;
 mod socket;
 pub mod stats;
 mod table;
+mod takeover;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ use crate::state_dir::{StateDir, clear_socket};
 use crate::ublk::control::Control;
 
 /// Serves the devices of the configuration until told to stop.
-pub fn run(config: &Path, place: &Place) -> Outcome<()> {
+pub fn run(config: &Path, place: &Place, takes_over: bool) -> Outcome<()> {
     // A reload finds the same file, wherever we are by then.
     let config_path = std::path::absolute(config).or_fail(Class::Config, config.display())?;
     let config = load(config)?;
@@ -52,7 +53,7 @@ pub fn run(config: &Path, place: &Place) -> Outcome<()> {
     let readers = socket::resolve(config.readers.as_deref())?;
     // Shows that there is a driver and an io_uring before anything is made.
     drop(Control::open()?);
-    let state_dir = Arc::new(StateDir::lock(&place.state_dir)?);
+    let state_dir = Arc::new(if takes_over { takeover::lock(place)? } else { StateDir::lock(&place.state_dir)? });
     clear_socket(&place.socket())?;
     process::prepare()?;
     log::never_wait();

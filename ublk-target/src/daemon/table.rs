@@ -82,6 +82,8 @@ pub struct Entry {
     pub is_starting: bool,
     /// Left behind by an earlier daemon: its users wait for this one, whatever becomes of the other devices.
     pub is_taken_up: bool,
+    /// The daemon ends, and the next one is to serve it.
+    pub is_kept: bool,
 }
 
 impl Entry {

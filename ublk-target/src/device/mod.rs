@@ -40,7 +40,7 @@ use std::thread::JoinHandle;
 use throttle_core::group::{GroupId, MemberOptions};
 use throttle_core::limiter::Level;
 use throttle_core::throttle::Throttle;
-use ublk_throttle_config::{Backend, Device as Description};
+use ublk_throttle_config::{Backend, Device as Description, OnCrash};
 
 pub use standing::Standing;
 pub use stats::{DeviceStats, OperationStats};
@@ -308,6 +308,12 @@ impl Device {
         let look = move || answer(place::replaced(&path, identity));
         // Without a thread the answer is dropped unheard, which says as much as one that never comes.
         let _ = std::thread::Builder::new().name(thread_name(self.name(), None)).spawn(look);
+    }
+
+    /// Whether it goes on with the next daemon if this one ends now.
+    pub fn can_outlive_us(&self) -> bool {
+        self.shared.description.on_crash == OnCrash::Requeue
+            && matches!(self.shared.state(), State::Live | State::Recovering)
     }
 
     /// The device and what would have to be deleted if the daemon ended now.

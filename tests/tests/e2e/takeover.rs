@@ -1,0 +1,176 @@
+//! A daemon is replaced by another one, or stopped and started, while its devices are in use: a pause.
+//!
+//! ```text
+//!   old  ── serves ──┐ leaves its devices                 a thread reads without end, and notes its longest wait;
+//!   new              └─ takes them up ── serves ──        fio writes and verifies
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::Scene;
+
+use crate::measure::expect;
+use crate::{Case, cases, let_run, wait_until_busy};
+
+/// For whoever uses a device.
+const PAUSE_LIMIT: Duration = Duration::from_secs(2);
+/// Bound of an answer, and of a daemon's end that has nothing to wait for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let plain = cases![[Need::Ublk];
+        sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest,
+        a_takeover_that_would_end_a_device_is_refused_and_changes_nothing,
+        a_takeover_without_a_daemon_is_a_start,
+    ];
+    let fio = cases![[Need::Ublk, Need::Fio];
+        twenty_takeovers_under_load_are_pauses_and_no_errors,
+    ];
+    plain.into_iter().chain(fio).collect()
+}
+
+/// Reads one after the other until told to stop, and the longest that one took since asked.
+struct Probe {
+    ends: Arc<AtomicBool>,
+    longest_ns: Arc<AtomicU64>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl Probe {
+    fn start(node: &Path) -> Result<Self> {
+        let (ends, longest_ns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let direct = Direct::open(node)?;
+        let (until, longest) = (Arc::clone(&ends), Arc::clone(&longest_ns));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                direct.read(0, 4096)?;
+                longest.fetch_max(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Ok(Self { ends, longest_ns, thread })
+    }
+
+    fn longest(&self) -> Duration {
+        Duration::from_nanos(self.longest_ns.swap(0, Ordering::Relaxed))
+    }
+
+    /// The error that it ended with, if any.
+    fn stop(self) -> Result<()> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.thread.join().ok().context("the probe's thread")?.context("a read failed")
+    }
+}
+
+fn file(scene: &Scene, name: &str, more: &str) -> String {
+    let path = scene.dir().join(format!("{name}.img"));
+    format!("  {name}: {{ backend: {{ file: {}, size: 64MiB, create: true }}{more} }}\n", path.display())
+}
+
+fn config(devices: &str) -> String {
+    format!("version: 1\ndevices:\n{devices}")
+}
+
+fn ends_well(mut daemon: Daemon) -> Result<()> {
+    let code = daemon.wait_for_end(ANSWER_LIMIT)?;
+    ensure!(code == Some(0), "the old daemon ended with {code:?}:\n{}", daemon.log()?);
+    Ok(())
+}
+
+fn twenty_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
+    // One device writes and verifies at its limit, so that requests are held at each takeover; the other reads without a limit.
+    let devices = file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }") + &file(scene, "probe", "");
+    let config = config(&devices);
+    let mut daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    let log = scene.dir().join("verified");
+    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", device.node()).set("LOG", log.display());
+    let mut fio = scene.fio(job)?;
+    wait_until_busy(&device)?;
+    let probe = Probe::start(&scene.device("probe")?.node)?;
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        let_run(1);
+        probe.longest();
+        let new = scene.take_over(&config)?;
+        ends_well(std::mem::replace(&mut daemon, new))?;
+        daemon.wait_for_log("device=d state=recovered", ANSWER_LIMIT)?;
+        daemon.wait_for_log("device=probe state=recovered", ANSWER_LIMIT)?;
+        // The read that waited has to come back to be counted.
+        let_run(1);
+        pauses.push(probe.longest());
+        ensure!(scene.device("d")?.id == device.id, "another id");
+        ensure!(fio.is_running()?, "fio has ended:\n{:?}", fio.finish_any(Duration::ZERO)?.errors());
+    }
+    fio.interrupt()?;
+    let report = fio.finish_any(Duration::ZERO)?;
+    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    probe.stop()?;
+    let longest = pauses.iter().max().copied().unwrap_or_default();
+    eprintln!("          longest pause {longest:?} of {pauses:?}");
+    expect(longest <= PAUSE_LIMIT, || format!("a pause of {longest:?}, at most {PAUSE_LIMIT:?}"))?;
+    daemon.stop().map(drop)
+}
+
+fn sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene: &Scene) -> Result<()> {
+    // A read that waits while there is no daemon gets its answer from the next one. `set` outlives the stop, too.
+    let devices = file(scene, "kept", ", on-stop: keep") + &file(scene, "goes", "");
+    let config = config(&devices);
+    let daemon = scene.start(&config)?;
+    let (kept, goes) = (scene.device("kept")?, scene.device("goes")?);
+    Direct::open(&kept.node)?.write(4096, 4096, 0x5a)?;
+    scene.ask(&["set", "device", "kept", "iops-total=500"])?.expect_code(0)?;
+    let probe = Probe::start(&kept.node)?;
+    let_run(1);
+    daemon.signal(Signal::SIGTERM)?;
+    ends_well(daemon)?;
+    ensure!(kept.node.exists() && !goes.node.exists(), "the one has to stay, the other to go");
+    let listed = scene.ask(&["list"])?.expect_code(0)?;
+    ensure!(listed.stdout.contains("unserved"), "{listed}");
+    let daemon = scene.start(&config)?;
+    daemon.wait_for_log("device=kept state=recovered", ANSWER_LIMIT)?;
+    ensure!(scene.device("kept")?.id == kept.id, "another id");
+    ensure!(Direct::open(&kept.node)?.holds(4096, 4096, 0x5a)?, "something else is read");
+    probe.stop()?;
+    let listed = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    ensure!(listed["devices"][1]["limits"]["iops-total"] == 500, "what was set is lost: {listed}");
+    // For good: what is kept is removed by name.
+    scene.ask(&["del", "kept"])?.expect_code(0)?;
+    daemon.stop()?;
+    scene.expect_nothing_left()
+}
+
+fn a_takeover_that_would_end_a_device_is_refused_and_changes_nothing(scene: &Scene) -> Result<()> {
+    let text = config(&(file(scene, "d", "") + "  lost: { backend: { memory: 1MiB } }\n"));
+    let mut daemon = scene.start(&text)?;
+    let direct = Direct::open(&scene.device("lost")?.node)?;
+    direct.write(0, 4096, 0x33)?;
+    let path = scene.write("config.yaml", &text)?;
+    let path = path.to_str().context("path")?;
+    scene.ask(&["run", path, "--takeover"])?.expect_code(5)?.expect_stderr(&["error[E-CONFLICT]", "lost"])?;
+    // Refused before it asks: a configuration that is none.
+    let broken = scene.write("broken.yaml", "version: 2")?;
+    scene.ask(&["run", broken.to_str().context("path")?, "--takeover"])?.expect_code(3)?;
+    ensure!(daemon.is_running()? && direct.holds(0, 4096, 0x33)?, "the daemon or the device is hurt");
+    scene.ask(&["set", "device", "d", "iops-total=100"])?.expect_code(0)?;
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn a_takeover_without_a_daemon_is_a_start(scene: &Scene) -> Result<()> {
+    let daemon = scene.take_over(&config(&file(scene, "d", "")))?;
+    daemon.wait_for_log("no daemon answers", ANSWER_LIMIT)?;
+    daemon.stop()?;
+    scene.expect_nothing_left()
+}
