@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::libc::{EIO, ENOSPC};
@@ -17,7 +17,7 @@ use ublk_throttle_tests::fio::{Completions, Job};
 use ublk_throttle_tests::mapper::{Mapped, Target};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
-use ublk_throttle_tests::sysfs;
+use ublk_throttle_tests::{sysfs, wait};
 
 use crate::measure::{expect_all, expect_near};
 use crate::{Case, cases, let_run, now_ms, wait_until_busy};
@@ -27,6 +27,7 @@ const MIB: u64 = 1 << 20;
 pub(crate) fn cases() -> Vec<Case> {
     let mapper = cases![[Need::Ublk, Need::RamDisk, Need::Mapper, Need::UtilLinux];
         f21_an_error_of_the_backend_reaches_that_request_only,
+        f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart,
         f26_a_slow_backend_is_waited_for_without_an_error,
         f30_a_failed_flush_is_told_and_the_next_epoch_is_sound,
     ];
@@ -92,6 +93,37 @@ fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Resul
     direct.write(9 * MIB, 4096, 0xa7).context("write to the stretch that was bad")?;
     ensure!(direct.holds(9 * MIB, 4096, 0xa7)?, "the stretch that was bad reads wrong");
     ensure!(device.node.exists(), "the device is gone");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(scene: &Scene) -> Result<()> {
+    // Every request fails for 15 s: the device stays, each error is passed on and counted, `list` says so all the while. Then
+    // the disk is sound again: so is the device, at once, and 10 s later `list` says that too.
+    let disk = RamDisk::new(32)?;
+    let mapped = Mapped::new(disk.node())?;
+    let (daemon, device, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
+    direct.write(0, 65536, 0xa5)?;
+    mapped.become_all(Target::Error)?;
+    let (begin, mut failed) = (Instant::now(), 0);
+    while begin.elapsed() < Duration::from_secs(15) {
+        expect_errno("write to a disk in trouble", direct.write(MIB, 4096, 1), EIO)?;
+        expect_errno("read of a disk in trouble", direct.read(0, 4096), EIO)?;
+        failed += 2;
+        let status = listed(scene, "d")?;
+        ensure!(status["health"] == "degraded" && status["state"] == "live", "{status}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let counted = listed(scene, "d")?["errors"].clone();
+    ensure!(counted.as_u64() >= Some(failed), "{failed} failed requests are listed as {counted}");
+    mapped.become_all(Target::Linear)?;
+    ensure!(direct.holds(0, 65536, 0xa5)?, "what was there before reads wrong");
+    direct.write(MIB, 4096, 0xa6)?;
+    wait::until("the health", Duration::from_secs(15), || {
+        direct.read(0, 4096)?;
+        Ok((listed(scene, "d")?["health"] == "ok").then_some(()))
+    })?;
+    ensure!(direct.holds(MIB, 4096, 0xa6)? && device.node.exists(), "the device is hurt");
     drop(direct);
     daemon.stop().map(drop)
 }

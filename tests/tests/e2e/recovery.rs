@@ -106,7 +106,7 @@ fn f04_a_daemon_killed_under_verified_writes_loses_nothing_and_shows_no_error(sc
     let mut fio = scene.fio(job)?;
     wait_until_busy(&device)?;
     let mut longest = Duration::ZERO;
-    for _ in 0..10 {
+    for _ in 0..30 {
         let_run(1);
         let begin = Instant::now();
         kill(daemon)?;
@@ -154,7 +154,7 @@ fn f04_a_file_system_goes_on_over_daemons_that_are_killed(scene: &Scene) -> Resu
     let device = scene.device("d")?;
     let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
     let content = |number: u8| vec![number ^ 0x5a; 300_000];
-    for number in 0..5u8 {
+    for number in 0..10u8 {
         let file = mount.point().join(number.to_string());
         // In the page cache, half of it on its way; the rest is written while nobody serves.
         fs::write(&file, content(number))?;
@@ -163,7 +163,7 @@ fn f04_a_file_system_goes_on_over_daemons_that_are_killed(scene: &Scene) -> Resu
         daemon = scene.start(&config)?;
         promised.join().expect("no panic").context("fsync over a restart")?;
     }
-    for number in 0..5u8 {
+    for number in 0..10u8 {
         ensure!(fs::read(mount.point().join(number.to_string()))? == content(number), "file {number} has changed");
     }
     mount.unmount()?;
