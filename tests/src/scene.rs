@@ -118,6 +118,15 @@ impl Scene {
         Daemon::spawn(&mut run, &path, &self.socket(), &log)
     }
 
+    /// Starts a daemon that is killed at the point that the scene's file `crash` names, and does not wait until it is ready.
+    pub fn start_crashing(&self, config: &str) -> Result<Daemon> {
+        let (_, path, log) = self.prepare(&[], config)?;
+        let mut run = Command::new(crashing_binary()?);
+        run.env("UBLK_THROTTLE_CRASH_FILE", self.dir.join("crash"));
+        run.arg("run").arg(&path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        Daemon::spawn(&mut run, &path, &self.socket(), &log)
+    }
+
     /// The command line of a daemon, its configuration and its log.
     fn prepare(&self, wrapper: &[&str], config: &str) -> Result<(Command, PathBuf, PathBuf)> {
         let number = self.daemons.fetch_add(1, Ordering::Relaxed);
@@ -276,6 +285,14 @@ impl Scene {
 fn describe(pid: &u32) -> String {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     format!("process {pid} ({})", String::from_utf8_lossy(&command).replace('\0', " ").trim())
+}
+
+/// The build of the binary under test that can be killed between its steps.
+pub fn crashing_binary() -> Result<PathBuf> {
+    let named = env::var_os("UBLK_THROTTLE_CRASHING_BIN");
+    let path =
+        PathBuf::from(named.context("UBLK_THROTTLE_CRASHING_BIN: `cargo xtask test --only e2e` builds and names it")?);
+    fs::canonicalize(&path).with_context(|| path.display().to_string())
 }
 
 /// The binary under test: `UBLK_THROTTLE_BIN`, or the newer of the release and debug builds beside this program.

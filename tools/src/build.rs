@@ -28,6 +28,15 @@ pub fn daemon_command() -> Command {
     build
 }
 
+/// The release build of the daemon that can be killed between its steps; where it is. Cargo keeps both builds, and links the
+/// one that was asked for last to the same place.
+pub fn crashing_daemon() -> Result<PathBuf> {
+    process::run(daemon_command().args(["--features", "crash-points"]))?;
+    let path = workspace::target().join("release/ublk-throttle-crashing");
+    std::fs::copy(daemon_path(), &path).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
 /// Where the daemon's release build is.
 pub fn daemon_path() -> PathBuf {
     workspace::target().join("release/ublk-throttle")

@@ -165,6 +165,7 @@ fn dist() -> Result<Tally> {
 }
 
 fn e2e(kernel: Kernel, arguments: &[String]) -> Result<Tally> {
+    let crashing = build::crashing_daemon()?;
     build::daemon()?;
     let suite = build::e2e()?;
     let path = env::var_os("PATH").unwrap_or_default();
@@ -174,7 +175,7 @@ fn e2e(kernel: Kernel, arguments: &[String]) -> Result<Tally> {
     vm.args(["--check-dmesg", "--memory", "3G", "--timeout", &E2E_SECONDS.to_string(), "--"])
         .arg(&suite)
         .args(arguments);
-    vm.env("PATH", path).env("UBLK_THROTTLE_BIN", build::daemon_path());
+    vm.env("PATH", path).env("UBLK_THROTTLE_BIN", build::daemon_path()).env("UBLK_THROTTLE_CRASHING_BIN", crashing);
     // Absent after `--only e2e` on a new build: the trials that need it then say which step makes it.
     if let Some(package) = dist::of_this_release() {
         vm.env("UBLK_THROTTLE_DEB", package);

@@ -286,6 +286,10 @@ pub enum Command {
         /// What ADD stored
         nonce: u32,
     },
+    /// Prints the points at which a trial may have the daemon killed
+    #[cfg(feature = "crash-points")]
+    #[command(name = "__crash-points", hide = true)]
+    CrashPoints,
 }
 
 /// What `set` changes.

@@ -33,7 +33,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
 
+use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::in_use::Disk;
 use crate::ublk::Owner;
@@ -262,14 +266,34 @@ pub fn run(target: Target, errand: Errand) -> u8 {
     }
 }
 
+/// Ends this process with its daemon: what makes requests reach a server must not go on without one. START of a disk that
+/// outlives its daemon would wait in the partition scan, with the lock of the device, for the next daemon, which waits for that
+/// lock; END_RECOVERY would call a disk live whose server is gone.
+fn end_with(server: u32) -> Result<(), String> {
+    let bound = set_pdeathsig(Signal::SIGKILL);
+    // It may have gone before that.
+    if bound.is_err() || u32::try_from(getppid().as_raw()) != Ok(server) {
+        return Err(format!("{FAILED}the daemon is gone"));
+    }
+    Ok(())
+}
+
 fn start(target: Target, server: u32) -> Result<(), String> {
+    end_with(server)?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
-    control.start(target.id, server).map_err(|errno| told("START", errno))
+    crash_point::at(Point::HelperStarting);
+    control.start(target.id, server).map_err(|errno| told("START", errno))?;
+    crash_point::at(Point::HelperStarted);
+    Ok(())
 }
 
 fn recover(target: Target, server: u32) -> Result<(), String> {
+    end_with(server)?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
-    control.end_recovery(target.id, server).map_err(|errno| told("END_RECOVERY", errno))
+    crash_point::at(Point::HelperRecovering);
+    control.end_recovery(target.id, server).map_err(|errno| told("END_RECOVERY", errno))?;
+    crash_point::at(Point::HelperRecovered);
+    Ok(())
 }
 
 fn stop(target: Target, is_forced: bool) -> Result<(), String> {
@@ -295,7 +319,9 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
         // The next daemon takes it up, with what is dirty.
         Written::Orphaned => return Ok(()),
     }
+    crash_point::at(Point::HelperStopping);
     gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
+    crash_point::at(Point::HelperStopped);
     say(STOPPED);
     while !orders.are_over && orders.next(None) != Some(Heard::Word(Word::Delete)) {}
     // Else the id would wait for ourselves.
@@ -421,7 +447,9 @@ fn delete(target: Target) -> Result<(), String> {
 
 /// DEL of a device that has been stopped, and a look at who keeps its id from being free.
 fn free(control: &mut Control, target: Target, disk: &Disk, limit: Duration) -> Result<(), String> {
+    crash_point::at(Point::HelperDeleting);
     gone_is_fine(control.delete(target.id)).map_err(|errno| told("DEL", errno))?;
+    crash_point::at(Point::HelperDeleted);
     say(DELETED);
     let began = Instant::now();
     // As long as somebody has it open, the driver still answers for it.

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::crash_point::{self, Point};
 use crate::device::Status;
 use crate::error::{Class, Failure, OrFail, Outcome};
 
@@ -165,7 +166,9 @@ impl StateDir {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&fresh)?;
             serde_json::to_writer(&mut file, content)?;
             file.sync_all()?;
+            crash_point::at(Point::StateBeside);
             fs::rename(&fresh, &at)?;
+            crash_point::at(Point::StateRenamed);
             File::open(&self.path)?.sync_all()
         };
         write().or_fail(Class::State, format!("cannot write {}", at.display()))

@@ -11,6 +11,7 @@
 mod bars;
 mod burst;
 mod control;
+mod crash_points;
 mod credit;
 mod data;
 mod drain;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         removal::cases(),
         drain::cases(),
         control::cases(),
+        crash_points::cases(),
         credit::cases(),
         kills::cases(),
         recovery::cases(),

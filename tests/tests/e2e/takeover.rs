@@ -34,7 +34,7 @@ pub(crate) fn cases() -> Vec<Case> {
         a_takeover_without_a_daemon_is_a_start,
     ];
     let fio = cases![[Need::Ublk, Need::Fio];
-        twenty_takeovers_under_load_are_pauses_and_no_errors,
+        f19_twenty_takeovers_under_load_are_pauses_and_no_errors,
     ];
     plain.into_iter().chain(fio).collect()
 }
@@ -88,7 +88,7 @@ fn ends_well(mut daemon: Daemon) -> Result<()> {
     Ok(())
 }
 
-fn twenty_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
+fn f19_twenty_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
     // One device writes and verifies at its limit, so that requests are held at each takeover; the other reads without a limit.
     let devices = file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }") + &file(scene, "probe", "");
     let config = config(&devices);

@@ -56,6 +56,11 @@ pub fn main() -> u8 {
             return helper::run(Target { id, nonce }, Errand::Resize { size, is_shrinking: shrink });
         }
         Command::HelpWatch => return watcher::run(),
+        #[cfg(feature = "crash-points")]
+        Command::CrashPoints => {
+            crate::crash_point::list();
+            Ok(())
+        }
         Command::HelpDel { id, nonce } => return helper::run(Target { id, nonce }, Errand::Delete),
     };
     match outcome {

@@ -28,6 +28,7 @@ use super::control::Daemon;
 use super::table::{Origin, Placed, Table};
 use super::{del, notify, set, socket};
 use crate::command::{odd, read};
+use crate::crash_point::{self, Point};
 use crate::device::Removed;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::ublk::control::Control;
@@ -283,6 +284,7 @@ async fn carry_out(
         undo(daemon, plan, &made).await;
         return Err(failure);
     }
+    crash_point::at(Point::ReloadApplied);
     let mut left = Left::default();
     if plan.readers.is_some()
         && let Err(failure) = daemon.socket.open_to(readers)

@@ -20,6 +20,7 @@ use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX};
 use super::thread::DeviceThread;
 use super::{Made, Message, State, thread_name, traces};
 use crate::backend::{self, Backend};
+use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
 use crate::log;
@@ -67,10 +68,14 @@ impl DeviceThread {
         control.set_params(info.id, &geometry.params(info.request_bytes_max)).map_err(|errno| {
             Failure::new(Class::Failed, format!("the kernel refuses its parameters: {}", errno.desc()))
         })?;
+        crash_point::at(Point::ParamsSet);
         self.char_device = Some(Arc::new(CharDevice::open(&info)?));
         self.start_queues(&mut control, &info, &backend)?;
+        crash_point::at(Point::QueuesReady);
         self.start_disk()?;
+        crash_point::at(Point::Published);
         self.settle();
+        crash_point::at(Point::Settled);
         Ok(())
     }
 
@@ -87,11 +92,13 @@ impl DeviceThread {
             is_recoverable: description.on_crash == OnCrash::Requeue,
             owner: Owner::ours(nonce),
         };
+        crash_point::at(Point::StateWritten);
         let info = control.add(&wanted).map_err(|errno| {
             self.surroundings.state_dir.forget(self.name());
             self.refused(control, errno)
         })?;
         self.target = Some(Target { id: info.id, nonce });
+        crash_point::at(Point::Added);
         if info.queues != description.queues {
             log::warn(
                 "W-QUEUES",
@@ -109,6 +116,7 @@ impl DeviceThread {
         let made = Made { id: info.id, queues: handles, depth: info.depth };
         assert!(self.shared.made.set(made).is_ok(), "a device is made once");
         self.write_state();
+        crash_point::at(Point::IdWritten);
         Ok(info)
     }
 
@@ -170,6 +178,7 @@ impl DeviceThread {
         self.is_start_sent = true;
         let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
         self.finish(helper, START_LIMIT, "START")?;
+        crash_point::at(Point::StartReturned);
         self.publish(target)
     }
 

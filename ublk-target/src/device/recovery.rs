@@ -19,6 +19,7 @@ use super::making::START_LIMIT;
 use super::thread::DeviceThread;
 use super::{LeftBehind, Made, Notice, State, set_size};
 use crate::backend::{self, Backend};
+use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, Outcome};
 use crate::helper::{Errand, Helper, Target};
 use crate::log;
@@ -97,9 +98,11 @@ impl DeviceThread {
         let disk = control.params(info.id).map_err(|errno| refused("GET_PARAMS", errno))?;
         let backend = self.reopen(left, &disk)?;
         self.backend = Some(backend.into());
+        crash_point::at(Point::Reopened);
         if let Some(done) = self.wait_for_the_old_server(&mut control, left.target)? {
             return Ok(done);
         }
+        crash_point::at(Point::RecoveryBegun);
         let backend = self.backend.clone().expect("opened above");
         self.char_device = Some(CharDevice::open(&info)?.into());
         self.start_queues(&mut control, &info, &backend)?;
@@ -107,6 +110,7 @@ impl DeviceThread {
         if let Some(member) = member {
             self.surroundings.throttle.go_live(member);
         }
+        crash_point::at(Point::RecoveryReady);
         self.is_start_sent = true;
         let helper = Helper::spawn(left.target, Errand::Recover { server: std::process::id() })?;
         if let Err(failure) = self.finish(helper, START_LIMIT, "END_RECOVERY") {
@@ -117,10 +121,12 @@ impl DeviceThread {
                 return Err(failure);
             }
         }
+        crash_point::at(Point::RecoveryReturned);
         // Its users have it open; a name that cannot be had is no reason to keep them waiting.
         if let Err(failure) = self.publish(left.target) {
             log::error(&failure.context(format!("device {:?}", self.name())));
         }
+        crash_point::at(Point::Recovered);
         self.shared.set_state(State::Live);
         Ok(Try::Live)
     }
@@ -181,16 +187,19 @@ impl DeviceThread {
     fn wait_for_the_old_server(&mut self, control: &mut Control, target: Target) -> Outcome<Option<Try>> {
         let (began, mut is_told, mut answer) = (Instant::now(), false, Err(Errno::EBUSY));
         loop {
-            match known(control, target)? {
+            let is_quiesced = match known(control, target)? {
                 None => return Ok(Some(Try::Lost)),
                 Some(_) if self.is_removal_wanted() => return Ok(Some(Try::Wanted)),
-                Some(_) => {}
-            }
+                Some(info) => info.is_recoverable && info.state == DiskState::Quiesced,
+            };
             if began.elapsed() < BUSY_LIMIT {
                 answer = control.start_recovery(target.id);
             }
             match answer {
                 Ok(()) => return Ok(None),
+                // A daemon was killed right after its own START_RECOVERY: some kernels take no second one until a queue has
+                // been offered, and need none. A thread's tags are offered in one call, so no queue is in between.
+                Err(Errno::EINVAL) if is_quiesced => return Ok(None),
                 Err(Errno::EBUSY) if began.elapsed() < BUSY_LIMIT => {}
                 Err(errno) => return Err(refused("START_RECOVERY", errno)),
             }

@@ -23,6 +23,7 @@ use ublk_throttle_config::OnCrash;
 use super::thread::DeviceThread;
 use super::{Message, State, traces};
 use crate::clock;
+use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target, Word};
 use crate::log;
@@ -126,7 +127,9 @@ impl DeviceThread {
     pub(super) fn stop(&mut self, is_forced: bool) -> Outcome<()> {
         let target = self.target.expect("only a device that was added is stopped");
         let mut helper = self.claim(target, is_forced)?;
+        crash_point::at(Point::Claimed);
         self.drain();
+        crash_point::at(Point::Drained);
         log::info(format_args!("device={} state=stopping forced={}", self.name(), is_forced || self.is_forced()));
         self.shared.set_state(State::Stopping);
         helper.tell(Word::Go);
@@ -142,6 +145,7 @@ impl DeviceThread {
             None if helper.ended().is_some_and(|status| status.success()) => {}
             said => return Err(self.disappointed(helper, "cannot stop the device", said)),
         }
+        crash_point::at(Point::Stopped);
         let all = self.queues.len();
         self.wait_for_ever("the queues: the kernel aborts their tags", |this| this.ended == all);
         self.helper = Some(helper);
@@ -241,9 +245,12 @@ impl DeviceThread {
         // The last owners of the character device and of what it has registered; DEL waits for the former.
         self.char_device = None;
         self.backend = None;
+        crash_point::at(Point::Closed);
         let Some(target) = self.target.take() else { return };
         traces::remove_link(self.name(), target.id);
+        crash_point::at(Point::Unlinked);
         self.delete(target);
+        crash_point::at(Point::Deleted);
         self.surroundings.state_dir.forget(self.name());
     }
 

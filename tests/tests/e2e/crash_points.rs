@@ -1,0 +1,199 @@
+//! The daemon is killed between any two of its steps, and the next one finishes or undoes what was half done.
+//!
+//! ```text
+//!   for each point   a daemon that dies there ─► add, del, reload, recover ─► dies ─► a daemon that does not
+//!                    every device of the configuration serves, with its data; no id is nobody's; the log names what was half done
+//! ```
+//!
+//! The points are those of the build under test (`__crash-points`): none can be forgotten.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Scene, crashing_binary};
+use ublk_throttle_tests::wait;
+
+use crate::{Case, cases};
+
+/// Bound of an answer, and of a daemon's end.
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn cases() -> Vec<Case> {
+    cases![[Need::Ublk];
+        f05_an_add_killed_between_any_two_steps_is_finished_or_undone,
+        f05_a_removal_killed_between_any_two_steps_is_finished_or_undone,
+        f05_a_reload_killed_between_any_two_steps_is_finished_or_undone,
+        f06_a_recovery_killed_between_any_two_steps_and_then_at_another_ends_well,
+    ]
+    .into()
+}
+
+/// Names of the points of this work, those in helpers also with the daemon alone dying.
+fn points(works: &[&str]) -> Result<Vec<String>> {
+    let listed = Command::new(crashing_binary()?).arg("__crash-points").output()?;
+    let mut points = Vec::new();
+    for line in String::from_utf8(listed.stdout)?.lines() {
+        let [name, work, place] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
+        if works.contains(&work) {
+            points.push(name.to_owned());
+            points.extend((place == "helper").then(|| format!("{name}/daemon")));
+        }
+    }
+    ensure!(points.len() > 1 || works == ["Reloading"], "no points of {works:?}");
+    Ok(points)
+}
+
+fn config(scene: &Scene, devices: &[&str], iops: u32) -> String {
+    let mut text = format!("version: 1\ngroups: {{ g: {{ limits: {{ iops-total: {iops} }} }} }}\ndevices:\n");
+    for name in devices {
+        let path = scene.dir().join(format!("{name}.img"));
+        text +=
+            &format!("  {name}: {{ backend: {{ file: {}, size: 4MiB, create: true }}, group: g }}\n", path.display());
+    }
+    text
+}
+
+fn arm(scene: &Scene, point: &str) -> Result<()> {
+    scene.write("crash", point).map(drop)
+}
+
+/// A daemon that can die, ready.
+fn ready(scene: &Scene, config: &str) -> Result<Daemon> {
+    let daemon = scene.start_crashing(config)?;
+    daemon.wait_for_log("ready", LIMIT)?;
+    Ok(daemon)
+}
+
+/// It has died, and not by itself.
+fn died(mut daemon: Daemon, scene: &Scene, point: &str) -> Result<()> {
+    let code = daemon.wait_for_end(LIMIT).with_context(|| format!("nothing came by {point}"))?;
+    ensure!(
+        code.is_none() && !scene.dir().join("crash").exists(),
+        "{point}: it ended with {code:?}:\n{}",
+        daemon.log()?
+    );
+    Ok(())
+}
+
+/// Writes what has to be there afterwards.
+fn mark(scene: &Scene, name: &str) -> Result<()> {
+    Ok(Direct::open(&scene.device(name)?.node)?.write(4096, 4096, 0x5a)?)
+}
+
+/// The next daemon: what it has to serve, it serves, with its data; every ublk device of the host is in its list; its log
+/// names the device that was half done. Then everything goes.
+fn ends_well(scene: &Scene, config: &str, served: &[&str], half_done: &str) -> Result<()> {
+    let daemon = scene.start(config)?;
+    // A helper that outlived its daemon may still be taking a device away.
+    wait::until("every ublk device in the list", LIMIT, || Ok((ids()? == listed(scene)?).then_some(())))
+        .with_context(|| format!("the kernel has {:?}, the list {:?}", ids(), listed(scene)))?;
+    for name in served {
+        let direct = Direct::open(&scene.device(name)?.node)?;
+        ensure!(direct.holds(4096, 4096, 0x5a)?, "{name} has lost its data");
+        direct.write(8192, 4096, 0x11)?;
+    }
+    let log = daemon.log()?;
+    ensure!(log.contains(&format!("device={half_done} ")), "no line about {half_done}:\n{log}");
+    daemon.stop()?;
+    scene.expect_nothing_left()?;
+    let left: Vec<_> = fs::read_dir(scene.state_dir())?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| name.ends_with(".device.json"))
+        .collect();
+    ensure!(left.is_empty(), "state files of devices that are gone: {left:?}");
+    ensure!(ids()?.is_empty(), "ids that are nobody's: {:?}", ids()?);
+    Ok(())
+}
+
+fn ids() -> Result<BTreeSet<u64>> {
+    let Ok(entries) = fs::read_dir("/sys/class/ublk-char") else { return Ok(BTreeSet::new()) };
+    Ok(entries
+        .filter_map(|entry| entry.ok()?.file_name().to_string_lossy().strip_prefix("ublkc")?.parse().ok())
+        .collect())
+}
+
+fn listed(scene: &Scene) -> Result<BTreeSet<u64>> {
+    let listing = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let devices = listing["devices"].as_array().context("devices")?;
+    Ok(devices.iter().filter_map(|device| device["id"].as_u64()).collect())
+}
+
+/// Goes through the points, each in a state directory without a past.
+fn at_each(scene: &Scene, points: &[String], mut go: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    let begin = Instant::now();
+    for point in points {
+        let _ = fs::remove_dir_all(scene.state_dir());
+        go(point).with_context(|| format!("killed at {point}"))?;
+    }
+    eprintln!("          {} points, {:.1?} each", points.len(), begin.elapsed() / points.len() as u32);
+    Ok(())
+}
+
+fn f05_an_add_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {
+    // Whether the new device is there afterwards depends on the step; that it is not half there does not.
+    let text = config(scene, &["a"], 10_000);
+    at_each(scene, &points(&["Making"])?, |point| {
+        let daemon = ready(scene, &text)?;
+        mark(scene, "a")?;
+        arm(scene, point)?;
+        let image = scene.dir().join("b.img");
+        let add = scene.ask(&["add", "b", "--file", &image.display().to_string(), "--size", "4MiB", "--create"])?;
+        died(daemon, scene, point)?;
+        ensure!(add.code != Some(0), "answered, and then died");
+        let half_done = if point == "state-beside" { "a" } else { "b" };
+        ends_well(scene, &text, &["a"], half_done)
+    })
+}
+
+fn f05_a_removal_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {
+    // The configuration wants both, so both are there afterwards: kept, or made anew on the same file.
+    let text = config(scene, &["a", "b"], 10_000);
+    at_each(scene, &points(&["Removing"])?, |point| {
+        let daemon = ready(scene, &text)?;
+        mark(scene, "a")?;
+        mark(scene, "b")?;
+        arm(scene, point)?;
+        scene.ask(&["del", "b"])?;
+        died(daemon, scene, point)?;
+        ends_well(scene, &text, &["a", "b"], "b")
+    })
+}
+
+fn f05_a_reload_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {
+    // b goes, c comes, and the limit of all changes; the next daemon has the new configuration.
+    let (before, after) = (config(scene, &["a", "b"], 10_000), config(scene, &["a", "c"], 5_000));
+    let points = points(&["Making", "Removing", "Reloading"])?;
+    at_each(scene, &points, |point| {
+        let daemon = ready(scene, &before)?;
+        mark(scene, "a")?;
+        let path = scene.write("after.yaml", &after)?;
+        arm(scene, point)?;
+        scene.ask(&["reload", path.to_str().context("path")?])?;
+        died(daemon, scene, point)?;
+        ends_well(scene, &after, &["a"], "c")
+    })
+}
+
+fn f06_a_recovery_killed_between_any_two_steps_and_then_at_another_ends_well(scene: &Scene) -> Result<()> {
+    // Killed at one point, then at the next one, and then not: the third daemon serves.
+    let text = config(scene, &["a", "b"], 10_000);
+    let points = points(&["Recovering"])?;
+    let mut second = points.iter().cycle().skip(1);
+    at_each(scene, &points, |point| {
+        let daemon = ready(scene, &text)?;
+        mark(scene, "a")?;
+        mark(scene, "b")?;
+        daemon.kill(LIMIT)?;
+        for point in [point, second.next().context("an endless cycle")?] {
+            arm(scene, point)?;
+            died(scene.start_crashing(&text)?, scene, point)?;
+        }
+        ends_well(scene, &text, &["a", "b"], "a")
+    })
+}

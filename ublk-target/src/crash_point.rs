@@ -1,0 +1,103 @@
+//! Where a daemon may be killed between two steps, for the trials that do it at each.
+//!
+//! ```text
+//!   the file $UBLK_THROTTLE_CRASH_FILE   "added"                  the process that comes to the point kills itself
+//!                                        "helper-stopped"         a helper at it kills its daemon, and itself
+//!                                        "helper-stopped/daemon"  only its daemon
+//! ```
+//!
+//! Only builds with the feature `crash-points` have any of it; in the others [`at`] is nothing. A new point goes into [`Point::ALL`],
+//! from where the trials take them, and fail if what is said to come by it does not.
+
+/// What can be under way when a point is passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A device is being made, by `add` or by a reload.
+    Making,
+    /// A device is being removed, by `del` or by a reload.
+    Removing,
+    /// What an earlier daemon left is being taken up.
+    Recovering,
+    /// A configuration is being brought into force.
+    Reloading,
+}
+
+macro_rules! points {
+    ($($point:ident $name:literal $work:ident $helper:literal)+) => {
+        /// Between two steps.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Point { $(#[doc = $name] $point),+ }
+
+        impl Point {
+            /// Every one: its name, what is under way, and whether it is in a helper process.
+            pub const ALL: &[(Self, &'static str, Work, bool)] = &[$((Self::$point, $name, Work::$work, $helper)),+];
+        }
+    };
+}
+
+points! {
+    StateBeside "state-beside" Making false
+    StateRenamed "state-renamed" Making false
+    StateWritten "state-written" Making false
+    Added "added" Making false
+    IdWritten "id-written" Making false
+    ParamsSet "params-set" Making false
+    QueuesReady "queues-ready" Making false
+    HelperStarting "helper-starting" Making true
+    HelperStarted "helper-started" Making true
+    StartReturned "start-returned" Making false
+    Published "published" Making false
+    Settled "settled" Making false
+    Reopened "reopened" Recovering false
+    RecoveryBegun "recovery-begun" Recovering false
+    RecoveryReady "recovery-ready" Recovering false
+    HelperRecovering "helper-recovering" Recovering true
+    HelperRecovered "helper-recovered" Recovering true
+    RecoveryReturned "recovery-returned" Recovering false
+    Recovered "recovered" Recovering false
+    Claimed "claimed" Removing false
+    Drained "drained" Removing false
+    HelperStopping "helper-stopping" Removing true
+    HelperStopped "helper-stopped" Removing true
+    Stopped "stopped" Removing false
+    Closed "closed" Removing false
+    Unlinked "unlinked" Removing false
+    HelperDeleting "helper-deleting" Removing true
+    HelperDeleted "helper-deleted" Removing true
+    Deleted "deleted" Removing false
+    ReloadApplied "reload-applied" Reloading false
+}
+
+/// Does nothing.
+#[cfg(not(feature = "crash-points"))]
+pub const fn at(_: Point) {}
+
+/// Ends here, if that is wanted.
+#[cfg(feature = "crash-points")]
+pub fn at(point: Point) {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::{getpid, getppid};
+
+    let Some(path) = std::env::var_os("UBLK_THROTTLE_CRASH_FILE") else { return };
+    let Ok(wanted) = std::fs::read_to_string(&path) else { return };
+    let Some((_, name, _, is_helper)) = Point::ALL.iter().find(|(other, ..)| *other == point) else { return };
+    let (wanted, is_daemon_alone) = wanted.strip_suffix("/daemon").map_or((&*wanted, false), |wanted| (wanted, true));
+    // Whoever takes the file away is the one: once is enough.
+    if wanted != *name || std::fs::remove_file(&path).is_err() {
+        return;
+    }
+    if *is_helper {
+        let _ = kill(getppid(), Signal::SIGKILL);
+    }
+    if !(*is_helper && is_daemon_alone) {
+        let _ = kill(getpid(), Signal::SIGKILL);
+    }
+}
+
+/// Prints every point: its name, what is under way, `helper` or `daemon`.
+#[cfg(feature = "crash-points")]
+pub fn list() {
+    for (_, name, work, is_helper) in Point::ALL {
+        println!("{name} {work:?} {}", if *is_helper { "helper" } else { "daemon" });
+    }
+}
