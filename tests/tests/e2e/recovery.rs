@@ -4,7 +4,6 @@
 //!   SIGKILL ──► requests wait in the kernel ──► run ──► the same disks, ids and limits; what was in flight is done, once
 //! ```
 
-use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
-use ublk_throttle_tests::disks::{self, Mount, RamDisk};
+use ublk_throttle_tests::disks::{Mount, RamDisk};
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
@@ -33,7 +32,6 @@ const FULL_LIMIT: Duration = Duration::from_secs(40);
 
 pub(crate) fn cases() -> Vec<Case> {
     let plain = cases![[Need::Ublk];
-        f04_sixteen_devices_of_a_killed_daemon_are_back_within_two_seconds,
         f04_what_set_and_add_made_survives_a_daemon_that_is_killed,
         f04_a_device_that_is_not_in_the_configuration_is_kept_and_told,
         f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused,
@@ -41,19 +39,14 @@ pub(crate) fn cases() -> Vec<Case> {
         f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else,
     ];
     let fio = cases![[Need::Ublk, Need::Fio];
-        f04_a_daemon_killed_under_verified_writes_loses_nothing_and_shows_no_error,
-        f04_on_crash_fail_ends_requests_and_device_with_the_daemon,
         f04_a_queue_without_a_free_tag_is_waited_for,
         f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it,
         f06_a_daemon_killed_while_it_recovers_is_recovered_from,
     ];
-    let ext4 = cases![[Need::Ublk, Need::Ext4];
-        f04_a_file_system_goes_on_over_daemons_that_are_killed,
-    ];
     let slow = cases![[Need::Ublk, Need::Ext4, Need::NullBlk];
         sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons,
     ];
-    plain.into_iter().chain(fio).chain(ext4).chain(slow).collect()
+    plain.into_iter().chain(fio).chain(slow).collect()
 }
 
 fn image(scene: &Scene, name: &str) -> PathBuf {
@@ -95,82 +88,6 @@ fn took_at_most(what: &str, took: Duration, limit: Duration) -> Result<()> {
     expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
 }
 
-fn f04_a_daemon_killed_under_verified_writes_loses_nothing_and_shows_no_error(scene: &Scene) -> Result<()> {
-    // fio writes and reads back, while one daemon after the other is killed: it sees pauses, and nothing else. The limit keeps
-    // requests held at each kill.
-    let config = config(&in_a_file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }"));
-    let mut daemon = scene.start(&config)?;
-    let device = scene.device("d")?;
-    let log = scene.dir().join("verified");
-    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", device.node()).set("LOG", log.display());
-    let mut fio = scene.fio(job)?;
-    wait_until_busy(&device)?;
-    let mut longest = Duration::ZERO;
-    for _ in 0..30 {
-        let_run(1);
-        let begin = Instant::now();
-        kill(daemon)?;
-        daemon = scene.start(&config)?;
-        longest = longest.max(begin.elapsed());
-        ensure!(scene.device("d")?.id == device.id, "another id");
-        daemon.wait_for_log("state=recovered", ANSWER_LIMIT)?;
-        ensure!(fio.is_running()?, "fio has ended:\n{:?}", fio.finish_any(Duration::ZERO)?.errors());
-    }
-    let_run(1);
-    fio.interrupt()?;
-    let report = fio.finish_any(Duration::ZERO)?;
-    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
-    took_at_most("longest pause", longest, BACK_LIMIT)?;
-    daemon.stop().map(drop)
-}
-
-fn f04_sixteen_devices_of_a_killed_daemon_are_back_within_two_seconds(scene: &Scene) -> Result<()> {
-    let mut devices = String::new();
-    for number in 0..16 {
-        let _ = writeln!(devices, "  d{number}: {{ backend: {{ null: 1GiB }} }}");
-    }
-    let config = config(&devices);
-    let daemon = scene.start(&config)?;
-    let before: Vec<_> = (0..16).map(|number| scene.device(&format!("d{number}"))).collect::<Result<_>>()?;
-    let begin = Instant::now();
-    kill(daemon)?;
-    eprintln!("          SIGKILL to the end of the process: {:?}", begin.elapsed());
-    let daemon = scene.start(&config)?;
-    eprintln!("          SIGKILL to ready: {:?}", begin.elapsed());
-    for device in &before {
-        Direct::open(&device.node)?.read(0, 4096)?;
-    }
-    took_at_most("SIGKILL to service", begin.elapsed(), BACK_LIMIT)?;
-    for (number, device) in before.iter().enumerate() {
-        ensure!(scene.device(&format!("d{number}"))?.id == device.id, "d{number} has another id");
-    }
-    daemon.stop().map(drop)
-}
-
-fn f04_a_file_system_goes_on_over_daemons_that_are_killed(scene: &Scene) -> Result<()> {
-    // Whatever fsync has promised is there, whether the daemon was alive then or not.
-    let config = config(&in_a_file(scene, "d", ", limits: { iops-total: 2000 }"));
-    let mut daemon = scene.start(&config)?;
-    let device = scene.device("d")?;
-    let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
-    let content = |number: u8| vec![number ^ 0x5a; 300_000];
-    for number in 0..10u8 {
-        let file = mount.point().join(number.to_string());
-        // In the page cache, half of it on its way; the rest is written while nobody serves.
-        fs::write(&file, content(number))?;
-        kill(daemon)?;
-        let promised = std::thread::spawn(move || fs::File::open(&file)?.sync_all());
-        daemon = scene.start(&config)?;
-        promised.join().expect("no panic").context("fsync over a restart")?;
-    }
-    for number in 0..10u8 {
-        ensure!(fs::read(mount.point().join(number.to_string()))? == content(number), "file {number} has changed");
-    }
-    mount.unmount()?;
-    disks::fsck(&device.node)?;
-    daemon.stop().map(drop)
-}
-
 fn sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons(scene: &Scene) -> Result<()> {
     // The kernel fails what is dirty when such a disk is stopped: it must be written back before, however long that takes.
     // 24 MiB, at most 512 KiB each tenth of a second: longer than a removal waits for a backend that does nothing.
@@ -189,24 +106,6 @@ fn sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons(scene: &Scene
     let read = fs::read(point.join("file"))?;
     mount.unmount()?;
     ensure!(read == written, "{} of {} bytes are there, or others", read.len(), written.len());
-    daemon.stop().map(drop)
-}
-
-fn f04_on_crash_fail_ends_requests_and_device_with_the_daemon(scene: &Scene) -> Result<()> {
-    // EIO within 5 s, and the next daemon makes the device anew.
-    let config = config("  d: { backend: { null: 1GiB }, limits: { iops-total: 10 }, on-crash: fail }\n");
-    let daemon = scene.start(&config)?;
-    let device = scene.device("d")?;
-    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
-    wait_until_busy(&device)?;
-    let begin = Instant::now();
-    kill(daemon)?;
-    let report = fio.finish_any(Duration::ZERO)?;
-    took_at_most("SIGKILL to the end of the load", begin.elapsed(), ANSWER_LIMIT)?;
-    ensure!(!report.errors().is_empty(), "no error was seen");
-    let daemon = scene.start(&config)?;
-    daemon.wait_for_log("state=swept", ANSWER_LIMIT)?;
-    Direct::open(&scene.device("d")?.node)?.read(0, 4096)?;
     daemon.stop().map(drop)
 }
 

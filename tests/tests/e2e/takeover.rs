@@ -29,7 +29,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn cases() -> Vec<Case> {
     let plain = cases![[Need::Ublk];
-        sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest,
+        f10_sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest,
         a_takeover_that_would_end_a_device_is_refused_and_changes_nothing,
         a_takeover_without_a_daemon_is_a_start,
     ];
@@ -123,7 +123,7 @@ fn f19_twenty_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Re
     daemon.stop().map(drop)
 }
 
-fn sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene: &Scene) -> Result<()> {
+fn f10_sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene: &Scene) -> Result<()> {
     // A read that waits while there is no daemon gets its answer from the next one. `set` outlives the stop, too.
     let devices = file(scene, "kept", ", on-stop: keep") + &file(scene, "goes", "");
     let config = config(&devices);

@@ -4,6 +4,7 @@
 mod abuse;
 mod answers;
 mod changes;
+mod crash;
 mod cycles;
 mod removals;
 
@@ -29,6 +30,12 @@ use self::answers::{
 use self::changes::{
     reload_of_every_broken_file_changes_nothing, ten_thousand_sets_under_load_take_50_ms_each_and_lose_nothing,
 };
+use self::crash::{
+    f04_ext4_over_ten_kills_is_clean_and_has_all_that_fsync_promised,
+    f04_on_crash_fail_ends_everything_in_five_seconds_and_lets_it_be_deleted,
+    f04_sixteen_devices_of_a_killed_daemon_are_back_in_two_seconds,
+    f04_thirty_kills_under_verified_writes_lose_nothing_and_show_no_error,
+};
 use self::cycles::five_hundred_devices_come_and_go_and_leave_nothing;
 use self::removals::two_hundred_removals_under_load_hurt_no_neighbour;
 use crate::measure::{expect, repeat_if_void};
@@ -51,12 +58,14 @@ pub(crate) fn cases() -> Vec<Case> {
         five_hundred_devices_come_and_go_and_leave_nothing,
         reload_of_every_broken_file_changes_nothing,
         abuse_of_the_socket_holds_up_nobody_and_takes_no_memory,
+        f04_sixteen_devices_of_a_killed_daemon_are_back_in_two_seconds,
     ];
     let stalled = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper, Need::UtilLinux];
         every_command_answers_in_five_seconds_while_a_backend_is_stalled_for_a_minute,
     ];
     let mounted = cases![[Need::Ublk, Need::Ext4];
         every_command_answers_in_five_seconds_while_a_device_is_mounted_or_open,
+        f04_ext4_over_ten_kills_is_clean_and_has_all_that_fsync_promised,
     ];
     let fio = cases![[Need::Ublk, Need::Fio];
         two_hundred_removals_under_load_hurt_no_neighbour,
@@ -65,6 +74,8 @@ pub(crate) fn cases() -> Vec<Case> {
         del_of_32_requests_held_at_one_a_second_takes_half_a_second,
         foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it,
         daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds,
+        f04_thirty_kills_under_verified_writes_lose_nothing_and_show_no_error,
+        f04_on_crash_fail_ends_everything_in_five_seconds_and_lets_it_be_deleted,
     ];
     let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
         forced_del_of_a_mounted_file_system_keeps_the_24_mib_just_written,
