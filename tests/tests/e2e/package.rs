@@ -113,13 +113,21 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     refused.expect_stderr(&["open by sleep"])?;
     drop(opener);
 
-    machine.systemctl(&["kill", "--signal=KILL", "ublk-throttle"])?;
+    // The unit's main process alone, as the OOM killer would; and whoever uses the device with a file behind it does not notice.
+    let verified = scene.dir().join("verified");
+    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", scene.device("img")?.node());
+    let load = scene.fio(job.set("LOG", verified.display()))?;
+    crate::wait_until_busy(&scene.device("img")?)?;
+    machine.systemctl(&["kill", "--kill-who=main", "--signal=KILL", "ublk-throttle"])?;
     let second = machine.daemon_after(first)?;
     machine.run(PROGRAM, &["list"])?.expect_code(0)?;
     // Neither dead nor alive: only the watchdog can tell.
     machine.run("kill", &["-STOP", &second.to_string()])?.expect_code(0)?;
     let third = machine.daemon_after(second)?;
     ensure!(machine.limit("mem")? == 400 && third != second, "the daemon after the watchdog serves something else");
+    load.interrupt()?;
+    let report = load.finish_any(Duration::ZERO)?;
+    ensure!(report.errors().is_empty(), "errors of the load over both: {:?}", report.errors());
 
     machine.systemctl(&["stop", "ublk-throttle"])?;
     machine.expect_stopped()?;

@@ -2,7 +2,7 @@
 //!
 //! | what | why | if not permitted |
 //! | --- | --- | --- |
-//! | all signals blocked | an interrupted control command loses its answer; one thread reads them from a descriptor | (always is) |
+//! | all signals blocked but SIGABRT | an interrupted control command loses its answer; one thread reads them from a descriptor | (always is) |
 //! | IO_FLUSHER | memory is written back through us: waiting for memory would be waiting for ourselves | a line |
 //! | memory locked | a daemon that must be paged in from its own disk never comes back | a line |
 //! | own mount namespace | the last process of a namespace unmounts what is in it, perhaps our own disk | silent: only where mounts are shared |
@@ -23,7 +23,8 @@ const CAP_IPC_LOCK: u32 = 14;
 /// Prepares the process; only blocking the signals may fail.
 pub fn prepare() -> Outcome<()> {
     let mut blocked = SigSet::all();
-    // Has no handler, so it interrupts nothing: it ends the process, and systemd's watchdog sends it to a daemon that hangs.
+    // Has no handler, so it interrupts nothing: it ends the process. What asks for a core of a daemon that hangs; the unit's watchdog
+    // does not wait for one, and sends SIGKILL.
     blocked.remove(Signal::SIGABRT);
     blocked.thread_block().or_fail(Class::Failed, "cannot block signals")?;
     if let Err(cause) = sys::become_io_flusher() {
