@@ -4,6 +4,8 @@
 //!   the file $UBLK_THROTTLE_CRASH_FILE   "added"                  the process that comes to the point kills itself
 //!                                        "helper-stopped"         a helper at it kills its daemon, and itself
 //!                                        "helper-stopped/daemon"  only its daemon
+//!                                        "helper-starting/late"   only its daemon, and goes on when that is gone: as a
+//!                                                                 command does that the kernel had begun already
 //! ```
 //!
 //! Only builds with the feature `crash-points` have any of it; in the others [`at`] is nothing. A new point goes into [`Point::ALL`],
@@ -81,16 +83,23 @@ pub fn at(point: Point) {
     let Some(path) = std::env::var_os("UBLK_THROTTLE_CRASH_FILE") else { return };
     let Ok(wanted) = std::fs::read_to_string(&path) else { return };
     let Some((_, name, _, is_helper)) = Point::ALL.iter().find(|(other, ..)| *other == point) else { return };
-    let (wanted, is_daemon_alone) = wanted.strip_suffix("/daemon").map_or((&*wanted, false), |wanted| (wanted, true));
+    let (wanted, how) = wanted.split_once('/').unwrap_or((&wanted, ""));
     // Whoever takes the file away is the one: once is enough.
     if wanted != *name || std::fs::remove_file(&path).is_err() {
         return;
     }
-    if *is_helper {
-        let _ = kill(getppid(), Signal::SIGKILL);
+    let daemon = getppid();
+    if how == "late" {
+        let _ = nix::sys::prctl::set_pdeathsig(None);
     }
-    if !(*is_helper && is_daemon_alone) {
+    if *is_helper {
+        let _ = kill(daemon, Signal::SIGKILL);
+    }
+    if !*is_helper || how.is_empty() {
         let _ = kill(getpid(), Signal::SIGKILL);
+    }
+    while how == "late" && getppid() == daemon {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 

@@ -266,21 +266,22 @@ pub fn run(target: Target, errand: Errand) -> u8 {
     }
 }
 
-/// Ends this process with its daemon: what makes requests reach a server must not go on without one. START of a disk that
-/// outlives its daemon would wait in the partition scan, with the lock of the device, for the next daemon, which waits for that
-/// lock; END_RECOVERY would call a disk live whose server is gone.
-fn end_with(server: u32) -> Result<(), String> {
-    let bound = set_pdeathsig(Signal::SIGKILL);
-    // It may have gone before that.
-    if bound.is_err() || u32::try_from(getppid().as_raw()) != Ok(server) {
-        return Err(format!("{FAILED}the daemon is gone"));
-    }
-    Ok(())
+/// Ends this process with its daemon: what makes requests reach a server must not go on without one. A disk whose server is gone
+/// would be called live.
+fn end_with_daemon() -> Result<(), String> {
+    set_pdeathsig(Signal::SIGKILL).map_err(|errno| told("PR_SET_PDEATHSIG", errno))
+}
+
+/// The last look before the command: the daemon may have gone before this process was bound to it.
+fn expect_alive(server: u32) -> Result<(), String> {
+    let is_alive = u32::try_from(getppid().as_raw()) == Ok(server);
+    is_alive.then_some(()).ok_or_else(|| format!("{FAILED}the daemon is gone"))
 }
 
 fn start(target: Target, server: u32) -> Result<(), String> {
-    end_with(server)?;
+    end_with_daemon()?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
+    expect_alive(server)?;
     crash_point::at(Point::HelperStarting);
     control.start(target.id, server).map_err(|errno| told("START", errno))?;
     crash_point::at(Point::HelperStarted);
@@ -288,8 +289,9 @@ fn start(target: Target, server: u32) -> Result<(), String> {
 }
 
 fn recover(target: Target, server: u32) -> Result<(), String> {
-    end_with(server)?;
+    end_with_daemon()?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
+    expect_alive(server)?;
     crash_point::at(Point::HelperRecovering);
     control.end_recovery(target.id, server).map_err(|errno| told("END_RECOVERY", errno))?;
     crash_point::at(Point::HelperRecovered);

@@ -27,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) fn cases() -> Vec<Case> {
     cases![[Need::Ublk];
         f05_an_add_killed_between_any_two_steps_is_finished_or_undone,
+        f05_a_disk_started_after_its_daemon_died_is_made_anew,
         f05_a_removal_killed_between_any_two_steps_is_finished_or_undone,
         f05_a_reload_killed_between_any_two_steps_is_finished_or_undone,
         f06_a_recovery_killed_between_any_two_steps_and_then_at_another_ends_well,
@@ -149,6 +150,23 @@ fn f05_an_add_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) 
         let half_done = if point == "state-beside" { "a" } else { "b" };
         ends_well(scene, &text, &["a"], half_done)
     })
+}
+
+fn f05_a_disk_started_after_its_daemon_died_is_made_anew(scene: &Scene) -> Result<()> {
+    // The kernel had begun with START, and got to making the disk only when the queues had gone. Linux 6.12 calls the disk live then
+    // and never notices: it takes no new server.
+    let text = config(scene, &["a"], 10_000);
+    for point in ["helper-starting/late"; 3] {
+        let _ = fs::remove_dir_all(scene.state_dir());
+        arm(scene, point)?;
+        died(scene.start_crashing(&text)?, scene, point)?;
+        let daemon = scene.start(&text)?;
+        mark(scene, "a")?;
+        wait::until("every ublk device in the list", LIMIT, || Ok((ids()? == listed(scene)?).then_some(())))?;
+        daemon.stop()?;
+        scene.expect_nothing_left()?;
+    }
+    Ok(())
 }
 
 fn f05_a_removal_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {

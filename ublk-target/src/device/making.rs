@@ -17,6 +17,7 @@ use nix::errno::Errno;
 
 use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX};
 
+use super::partitions::must_come_later;
 use super::thread::DeviceThread;
 use super::{Made, Message, State, thread_name, traces};
 use crate::backend::{self, Backend};
@@ -31,7 +32,7 @@ use crate::ublk::{DeviceInfo, Owner};
 
 /// Until every queue thread has offered its tags. It takes milliseconds; a kernel that does not answer must not hang us.
 const READY_LIMIT: Duration = Duration::from_secs(10);
-/// Until START has returned: on some kernels it reads the partition table, from our backend.
+/// Until START has returned: it may read the partition table, from our backend.
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 /// Until the node has appeared.
 const NODE_LIMIT: Duration = Duration::from_secs(5);
@@ -70,10 +71,14 @@ impl DeviceThread {
         })?;
         crash_point::at(Point::ParamsSet);
         self.char_device = Some(Arc::new(CharDevice::open(&info)?));
-        self.start_queues(&mut control, &info, &backend)?;
+        let partx = self.shared.description.on_crash == OnCrash::Requeue && must_come_later(&mut control);
+        self.start_queues(&mut control, &info, &backend, !partx)?;
         crash_point::at(Point::QueuesReady);
         self.start_disk()?;
         crash_point::at(Point::Published);
+        if partx {
+            self.look_for_partitions(QUIET_LIMIT);
+        }
         self.settle();
         crash_point::at(Point::Settled);
         Ok(())
@@ -132,6 +137,7 @@ impl DeviceThread {
         control: &mut Control,
         info: &DeviceInfo,
         backend: &Arc<dyn Backend>,
+        may_be_scanned: bool,
     ) -> Outcome<()> {
         let member = self.member().expect("it leaves the throttle after its queues");
         for id in 0..info.queues {
@@ -143,6 +149,7 @@ impl DeviceThread {
                 request_bytes_max: info.request_bytes_max,
                 // A matter of speed only.
                 cpus: control.affinity(info.id, id).ok(),
+                may_be_scanned,
                 backend: Arc::clone(backend),
                 is_read_only: self.shared.description.read_only,
                 throttle: Arc::clone(&self.surroundings.throttle),

@@ -22,6 +22,7 @@
 //! device closed before DEL, which waits for that.
 
 mod making;
+mod partitions;
 mod recovery;
 mod removal;
 mod resize;

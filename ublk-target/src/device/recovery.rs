@@ -16,8 +16,9 @@ use nix::errno::Errno;
 use ublk_throttle_config::Backend as Place;
 
 use super::making::START_LIMIT;
+use super::partitions::must_come_later;
 use super::thread::DeviceThread;
-use super::{LeftBehind, Made, Notice, State, set_size};
+use super::{LeftBehind, Made, Notice, State, set_size, traces};
 use crate::backend::{self, Backend};
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, Outcome};
@@ -105,7 +106,8 @@ impl DeviceThread {
         crash_point::at(Point::RecoveryBegun);
         let backend = self.backend.clone().expect("opened above");
         self.char_device = Some(CharDevice::open(&info)?.into());
-        self.start_queues(&mut control, &info, &backend)?;
+        // END_RECOVERY looks for nothing.
+        self.start_queues(&mut control, &info, &backend, true)?;
         let member = self.member();
         if let Some(member) = member {
             self.surroundings.throttle.go_live(member);
@@ -128,6 +130,10 @@ impl DeviceThread {
         }
         crash_point::at(Point::Recovered);
         self.shared.set_state(State::Live);
+        if must_come_later(&mut control) {
+            // The daemon may have been killed before it came to that.
+            self.look_for_partitions(Duration::ZERO);
+        }
         Ok(Try::Live)
     }
 
@@ -187,11 +193,12 @@ impl DeviceThread {
     fn wait_for_the_old_server(&mut self, control: &mut Control, target: Target) -> Outcome<Option<Try>> {
         let (began, mut is_told, mut answer) = (Instant::now(), false, Err(Errno::EBUSY));
         loop {
-            let is_quiesced = match known(control, target)? {
+            let info = match known(control, target)? {
                 None => return Ok(Some(Try::Lost)),
                 Some(_) if self.is_removal_wanted() => return Ok(Some(Try::Wanted)),
-                Some(info) => info.is_recoverable && info.state == DiskState::Quiesced,
+                Some(info) => info,
             };
+            let is_quiesced = info.is_recoverable && info.state == DiskState::Quiesced;
             if began.elapsed() < BUSY_LIMIT {
                 answer = control.start_recovery(target.id);
             }
@@ -200,6 +207,17 @@ impl DeviceThread {
                 // A daemon was killed right after its own START_RECOVERY: some kernels take no second one until a queue has
                 // been offered, and need none. A thread's tags are offered in one call, so no queue is in between.
                 Err(Errno::EINVAL) if is_quiesced => return Ok(None),
+                // Its daemon was killed while START made the disk: some kernels do not notice then that the server has gone, ever.
+                // It has never done anything for anybody.
+                Err(Errno::EBUSY)
+                    if began.elapsed() >= BUSY_TOLD
+                        && info.state == DiskState::Live
+                        && traces::is_unused(target.id) =>
+                {
+                    let helper = Helper::spawn(target, Errand::Delete)?;
+                    self.finish(helper, START_LIMIT, "STOP and DEL of a disk that was never used")?;
+                    return Ok(Some(Try::Lost));
+                }
                 Err(Errno::EBUSY) if began.elapsed() < BUSY_LIMIT => {}
                 Err(errno) => return Err(refused("START_RECOVERY", errno)),
             }

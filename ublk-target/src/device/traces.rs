@@ -93,6 +93,16 @@ pub fn disk_is_going(id: u32) -> bool {
     }
 }
 
+/// Whether disk `id` has never had a request, done or under way.
+pub fn is_unused(id: u32) -> bool {
+    fs::read_to_string(format!("/sys/block/ublkb{id}/stat")).is_ok_and(|stat| is_all_zero(&stat))
+}
+
+fn is_all_zero(stat: &str) -> bool {
+    let mut counters = stat.split_ascii_whitespace().peekable();
+    counters.peek().is_some() && counters.all(|counter| counter == "0")
+}
+
 /// Whether the kernel lets no new request of disk `id` through at the moment, where it shows that: it may be hidden.
 pub fn is_quiesced(id: u32) -> Option<bool> {
     let state = fs::read_to_string(format!("/sys/kernel/debug/block/ublkb{id}/state")).ok()?;
@@ -119,6 +129,15 @@ mod tests {
         assert!(made.is_ok(), "{made:?}");
         assert_eq!(fs::read_link(&at).unwrap(), Path::new("../ublkb7"));
         fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn one_request_under_way_is_use() {
+        assert!(is_all_zero("       0        0        0        0        0        0        0        0\n"));
+        assert!(!is_all_zero(
+            "       0        0        0        0        0        0        0        0        1        0        0\n"
+        ));
+        assert!(!is_all_zero(""));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use caps::{CapSet, Capability};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -144,6 +145,8 @@ pub struct Setup {
     pub request_bytes_max: u32,
     /// The CPUs whose requests come here; `None` = any.
     pub cpus: Option<CpuSet>,
+    /// Whether START may look for partitions.
+    pub may_be_scanned: bool,
     /// Where the bytes are.
     pub backend: Arc<dyn Backend>,
     /// Whether writes are refused.
@@ -187,6 +190,12 @@ fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
         let _ = sched_setaffinity(Pid::from_raw(0), cpus);
     }
     let mut queue = Queue::open(setup)?;
+    if !setup.may_be_scanned {
+        // Of this thread alone. The kernel looks at it when tags are offered; nothing that a queue does needs it.
+        caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).map_err(|cause| {
+            Failure::new(Class::Perm, format!("queue {}: giving up CAP_SYS_ADMIN: {cause}", setup.id))
+        })?;
+    }
     queue.offer_all()?;
     (setup.report)(Report::Ready);
     while !queue.has_ended() {

@@ -15,6 +15,8 @@ pub struct Feature {
 
 /// The bit of the ability to resize a live device.
 pub const UPDATE_SIZE: u32 = 10;
+/// The bit of the ability to leave partitions alone.
+pub const NO_AUTO_PART_SCAN: u32 = 18;
 
 /// All abilities known up to Linux 7.3, by bit.
 pub const ALL: [Feature; 21] = [
@@ -36,7 +38,7 @@ pub const ALL: [Feature; 21] = [
     feature(15, "BATCH_IO", "fetch and commit in batches"),
     feature(16, "INTEGRITY", "protection information"),
     feature(17, "SAFE_STOP_DEV", "stop only if nobody has it open"),
-    feature(18, "NO_AUTO_PART_SCAN", "no partition scan at start"),
+    feature(NO_AUTO_PART_SCAN, "NO_AUTO_PART_SCAN", "no partition scan at start"),
     feature(19, "SHMEM_ZC", "zero copy through shared memory"),
     feature(20, "IO_DESC_SIZE", "larger io descriptors"),
 ];
