@@ -14,7 +14,7 @@ use std::fmt::{self, Write as _};
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
 
-use crate::model::{Backend, Config, Device, Group, OnCrash, OnStop};
+use crate::model::{Backend, Config, Device, Group, OnCrash, OnStop, ZeroCopy};
 use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
@@ -87,6 +87,7 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
         read_only,
         on_crash,
         on_stop,
+        zero_copy,
         ..
     } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
@@ -104,6 +105,15 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
     }
     if *on_stop == OnStop::Keep {
         line(out, format_args!("  when the daemon is stopped, requests wait until the next one serves them"));
+    }
+    match zero_copy {
+        ZeroCopy::On => {
+            line(out, format_args!("  no request is copied between kernel and daemon; the kernel must have that"))
+        }
+        ZeroCopy::Off if backend.has_zero_copy() => {
+            line(out, format_args!("  each request is copied between kernel and daemon"))
+        }
+        ZeroCopy::Auto | ZeroCopy::Off => {}
     }
 }
 

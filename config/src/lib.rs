@@ -40,7 +40,7 @@ pub use change::change_limits;
 pub use fault::{Errors, Fault, Warning, WarningKind, warning_lines};
 pub use load::{FILE_BYTES_MAX, load};
 pub use model::{
-    Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR,
+    Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR, ZeroCopy,
 };
 pub use near::nearest;
 pub use odd::{odd_device, odd_group};

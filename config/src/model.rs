@@ -107,6 +107,8 @@ pub struct Device {
     pub on_crash: OnCrash,
     /// What SIGTERM does with the device.
     pub on_stop: OnStop,
+    /// Whether its requests go without a copy between the kernel and the daemon. Memory and null have none: [`ZeroCopy::Off`].
+    pub zero_copy: ZeroCopy,
     /// Where the device begins in its file, from 1.
     pub line: u32,
 }
@@ -185,6 +187,11 @@ impl Backend {
         matches!(self, Self::File { shared: true, .. } | Self::Block { shared: true, .. })
     }
 
+    /// Whether it can work on the pages of a request where they are in the kernel.
+    pub const fn has_zero_copy(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::Block { .. })
+    }
+
     /// The size, where it is given.
     pub const fn size(&self) -> Option<u64> {
         match self {
@@ -242,6 +249,32 @@ impl OnStop {
         match self {
             Self::Remove => "remove",
             Self::Keep => "keep",
+        }
+    }
+}
+
+/// Whether the backend works on the pages of a request where they are in the kernel, or on a copy of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Where kernel and backend have it and it is the faster way.
+    #[default]
+    Auto,
+    /// Always; a kernel without it cannot serve the device.
+    On,
+    /// Never. What a device of memory or null does, said or not: there is no other end that could take the pages.
+    Off,
+}
+
+impl ZeroCopy {
+    /// All of them, the default first.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::On, Self::Off];
+
+    /// As in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
         }
     }
 }

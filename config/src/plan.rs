@@ -190,7 +190,7 @@ fn live(from: &Device, to: &Device) -> Option<DeviceChange> {
 
 /// What it was made with.
 fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
-    let Device { name, line, id, backend, queues, depth, block_size, read_only, on_crash, on_stop, .. } = to;
+    let Device { name, line, id, backend, queues, depth, block_size, read_only, on_crash, on_stop, zero_copy, .. } = to;
     let block_words =
         |size: Option<u32>| size.map_or_else(|| "that of the backend".to_owned(), |size| size.to_string());
     let id_words = |id: Option<u32>| id.map_or_else(|| "auto".to_owned(), |id| id.to_string());
@@ -205,6 +205,7 @@ fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
         ("read-only", from.read_only.to_string(), read_only.to_string()),
         ("on-crash", from.on_crash.word().to_owned(), on_crash.word().to_owned()),
         ("on-stop", from.on_stop.word().to_owned(), on_stop.word().to_owned()),
+        ("zero-copy", from.zero_copy.word().to_owned(), zero_copy.word().to_owned()),
     ];
     let keys: Vec<_> = pairs.iter().filter_map(|(key, from, to)| Some((*key, Changed::of(from, to)?))).collect();
     (!keys.is_empty()).then(|| FixedDevice { name: name.clone(), line: *line, keys })

@@ -36,6 +36,7 @@ impl Device {
             read_only,
             on_crash,
             on_stop,
+            zero_copy,
             line: _,
         } = self;
         let mut settings = backend_settings(backend);
@@ -55,6 +56,7 @@ impl Device {
         add("read-only", read_only.to_string());
         add("on-crash", on_crash.word().to_owned());
         add("on-stop", on_stop.word().to_owned());
+        add("zero-copy", zero_copy.word().to_owned());
         settings.extend(limits_settings(limits));
         settings
     }

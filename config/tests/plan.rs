@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits};
-use ublk_throttle_config::{Backend, Config, Device, Group, OnCrash, OnStop, Plan, difference, parse};
+use ublk_throttle_config::{Backend, Config, Device, Group, OnCrash, OnStop, Plan, ZeroCopy, difference, parse};
 
 fn config(body: &str) -> Config {
     parse("/etc/new.yaml", format!("version: 1\n{body}").as_bytes()).unwrap_or_else(|errors| panic!("{errors}")).0
@@ -87,15 +87,15 @@ fn what_the_new_file_leaves_open_stays_as_it_is() {
 fn what_a_device_was_made_with_is_refused_with_its_line_and_a_way_out() {
     let from = "devices: { a: { backend: { file: /a }, id: 3 }, b: { backend: { memory: 1MiB } } }\n";
     let to = "devices:\n  \
-                a: { backend: { block: /b, direct: true, shared: true }, id: 4, queues: 2, depth: 64, block-size: 512, read-only: true }\n  \
+                a: { backend: { block: /b, direct: true, shared: true }, id: 4, queues: 2, depth: 64, block-size: 512, read-only: true, zero-copy: off }\n  \
                 b: { backend: { \"null\": 2MiB }, id: 9 }\n";
     let plan = plan(from, to);
     assert_eq!(
         plan.lines(),
         [
             "device a (line 3): backend file /a → block /b, direct false → true, shared false → true, id 3 → 4, \
-             queues 1 → 2, depth 128 → 64, block-size that of the backend → 512, read-only false → true cannot change \
-             while it runs; remove the device and add it again: `ublk-throttle del a`, then `reload`; or put back what \
+             queues 1 → 2, depth 128 → 64, block-size that of the backend → 512, read-only false → true, zero-copy auto → off \
+             cannot change while it runs; remove the device and add it again: `ublk-throttle del a`, then `reload`; or put back what \
              it has",
             "device b (line 4): backend memory → null, id auto → 9, on-crash fail → requeue cannot change while it runs; remove the device and \
              add it again: `ublk-throttle del b`, then `reload`; or put back what it has",
@@ -245,6 +245,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                     read_only: false,
                     on_crash: OnCrash::default(),
                     on_stop: OnStop::default(),
+                    zero_copy: ZeroCopy::default(),
                     line: 0,
                 });
             }

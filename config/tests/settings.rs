@@ -45,9 +45,9 @@ fn device_that_is_added_is_the_device_that_a_file_describes() {
         ("null=1TiB id=auto group=none", "backend: { \"null\": 1TiB }"),
         (
             "file=/srv//a.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block_size=4096 iops=5 \
-             bps_read=1k bps-read-max=2k on-crash=fail",
+             bps_read=1k bps-read-max=2k on-crash=fail zero_copy=on",
             "backend: { file: /srv/a.img, size: 20GiB, create: true, direct: true, shared: true }, id: 7, queues: 2, \
-             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }, on-crash: fail",
+             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }, on-crash: fail, zero-copy: on",
         ),
         (
             "block=/dev/sda read-only=true group=g weight=200",
@@ -67,8 +67,9 @@ fn device_written_down_is_read_as_the_same_device() {
         "memory=1MiB",
         "null=1TiB group=g weight=7 iops=5 iops-max=60 iops-max-length=1.5s iops-size=4096",
         "file=/srv/a\"b\\c.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block-size=4096 \
-         bps-read=1k bps-read-max=2k on-crash=fail",
-        "block=/dev/sda read-only=true bps=1GiB",
+         bps-read=1k bps-read-max=2k on-crash=fail zero-copy=on",
+        "block=/dev/sda read-only=true bps=1GiB zero-copy=off",
+        "block=/dev/sda",
     ] {
         let before = device("v", settings);
         let written = before.settings();
@@ -100,6 +101,26 @@ fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
     assert_eq!(crash("memory=1MiB"), OnCrash::Fail);
     let both = config("defaults: { on-crash: requeue }\ndevices: { m: { backend: { memory: 1MiB } } }\n");
     assert_eq!(both.devices[0].on_crash, OnCrash::Fail);
+}
+
+#[test]
+fn only_file_and_block_have_zero_copy_whatever_the_default_says() {
+    // A default is for the devices that have the choice; to take each of the others out of it would be a chore.
+    use ublk_throttle_config::ZeroCopy;
+    let copy = |settings: &str| device("v", settings).zero_copy;
+    assert_eq!(copy("file=/a"), ZeroCopy::Auto);
+    assert_eq!(copy("block=/a zero_copy=on"), ZeroCopy::On);
+    assert_eq!(copy("memory=1MiB"), ZeroCopy::Off);
+    assert_eq!(copy("null=1MiB zero-copy=auto"), ZeroCopy::Off);
+    let three = config(
+        "defaults: { zero-copy: on }\ndevices:\n  m: { backend: { memory: 1MiB } }\n  f: { backend: { file: /a } }\n  \
+         b: { backend: { block: /b }, zero_copy: off }\n",
+    );
+    let words: Vec<&str> = three.devices.iter().map(|device| device.zero_copy.word()).collect();
+    assert_eq!(words, ["off", "on", "off"]);
+    let said = three.describe();
+    assert_eq!(said.matches("each request is copied between kernel and daemon").count(), 1, "{said}");
+    assert_eq!(said.matches("no request is copied between kernel and daemon").count(), 1, "{said}");
 }
 
 #[test]
@@ -215,6 +236,11 @@ fn device_that_no_file_could_describe_is_not_added() {
         (
             "memory=512 on-crash=requeue",
             "on-crash: `requeue` of a memory backend, whose bytes die with the daemon; allowed: fail",
+        ),
+        (
+            "null=512 zero-copy=on",
+            "zero-copy: `on` of a null backend, which takes no pages of the kernel; allowed: auto, off; only file and block \
+             backends have zero copy",
         ),
         ("memory=512 queues=1 queues=2", "queues: given twice; keep one"),
     ] {

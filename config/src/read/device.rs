@@ -5,13 +5,25 @@ use std::path::Path;
 use throttle_core::share::WEIGHT_DEFAULT;
 
 use crate::fields::{Fields, Item, Leftovers, Notes};
-use crate::model::{Backend, Device, ID_MAX, OnCrash, OnStop};
+use crate::model::{Backend, Device, ID_MAX, OnCrash, OnStop, ZeroCopy};
 use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 use crate::yaml::Value;
 
-pub(crate) const KEYS: [&str; 11] =
-    ["backend", "group", "weight", "limits", "queues", "depth", "id", "block-size", "read-only", "on-crash", "on-stop"];
+pub(crate) const KEYS: [&str; 12] = [
+    "backend",
+    "group",
+    "weight",
+    "limits",
+    "queues",
+    "depth",
+    "id",
+    "block-size",
+    "read-only",
+    "on-crash",
+    "on-stop",
+    "zero-copy",
+];
 
 /// The logical blocks that disks have.
 const BLOCK_SIZES: [(&str, u32); 2] = [("512", 512), ("4096", 4096)];
@@ -26,7 +38,7 @@ pub(super) fn read<'n>(
 ) -> Option<Device> {
     let mut fields = Fields::of(item, notes)?;
     let mut own = *defaults;
-    let [on_crash_item, on_stop_item] = own.take_from(&mut fields, notes);
+    let [on_crash_item, on_stop_item, zero_copy_item] = own.take_from(&mut fields, notes);
     let limits = fields.take("limits").map_or_else(Default::default, |item| limits::read(&item, notes));
     let id = fields.take("id").filter(|id| !id.is_word("auto")).and_then(|id| {
         let number = u32::try_from(id.count_or(notes, 0..=u64::from(ID_MAX), ", or `auto`")?).ok()?;
@@ -61,7 +73,7 @@ pub(super) fn read<'n>(
         let owner = Owner { device: name, read_only, shared: backend.is_shared(), place: description.place };
         cross.add_path(path, owner, &key, notes);
     }
-    let Defaults { queues, depth, on_crash, on_stop } = own;
+    let Defaults { queues, depth, on_crash, on_stop, zero_copy } = own;
     let on_crash = match backend {
         Backend::Memory { .. } => {
             if let Some(item) = on_crash_item.filter(|_| on_crash == Some(OnCrash::Requeue)) {
@@ -80,6 +92,16 @@ pub(super) fn read<'n>(
         }
         OnCrash::Requeue => on_stop.unwrap_or_default(),
     };
+    let zero_copy = match backend.has_zero_copy() {
+        true => zero_copy.unwrap_or_default(),
+        false => {
+            if let Some(item) = zero_copy_item.filter(|_| zero_copy == Some(ZeroCopy::On)) {
+                let found = format!("`on` of a {} backend, which takes no pages of the kernel", backend.kind());
+                item.fault(notes, found, "allowed: auto, off; only file and block backends have zero copy");
+            }
+            ZeroCopy::Off
+        }
+    };
     let line = item.key_place.line;
     let name = name.to_owned();
     Some(Device {
@@ -95,6 +117,7 @@ pub(super) fn read<'n>(
         read_only,
         on_crash,
         on_stop,
+        zero_copy,
         line,
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   version     1
-//!   defaults    queues, depth, on-crash, on-stop
+//!   defaults    queues, depth, on-crash, on-stop, zero-copy
 //!   groups      NAME → group.rs   ─── parents.rs, charge.rs ─┐
 //!   devices     NAME → device.rs  ─── backend.rs ────────────┴─ limits.rs, weight.rs
 //!   limits      memory ─┬─ daemon.rs
@@ -28,7 +28,7 @@ use std::path::Path;
 use throttle_core::charge::ChargeTable;
 
 use crate::fields::{Fields, Item, Notes, named};
-use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX};
+use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX, ZeroCopy};
 use crate::source::Place;
 use crate::yaml::{Node, Value};
 
@@ -124,16 +124,18 @@ pub(crate) struct Defaults {
     on_crash: Option<OnCrash>,
     /// The same.
     on_stop: Option<OnStop>,
+    /// If said: only file and block backends have the choice.
+    zero_copy: Option<ZeroCopy>,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { queues: 1, depth: 128, on_crash: None, on_stop: None }
+        Self { queues: 1, depth: 128, on_crash: None, on_stop: None, zero_copy: None }
     }
 }
 
 impl Defaults {
-    const KEYS: [&'static str; 4] = ["queues", "depth", "on-crash", "on-stop"];
+    const KEYS: [&'static str; 5] = ["queues", "depth", "on-crash", "on-stop", "zero-copy"];
 
     fn read(item: &Item<'_>, notes: &mut Notes) -> Self {
         let mut defaults = Self::default();
@@ -144,9 +146,9 @@ impl Defaults {
         defaults
     }
 
-    /// Replaces what the fields say: the same keys in `defaults` and in a device. What says `on-crash` and `on-stop`, if
-    /// anything does.
-    fn take_from<'n>(&mut self, fields: &mut Fields<'n>, notes: &mut Notes) -> [Option<Item<'n>>; 2] {
+    /// Replaces what the fields say: the same keys in `defaults` and in a device. What says `on-crash`, `on-stop` and
+    /// `zero-copy`, if anything does.
+    fn take_from<'n>(&mut self, fields: &mut Fields<'n>, notes: &mut Notes) -> [Option<Item<'n>>; 3] {
         let mut count = |name: &str, max: u16| {
             let count = fields.take(name)?.count(notes, 1..=u64::from(max))?;
             u16::try_from(count).ok()
@@ -163,6 +165,11 @@ impl Defaults {
             let words = [OnStop::Remove, OnStop::Keep].map(|on_stop| (on_stop.word(), on_stop));
             self.on_stop = item.word(notes, &words, &[]).or(self.on_stop);
         }
-        [on_crash, on_stop]
+        let zero_copy = fields.take("zero-copy");
+        if let Some(item) = &zero_copy {
+            let words = ZeroCopy::ALL.map(|zero_copy| (zero_copy.word(), zero_copy));
+            self.zero_copy = item.word(notes, &words, &[]).or(self.zero_copy);
+        }
+        [on_crash, on_stop, zero_copy]
     }
 }

@@ -65,6 +65,7 @@ struct DeviceFacts {
     read_only: bool,
     on_crash: &'static str,
     on_stop: &'static str,
+    zero_copy: &'static str,
     line: u32,
 }
 
@@ -125,6 +126,7 @@ impl DeviceFacts {
             read_only,
             on_crash,
             on_stop,
+            zero_copy,
             line,
         } = device;
         let (create, direct, shared) = match backend {
@@ -150,6 +152,7 @@ impl DeviceFacts {
             read_only: *read_only,
             on_crash: on_crash.word(),
             on_stop: on_stop.word(),
+            zero_copy: zero_copy.word(),
             line: *line,
         }
     }
@@ -190,7 +193,8 @@ mod tests {
                 "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
                 "create": true, "direct": true, "shared": false, "group": "part", "weight": 100,
                 "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
-                "on_crash": "requeue", "on_stop": "remove", "line": facts["devices"][0]["line"],
+                "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto",
+                "line": facts["devices"][0]["line"],
             })
         );
         assert_eq!(facts["limits"], json!({ "memory": 1 << 30 }));

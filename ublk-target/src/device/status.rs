@@ -41,6 +41,9 @@ pub struct Status {
     pub limits: BTreeMap<String, Number>,
     /// Whether it refuses writes.
     pub read_only: bool,
+    /// Whether requests go without a copy, in the configuration's word; empty in a state file of before there was the key.
+    #[serde(default)]
+    pub zero_copy: String,
     /// Queues, as the kernel granted them.
     pub queues: u16,
     /// Depth of each.
@@ -88,6 +91,7 @@ impl Shared {
             weight: standing.weight,
             limits: limits(&standing.limits),
             read_only: description.read_only,
+            zero_copy: description.zero_copy.word().to_owned(),
             queues: made.map_or(description.queues, |made| made.queues.len() as u16),
             depth: made.map_or(description.depth, |made| made.depth),
             held: held.count,
