@@ -14,7 +14,7 @@ use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
 use crate::measure::expect_near;
-use crate::{Case, cases};
+use crate::{Case, cases, has_zero_copy};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,7 +30,10 @@ pub(crate) fn cases() -> Vec<Case> {
         f30_flushes_reach_the_device_and_are_not_charged,
         f30_forced_unit_access_writes_arrive,
     ];
-    let direct = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Ext4]; direct_file_backend_keeps_data];
+    let direct = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Ext4];
+        direct_file_backend_keeps_data,
+        data_is_kept_with_and_without_a_copy,
+    ];
     let block = cases![[Need::Ublk, Need::Fio, Need::RamDisk]; block_backend_keeps_data];
     let zeroes = cases![[Need::Ublk, Need::UtilLinux, Need::RamDisk, Need::Ext4];
         discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt,
@@ -63,6 +66,31 @@ fn block_backend_keeps_data(scene: &Scene) -> Result<()> {
     keeps_data(scene, &format!("block: {}", disk.node().display()))
 }
 
+fn data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
+    // Each way of a file and of a block device through a kernel that has the choice; else `on` is refused, and nothing is left.
+    let disks = [RamDisk::new(128)?, RamDisk::new(64)?];
+    let mount = Mount::new(disks[0].node(), &scene.dir().join("mount"))?;
+    let file = format!("file: {}, size: 64MiB, create: true", mount.point().join("disk.img").display());
+    let block = format!("block: {}", disks[1].node().display());
+    let has = has_zero_copy(scene)?;
+    for backend in [format!("{file}, direct: true"), format!("{file}, direct: false"), block] {
+        let config =
+            |word| format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2, zero-copy: {word} }}\n");
+        for (word, transfer) in [("on", "zero-copy"), ("off", "copy"), ("auto", if has { "zero-copy" } else { "copy" })]
+        {
+            if word == "on" && !has {
+                let path = scene.write("refused.yaml", &config(word))?;
+                let refused = scene.ask(&["run", &path.display().to_string()])?.expect_code(3)?;
+                refused.expect_stderr(&["error[E-UNSUPPORTED]", "AUTO_BUF_REG"])?;
+                continue;
+            }
+            keeps_data_of(scene, &config(word), &[transfer])
+                .with_context(|| format!("{backend}, zero-copy: {word}"))?;
+        }
+    }
+    mount.unmount()
+}
+
 fn memory_backend_keeps_data(scene: &Scene) -> Result<()> {
     // The daemon's own memory.
     keeps_data(scene, "memory: 64MiB")
@@ -70,7 +98,16 @@ fn memory_backend_keeps_data(scene: &Scene) -> Result<()> {
 
 /// Several block sizes, depths and queues on a device of 64 MiB with this backend.
 fn keeps_data(scene: &Scene, backend: &str) -> Result<()> {
-    let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2 }}\n"))?;
+    let config = format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2 }}\n");
+    keeps_data_of(scene, &config, &["copy", "zero-copy"])
+}
+
+/// The same of device `d` of a configuration, whose data gets to the daemon in one of these ways.
+fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> {
+    let daemon = scene.start(config)?;
+    let listed = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let transfer = listed["devices"][0]["transfer"].as_str().context("no transfer")?;
+    ensure!(transfers.contains(&transfer), "its transfer is {transfer}, not {transfers:?}");
     let device = scene.device("d")?;
     ensure!(sysfs::number(&device.disk, "size")? * 512 == 64 * MIB, "the device is not of 64 MiB");
     ensure!(sysfs::number(&device.disk, "queue/logical_block_size")? == 512, "the logical block is not of 512 bytes");

@@ -19,7 +19,7 @@ use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
 use crate::measure::expect;
-use crate::{Case, cases, let_run, wait_until_busy};
+use crate::{Case, cases, has_zero_copy, let_run, wait_until_busy};
 
 /// Bound of any answer, whatever is stuck.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -36,6 +36,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let stall = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::DeviceMapper];
         forced_removal_does_not_wait_for_a_backend_that_does_not_answer,
         removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on,
+        removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so,
         sigterm_takes_a_device_down_whose_backend_does_not_answer,
         disk_below_a_device_mapper_is_named_and_left_alone,
     ];
@@ -140,7 +141,8 @@ fn stalled<'a>(scene: &'a Scene, name: &'static str) -> Result<(Stall<'a>, Daemo
 fn stuck_and_other(stall: &Stall<'_>) -> String {
     format!(
         "version: 1\n\
-         devices:\n  stuck: {{ backend: {{ block: {}, direct: true }} }}\n  other: {{ backend: {{ memory: 4MiB }} }}\n",
+         devices:\n  stuck: {{ backend: {{ block: {}, direct: true }}, zero-copy: off }}\n  \
+         other: {{ backend: {{ memory: 4MiB }} }}\n",
         stall.node()
     )
 }
@@ -196,6 +198,31 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
         daemon.stop()?;
     }
     Ok(())
+}
+
+fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: &Scene) -> Result<()> {
+    // The backend has the pages of the client itself, and no kernel takes those away from it: whoever removes the device hears in
+    // time what it waits for, the others are served, and it is gone as soon as the backend answers.
+    if !has_zero_copy(scene)? {
+        return Ok(());
+    }
+    let stall = Stall::new(scene, "e2e-zero-copy")?;
+    let daemon = scene.start(&stuck_and_other(&stall).replace("zero-copy: off", "zero-copy: on"))?;
+    let device = scene.device("stuck")?;
+    let fio = scene.fio(load(&device))?;
+    wait_until_busy(&device)?;
+    stall.suspend()?;
+    let_run(1);
+    let told = scene.ask(&["del", "--force", "stuck"])?.expect_code(7)?;
+    let told = told
+        .expect_stderr(&["error[E-TIMEOUT]", "the kernel waits for the backend, which has the pages of the clients"])?;
+    took_at_most("the answer", told.took, ANSWER_LIMIT)?;
+    others_are_served(scene)?;
+    stall.resume()?;
+    let is_gone = || Ok((!device.node.exists()).then_some(()));
+    ublk_throttle_tests::wait::until("end of the device", ANSWER_LIMIT, is_gone)?;
+    fio.finish_any(ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
 }
 
 fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> Result<()> {

@@ -169,6 +169,14 @@ fn error_count(stderr: &str) -> usize {
     stderr.lines().filter(|line| line.starts_with("error[")).count()
 }
 
+/// Whether the kernel of this machine has zero copy, as the program under test tells.
+fn has_zero_copy(scene: &Scene) -> Result<bool> {
+    let told = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
+    let features = told["features"].as_array().context("no list of features")?;
+    let found = features.iter().find(|feature| feature["name"] == "AUTO_BUF_REG").context("no AUTO_BUF_REG")?;
+    found["offered"].as_bool().context("offered or not?")
+}
+
 /// Sleeps for whole seconds: how long a load runs before something is done to it.
 fn let_run(seconds: u64) {
     thread::sleep(Duration::from_secs(seconds));

@@ -14,7 +14,7 @@ use throttle_core::cost::Operation;
 
 use super::epoch::Epochs;
 use super::place::{self, Access};
-use super::{Backend, Lane, Request, Step, range};
+use super::{Backend, Data, Lane, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::sys;
 use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
@@ -73,6 +73,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         size: sizes.size,
         logical_block,
         physical_block: sizes.physical.max(logical_block),
+        memory_alignment: if is_direct { limits.memory_alignment } else { 1 },
         is_read_only,
         has_volatile_cache: true,
         discard: limits.discard,
@@ -86,6 +87,8 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
 struct Limits {
     discard: Option<Discard>,
     write_zeroes_bytes_max: u64,
+    /// In bytes.
+    memory_alignment: u32,
 }
 
 impl Limits {
@@ -97,15 +100,17 @@ impl Limits {
                 .or_else(|_| std::fs::read_to_string(format!("{base}/../queue/{name}")));
             text.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0)
         };
-        Self::new(number("discard_granularity"), number("discard_max_bytes"), number("write_zeroes_max_bytes"))
+        // Told as a mask.
+        let memory_alignment = number("dma_alignment") as u32 + 1;
+        let discard = Self::discard(number("discard_granularity"), number("discard_max_bytes"));
+        Self { discard, write_zeroes_bytes_max: number("write_zeroes_max_bytes"), memory_alignment }
     }
 
-    fn new(granularity: u64, discard_bytes_max: u64, write_zeroes_bytes_max: u64) -> Self {
+    fn discard(granularity: u64, discard_bytes_max: u64) -> Option<Discard> {
         let granularity = u32::try_from(granularity).ok().filter(|bytes| bytes.is_power_of_two());
-        let discard = granularity
+        granularity
             .filter(|_| discard_bytes_max > 0)
-            .map(|granularity| Discard { granularity, bytes_max: discard_bytes_max });
-        Self { discard, write_zeroes_bytes_max }
+            .map(|granularity| Discard { granularity, bytes_max: discard_bytes_max })
     }
 }
 
@@ -127,6 +132,10 @@ impl Backend for BlockBackend {
         Err(Failure::new(Class::Backing, what))
     }
 
+    fn takes_registered(&self) -> bool {
+        true
+    }
+
     fn identity(&self) -> Option<(u64, u64)> {
         place::identity(&self.device)
     }
@@ -138,7 +147,7 @@ struct BlockLane {
 }
 
 impl Lane for BlockLane {
-    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
         self.epochs.begin(tag, request);
         let device = &self.device;
         Step::Submit(match request.operation {
@@ -172,14 +181,14 @@ mod tests {
     #[test]
     fn a_device_without_discard_offers_none() {
         // A granularity is told by many devices that cannot discard; the limit decides.
-        assert_eq!(Limits::new(512, 0, 0).discard, None);
-        assert_eq!(Limits::new(4096, 1 << 20, 0).discard, Some(Discard { granularity: 4096, bytes_max: 1 << 20 }));
+        assert_eq!(Limits::discard(512, 0), None);
+        assert_eq!(Limits::discard(4096, 1 << 20), Some(Discard { granularity: 4096, bytes_max: 1 << 20 }));
     }
 
     #[test]
     fn a_granularity_that_is_no_power_of_two_is_not_passed_on() {
         // Thin provisioning with chunks of 192 KiB: the block layer above us could not work with it.
-        assert_eq!(Limits::new(196_608, 1 << 20, 0).discard, None);
+        assert_eq!(Limits::discard(196_608, 1 << 20), None);
     }
 
     #[test]

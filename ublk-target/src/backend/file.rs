@@ -17,9 +17,9 @@ use throttle_core::cost::Operation;
 
 use super::epoch::Epochs;
 use super::place::{self, Access};
-use super::{Backend, Lane, Request, Step, range};
+use super::{Backend, Data, Lane, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::sys;
+use crate::sys::{self, DirectAlignment};
 use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
 
 /// What the configuration says beside the path.
@@ -64,13 +64,14 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     }
     place::lock(&file, path, wanted.is_read_only || wanted.is_shared)?;
     let size = settle_size(&file, path, metadata.len(), wanted, creates)?;
-    let needed = logical_block(&file, path, wanted.is_direct)?;
-    let logical_block = place::block(path, needed, wanted.block)?;
+    let needed = needed(&file, path, wanted.is_direct)?;
+    let logical_block = place::block(path, needed.offset, wanted.block)?;
     let holes = Holes::probe(&file, size, wanted.is_read_only);
     let geometry = Geometry {
         size,
         logical_block,
         physical_block: PAGE.max(logical_block),
+        memory_alignment: needed.memory,
         is_read_only: wanted.is_read_only,
         has_volatile_cache: true,
         discard: holes.punch.then_some(Discard { granularity: PAGE.max(logical_block), bytes_max: u64::MAX }),
@@ -123,17 +124,15 @@ fn settle_size(file: &File, path: &Path, length: u64, wanted: &Wanted, creates: 
     Ok(size)
 }
 
-/// The smallest request that the file takes.
-fn logical_block(file: &File, path: &Path, is_direct: bool) -> Outcome<u32> {
+/// What the file wants of a request: the unit of its place and length, and of its memory.
+fn needed(file: &File, path: &Path, is_direct: bool) -> Outcome<DirectAlignment> {
     if !is_direct {
-        return Ok(*LOGICAL_BLOCKS.start());
+        return Ok(DirectAlignment { memory: 1, offset: *LOGICAL_BLOCKS.start() });
     }
     let told = sys::direct_alignment(file.as_fd()).or_fail(Class::Backing, path.display())?;
-    // A file system that does not tell: its block is always right for O_DIRECT.
-    let block = match told {
-        Some(alignment) => alignment.offset.max(*LOGICAL_BLOCKS.start()),
-        None => PAGE,
-    };
+    // A file system that does not tell: its block is always right for O_DIRECT, and a page for memory.
+    let told = told.unwrap_or(DirectAlignment { memory: PAGE, offset: PAGE });
+    let block = told.offset.max(*LOGICAL_BLOCKS.start());
     if !block.is_power_of_two() || block > *LOGICAL_BLOCKS.end() {
         return Err(Failure::new(
             Class::Backing,
@@ -144,7 +143,7 @@ fn logical_block(file: &File, path: &Path, is_direct: bool) -> Outcome<u32> {
             ),
         ));
     }
-    Ok(block)
+    Ok(DirectAlignment { memory: told.memory.min(PAGE), offset: block })
 }
 
 impl Backend for FileBackend {
@@ -165,6 +164,10 @@ impl Backend for FileBackend {
         self.file.set_len(size).or_fail(Class::Backing, what())
     }
 
+    fn takes_registered(&self) -> bool {
+        true
+    }
+
     fn identity(&self) -> Option<(u64, u64)> {
         place::identity(&self.file)
     }
@@ -176,7 +179,7 @@ struct FileLane {
 }
 
 impl Lane for FileLane {
-    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step {
+    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
         self.epochs.begin(tag, request);
         let file = &self.file;
         Step::Submit(match request.operation {

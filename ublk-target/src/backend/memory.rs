@@ -12,7 +12,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use throttle_core::cost::Operation;
 
-use super::{Backend, Lane, Request, Step, presentable};
+use super::{Backend, Data, Lane, Request, Step, presentable};
 use crate::error::{Class, OrFail, Outcome};
 use crate::ublk::params::{Discard, Geometry};
 
@@ -32,6 +32,7 @@ pub fn open(size: u64, is_read_only: bool, block: Option<u32>) -> Outcome<Memory
         size,
         logical_block: block.unwrap_or(512),
         physical_block: 4096,
+        memory_alignment: 1,
         is_read_only,
         has_volatile_cache: false,
         discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
@@ -64,7 +65,8 @@ struct MemoryLane {
 }
 
 impl Lane for MemoryLane {
-    fn issue(&mut self, _tag: u16, request: &Request, data: &mut [u8], _done: usize) -> Step {
+    fn issue(&mut self, _tag: u16, request: &Request, data: Data<'_>, _done: usize) -> Step {
+        let data = data.buffer();
         let result = match request.operation {
             Operation::Read => self.memory.read_exact_at(data, request.offset),
             Operation::Write => self.memory.write_all_at(data, request.offset),
@@ -91,7 +93,7 @@ mod tests {
     fn issue(lane: &mut dyn Lane, operation: Operation, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         let length = data.len() as u64;
         let request = Request { operation, offset, length, is_fua: false, keeps_space: false };
-        match lane.issue(0, &request, data, 0) {
+        match lane.issue(0, &request, Data::Buffer(data), 0) {
             Step::Done(result) => result,
             Step::Submit(_) => panic!("memory is served on the spot"),
         }

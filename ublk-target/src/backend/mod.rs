@@ -56,6 +56,26 @@ impl Request {
     }
 }
 
+/// Where the data of a request is.
+#[derive(Debug)]
+pub enum Data<'a> {
+    /// In the buffer of its tag, of [`Request::data_length`].
+    Buffer(&'a mut [u8]),
+    /// In the ring's table of buffers, under this number: the pages of the client. Only for a backend that
+    /// [takes it](Backend::takes_registered).
+    Registered(u16),
+}
+
+impl<'a> Data<'a> {
+    /// The buffer of the tag.
+    fn buffer(self) -> &'a mut [u8] {
+        match self {
+            Self::Buffer(buffer) => buffer,
+            Self::Registered(_) => unreachable!("only given to a backend that takes it"),
+        }
+    }
+}
+
 /// What comes of a request.
 #[derive(Debug)]
 pub enum Step {
@@ -76,6 +96,11 @@ pub trait Backend: Send + Sync {
     /// Makes room for a device of `size` bytes, where it can. Never takes away what is there.
     fn resize(&self, size: u64) -> Outcome<()>;
 
+    /// Whether its lanes take [`Data::Registered`]: those that hand data to the ring.
+    fn takes_registered(&self) -> bool {
+        false
+    }
+
     /// The file behind it: its device and inode number, for whoever wants to know whether the path still leads there.
     fn identity(&self) -> Option<(u64, u64)> {
         None
@@ -84,9 +109,8 @@ pub trait Backend: Send + Sync {
 
 /// A backend as one queue thread uses it.
 pub trait Lane {
-    /// Does the rest of a request of which `done` bytes are done, 0 for a new one. `data` is the buffer of the tag, in the
-    /// request's [`Request::data_length`].
-    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], done: usize) -> Step;
+    /// Does the rest of a request of which `done` bytes are done, 0 for a new one. `data` is all of it.
+    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step;
 
     /// The outcome of a request that went through the ring, as its client is to see it.
     fn settle(&mut self, _tag: u16, _request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {

@@ -2,7 +2,7 @@
 
 use throttle_core::cost::Operation;
 
-use super::{Backend, Lane, Request, Step};
+use super::{Backend, Data, Lane, Request, Step};
 use crate::error::Outcome;
 use crate::ublk::params::{Discard, Geometry};
 
@@ -22,6 +22,7 @@ impl Null {
             size,
             logical_block,
             physical_block: 4096,
+            memory_alignment: 1,
             is_read_only,
             has_volatile_cache: false,
             discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
@@ -51,7 +52,8 @@ struct NullLane {
 }
 
 impl Lane for NullLane {
-    fn issue(&mut self, tag: u16, request: &Request, data: &mut [u8], _done: usize) -> Step {
+    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, _done: usize) -> Step {
+        let data = data.buffer();
         let written = &mut self.written[usize::from(tag)];
         match request.operation {
             Operation::Write => *written = (*written).max(data.len()),
@@ -76,7 +78,7 @@ mod tests {
     fn issue(lane: &mut dyn Lane, operation: Operation, data: &mut [u8]) {
         let length = data.len() as u64;
         let request = Request { operation, offset: 0, length, is_fua: false, keeps_space: false };
-        assert!(matches!(lane.issue(0, &request, data, 0), Step::Done(Ok(()))));
+        assert!(matches!(lane.issue(0, &request, Data::Buffer(data), 0), Step::Done(Ok(()))));
     }
 
     #[test]

@@ -1,28 +1,54 @@
 //! Entries for reading and writing ranges of a file, common to `file` and `block`.
+//!
+//! ```text
+//!   buffer of the tag          READ, WRITE               its address, from what is done on
+//!   pages of the client        READ_FIXED, WRITE_FIXED   number in the ring's table; the "address" counts from 0 there
+//! ```
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use io_uring::{opcode, types};
 
-use super::Request;
+use super::{Data, Request};
 use crate::ublk::queue::Entry;
 
-/// Reads what is left of the request into the rest of its buffer.
-pub fn read(file: &File, request: &Request, data: &mut [u8], done: usize) -> Entry {
-    let rest = &mut data[done..];
-    opcode::Read::new(descriptor(file), rest.as_mut_ptr(), rest.len() as u32)
-        .offset(request.offset + done as u64)
-        .build()
+/// Reads what is left of the request, of which `done` bytes are done, into its data.
+pub fn read(file: &File, request: &Request, data: Data<'_>, done: usize) -> Entry {
+    let (file, offset) = (descriptor(file), request.offset + done as u64);
+    match data {
+        Data::Buffer(buffer) => {
+            let rest = &mut buffer[done..];
+            opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32).offset(offset).build()
+        }
+        Data::Registered(index) => {
+            opcode::ReadFixed::new(file, from(done).cast_mut(), rest(request, done), index).offset(offset).build()
+        }
+    }
 }
 
-/// Writes what is left of the request from the rest of its buffer.
-pub fn write(file: &File, request: &Request, data: &[u8], done: usize) -> Entry {
-    let rest = &data[done..];
-    opcode::Write::new(descriptor(file), rest.as_ptr(), rest.len() as u32)
-        .offset(request.offset + done as u64)
-        .rw_flags(if request.is_fua { libc::RWF_DSYNC } else { 0 })
-        .build()
+/// Writes what is left of the request.
+pub fn write(file: &File, request: &Request, data: Data<'_>, done: usize) -> Entry {
+    let (file, offset) = (descriptor(file), request.offset + done as u64);
+    let flags = if request.is_fua { libc::RWF_DSYNC } else { 0 };
+    match data {
+        Data::Buffer(buffer) => {
+            let rest = &buffer[done..];
+            opcode::Write::new(file, rest.as_ptr(), rest.len() as u32).offset(offset).rw_flags(flags).build()
+        }
+        Data::Registered(index) => {
+            opcode::WriteFixed::new(file, from(done), rest(request, done), index).offset(offset).rw_flags(flags).build()
+        }
+    }
+}
+
+/// A place in registered pages, which have no address of ours.
+const fn from(done: usize) -> *const u8 {
+    std::ptr::without_provenance(done)
+}
+
+fn rest(request: &Request, done: usize) -> u32 {
+    (request.data_length() - done) as u32
 }
 
 /// Makes every completed write durable: data and what is needed to find it, no time stamps.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX};
+use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX, ZeroCopy};
 
 use super::partitions::must_come_later;
 use super::thread::DeviceThread;
@@ -27,8 +27,9 @@ use crate::helper::{Errand, Helper, Target};
 use crate::log;
 use crate::queue::{self, Handle};
 use crate::ublk::control::{Control, NewDevice};
+use crate::ublk::features::AUTO_BUF_REG;
 use crate::ublk::queue::CharDevice;
-use crate::ublk::{DeviceInfo, Owner};
+use crate::ublk::{DeviceInfo, Owner, Transfer};
 
 /// Until every queue thread has offered its tags. It takes milliseconds; a kernel that does not answer must not hang us.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -65,8 +66,9 @@ impl DeviceThread {
         self.backend = Some(Arc::clone(&backend));
         spare_descriptors(description.queues)?;
         let mut control = Control::open()?;
-        let info = self.add(&mut control)?;
-        control.set_params(info.id, &geometry.params(info.request_bytes_max)).map_err(|errno| {
+        let transfer = self.transfer(&mut control, &*backend)?;
+        let info = self.add(&mut control, transfer)?;
+        control.set_params(info.id, &geometry.params(info.request_bytes_max, info.transfer)).map_err(|errno| {
             Failure::new(Class::Failed, format!("the kernel refuses its parameters: {}", errno.desc()))
         })?;
         crash_point::at(Point::ParamsSet);
@@ -84,7 +86,23 @@ impl DeviceThread {
         Ok(())
     }
 
-    fn add(&mut self, control: &mut Control) -> Outcome<DeviceInfo> {
+    /// How data shall get from the kernel to the backend.
+    fn transfer(&self, control: &mut Control, backend: &dyn Backend) -> Outcome<Transfer> {
+        let description = &self.shared.description;
+        let is_offered = control.features().is_ok_and(|features| features & (1 << AUTO_BUF_REG) != 0);
+        match description.zero_copy {
+            ZeroCopy::Auto if is_offered && backend.takes_registered() => Ok(Transfer::Registered),
+            ZeroCopy::On if is_offered => Ok(Transfer::Registered),
+            ZeroCopy::On => Err(Failure::new(
+                Class::Unsupported,
+                "`zero-copy: on` needs AUTO_BUF_REG, which this kernel's ublk does not have (Linux 6.16); say `auto` or \
+                 `off`",
+            )),
+            ZeroCopy::Auto | ZeroCopy::Off => Ok(Transfer::Copied),
+        }
+    }
+
+    fn add(&mut self, control: &mut Control, transfer: Transfer) -> Outcome<DeviceInfo> {
         let description = &self.shared.description;
         let nonce = self.shared.nonce;
         // Before the kernel knows it: a daemon killed in between leaves a device that is found by what is written here.
@@ -95,6 +113,7 @@ impl DeviceThread {
             depth: description.depth,
             request_bytes_max: REQUEST_BYTES_MAX,
             is_recoverable: description.on_crash == OnCrash::Requeue,
+            transfer,
             owner: Owner::ours(nonce),
         };
         crash_point::at(Point::StateWritten);
@@ -118,7 +137,7 @@ impl DeviceThread {
             handles.push(Handle::new()?);
         }
         self.shared.standing().size = self.backend.as_ref().map(|backend| backend.geometry().usable_size());
-        let made = Made { id: info.id, queues: handles, depth: info.depth };
+        let made = Made { id: info.id, queues: handles, depth: info.depth, transfer: info.transfer };
         assert!(self.shared.made.set(made).is_ok(), "a device is made once");
         self.write_state();
         crash_point::at(Point::IdWritten);
@@ -147,6 +166,7 @@ impl DeviceThread {
                 id,
                 depth: info.depth,
                 request_bytes_max: info.request_bytes_max,
+                transfer: info.transfer,
                 // A matter of speed only.
                 cpus: control.affinity(info.id, id).ok(),
                 may_be_scanned,
@@ -223,11 +243,12 @@ impl DeviceThread {
         self.write_state();
         let made = self.made();
         log::info(format_args!(
-            "device={} state={how} node={} queues={} depth={} size={}",
+            "device={} state={how} node={} queues={} depth={} transfer={} size={}",
             self.name(),
             traces::node(made.id),
             made.queues.len(),
             made.depth,
+            made.transfer.word(),
             self.shared.standing().size.unwrap_or_default()
         ));
     }

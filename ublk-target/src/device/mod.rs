@@ -52,6 +52,7 @@ use crate::clock;
 use crate::error::{Class, OrFail, Outcome};
 use crate::queue;
 use crate::state_dir::StateDir;
+use crate::ublk::Transfer;
 use crate::watcher::Watcher;
 
 /// Where in its life a device is.
@@ -153,6 +154,7 @@ struct Made {
     id: u32,
     queues: Vec<Arc<queue::Handle>>,
     depth: u16,
+    transfer: Transfer,
 }
 
 impl Shared {

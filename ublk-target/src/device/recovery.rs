@@ -143,7 +143,7 @@ impl DeviceThread {
             Some(made) => made.queues.iter().for_each(|queue| queue.reset()),
             None => {
                 let queues = (0..info.queues).map(|_| Handle::new()).collect::<Outcome<_>>()?;
-                let made = Made { id: info.id, queues, depth: info.depth };
+                let made = Made { id: info.id, queues, depth: info.depth, transfer: info.transfer };
                 assert!(self.shared.made.set(made).is_ok(), "there was none");
             }
         }

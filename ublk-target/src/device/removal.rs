@@ -9,7 +9,8 @@
 //! | --- | --- |
 //! | the in-use check | a forced removal that joins: another helper starts without it; a foreign STOP |
 //! | the write-back | 3 s, if forced from the start or later, or stopped by others; else only the backend: it would be lost |
-//! | STOP, the aborts | the queues, which give up on a backend that does not answer ([`crate::queue::PATIENCE`]) |
+//! | STOP, the aborts | the queues, which give up on a backend that does not answer ([`crate::queue::PATIENCE`]); with zero copy only |
+//! | | the backend: it has the pages of the clients, and no kernel takes them from it |
 //! | DEL | nothing that is ours: somebody else's DEL may keep the driver |
 //!
 //! Whoever asked is answered before that ([`super::thread`]).
@@ -139,7 +140,7 @@ impl DeviceThread {
             said => return Err(self.disappointed(helper, "cannot stop the device", said)),
         }
         self.hurry();
-        match self.hear(&mut helper, "STOP: the kernel waits for requests") {
+        match self.hear(&mut helper, self.made().transfer.stop_waits_for()) {
             Some(Answer::Stopped) => {}
             // Said nothing, and ended well: somebody else was faster.
             None if helper.ended().is_some_and(|status| status.success()) => {}

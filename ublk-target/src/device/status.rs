@@ -44,6 +44,9 @@ pub struct Status {
     /// Whether requests go without a copy, in the configuration's word; empty in a state file of before there was the key.
     #[serde(default)]
     pub zero_copy: String,
+    /// How data gets from the kernel to the daemon: `copy` or `zero-copy`; empty until the device is made.
+    #[serde(default)]
+    pub transfer: String,
     /// Queues, as the kernel granted them.
     pub queues: u16,
     /// Depth of each.
@@ -92,6 +95,7 @@ impl Shared {
             limits: limits(&standing.limits),
             read_only: description.read_only,
             zero_copy: description.zero_copy.word().to_owned(),
+            transfer: made.map_or("", |made| made.transfer.word()).to_owned(),
             queues: made.map_or(description.queues, |made| made.queues.len() as u16),
             depth: made.map_or(description.depth, |made| made.depth),
             held: held.count,

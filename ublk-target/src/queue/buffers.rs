@@ -5,11 +5,13 @@
 //! ```
 //!
 //! The kernel copies the data of a write in before it delivers the request, and the data of a read out at the commit. Pages
-//! take up memory only once they are touched. Whoever commits a read must have filled all of its length: the rest would be
+//! take up memory only once they are touched, and are given back when the queue has not been used for a while. Whoever commits a read must have filled all of its length: the rest would be
 //! the data of an earlier request.
 //!
 //! A tag whose request is given up while the backend still has its buffer gets a fresh one; the old one stays mapped, used by
 //! nobody else, until all go together.
+//!
+//! A queue whose data is not copied ([`crate::ublk::Transfer`]) has none of this: all addresses are null.
 
 #![allow(unsafe_code, reason = "an anonymous mapping and slices of it; tags keep the slices apart")]
 
@@ -21,38 +23,59 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::error::{Class, OrFail, Outcome};
 
+/// `madvise(2)`: gives pages back, also of memory that is locked. Linux 5.18.
+const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+
 /// The buffers of a queue.
 pub struct Buffers {
-    base: NonNull<u8>,
     each: usize,
-    /// Where the buffer of each tag begins.
+    /// Where the buffer of each tag begins; empty if there are none.
     of_tag: Vec<NonNull<u8>>,
-    /// The fresh ones, besides those from `base` on.
-    fresh: Vec<NonNull<u8>>,
+    /// What was mapped, each with its length: all buffers together, then the fresh ones.
+    mappings: Vec<(NonNull<u8>, usize)>,
 }
 
 impl Buffers {
     /// Maps `depth` buffers of `each` bytes, a multiple of the page size.
     pub fn map(depth: u16, each: u32) -> Outcome<Self> {
         let each = each as usize;
-        let base = map(each * usize::from(depth))
+        let length = each * usize::from(depth);
+        let base = map(length)
             .or_fail(Class::Resource, format!("cannot map the buffers of {depth} requests of {each} bytes"))?;
         // SAFETY: below `depth` buffers of `each` bytes the addresses lie in the mapping.
         let of_tag = (0..usize::from(depth)).map(|tag| unsafe { base.add(tag * each) }).collect();
-        Ok(Self { base, each, of_tag, fresh: Vec::new() })
+        Ok(Self { each, of_tag, mappings: vec![(base, length)] })
     }
 
-    /// Gives `tag` a fresh buffer. The old one is left to whoever still has its address.
+    /// For a queue that needs none.
+    pub const fn none() -> Self {
+        Self { each: 0, of_tag: Vec::new(), mappings: Vec::new() }
+    }
+
+    /// Gives `tag` a fresh buffer, if it has one. The old one is left to whoever still has its address.
     pub fn replace(&mut self, tag: u16) -> Result<(), Errno> {
-        let fresh = map(self.each)?;
-        self.fresh.push(fresh);
-        self.of_tag[usize::from(tag)] = fresh;
+        if let Some(of_tag) = self.of_tag.get_mut(usize::from(tag)) {
+            *of_tag = map(self.each)?;
+            self.mappings.push((*of_tag, self.each));
+        }
         Ok(())
     }
 
-    /// The address of the buffer of `tag`, for the kernel.
+    /// Gives all memory back; it reads as zeros from here on.
+    ///
+    /// Only to be called while every tag is the kernel's and nothing has come out of the last wait, and no entry that was given up is
+    /// under way: else it takes the data of a write away.
+    pub fn release(&mut self) {
+        for &(mapping, length) in &self.mappings {
+            // SAFETY: madvise(2) of a whole mapping of ours, in which no slice is alive. Fails where the kernel does not know the
+            // advice, and then the memory stays.
+            unsafe { libc::madvise(mapping.as_ptr().cast(), length, MADV_DONTNEED_LOCKED) };
+        }
+    }
+
+    /// The address of the buffer of `tag`, for the kernel; null if there is none.
     pub fn address(&self, tag: u16) -> *mut u8 {
-        self.of_tag[usize::from(tag)].as_ptr()
+        self.of_tag.get(usize::from(tag)).map_or(std::ptr::null_mut(), |buffer| buffer.as_ptr())
     }
 
     /// The first `length` bytes of the buffer of `tag`.
@@ -61,6 +84,9 @@ impl Buffers {
     /// outstanding: then neither the kernel nor anyone else touches them.
     pub fn slice(&mut self, tag: u16, length: usize) -> &mut [u8] {
         assert!(length <= self.each, "{length} bytes in a buffer of {}", self.each);
+        if length == 0 {
+            return &mut [];
+        }
         // SAFETY: `length` bytes from there are in a mapping and initialised (zero at first); `&mut self` keeps every
         // other slice away, and the rule above the kernel.
         unsafe { std::slice::from_raw_parts_mut(self.address(tag), length) }
@@ -69,13 +95,10 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // SAFETY: munmap(2) of exactly what `map` mapped; no slice outlives `self`, and the queue keeps `self` until no entry
-        // is under way. Cannot fail for whole mappings.
-        unsafe {
-            let _ = munmap(self.base.cast(), self.each * self.of_tag.len());
-            for fresh in &self.fresh {
-                let _ = munmap(fresh.cast(), self.each);
-            }
+        for &(mapping, length) in &self.mappings {
+            // SAFETY: munmap(2) of exactly what `map` mapped; no slice outlives `self`, and the queue keeps `self` until no entry is
+            // under way. Cannot fail for whole mappings.
+            let _ = unsafe { munmap(mapping.cast(), length) };
         }
     }
 }
@@ -104,6 +127,24 @@ mod tests {
         assert_eq!(buffers.slice(0, 8192)[8191], 1);
         assert_eq!(buffers.slice(1, 8192)[0], 2);
     }
+
+    #[test]
+    fn memory_that_was_given_back_is_zero() {
+        let mut buffers = Buffers::map(2, 8192).unwrap();
+        buffers.slice(1, 8192).fill(7);
+        buffers.release();
+        assert!(buffers.slice(1, 8192).iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_queue_without_buffers_has_no_addresses() {
+        // The kernel refuses commands that name a buffer which it does not want.
+        let mut buffers = Buffers::none();
+        assert!(buffers.address(3).is_null());
+        assert_eq!(buffers.replace(3), Ok(()));
+        assert!(buffers.slice(3, 0).is_empty());
+    }
+
     #[test]
     fn a_fresh_buffer_leaves_the_old_one_where_it_was() {
         // The backend may still write into the old one, or read from it.

@@ -15,6 +15,7 @@
 //! 4. It ends when the kernel has aborted every tag and the gate has retired: after that nobody refers to the queue.
 //! 5. A device that is going does not wait for a backend that does not answer: what has been with it for [`PATIENCE`] gets EIO.
 //!    The entry is still there, and so its buffer, its file and this thread stay behind until it comes back; the queue does not.
+//!    With zero copy the kernel keeps the request, too: there is no buffer of ours in between, and the backend has the client's.
 
 mod bell;
 pub mod buffers;
@@ -41,10 +42,11 @@ use buffers::Buffers;
 use counters::Counters;
 use tags::Tags;
 
-use crate::backend::{self, Backend, Lane, Progress, Request, Step};
+use crate::backend::{self, Backend, Data, Lane, Progress, Request, Step};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
+use crate::ublk::Transfer;
 use crate::ublk::queue::outlast as ring_outlast;
 use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, QueueRing, Wait, operation};
 
@@ -70,6 +72,8 @@ pub enum Report {
 
 /// How long a device that is going waits for the backend's answer to a request.
 pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a queue that is not used keeps the memory of its buffers.
+const BUFFERS_KEPT: Duration = Duration::from_secs(2);
 /// How often it looks whether that has passed.
 const PATIENCE_LOOK: Duration = Duration::from_millis(100);
 
@@ -143,6 +147,8 @@ pub struct Setup {
     pub depth: u16,
     /// The longest read or write, in bytes.
     pub request_bytes_max: u32,
+    /// How data gets here and back.
+    pub transfer: Transfer,
     /// The CPUs whose requests come here; `None` = any.
     pub cpus: Option<CpuSet>,
     /// Whether START may look for partitions.
@@ -260,6 +266,8 @@ struct Queue<'a> {
     let_go: Vec<Tag>,
     fetched: u64,
     is_busy: bool,
+    /// When requests came last; `None` once the memory of the buffers was given back.
+    used_at: Option<Time>,
     /// Since when the backend's answers are not waited for without limit.
     hurried: Option<Time>,
     has_retired: bool,
@@ -269,7 +277,10 @@ impl<'a> Queue<'a> {
     fn open(setup: &'a Setup) -> Outcome<Self> {
         let depth = setup.depth;
         let ring = QueueRing::open(&setup.device, setup.id)?;
-        let buffers = Buffers::map(depth, setup.request_bytes_max)?;
+        let buffers = match setup.transfer {
+            Transfer::Copied => Buffers::map(depth, setup.request_bytes_max)?,
+            Transfer::Registered => Buffers::none(),
+        };
         let bell = Arc::clone(&setup.handle) as Arc<dyn Doorbell>;
         let gate = Gate::new(Arc::clone(&setup.throttle), setup.member, depth, bell);
         let nothing = Request { operation: Operation::Flush, offset: 0, length: 0, is_fua: false, keeps_space: false };
@@ -289,6 +300,7 @@ impl<'a> Queue<'a> {
             let_go: Vec::with_capacity(depth.into()),
             fetched: 0,
             is_busy: false,
+            used_at: None,
             hurried: None,
             has_retired: false,
         })
@@ -303,7 +315,7 @@ impl<'a> Queue<'a> {
         let failed = |cause: io::Error| {
             Failure::new(Class::Failed, format!("queue {}: first turn: {}", self.setup.id, crate::error::plain(&cause)))
         };
-        self.ring.turn(&mut self.entries, Wait::AtMost(Duration::ZERO), &mut self.events).map_err(failed)?;
+        self.ring.turn(&mut self.entries, Wait::Until(clock::now()), &mut self.events).map_err(failed)?;
         // What else may have come is left for the first turn.
         let refused = self.events.iter().find_map(|event| match event {
             Event::Refused(tag, errno) => Some((tag, Errno::from_raw(*errno))),
@@ -324,10 +336,15 @@ impl<'a> Queue<'a> {
         self.ring.turn(&mut self.entries, wait, &mut self.events)?;
         let now = clock::now();
         let mut events = std::mem::take(&mut self.events);
+        let is_quiet = events.is_empty();
         for event in events.drain(..) {
             self.apply(event, now);
         }
         self.events = events;
+        if is_quiet && self.release_at().is_some_and(|at| at <= now) {
+            self.buffers.release();
+            self.used_at = None;
+        }
 
         // Silent first, then look: a ring that comes after this line brings another turn.
         let is_rung = self.setup.handle.bell.take();
@@ -358,12 +375,15 @@ impl<'a> Queue<'a> {
     }
 
     fn wait(&self) -> Wait {
-        let deadline = self.gate.deadline().map(|deadline| clock::until(clock::now(), deadline));
-        let look = (self.hurried.is_some() && !self.tags.is_backend_idle()).then_some(PATIENCE_LOOK);
-        match deadline.into_iter().chain(look).min() {
-            Some(time) => Wait::AtMost(time),
-            None => Wait::Forever,
-        }
+        let may_give_up = self.hurried.is_some() && !self.tags.is_backend_idle();
+        let look = may_give_up.then(|| clock::now().plus_nanos(PATIENCE_LOOK.as_nanos() as u64));
+        self.gate.deadline().into_iter().chain(look).chain(self.release_at()).min().map_or(Wait::Forever, Wait::Until)
+    }
+
+    /// When the memory of the buffers is to be given back, if no request comes before.
+    fn release_at(&self) -> Option<Time> {
+        let used_at = self.used_at.filter(|_| !self.tags.is_busy() && self.tags.stuck() == 0)?;
+        Some(used_at.plus_nanos(BUFFERS_KEPT.as_nanos() as u64))
     }
 
     /// Answers with EIO what the backend has had for too long.
@@ -388,6 +408,7 @@ impl<'a> Queue<'a> {
             Event::Delivered(tag) => {
                 self.tags.deliver(tag);
                 self.fetched += 1;
+                self.used_at = Some(now);
                 self.begin(tag, now);
             }
             Event::Backend(tag, serial, _) if serial != self.slots[usize::from(tag)].serial => self.tags.late(),
@@ -483,7 +504,10 @@ impl<'a> Queue<'a> {
     /// Hands the rest of a request to the backend.
     fn issue(&mut self, tag: u16, now: Time) {
         let Slot { request, done, serial, .. } = self.slots[usize::from(tag)];
-        let data = self.buffers.slice(tag, request.data_length());
+        let data = match self.setup.transfer {
+            Transfer::Registered => Data::Registered(tag),
+            Transfer::Copied => Data::Buffer(self.buffers.slice(tag, request.data_length())),
+        };
         match self.lane.issue(tag, &request, data, done) {
             Step::Done(outcome) => self.answer(tag, outcome, now),
             Step::Submit(entry) => {

@@ -20,8 +20,8 @@ use libublk::sys;
 use nix::errno::Errno;
 use nix::sched::CpuSet;
 
-use super::params::Disk;
-use super::{DeviceInfo, Owner};
+use super::params::{Disk, Params};
+use super::{DeviceInfo, Owner, Transfer};
 use crate::error::{Class, Failure, OrFail, Outcome};
 
 /// Where the driver takes commands.
@@ -65,6 +65,8 @@ pub struct NewDevice {
     pub request_bytes_max: u32,
     /// Whether the disk outlives its server: what is in flight then, and what comes, waits for the next one.
     pub is_recoverable: bool,
+    /// How data gets to us; a kernel that does not know the way gives [`Transfer::Copied`].
+    pub transfer: Transfer,
     /// Our mark.
     pub owner: Owner,
 }
@@ -93,7 +95,7 @@ impl Control {
             dev_id: wanted.id.unwrap_or(u32::MAX),
             ublksrv_pid: std::process::id() as i32,
             ublksrv_flags: wanted.owner.bits(),
-            flags: if wanted.is_recoverable { RECOVERABLE } else { 0 },
+            flags: wanted.transfer.flags() | if wanted.is_recoverable { RECOVERABLE } else { 0 },
             ..Default::default()
         };
         let id = info.dev_id;
@@ -111,7 +113,7 @@ impl Control {
     }
 
     /// Describes the disk, before START.
-    pub fn set_params(&mut self, id: u32, params: &sys::ublk_params) -> Result<(), Errno> {
+    pub fn set_params(&mut self, id: u32, params: &Params) -> Result<(), Errno> {
         let mut params = *params;
         params.len = size_of_val(&params) as u32;
         let buffer = Some(bytes_of_params(&mut params));
@@ -121,7 +123,7 @@ impl Control {
     /// How the disk was described. Waits for a STOP of the device, which may wait for requests of its server: not to be called by
     /// that server.
     pub fn params(&mut self, id: u32) -> Result<Disk, Errno> {
-        let mut params = sys::ublk_params { len: size_of::<sys::ublk_params>() as u32, ..Default::default() };
+        let mut params = Params { len: size_of::<Params>() as u32, ..Default::default() };
         let buffer = Some(bytes_of_params(&mut params));
         self.run(Command { operation: sys::UBLK_U_CMD_GET_PARAMS, id, buffer, ..no_device() })?;
         Ok(Disk(params))
@@ -215,8 +217,8 @@ fn bytes_of_info(info: &mut sys::ublksrv_ctrl_dev_info) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(info).cast(), size_of_val(info)) }
 }
 
-fn bytes_of_params(params: &mut sys::ublk_params) -> &mut [u8] {
-    // SAFETY: as above, 112 bytes without padding.
+fn bytes_of_params(params: &mut Params) -> &mut [u8] {
+    // SAFETY: as above, 120 bytes without padding.
     unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(params).cast(), size_of_val(params)) }
 }
 

@@ -15,6 +15,8 @@ pub struct Feature {
 
 /// The bit of the ability to resize a live device.
 pub const UPDATE_SIZE: u32 = 10;
+/// The bit of the ability to have the client's pages in the ring's table of buffers.
+pub const AUTO_BUF_REG: u32 = 11;
 /// The bit of the ability to leave partitions alone.
 pub const NO_AUTO_PART_SCAN: u32 = 18;
 
@@ -23,15 +25,15 @@ pub const ALL: [Feature; 21] = [
     feature(0, "SUPPORT_ZERO_COPY", "request pages as fixed buffers, by command"),
     feature(1, "URING_CMD_COMP_IN_TASK", "completions in task context (always on)"),
     feature(2, "NEED_GET_DATA", "data of a write is asked for in a second step"),
-    feature(3, "USER_RECOVERY", "the disk survives the death of its server"),
-    feature(4, "USER_RECOVERY_REISSUE", "a recovered server gets the requests in flight again"),
+    used(3, "USER_RECOVERY", "the disk survives the death of its server"),
+    used(4, "USER_RECOVERY_REISSUE", "a recovered server gets the requests in flight again"),
     feature(5, "UNPRIVILEGED_DEV", "devices without CAP_SYS_ADMIN"),
-    Feature { is_used: true, ..feature(6, "CMD_IOCTL_ENCODE", "commands numbered like ioctls (always on)") },
+    used(6, "CMD_IOCTL_ENCODE", "commands numbered like ioctls (always on)"),
     feature(7, "USER_COPY", "data moved by pread and pwrite"),
     feature(8, "ZONED", "zoned disks"),
     feature(9, "USER_RECOVERY_FAIL_IO", "without a server, requests fail at once"),
-    Feature { is_used: true, ..feature(UPDATE_SIZE, "UPDATE_SIZE", "resize while in use") },
-    feature(11, "AUTO_BUF_REG", "request pages as fixed buffers, by itself"),
+    used(UPDATE_SIZE, "UPDATE_SIZE", "resize while in use"),
+    used(AUTO_BUF_REG, "AUTO_BUF_REG", "zero copy: request pages as fixed buffers, by itself"),
     feature(12, "QUIESCE", "hand a live device to another server"),
     feature(13, "PER_IO_DAEMON", "several threads for one queue"),
     feature(14, "BUF_REG_OFF_DAEMON", "register buffers from any thread"),
@@ -45,6 +47,10 @@ pub const ALL: [Feature; 21] = [
 
 const fn feature(bit: u32, name: &'static str, meaning: &'static str) -> Feature {
     Feature { bit, name, meaning, is_used: false }
+}
+
+const fn used(bit: u32, name: &'static str, meaning: &'static str) -> Feature {
+    Feature { bit, name, meaning, is_used: true }
 }
 
 #[cfg(test)]

@@ -94,6 +94,49 @@ pub struct DeviceInfo {
     pub state: DiskState,
     /// Whether the disk outlives its server.
     pub is_recoverable: bool,
+    /// How the data of its requests gets to us.
+    pub transfer: Transfer,
+}
+
+/// How the data of a request gets from the kernel to its server and back. Settled by ADD, for as long as the device lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// The kernel copies: that of a write into the buffer of its tag before it delivers it, that of a read out at the commit.
+    Copied,
+    /// Zero copy: the pages of the client stand in the ring's table of buffers, under the number of the tag, from delivery to
+    /// commit (`UBLK_F_AUTO_BUF_REG`, Linux 6.16).
+    Registered,
+}
+
+impl Transfer {
+    /// For `list` and the log.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Copied => "copy",
+            Self::Registered => "zero-copy",
+        }
+    }
+
+    /// What a STOP may have to wait for, in words.
+    pub const fn stop_waits_for(self) -> &'static str {
+        match self {
+            Self::Copied => "STOP: the kernel waits for requests",
+            Self::Registered => {
+                "STOP: the kernel waits for the backend, which has the pages of the clients (zero copy)"
+            }
+        }
+    }
+
+    const fn flags(self) -> u64 {
+        match self {
+            Self::Copied => 0,
+            Self::Registered => sys::UBLK_F_AUTO_BUF_REG as u64,
+        }
+    }
+
+    const fn of(flags: u64) -> Self {
+        if flags & Self::Registered.flags() != 0 { Self::Registered } else { Self::Copied }
+    }
 }
 
 impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
@@ -107,6 +150,7 @@ impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
             server: info.ublksrv_pid,
             state: DiskState::of(info.state),
             is_recoverable: info.flags & u64::from(sys::UBLK_F_USER_RECOVERY) != 0,
+            transfer: Transfer::of(info.flags),
         }
     }
 }

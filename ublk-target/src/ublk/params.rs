@@ -6,9 +6,12 @@
 //!     logical, physical ──────────►  *_bs_shift, io_min
 //!     cache ──────────────────────►  VOLATILE_CACHE | FUA: flushes arrive, writes may carry FUA
 //!     discard, write-zeroes ──────►  PARAM_TYPE_DISCARD
+//!     memory alignment ───────────►  PARAM_TYPE_DMA_ALIGN, where the client's own pages go to the backend
 //! ```
 
 use libublk::sys;
+
+use super::Transfer;
 
 /// The shape of a backend, as far as a disk on top of it has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct Geometry {
     pub logical_block: u32,
     /// What the backend handles best, in bytes: a power of two, not below the logical block.
     pub physical_block: u32,
+    /// How memory must be aligned to go to the backend, in bytes: a power of two, at most a page. Buffers of ours always are.
+    pub memory_alignment: u32,
     /// Whether writes are refused.
     pub is_read_only: bool,
     /// Whether a completed write may still be lost with the power, so that flushes and FUA matter.
@@ -38,6 +43,23 @@ pub struct Discard {
     pub bytes_max: u64,
 }
 
+/// `struct ublk_params`, up to `dma` of Linux 6.16. An older kernel takes the part that it knows. libublk ends before `dma`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Params {
+    pub(super) len: u32,
+    /// Which of the parts below are meant, `UBLK_PARAM_TYPE_*`.
+    pub(super) types: u32,
+    pub(super) basic: sys::ublk_param_basic,
+    pub(super) discard: sys::ublk_param_discard,
+    pub(super) devt: sys::ublk_param_devt,
+    pub(super) zoned: sys::ublk_param_zoned,
+    /// `dma.alignment`, a mask.
+    pub(super) dma_alignment: u32,
+    /// `dma.pad`, and what brings the length to a multiple of 8.
+    pub(super) padding: [u32; 2],
+}
+
 /// The smallest and the largest logical block that the driver takes.
 pub const LOGICAL_BLOCKS: std::ops::RangeInclusive<u32> = 512..=4096;
 
@@ -47,8 +69,8 @@ impl Geometry {
         self.size - self.size % self.logical_block as u64
     }
 
-    /// What SET_PARAMS wants. `request_bytes_max` is the buffer of one tag.
-    pub fn params(&self, request_bytes_max: u32) -> sys::ublk_params {
+    /// What SET_PARAMS wants. `request_bytes_max` is the longest read or write.
+    pub fn params(&self, request_bytes_max: u32, transfer: Transfer) -> Params {
         debug_assert!(self.logical_block.is_power_of_two() && LOGICAL_BLOCKS.contains(&self.logical_block));
         debug_assert!(self.physical_block.is_power_of_two() && self.physical_block >= self.logical_block);
         let mut attributes = 0;
@@ -59,7 +81,7 @@ impl Geometry {
             attributes |= sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
         }
         let physical_shift = self.physical_block.trailing_zeros() as u8;
-        let mut params = sys::ublk_params {
+        let mut params = Params {
             types: sys::UBLK_PARAM_TYPE_BASIC,
             basic: sys::ublk_param_basic {
                 attrs: attributes,
@@ -73,6 +95,11 @@ impl Geometry {
             },
             ..Default::default()
         };
+        // What the block layer wants of every disk is 512.
+        if transfer == Transfer::Registered && self.memory_alignment > 512 {
+            params.types |= sys::UBLK_PARAM_TYPE_DMA_ALIGN;
+            params.dma_alignment = self.memory_alignment - 1;
+        }
         if !self.is_read_only && (self.discard.is_some() || self.write_zeroes_bytes_max > 0) {
             params.types |= sys::UBLK_PARAM_TYPE_DISCARD;
             params.discard = sys::ublk_param_discard {
@@ -89,7 +116,7 @@ impl Geometry {
 }
 
 /// A disk, as its users were told of it.
-pub struct Disk(pub(super) sys::ublk_params);
+pub struct Disk(pub(super) Params);
 
 impl Disk {
     /// Bytes.
@@ -100,7 +127,7 @@ impl Disk {
     /// Why it could not be served from a backend of that shape, in words: what the backend has, and what the disk.
     pub fn misfits(&self, geometry: &Geometry) -> Vec<String> {
         let disk = &self.0.basic;
-        let own = geometry.params(disk.max_sectors * 512).basic;
+        let own = geometry.params(disk.max_sectors * 512, Transfer::Copied).basic;
         let has = |attribute: u32| own.attrs & !disk.attrs & attribute != 0;
         let mut misfits = Vec::new();
         if own.dev_sectors < disk.dev_sectors {
@@ -134,6 +161,7 @@ mod tests {
         size: 1 << 30,
         logical_block: 512,
         physical_block: 4096,
+        memory_alignment: 4096,
         is_read_only: false,
         has_volatile_cache: true,
         discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
@@ -144,28 +172,37 @@ mod tests {
     fn a_disk_ends_with_its_last_whole_block() {
         // The driver does not check; a partial block at the end would fail each request to it.
         let geometry = Geometry { size: 10_000, logical_block: 4096, ..PLAIN };
-        assert_eq!(geometry.params(1 << 19).basic.dev_sectors, 16);
+        assert_eq!(geometry.params(1 << 19, Transfer::Copied).basic.dev_sectors, 16);
     }
 
     #[test]
     fn a_volatile_cache_offers_flush_and_fua() {
         // Without VOLATILE_CACHE no flush ever arrives, and every completed write would have to be durable.
-        let with = PLAIN.params(1 << 19).basic.attrs;
+        let with = PLAIN.params(1 << 19, Transfer::Copied).basic.attrs;
         assert_eq!(with, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
         let without = Geometry { has_volatile_cache: false, ..PLAIN };
-        assert_eq!(without.params(1 << 19).basic.attrs, 0);
+        assert_eq!(without.params(1 << 19, Transfer::Copied).basic.attrs, 0);
     }
 
     #[test]
     fn a_discard_limit_beyond_32_bits_is_cut_to_whole_blocks() {
         // 2^32 - 1 sectors is not a multiple of a 4096-byte block.
         let geometry = Geometry { logical_block: 4096, ..PLAIN };
-        assert_eq!(geometry.params(1 << 19).discard.max_discard_sectors, u32::MAX - 7);
+        assert_eq!(geometry.params(1 << 19, Transfer::Copied).discard.max_discard_sectors, u32::MAX - 7);
+    }
+
+    #[test]
+    fn pages_of_the_client_are_aligned_as_the_backend_wants_them() {
+        // Else O_DIRECT would refuse what the disk has taken. Where data is copied, it is our buffer that goes there.
+        let params = |transfer| PLAIN.params(1 << 19, transfer);
+        assert_eq!(params(Transfer::Registered).dma_alignment, 4095);
+        assert_ne!(params(Transfer::Registered).types & sys::UBLK_PARAM_TYPE_DMA_ALIGN, 0);
+        assert_eq!(params(Transfer::Copied).types & sys::UBLK_PARAM_TYPE_DMA_ALIGN, 0);
     }
 
     #[test]
     fn a_read_only_disk_offers_no_discard() {
-        let params = Geometry { is_read_only: true, ..PLAIN }.params(1 << 19);
+        let params = Geometry { is_read_only: true, ..PLAIN }.params(1 << 19, Transfer::Copied);
         assert_eq!(params.types, sys::UBLK_PARAM_TYPE_BASIC);
         assert_eq!(params.basic.attrs & sys::UBLK_ATTR_READ_ONLY, sys::UBLK_ATTR_READ_ONLY);
     }
@@ -173,7 +210,7 @@ mod tests {
     #[test]
     fn a_backend_that_the_disk_does_not_fit_in_is_told() {
         // Smaller, of larger blocks, read-only: each would be an error to users who did nothing wrong. Larger is none.
-        let disk = Disk(PLAIN.params(1 << 19));
+        let disk = Disk(PLAIN.params(1 << 19, Transfer::Copied));
         assert_eq!(disk.misfits(&PLAIN), [""; 0]);
         assert_eq!(disk.misfits(&Geometry { size: 2 << 30, ..PLAIN }), [""; 0]);
         for (now, word) in [
@@ -189,7 +226,7 @@ mod tests {
     #[test]
     fn write_zeroes_alone_still_names_a_granularity() {
         // A granularity of 0 with PARAM_TYPE_DISCARD is refused by the driver.
-        let params = Geometry { discard: None, ..PLAIN }.params(1 << 19);
+        let params = Geometry { discard: None, ..PLAIN }.params(1 << 19, Transfer::Copied);
         assert_eq!(params.discard.discard_granularity, 512);
         assert_eq!(params.discard.max_discard_sectors, 0);
         assert_eq!(params.discard.max_write_zeroes_sectors, 2048);

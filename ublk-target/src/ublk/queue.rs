@@ -23,8 +23,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use libublk::ctrl::UblkCtrlBuilder;
 use libublk::io::{UblkDev, UblkQueue};
 use libublk::{UblkError, UblkFlags, sys, ublk_init_task_ring, with_task_io_ring_mut};
+use throttle_core::time::Time;
 
-use super::DeviceInfo;
+use super::{DeviceInfo, Transfer};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::log;
 
@@ -136,19 +137,28 @@ const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
 
+/// `IORING_ENTER_*` of io_uring_enter(2), which the crate has no safe call for. ABS_TIMER: Linux 6.12; NO_IOWAIT: where
+/// `IORING_FEAT_NO_IOWAIT` says so.
+const ENTER_GETEVENTS: u32 = 1 << 0;
+const ENTER_EXT_ARG: u32 = 1 << 3;
+const ENTER_ABS_TIMER: u32 = 1 << 5;
+const ENTER_NO_IOWAIT: u32 = 1 << 7;
+
 /// How long a turn may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// Until something happens.
     Forever,
-    /// Until something happens, but no longer.
-    AtMost(Duration),
+    /// Until something happens, but no longer than until this instant of the one clock. The kernel is given the instant, not what
+    /// is left of it: what passes between our look at the clock and its own would make each wait longer by as much.
+    Until(Time),
 }
 
 /// The ring and the io descriptors of a queue.
 pub struct QueueRing<'a> {
     queue: UblkQueue<'a>,
     id: u16,
+    transfer: Transfer,
 }
 
 impl<'a> QueueRing<'a> {
@@ -160,12 +170,15 @@ impl<'a> QueueRing<'a> {
             cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
         })
         .map_err(|cause| failure(Class::Resource, format!("ring of queue {id}"), &cause))?;
+        // Each turn then spares a look-up of the ring's descriptor; a matter of speed only.
+        let _ = with_task_io_ring_mut(|ring| ring.submitter().register_ring_fd());
         let queue = UblkQueue::new(id, &device.0)
             .map_err(|cause| failure(Class::Failed, format!("queue {id} of /dev/ublkc{}", device.id()), &cause))?;
-        Ok(Self { queue, id })
+        Ok(Self { queue, id, transfer: Transfer::of(device.0.dev_info.flags) })
     }
 
-    /// FETCH: offers `tag` to the kernel, with the buffer that write data is copied into and read data out of.
+    /// FETCH: offers `tag` to the kernel. Where data is copied, `buffer` is what that of a write is copied into and that of a read
+    /// out of; else it is null.
     pub fn fetch(&self, tag: u16, buffer: *mut u8) -> Entry {
         self.command(sys::UBLK_U_IO_FETCH_REQ, tag, buffer, -1)
     }
@@ -175,14 +188,18 @@ impl<'a> QueueRing<'a> {
         self.command(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, buffer, result)
     }
 
-    /// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64.
+    /// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64. For zero copy the entry itself has an address besides:
+    /// `struct ublk_auto_buf_reg`, whose lowest 16 bits say where in the ring's table the next request's pages shall stand. Without
+    /// its FALLBACK flag a request that finds no memory for that (a few hundred bytes) fails, with EIO.
     fn command(&self, operation: u32, tag: u16, buffer: *mut u8, result: i32) -> Entry {
+        debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
         let mut bytes = [0; 16];
         bytes[0..2].copy_from_slice(&self.id.to_ne_bytes());
         bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
         bytes[4..8].copy_from_slice(&result.to_ne_bytes());
         bytes[8..16].copy_from_slice(&(buffer as u64).to_ne_bytes());
-        opcode::UringCmd16::new(types::Fixed(0), operation).cmd(bytes).build().user_data(tag.into())
+        let table_index = (self.transfer == Transfer::Registered).then_some(tag.into());
+        opcode::UringCmd16::new(types::Fixed(0), operation).addr(table_index).cmd(bytes).build().user_data(tag.into())
     }
 
     /// Marks an entry as the backend's, for the request under `tag`. `serial` comes back with it, cut to 31 bits by
@@ -243,14 +260,20 @@ pub fn outlast(mut entries: usize) -> io::Result<()> {
 /// Submits what was prepared, and waits.
 fn enter(ring: &mut IoUring<squeue::Entry>, wait: Wait) -> io::Result<()> {
     let timespec;
-    let arguments = match wait {
-        Wait::Forever => types::SubmitArgs::new(),
-        Wait::AtMost(time) => {
-            timespec = types::Timespec::from(time);
-            types::SubmitArgs::new().timespec(&timespec)
+    let (arguments, is_absolute) = match wait {
+        Wait::Forever => (types::SubmitArgs::new(), 0),
+        Wait::Until(instant) => {
+            timespec = types::Timespec::from(Duration::from_nanos(instant.as_nanos()));
+            (types::SubmitArgs::new().timespec(&timespec), ENTER_ABS_TIMER)
         }
     };
-    match ring.submitter().submit_with_args(1, &arguments) {
+    // A queue always has requests on their way, those that the kernel has not given it yet: waiting for them is not waiting for I/O.
+    let is_idle = if ring.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
+    let flags = ENTER_GETEVENTS | ENTER_EXT_ARG | is_absolute | is_idle;
+    let entries = ring.submission().len() as u32;
+    // SAFETY: io_uring_enter(2): with EXT_ARG the argument is a `struct io_uring_getevents_arg`, which SubmitArgs is; the timespec
+    // that it points to lives until the call returns. `entries` is what stands in the submission queue.
+    match unsafe { ring.submitter().enter(entries, 1, flags, Some(&arguments)) } {
         Ok(_) => Ok(()),
         // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
         Err(cause) => match cause.raw_os_error() {
@@ -266,10 +289,10 @@ impl CharDevice {
     }
 }
 
-/// DEFER_TASKRUN: completions are processed when the thread waits, not in between. Before Linux 6.1 it is unknown.
+/// DEFER_TASKRUN: requests are delivered, and their data copied, when the thread waits, not in between. So between two waits nobody
+/// but the thread touches its buffers; [`crate::queue::buffers::Buffers::release`] rests on that.
 fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
-    let best = IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().build(sq);
-    best.or_else(|_| IoUring::builder().setup_cqsize(cq).setup_coop_taskrun().build(sq))
+    IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().build(sq)
 }
 
 fn event(completion: &cqueue::Entry) -> Event {
