@@ -104,6 +104,13 @@ impl Bucket {
         (cost as f64 / self.avg as f64, self.level * 2 >= self.capacity)
     }
 
+    /// How late whoever waits for it may look without rate being lost: when it is at its brim, it is empty after so long, and what
+    /// it would have earned from then on is gone. In nanoseconds.
+    pub(crate) fn patience_ns(&self) -> u64 {
+        let burst = self.burst_capacity.map_or(u128::MAX, |capacity| capacity / u128::from(self.max));
+        u64::try_from((self.capacity / u128::from(self.avg)).min(burst)).unwrap_or(u64::MAX)
+    }
+
     /// Units that can be taken before the bucket is more than `1 / part` full; drained up to `now`.
     pub(crate) fn room(&mut self, part: u128, now: Time) -> u64 {
         self.drain(now);

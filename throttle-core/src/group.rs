@@ -183,6 +183,15 @@ enum Mode {
 /// is reached, and one request at least; the rest goes uncharged, so that a removal is no pause for the neighbours.
 const DRAIN_DEBT_NS: u64 = 50_000_000;
 
+/// When the thread of a queue has to look in for its tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wake {
+    /// The instant at which something is due.
+    pub deadline: Time,
+    /// How much later it may look, to find more of it ([`Tree::slack_ns`]).
+    pub slack_ns: u64,
+}
+
 /// The one deadline of a tree and the queue whose thread wakes up for it.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
@@ -340,7 +349,7 @@ impl Groups {
     ///
     /// Its restart work is added to `collected`, to be issued by the caller at once. Returns the deadline at which the
     /// thread is to look in again, if its tree counts on it.
-    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
+    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Wake> {
         let now = self.see(now);
         let root = self.tree.root(self.queues[queue].member.0);
         self.queues[queue].owes_poll = true;
@@ -355,7 +364,7 @@ impl Groups {
         collected.append(&mut queue.let_go);
         queue.owes_poll = planted(Fault::LookThenSay);
         queue.told = told;
-        told
+        told.map(|deadline| Wake { deadline, slack_ns: self.tree.slack_ns(root) })
     }
 
     /// The member is about to go: everything it holds is let go now, and nothing is held any more. What is let go is charged

@@ -129,6 +129,11 @@ impl Limiter {
         });
     }
 
+    /// How late whoever waits for one of these limits may look without rate being lost, in nanoseconds.
+    pub(crate) fn patience_ns(&self) -> u64 {
+        self.buckets.iter().flatten().map(Bucket::patience_ns).min().unwrap_or(u64::MAX)
+    }
+
     /// The largest request that counts as one operation.
     pub(crate) fn size_max(&self) -> u64 {
         if self.limits.iops_size > 0 { self.limits.iops_size } else { u64::MAX }

@@ -43,6 +43,8 @@ pub(crate) enum Fault {
     ApplyInSteps,
     /// What an earlier program gave away is forgotten.
     ResumeEmpty,
+    /// Requests that wait for company do so however little their limit forgives.
+    SlackWithoutEnd,
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use slotmap::SecondaryMap;
 use crate::cost::Operation;
 use crate::group::{
     Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy,
-    Verdict,
+    Verdict, Wake,
 };
 use crate::lease::{Grant, Prepaid};
 use crate::limiter::{Credit, Level};
@@ -171,7 +171,7 @@ impl Throttle {
         })
     }
 
-    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
+    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Wake> {
         let told = self.call(bells, |groups| groups.poll(queue, now, collected));
         #[cfg(test)]
         if planted(Fault::LookThenSay) {

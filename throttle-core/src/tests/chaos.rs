@@ -77,7 +77,7 @@ proptest! {
     fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
         // Devices: A with two queues and B with one in a group, C with one and a limit of its own in a group below that;
         // D alone. A third group is there to move to.
-        let mut world = World::with_leases();
+        let mut world = World::as_in_daemon();
         let group = world.group(LIMITS[1]);
         let below = world.group_below(Some(group), "", 200);
         let groups = [group, below, world.group("iops-total=30")];
@@ -204,7 +204,7 @@ proptest! {
         steps in prop::collection::vec((0..3_usize, any::<bool>(), 0_u64..60_000, 1_u32..40), 1..200),
     ) {
         // Three queues of two devices at up to half a million requests a second, so that leases come and go.
-        let mut world = World::with_leases();
+        let mut world = World::as_in_daemon();
         let group = world.group("iops-total=100000");
         let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));
         for member in [a, a, b] {

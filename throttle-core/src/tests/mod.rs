@@ -20,6 +20,8 @@ mod resume;
 #[cfg(not(any(loom, shuttle)))]
 mod scenarios;
 #[cfg(not(any(loom, shuttle)))]
+mod slack;
+#[cfg(not(any(loom, shuttle)))]
 mod worked_examples;
 #[cfg_attr(any(loom, shuttle), allow(dead_code, reason = "models have queue threads of their own"))]
 mod world;

@@ -104,7 +104,7 @@ pub struct World {
     pub went: Vec<Went>,
     queues: Vec<Queue>,
     is_checked: bool,
-    has_leases: bool,
+    is_exact: bool,
 }
 
 impl World {
@@ -116,14 +116,14 @@ impl World {
             went: Vec::new(),
             queues: Vec::new(),
             is_checked: true,
-            has_leases: false,
+            is_exact: true,
         }
     }
 
-    /// One whose queues may have leases, as in the daemon.
-    pub fn with_leases() -> Self {
+    /// One whose queues may have leases, and let several requests go together.
+    pub fn as_in_daemon() -> Self {
         let mut world = Self::new();
-        world.has_leases = true;
+        world.is_exact = false;
         world
     }
 
@@ -164,7 +164,7 @@ impl World {
     pub fn queue(&mut self, member: MemberId) -> usize {
         let bell = Arc::new(Bell::default());
         let gate = Gate::new(self.throttle.clone(), member, 64, bell.clone());
-        let gate = if self.has_leases { gate } else { gate.without_leases() };
+        let gate = if self.is_exact { gate.exact() } else { gate };
         self.queues.push(Queue { member, gate, bell, requests: Vec::new(), retired: false });
         self.queues.len() - 1
     }

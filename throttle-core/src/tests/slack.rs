@@ -1,0 +1,90 @@
+//! Requests that wait go together, several for one timer, and nobody gets more or less for it.
+
+use super::world::{OneChange, World, limits};
+use crate::cost::Operation;
+use crate::group::MemberOptions;
+use crate::limits::{Limit, LimitKind, Limits};
+use crate::planted::{Fault, is_found};
+use crate::time::Time;
+
+/// When requests went that had to wait.
+fn instants(world: &World) -> Vec<Time> {
+    let mut instants: Vec<Time> = world.went.iter().map(|went| went.at).filter(|&at| at > Time::ZERO).collect();
+    instants.dedup();
+    instants
+}
+
+#[test]
+fn a_timer_for_each_half_millisecond_serves_any_rate() {
+    // 20,000 a second: 10 of them fall due in half a millisecond. 2,001 go at once (capacity 2,000); the 999 others are due by
+    // 49.95 ms, and the last of them may be late by the half millisecond.
+    let mut world = World::as_in_daemon();
+    let group = world.group("iops-total=20000");
+    let (_, queue) = world.simple(group);
+    world.reads(queue, 3000, 4096);
+    world.run_until(Time::from_nanos(50_450_000));
+    assert_eq!(world.went.len(), 3000);
+    let instants = instants(&world);
+    assert!(instants.len() <= 101, "{} instants in 50 ms", instants.len());
+    for at in instants {
+        // Never before its time, and all that is due when it is looked.
+        let gone = world.went.iter().filter(|went| went.at <= at).count() as u64;
+        assert_eq!(gone, (2001 + at.as_nanos() / 50_000).min(3000), "at {at:?}");
+    }
+}
+
+#[test]
+fn who_waits_alone_goes_at_its_instant() {
+    // Depth 1: there is nobody to go with, and the client waits for it. 100 a second, capacity 10.
+    let mut world = World::as_in_daemon();
+    let group = world.group("iops-total=100");
+    let (_, queue) = world.simple(group);
+    world.reads(queue, 11, 4096);
+    for number in 1..=20 {
+        world.request(queue, Operation::Read, 4096);
+        world.run_until(Time::from_nanos(number * 10_000_000));
+        assert_eq!(world.went.last().unwrap().at, world.now, "number {number}");
+    }
+}
+
+/// A limit of 100,000 a second with a pool of 20 (0.2 ms): what it earns while it is empty is lost. How many of a backlog go in 20 ms.
+fn served_by_a_small_pool() -> usize {
+    let mut world = World::as_in_daemon();
+    let limit = Limit { avg: 100_000, max: 100_000, burst_length_ns: 200_000 };
+    let options =
+        MemberOptions { limits: Limits::UNLIMITED.with(LimitKind::IopsTotal, limit), ..MemberOptions::default() };
+    let member = world.throttle.join(&options, world.now);
+    world.throttle.go_live(member);
+    let queue = world.queue(member);
+    world.reads(queue, 2_400, 4096);
+    world.run_until(Time::from_nanos(20_000_000));
+    world.went.len()
+}
+
+#[test]
+fn a_limit_that_forgives_little_loses_no_rate() {
+    // 21 at once and 2,000 in 20 ms; the last batch may be late by an eighth of 0.2 ms: 2.5 of them, and one for the rounding.
+    let expect = |served: usize| assert!((2_017..=2_021).contains(&served), "{served} of 2,021");
+    expect(served_by_a_small_pool());
+    assert!(is_found(Fault::SlackWithoutEnd, || expect(served_by_a_small_pool())));
+}
+
+#[test]
+fn a_limit_that_forgives_little_counts_for_its_whole_tree() {
+    // It may come or go with a change of limits or of a group, and the deadline is that of the tree.
+    let mut world = World::as_in_daemon();
+    let group = world.group("iops-total=100000");
+    let (member, queue) = world.simple(group);
+    let slack = |world: &mut World, queue| {
+        world.reads(queue, 3, 4096);
+        (world.deadline(queue).expect("more than one waits")).as_nanos() - world.now.as_nanos()
+    };
+    world.reads(queue, 10_001, 4096);
+    assert_eq!(slack(&mut world, queue), 500_000);
+    let limit = Limit { avg: 100_000, max: 100_000, burst_length_ns: 200_000 };
+    let tight = Limits::UNLIMITED.with(LimitKind::IopsWrite, limit);
+    world.throttle.set_member_limits(member, &tight, world.now);
+    assert_eq!(slack(&mut world, queue), 25_000);
+    world.throttle.set_member_limits(member, &limits(""), world.now);
+    assert_eq!(slack(&mut world, queue), 500_000);
+}
