@@ -97,6 +97,8 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     expect_near("operations a second in the sandbox", report.only()?.iops(4096), 200.0, 0.01)?;
     scene.tool("dd", &["if=/dev/zero", "of=/dev/ublk-throttle/img", "bs=1M", "count=8", "oflag=direct"])?;
     ensure!(machine.daemon()? == first, "the watchdog ended a daemon that works");
+    let log = fs::read_to_string(scene.dir().join("unit.log"))?;
+    ensure!(!log.contains("W-PARTITIONS"), "the sandbox does not let it look for partitions:\n{log}");
     ensure!(machine.show("WatchdogTimestampMonotonic")? != "0", "the daemon does not tell the watchdog that it lives");
 
     configure(400)?;
