@@ -95,7 +95,8 @@ pub enum Command {
     ///
     /// Without --interval, once, since each device was made. With it, what was done in each interval, as rates per second,
     /// until interrupted. Percentiles are rounded up, by at most 6.25 %; `wait` is that of requests a limit held back,
-    /// `service` the time the backend took. A group has done what the devices that are in it and below it now have done.
+    /// `service` the time the backend took, `late` how long after its deadline a queue thread let go what was due (the
+    /// fault of the machine, not of a limit). A group has done what the devices that are in it and below it now have done.
     Stats {
         /// Only this device or group
         name: Option<String>,
