@@ -88,6 +88,7 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
         on_crash,
         on_stop,
         zero_copy,
+        cpus,
         ..
     } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
@@ -114,6 +115,9 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
             line(out, format_args!("  each request is copied between kernel and daemon"))
         }
         ZeroCopy::Auto | ZeroCopy::Off => {}
+    }
+    if let Some(cpus) = cpus {
+        line(out, format_args!("  served on CPUs {cpus}"));
     }
 }
 

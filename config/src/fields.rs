@@ -219,11 +219,14 @@ impl<'n> Fields<'n> {
         for (name, entry) in &self.entries {
             let hint = match name.as_ref() {
                 "<<" => "merge keys are not used here; ".to_owned(),
+                name if name.bytes().all(|c| c.is_ascii_digit() || c == b'-') => {
+                    "quote a list with commas, like \"0-3,8\"; ".to_owned()
+                }
                 name if name.contains(':') => "put a space after the colon; ".to_owned(),
                 name => notes.hint(name, known.iter().chain(later).copied()),
             };
             let cure = match known.len() {
-                0..=12 => format!("{hint}known keys: {}", known.join(", ")),
+                0..=16 => format!("{hint}known keys: {}", known.join(", ")),
                 _ => format!("{hint}known keys: {}, …", known[..6].join(", ")),
             };
             notes.fault(entry.place, &join(&self.path, &entry.key), "unknown key", cure);

@@ -16,6 +16,7 @@
 //! The schema is documented by `config/examples/`, of which every file is tested.
 
 mod change;
+mod cpus;
 mod describe;
 mod fault;
 mod fields;
@@ -37,6 +38,7 @@ mod yaml;
 use std::path::Path;
 
 pub use change::change_limits;
+pub use cpus::{CPU_MAX, Cpus};
 pub use fault::{Errors, Fault, Warning, WarningKind, warning_lines};
 pub use load::{FILE_BYTES_MAX, load};
 pub use model::{

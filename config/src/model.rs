@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use throttle_core::charge::ChargeTable;
 use throttle_core::limits::Limits;
 
+use crate::cpus::Cpus;
+
 /// A whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -109,6 +111,8 @@ pub struct Device {
     pub on_stop: OnStop,
     /// Whether its requests go without a copy between the kernel and the daemon. Memory and null have none: [`ZeroCopy::Off`].
     pub zero_copy: ZeroCopy,
+    /// The CPUs that its queue threads may run on; `None` = all.
+    pub cpus: Option<Cpus>,
     /// Where the device begins in its file, from 1.
     pub line: u32,
 }

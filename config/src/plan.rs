@@ -17,6 +17,7 @@ use std::path::Path;
 use throttle_core::charge::ChargeTable;
 use throttle_core::limits::Limits;
 
+use crate::cpus::Cpus;
 use crate::model::{Backend, Config, Device, Group};
 
 /// The differences of two configurations.
@@ -190,10 +191,25 @@ fn live(from: &Device, to: &Device) -> Option<DeviceChange> {
 
 /// What it was made with.
 fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
-    let Device { name, line, id, backend, queues, depth, block_size, read_only, on_crash, on_stop, zero_copy, .. } = to;
+    let Device {
+        name,
+        line,
+        id,
+        backend,
+        queues,
+        depth,
+        block_size,
+        read_only,
+        on_crash,
+        on_stop,
+        zero_copy,
+        cpus,
+        ..
+    } = to;
     let block_words =
         |size: Option<u32>| size.map_or_else(|| "that of the backend".to_owned(), |size| size.to_string());
     let id_words = |id: Option<u32>| id.map_or_else(|| "auto".to_owned(), |id| id.to_string());
+    let cpu_words = |cpus: Option<Cpus>| cpus.map_or_else(|| "all".to_owned(), |cpus| cpus.to_string());
     let pairs = [
         ("backend", place(&from.backend), place(backend)),
         ("direct", is_direct(&from.backend).to_string(), is_direct(backend).to_string()),
@@ -206,6 +222,7 @@ fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
         ("on-crash", from.on_crash.word().to_owned(), on_crash.word().to_owned()),
         ("on-stop", from.on_stop.word().to_owned(), on_stop.word().to_owned()),
         ("zero-copy", from.zero_copy.word().to_owned(), zero_copy.word().to_owned()),
+        ("cpus", cpu_words(from.cpus), cpu_words(*cpus)),
     ];
     let keys: Vec<_> = pairs.iter().filter_map(|(key, from, to)| Some((*key, Changed::of(from, to)?))).collect();
     (!keys.is_empty()).then(|| FixedDevice { name: name.clone(), line: *line, keys })

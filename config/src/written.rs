@@ -37,6 +37,7 @@ impl Device {
             on_crash,
             on_stop,
             zero_copy,
+            cpus,
             line: _,
         } = self;
         let mut settings = backend_settings(backend);
@@ -57,6 +58,9 @@ impl Device {
         add("on-crash", on_crash.word().to_owned());
         add("on-stop", on_stop.word().to_owned());
         add("zero-copy", zero_copy.word().to_owned());
+        if let Some(cpus) = cpus {
+            add("cpus", cpus.to_string());
+        }
         settings.extend(limits_settings(limits));
         settings
     }

@@ -87,14 +87,14 @@ fn what_the_new_file_leaves_open_stays_as_it_is() {
 fn what_a_device_was_made_with_is_refused_with_its_line_and_a_way_out() {
     let from = "devices: { a: { backend: { file: /a }, id: 3 }, b: { backend: { memory: 1MiB } } }\n";
     let to = "devices:\n  \
-                a: { backend: { block: /b, direct: true, shared: true }, id: 4, queues: 2, depth: 64, block-size: 512, read-only: true, zero-copy: off }\n  \
+                a: { backend: { block: /b, direct: true, shared: true }, id: 4, queues: 2, depth: 64, block-size: 512, read-only: true, zero-copy: off, cpus: [2, 0-1] }\n  \
                 b: { backend: { \"null\": 2MiB }, id: 9 }\n";
     let plan = plan(from, to);
     assert_eq!(
         plan.lines(),
         [
             "device a (line 3): backend file /a → block /b, direct false → true, shared false → true, id 3 → 4, \
-             queues 1 → 2, depth 128 → 64, block-size that of the backend → 512, read-only false → true, zero-copy auto → off \
+             queues 1 → 2, depth 128 → 64, block-size that of the backend → 512, read-only false → true, zero-copy auto → off, cpus all → 0-2 \
              cannot change while it runs; remove the device and add it again: `ublk-throttle del a`, then `reload`; or put back what \
              it has",
             "device b (line 4): backend memory → null, id auto → 9, on-crash fail → requeue cannot change while it runs; remove the device and \
@@ -246,6 +246,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                     on_crash: OnCrash::default(),
                     on_stop: OnStop::default(),
                     zero_copy: ZeroCopy::default(),
+                    cpus: None,
                     line: 0,
                 });
             }

@@ -45,9 +45,9 @@ fn device_that_is_added_is_the_device_that_a_file_describes() {
         ("null=1TiB id=auto group=none", "backend: { \"null\": 1TiB }"),
         (
             "file=/srv//a.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block_size=4096 iops=5 \
-             bps_read=1k bps-read-max=2k on-crash=fail zero_copy=on",
+             bps_read=1k bps-read-max=2k on-crash=fail zero_copy=on cpus=8,0-3",
             "backend: { file: /srv/a.img, size: 20GiB, create: true, direct: true, shared: true }, id: 7, queues: 2, \
-             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }, on-crash: fail, zero-copy: on",
+             depth: 64, block-size: 4096, limits: { iops: 5, bps-read: 1k, bps-read-max: 2k }, on-crash: fail, zero-copy: on, cpus: [0, 1, \"2-3\", 8]",
         ),
         (
             "block=/dev/sda read-only=true group=g weight=200",
@@ -67,7 +67,7 @@ fn device_written_down_is_read_as_the_same_device() {
         "memory=1MiB",
         "null=1TiB group=g weight=7 iops=5 iops-max=60 iops-max-length=1.5s iops-size=4096",
         "file=/srv/a\"b\\c.img size=20GiB create=true direct=true shared=true id=7 queues=2 depth=64 block-size=4096 \
-         bps-read=1k bps-read-max=2k on-crash=fail zero-copy=on",
+         bps-read=1k bps-read-max=2k on-crash=fail zero-copy=on cpus=0-3,8",
         "block=/dev/sda read-only=true bps=1GiB zero-copy=off",
         "block=/dev/sda",
     ] {
@@ -121,6 +121,19 @@ fn only_file_and_block_have_zero_copy_whatever_the_default_says() {
     let said = three.describe();
     assert_eq!(said.matches("each request is copied between kernel and daemon").count(), 1, "{said}");
     assert_eq!(said.matches("no request is copied between kernel and daemon").count(), 1, "{said}");
+}
+
+#[test]
+fn cpus_of_a_device_replace_those_of_all_and_know_their_line() {
+    // The line is for whoever finds that the host lacks one of them.
+    let three = config(
+        "defaults:\n  cpus: 0-1\ndevices:\n  a: { backend: { memory: 1MiB } }\n  b: { backend: { memory: 1MiB }, cpus: [3] }\n  \
+         c: { backend: { memory: 1MiB }, cpus: all }\n",
+    );
+    let told = three.devices.iter().map(|device| device.cpus.map(|cpus| (cpus.to_string(), cpus.line)));
+    assert_eq!(told.collect::<Vec<_>>(), [Some(("0-1".to_owned(), 3)), Some(("3".to_owned(), 6)), None]);
+    assert_eq!(three.describe().matches("served on CPUs").count(), 2, "{}", three.describe());
+    assert_eq!(device("v", "memory=1MiB cpus=all").cpus, None);
 }
 
 #[test]
@@ -242,6 +255,7 @@ fn device_that_no_file_could_describe_is_not_added() {
             "zero-copy: `on` of a null backend, which takes no pages of the kernel; allowed: auto, off; only file and block \
              backends have zero copy",
         ),
+        ("memory=512 cpus=3-1", "cpus: 3-1 runs backwards; write the smaller number first: 1-3"),
         ("memory=512 queues=1 queues=2", "queues: given twice; keep one"),
     ] {
         assert_eq!(refused(new_device("v", &pairs(settings))), expected, "{settings}");

@@ -1,5 +1,6 @@
 //! What a process holds: memory, descriptors, threads.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result};
@@ -30,6 +31,42 @@ impl Holdings {
     }
 }
 
+/// A thread of a process at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// Its name, of at most 15 characters.
+    pub name: String,
+    /// The CPUs that it may run on.
+    pub cpus: BTreeSet<u32>,
+}
+
+impl Thread {
+    /// Every thread of a process. One that ends meanwhile is left out.
+    pub fn all_of(pid: u32) -> Result<Vec<Self>> {
+        let path = format!("/proc/{pid}/task");
+        let tasks = fs::read_dir(&path).with_context(|| path.clone())?.flatten();
+        let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        statuses
+            .map(|status| {
+                let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).context("no such line");
+                let name = value("Name:")?.trim().to_owned();
+                Ok(Self { name, cpus: cpu_list(value("Cpus_allowed_list:")?)? })
+            })
+            .collect()
+    }
+}
+
+/// CPUs as the kernel lists them: `0-3,8`.
+pub fn cpu_list(text: &str) -> Result<BTreeSet<u32>> {
+    let mut cpus = BTreeSet::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<u32>().with_context(|| format!("{text:?} in {part:?}"));
+        cpus.extend(number(first)?..=number(last)?);
+    }
+    Ok(cpus)
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
@@ -37,6 +74,15 @@ mod tests {
 
     use super::*;
     use crate::wait;
+
+    #[test]
+    fn a_list_of_cpus_is_read_as_the_kernel_writes_it() {
+        assert_eq!(cpu_list("0-2,8\n").unwrap(), BTreeSet::from([0, 1, 2, 8]));
+        assert_eq!(cpu_list(" 5").unwrap(), BTreeSet::from([5]));
+        assert!(cpu_list("0-x").is_err());
+        let own = Thread::all_of(std::process::id()).unwrap();
+        assert!(own.iter().any(|thread| !thread.cpus.is_empty()), "{own:?}");
+    }
 
     #[test]
     fn a_process_that_sleeps_holds_its_streams_and_one_thread() {

@@ -95,7 +95,8 @@ pub enum Command {
     ///
     /// Without --interval, once, since each device was made. With it, what was done in each interval, as rates per second,
     /// until interrupted. Percentiles are rounded up, by at most 6.25 %; `wait` is that of requests a limit held back,
-    /// `service` the time the backend took. A group has done what the devices that are in it and below it now have done.
+    /// `service` the time the backend took, `late` how long after its deadline a queue thread let go what was due (the
+    /// fault of the machine, not of a limit). A group has done what the devices that are in it and below it now have done.
     Stats {
         /// Only this device or group
         name: Option<String>,
@@ -385,6 +386,9 @@ pub struct Parts {
     /// Whether requests go without a copy between kernel and daemon [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub zero_copy: Option<String>,
+    /// The CPUs that its queue threads may run on, like 0-3,8 [default: all]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<String>,
     /// A limit of its own, like iops-total=500; may be given again
     #[arg(long = "limit", value_name = "KEY=VALUE", value_parser = pair)]
     pub limits: Vec<(String, String)>,
@@ -418,6 +422,7 @@ impl Parts {
             ("block-size", self.block_size),
             ("read-only", flag(self.read_only, "true")),
             ("zero-copy", self.zero_copy),
+            ("cpus", self.cpus),
         ];
         let given = given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         Ok(given.chain(self.limits).collect())
@@ -481,14 +486,16 @@ mod tests {
 
     #[test]
     fn a_device_is_described_in_the_words_of_the_configuration() {
-        let words = "ublk-throttle add v --file a/b --size 1GiB --create --no-direct --zero-copy off --limit iops=5 --limit bps=1M";
+        let words = "ublk-throttle add v --file a/b --size 1GiB --create --no-direct --zero-copy off --cpus 0-3,8 --limit iops=5 --limit bps=1M";
         let flags = Flags::parse_from(words.split(' '));
         let Command::Add { parts, .. } = flags.command else { panic!("add") };
         let settings = parts.settings().unwrap();
         let text = settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
         let here = std::env::current_dir().unwrap();
-        let wanted =
-            format!("file={}/a/b size=1GiB create=true direct=false zero-copy=off iops=5 bps=1M", here.display());
+        let wanted = format!(
+            "file={}/a/b size=1GiB create=true direct=false zero-copy=off cpus=0-3,8 iops=5 bps=1M",
+            here.display()
+        );
         assert_eq!(text, wanted);
         assert!(Flags::try_parse_from(["ublk-throttle", "add", "v"]).is_err(), "no backend");
         assert!(Flags::try_parse_from("ublk-throttle add v --null 1M --memory 1M".split(' ')).is_err(), "two");

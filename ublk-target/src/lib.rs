@@ -15,6 +15,7 @@ pub mod backend;
 pub mod client;
 pub mod clock;
 pub mod command;
+pub mod cpus;
 pub mod crash_point;
 pub mod daemon;
 pub mod device;

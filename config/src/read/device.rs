@@ -10,7 +10,7 @@ use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 use crate::yaml::Value;
 
-pub(crate) const KEYS: [&str; 12] = [
+pub(crate) const KEYS: [&str; 13] = [
     "backend",
     "group",
     "weight",
@@ -23,6 +23,7 @@ pub(crate) const KEYS: [&str; 12] = [
     "on-crash",
     "on-stop",
     "zero-copy",
+    "cpus",
 ];
 
 /// The logical blocks that disks have.
@@ -73,7 +74,7 @@ pub(super) fn read<'n>(
         let owner = Owner { device: name, read_only, shared: backend.is_shared(), place: description.place };
         cross.add_path(path, owner, &key, notes);
     }
-    let Defaults { queues, depth, on_crash, on_stop, zero_copy } = own;
+    let Defaults { queues, depth, on_crash, on_stop, zero_copy, cpus } = own;
     let on_crash = match backend {
         Backend::Memory { .. } => {
             if let Some(item) = on_crash_item.filter(|_| on_crash == Some(OnCrash::Requeue)) {
@@ -118,6 +119,7 @@ pub(super) fn read<'n>(
         on_crash,
         on_stop,
         zero_copy,
+        cpus,
         line,
     })
 }

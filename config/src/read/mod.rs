@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   version     1
-//!   defaults    queues, depth, on-crash, on-stop, zero-copy
+//!   defaults    queues, depth, on-crash, on-stop, zero-copy, cpus ─── cpus.rs
 //!   groups      NAME → group.rs   ─── parents.rs, charge.rs ─┐
 //!   devices     NAME → device.rs  ─── backend.rs ────────────┴─ limits.rs, weight.rs
 //!   limits      memory ─┬─ daemon.rs
@@ -14,6 +14,7 @@
 
 pub(crate) mod backend;
 mod charge;
+mod cpus;
 mod cross;
 mod daemon;
 pub(crate) mod device;
@@ -27,6 +28,7 @@ use std::path::Path;
 
 use throttle_core::charge::ChargeTable;
 
+use crate::cpus::Cpus;
 use crate::fields::{Fields, Item, Notes, named};
 use crate::model::{Config, DEPTH_MAX, OnCrash, OnStop, QUEUES_MAX, ZeroCopy};
 use crate::source::Place;
@@ -126,16 +128,17 @@ pub(crate) struct Defaults {
     on_stop: Option<OnStop>,
     /// If said: only file and block backends have the choice.
     zero_copy: Option<ZeroCopy>,
+    cpus: Option<Cpus>,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { queues: 1, depth: 128, on_crash: None, on_stop: None, zero_copy: None }
+        Self { queues: 1, depth: 128, on_crash: None, on_stop: None, zero_copy: None, cpus: None }
     }
 }
 
 impl Defaults {
-    const KEYS: [&'static str; 5] = ["queues", "depth", "on-crash", "on-stop", "zero-copy"];
+    const KEYS: [&'static str; 6] = ["queues", "depth", "on-crash", "on-stop", "zero-copy", "cpus"];
 
     fn read(item: &Item<'_>, notes: &mut Notes) -> Self {
         let mut defaults = Self::default();
@@ -169,6 +172,9 @@ impl Defaults {
         if let Some(item) = &zero_copy {
             let words = ZeroCopy::ALL.map(|zero_copy| (zero_copy.word(), zero_copy));
             self.zero_copy = item.word(notes, &words, &[]).or(self.zero_copy);
+        }
+        if let Some(said) = fields.take("cpus").and_then(|item| cpus::read(&item, notes)) {
+            self.cpus = said;
         }
         [on_crash, on_stop, zero_copy]
     }

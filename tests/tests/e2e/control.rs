@@ -329,10 +329,19 @@ fn stats_tell_what_was_let_through_and_what_waited(scene: &Scene) -> Result<()> 
         let wait = row["wait"]["p50_ns"].as_f64().context("wait")? / 1e9;
         expect_all([expect_near("rate", rate, 100.0, 0.03), expect_near("median wait", wait, 0.32, 0.15)])?;
     }
+    // Each falls due 10 ms after the one before it and has a deadline of its own, unless the thread came so late that two went
+    // together; most of the time it is not even half as late.
+    let (requests, late) = (&told["devices"][0]["requests"], &told["devices"][0]["lateness"]);
+    eprintln!("          {requests} requests, lateness {late}");
+    let (requests, deadlines) = (requests.as_u64().context("requests")?, late["count"].as_u64().context("lateness")?);
+    ensure!((requests / 2..=requests + 2).contains(&deadlines), "{deadlines} deadlines for {requests} requests");
+    ensure!(late["p50_ns"].as_u64().is_some_and(|ns| ns > 0 && ns < 5_000_000), "median lateness {late}");
+    ensure!(told["groups"][0]["lateness"] == *late, "the group's lateness: {}", told["groups"][0]["lateness"]);
     let credit = &told["groups"][0]["credit"][0];
     ensure!(credit["limit"] == "iops-total" && credit["left"] == 0 && credit["capacity"] == 10, "{told}");
     let table = scene.ask(&["stats", "g"])?.expect_code(0)?.stdout;
     ensure!(table.contains("iops-total=") && table.contains("/10") && table.contains("DEVICE"), "{table}");
+    ensure!(table.contains("LATE p50"), "{table}");
     let table = scene.ask(&["stats", "d"])?.expect_code(0)?.stdout;
     ensure!(table.contains("unlimited") && !table.contains("GROUP"), "{table}");
     scene.ask(&["stats", "nobody"])?.expect_code(1)?.expect_stderr(&["E-NODEVICE"])?;

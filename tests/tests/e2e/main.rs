@@ -11,6 +11,7 @@
 mod bars;
 mod burst;
 mod control;
+mod cpus;
 mod crash_points;
 mod credit;
 mod data;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         removal::cases(),
         drain::cases(),
         control::cases(),
+        cpus::cases(),
         crash_points::cases(),
         credit::cases(),
         kills::cases(),

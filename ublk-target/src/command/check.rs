@@ -66,6 +66,8 @@ struct DeviceFacts {
     on_crash: &'static str,
     on_stop: &'static str,
     zero_copy: &'static str,
+    /// Absent for all.
+    cpus: Option<String>,
     line: u32,
 }
 
@@ -127,6 +129,7 @@ impl DeviceFacts {
             on_crash,
             on_stop,
             zero_copy,
+            cpus,
             line,
         } = device;
         let (create, direct, shared) = match backend {
@@ -153,6 +156,7 @@ impl DeviceFacts {
             on_crash: on_crash.word(),
             on_stop: on_stop.word(),
             zero_copy: zero_copy.word(),
+            cpus: cpus.map(|cpus| cpus.to_string()),
             line: *line,
         }
     }
@@ -193,7 +197,7 @@ mod tests {
                 "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
                 "create": true, "direct": true, "shared": false, "group": "part", "weight": 100,
                 "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
-                "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto",
+                "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto", "cpus": "0-3,8",
                 "line": facts["devices"][0]["line"],
             })
         );

@@ -68,6 +68,7 @@ struct Row {
     held: u64,
     wait: Times,
     service: Times,
+    lateness: Times,
     credit: Vec<CreditReport>,
 }
 
@@ -115,6 +116,7 @@ impl Row {
             held: stats.held_total,
             wait: Times::of(&stats.wait),
             service: Times::of(&stats.service),
+            lateness: Times::of(&stats.lateness),
             credit: credit.to_vec(),
         }
     }
@@ -171,6 +173,9 @@ fn show(sample: &Sample, json: bool) {
             "SERVICE p50",
             "p99",
             "max",
+            "LATE p50",
+            "p99",
+            "max",
             "LEFT",
         ];
         let mut rows = vec![head.map(str::to_owned)];
@@ -185,7 +190,7 @@ fn show(sample: &Sample, json: bool) {
     }
 }
 
-fn cells(row: &Row, seconds: Option<f64>) -> [String; 13] {
+fn cells(row: &Row, seconds: Option<f64>) -> [String; 16] {
     let rate = |count: u64| seconds.map_or(count, |seconds| (count as f64 / seconds.max(1e-9)).round() as u64);
     let left = |credit: &CreditReport| {
         let show = |units| if credit.limit.starts_with("bps") { size(units) } else { units.to_string() };
@@ -208,6 +213,9 @@ fn cells(row: &Row, seconds: Option<f64>) -> [String; 13] {
         time(row.service.count, row.service.p50_ns),
         time(row.service.count, row.service.p99_ns),
         time(row.service.count, row.service.max_ns),
+        time(row.lateness.count, row.lateness.p50_ns),
+        time(row.lateness.count, row.lateness.p99_ns),
+        time(row.lateness.count, row.lateness.max_ns),
         if left.is_empty() { "unlimited".to_owned() } else { left.join(" ") },
     ]
 }

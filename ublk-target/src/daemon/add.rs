@@ -15,6 +15,7 @@ use super::claims::Name;
 use super::control::Daemon;
 use super::odd;
 use super::table::Origin;
+use crate::cpus;
 use crate::error::{Class, Failure, Outcome};
 use crate::settings::Settings;
 
@@ -29,6 +30,7 @@ pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit:
         table.check_new(&new)?;
         table.check_memory(&new)?;
     }
+    cpus::expect_present([&new])?;
     let outcome = daemon.start(new, Origin::Command)?;
     match timeout(limit, outcome).await {
         Ok(Ok(outcome)) => outcome?,

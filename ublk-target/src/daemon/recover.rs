@@ -23,6 +23,7 @@ use ublk_throttle_config::{Config, Device as Description, Group, difference, new
 
 use super::levels::{Left, LevelsRecord};
 use crate::clock;
+use crate::cpus;
 use crate::device::{Beginning, LeftBehind, traces};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
@@ -63,6 +64,13 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
         let left = device.map(|(nonce, info)| look(&record, *nonce, info)).transpose()?;
         found.push((record, described, left));
     }
+    // One that is taken up has been served on what there was; a pause must not become an end when a CPU goes.
+    let is_left = |device: &&Description| {
+        found
+            .iter()
+            .any(|(record, _, left)| record.status.name == device.name && matches!(left, Some(Remains::Waiting(_))))
+    };
+    cpus::expect_present(config.devices.iter().filter(|device| !is_left(device)))?;
     for (nonce, info) in &devices {
         let is_known = found.iter().any(|(record, ..)| record.status.nonce == Some(*nonce));
         if !is_known && server(info).is_none() {

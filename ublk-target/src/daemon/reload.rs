@@ -28,6 +28,7 @@ use super::control::Daemon;
 use super::table::{Origin, Placed, Table};
 use super::{del, notify, set, socket};
 use crate::command::{odd, read};
+use crate::cpus;
 use crate::crash_point::{self, Point};
 use crate::device::Removed;
 use crate::error::{Class, Failure, OrFail, Outcome};
@@ -127,6 +128,7 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
         return Err(Failure::new(Class::Config, refusals.join("\n")));
     }
     let leaving: BTreeSet<String> = plan.device_removals.iter().cloned().collect();
+    cpus::expect_present(&plan.device_additions)?;
     for new in &plan.device_additions {
         if let Some(old) = plan.device_removals.iter().find(|old| takes_over(table, old, new)) {
             let what = format!(

@@ -21,6 +21,7 @@ use super::partitions::must_come_later;
 use super::thread::DeviceThread;
 use super::{Made, Message, State, thread_name, traces};
 use crate::backend::{self, Backend};
+use crate::cpus;
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
@@ -159,6 +160,7 @@ impl DeviceThread {
         may_be_scanned: bool,
     ) -> Outcome<()> {
         let member = self.member().expect("it leaves the throttle after its queues");
+        cpus::warn_if_offline(&self.shared.description);
         for id in 0..info.queues {
             let inbox = Mutex::new(self.inbox.clone());
             let setup = queue::Setup {
@@ -168,7 +170,7 @@ impl DeviceThread {
                 request_bytes_max: info.request_bytes_max,
                 transfer: info.transfer,
                 // A matter of speed only.
-                cpus: control.affinity(info.id, id).ok(),
+                cpus: cpus::of_queue(&self.shared.description, control.affinity(info.id, id).ok()),
                 may_be_scanned,
                 backend: Arc::clone(backend),
                 is_read_only: self.shared.description.read_only,

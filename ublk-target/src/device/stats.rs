@@ -34,6 +34,10 @@ pub struct DeviceStats {
     pub wait: Histogram,
     /// From the hand-over to the backend until its answer.
     pub service: Histogram,
+    /// How long after the deadline that it waited for a queue thread let go what was due: one for each deadline, not for each
+    /// request.
+    #[serde(default)]
+    pub lateness: Histogram,
 }
 
 impl DeviceStats {
@@ -65,6 +69,7 @@ impl DeviceStats {
         self.held_total += other.held_total;
         self.wait.add(&other.wait);
         self.service.add(&other.service);
+        self.lateness.add(&other.lateness);
     }
 
     /// What was done after `earlier`, an earlier state of the same numbers.
@@ -80,6 +85,7 @@ impl DeviceStats {
         rest.held_total = rest.held_total.saturating_sub(earlier.held_total);
         rest.wait = self.wait.since(&earlier.wait);
         rest.service = self.service.since(&earlier.service);
+        rest.lateness = self.lateness.since(&earlier.lateness);
         rest
     }
 
@@ -95,11 +101,13 @@ mod tests {
 
     #[test]
     fn an_interval_is_the_difference_of_two_states() {
-        let mut first = DeviceStats { held_total: 1, ..DeviceStats::default() };
+        let lateness = Histogram::from_slots([1, 1].into_iter());
+        let mut first = DeviceStats { held_total: 1, lateness, ..DeviceStats::default() };
         first.read = OperationStats { requests: 10, bytes: 40_960, errors: 1 };
         let second = DeviceStats {
             write: OperationStats { requests: 2, bytes: 8192, errors: 0 },
             held_total: 3,
+            lateness: Histogram::from_slots([0, 5].into_iter()),
             ..DeviceStats::default()
         };
         let mut both = first.clone();

@@ -47,6 +47,9 @@ pub struct Status {
     /// How data gets from the kernel to the daemon: `copy` or `zero-copy`; empty until the device is made.
     #[serde(default)]
     pub transfer: String,
+    /// The CPUs that its queue threads may run on, as the configuration says; `None` = all.
+    #[serde(default)]
+    pub cpus: Option<String>,
     /// Queues, as the kernel granted them.
     pub queues: u16,
     /// Depth of each.
@@ -96,6 +99,7 @@ impl Shared {
             read_only: description.read_only,
             zero_copy: description.zero_copy.word().to_owned(),
             transfer: made.map_or("", |made| made.transfer.word()).to_owned(),
+            cpus: description.cpus.map(|cpus| cpus.to_string()),
             queues: made.map_or(description.queues, |made| made.queues.len() as u16),
             depth: made.map_or(description.depth, |made| made.depth),
             held: held.count,

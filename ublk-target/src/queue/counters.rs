@@ -29,6 +29,7 @@ pub struct Counters {
     held: AtomicU64,
     wait: Box<[AtomicU64]>,
     service: Box<[AtomicU64]>,
+    lateness: Box<[AtomicU64]>,
     /// When the backend last answered well; 0 = never.
     succeeded_at_ns: AtomicU64,
     /// When its last error came; 0 = never.
@@ -44,6 +45,7 @@ impl Default for Counters {
             held: AtomicU64::new(0),
             wait: slots(),
             service: slots(),
+            lateness: slots(),
             succeeded_at_ns: AtomicU64::new(0),
             failed_at_ns: AtomicU64::new(0),
         }
@@ -69,6 +71,12 @@ impl Counters {
         at.store(now.as_nanos(), Ordering::Relaxed);
     }
 
+    /// The thread looks at the gate this much after the deadline that it waited for. Once a turn, and not for requests that need
+    /// no deadline.
+    pub fn late(&self, lateness: Duration) {
+        count(&self.lateness, lateness);
+    }
+
     /// The client of a request got an error, from whomever.
     pub fn failed(&self, operation: Operation) {
         add(&self.operations[index(operation)].errors, 1);
@@ -87,6 +95,7 @@ impl Counters {
             held_total: read(&self.held),
             wait: histogram(&self.wait),
             service: histogram(&self.service),
+            lateness: histogram(&self.lateness),
             ..DeviceStats::default()
         };
         for (told, counts) in stats.operations_mut().into_iter().zip(&self.operations) {
@@ -137,12 +146,15 @@ mod tests {
         counters.let_through(Operation::Write, 512, Some(Duration::from_millis(5)));
         counters.let_through(Operation::Discard, 1 << 30, None);
         counters.failed(Operation::Discard);
+        counters.late(Duration::from_micros(70));
         let stats = counters.snapshot();
         assert_eq!((stats.write.requests, stats.write.bytes), (2, 4608));
         assert_eq!((stats.discard.requests, stats.discard.errors), (1, 1));
         assert_eq!((stats.held_total, stats.wait.count()), (1, 1));
         let median = stats.wait.percentile(50.0);
         assert!((5_000_000..5_312_500).contains(&median), "{median} ns for 5 ms");
+        assert_eq!((stats.lateness.count(), stats.service.count()), (1, 0));
+        assert!((70_000..74_375).contains(&stats.lateness.max()), "{} ns for 70 us", stats.lateness.max());
     }
 
     #[test]

@@ -349,6 +349,9 @@ impl<'a> Queue<'a> {
         // Silent first, then look: a ring that comes after this line brings another turn.
         let is_rung = self.setup.handle.bell.take();
         let mut let_go = std::mem::take(&mut self.let_go);
+        if let Some(due) = self.gate.deadline().filter(|due| *due <= now) {
+            self.setup.handle.counters.late(Duration::from_nanos(now.nanos_since(due)));
+        }
         self.gate.poll(now, is_rung, &mut let_go);
         for tag in let_go.drain(..) {
             let tag = u16::try_from(tag).expect("the gate hands back the tags that it was given");
