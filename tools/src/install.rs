@@ -33,6 +33,9 @@ pub const VM: &[&str] = &[
 /// For measuring.
 pub const MEASURE: &[&str] = &["fio", "kmod"];
 
+/// Other throttles, to measure ours against; the kernel's NBD client reaches them.
+pub const PEERS: &[&str] = &["nbdkit", "nbd-client", "qemu-system-common"];
+
 /// For the end-to-end tests besides.
 pub const TEST: &[&str] = &["e2fsprogs", "util-linux", "dmsetup"];
 

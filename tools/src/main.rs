@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   ci ──► test ──► tally       steps of cargo, then the end-to-end suite ─┐
-//!          bench                what a decision costs
 //!          simulate             the example traces, in virtual time
 //!          dist                 the Debian package
+//!          bench                against the peers, with every bar judged ──┤
 //!          demo                 the main job, on this host or else ────────┤
 //!                                                                          ▼
 //!          vm ──┬─ kernel       which kernel, fetched how
@@ -17,10 +17,13 @@
 //! that is fetched or built lies below the cargo target directory.
 
 mod bench;
+mod blockstat;
 mod build;
 mod ci;
+mod daemon;
 mod demo;
 mod dist;
+mod fio;
 mod install;
 mod lock;
 mod process;

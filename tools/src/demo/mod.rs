@@ -11,9 +11,6 @@
 //!
 //! Every number of the table is measured by fio or by the kernel's own counters, never by the daemon.
 
-mod blockstat;
-mod daemon;
-mod fio;
 mod leftovers;
 mod table;
 mod tour;

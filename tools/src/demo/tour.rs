@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::blockstat::{self, Sampler};
-use super::daemon::Daemon;
-use super::fio::Fio;
 use super::leftovers;
 use super::table::{Row, print};
+use crate::blockstat::{self, Sampler};
+use crate::daemon::{Daemon, Log};
+use crate::fio::Fio;
 use crate::workspace;
 
 /// `groups.shared.limits.iops-total` of quickstart.yaml.
@@ -48,7 +48,8 @@ pub fn run(binary: &Path) -> Result<u8> {
     let scratch = Scratch::create()?;
 
     println!("\n1. ublk-throttle run {}", config.display());
-    let daemon = Daemon::start(binary, &config, &scratch.path)?;
+    let daemon = Daemon::spawn(binary, &config, &scratch.path, Log::Shown)?;
+    daemon.wait_until_ready()?;
 
     let mut rows = share(&vol0, &vol1)?;
     rows.extend(remove_under_load(&daemon, &vol0, &vol1, &scratch.path)?);

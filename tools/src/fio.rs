@@ -36,6 +36,21 @@ pub struct Job {
     pub bytes: u64,
     /// From the end of the ramp time until the last request was back.
     pub runtime: Duration,
+    /// How long requests took, where the job measures that; of the direction that had more of them.
+    pub latency: Option<Latency>,
+}
+
+/// Percentiles of the time from submission to completion, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latency {
+    /// Half of all.
+    pub p50_ns: u64,
+    /// Nine in ten.
+    pub p90_ns: u64,
+    /// All but one in a hundred.
+    pub p99_ns: u64,
+    /// All but one in a thousand.
+    pub p999_ns: u64,
 }
 
 impl Job {
@@ -79,6 +94,11 @@ impl Fio {
 }
 
 impl Running {
+    /// Its process, whose jobs are children of it.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it before its time, by SIGINT: it then reports on what it has done.
     pub fn interrupt(&self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT).context("cannot interrupt fio")
@@ -130,15 +150,30 @@ fn parse(report: &str) -> Result<Vec<Job>> {
 
 fn job(value: &Value) -> Result<Job> {
     let error = value["error"].as_i64().context("a job without \"error\"")?;
-    let mut job = Job { error, requests: 0, bytes: 0, runtime: Duration::ZERO };
+    let mut job = Job { error, requests: 0, bytes: 0, runtime: Duration::ZERO, latency: None };
+    let mut most = 0;
     for direction in ["read", "write"] {
         let number =
             |key: &str| value[direction][key].as_u64().with_context(|| format!("a job without {direction}.{key}"));
-        job.requests += number("total_ios")?;
+        let requests = number("total_ios")?;
+        job.requests += requests;
         job.bytes += number("io_bytes")?;
         job.runtime = job.runtime.max(Duration::from_millis(number("runtime")?));
+        if requests > most {
+            (most, job.latency) = (requests, latency(&value[direction]["clat_ns"]["percentile"]));
+        }
     }
     Ok(job)
+}
+
+fn latency(percentiles: &Value) -> Option<Latency> {
+    let at = |percentile: &str| percentiles[percentile].as_u64();
+    Some(Latency {
+        p50_ns: at("50.000000")?,
+        p90_ns: at("90.000000")?,
+        p99_ns: at("99.000000")?,
+        p999_ns: at("99.900000")?,
+    })
 }
 
 #[cfg(test)]
@@ -153,10 +188,12 @@ mod tests {
               {"jobname":"a","error":0,"read":{"total_ios":3999,"io_bytes":16510976,"runtime":8065},
                                        "write":{"total_ios":0,"io_bytes":0,"runtime":0}},
               {"jobname":"b","error":5,"read":{"total_ios":0,"io_bytes":0,"runtime":0},
-                                       "write":{"total_ios":2,"io_bytes":8192,"runtime":1000}}]}
+                                       "write":{"total_ios":2,"io_bytes":8192,"runtime":1000,
+                                        "clat_ns":{"percentile":{"50.000000":5,"90.000000":6,"99.000000":7,"99.900000":8}}}}]}
             fio: end"#;
         let jobs = parse(report).unwrap();
-        let second = Job { error: 5, requests: 2, bytes: 8192, runtime: Duration::from_secs(1) };
+        let latency = Some(Latency { p50_ns: 5, p90_ns: 6, p99_ns: 7, p999_ns: 8 });
+        let second = Job { error: 5, requests: 2, bytes: 8192, runtime: Duration::from_secs(1), latency };
         assert_eq!((jobs.len(), &jobs[1]), (2, &second));
         assert_eq!((jobs[0].error, jobs[0].requests), (0, 3999));
     }
@@ -164,7 +201,8 @@ mod tests {
     #[test]
     fn rate_counts_the_requests_under_way_at_the_end() {
         // A real report at depth 32: 3999 in 8.000 s, and 32 more until 8.065 s.
-        let job = Job { error: 0, requests: 3999, bytes: 4031 * 4096, runtime: Duration::from_millis(8065) };
+        let job =
+            Job { error: 0, requests: 3999, bytes: 4031 * 4096, runtime: Duration::from_millis(8065), latency: None };
         assert_eq!((job.rate(4096) * 10.0).round(), 4998.0);
     }
 

@@ -110,10 +110,19 @@ impl Samples {
     }
 }
 
-/// The first field of `/sys/block/NAME/stat`; `None` once the device is gone.
+/// Reads and writes completed, together; `None` once the device is gone.
+pub fn completed(name: &str) -> Option<u64> {
+    Some(field(name, 0)? + field(name, 4)?)
+}
+
 fn reads(name: &str) -> Option<u64> {
+    field(name, 0)
+}
+
+/// A field of `/sys/block/NAME/stat`: 0 is reads completed, 4 writes.
+fn field(name: &str, number: usize) -> Option<u64> {
     let stat = fs::read_to_string(Path::new("/sys/block").join(name).join("stat")).ok()?;
-    stat.split_whitespace().next()?.parse().ok()
+    stat.split_whitespace().nth(number)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! The daemon as a user runs it: a child of ours, its log passed on, its end awaited.
+//! The daemon as a user runs it: a child of ours, its log passed on or kept, its end awaited.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,22 +14,33 @@ use nix::unistd::Pid;
 
 use crate::process;
 
-/// A device takes about half a second to come up under emulation.
-const READY: Duration = Duration::from_secs(30);
+/// A device takes about half a second to come up under emulation; a bench makes dozens.
+const READY: Duration = Duration::from_secs(60);
 
 /// Two devices are gone in about a second; the daemon's own bounds are shorter than this.
 const END: Duration = Duration::from_secs(15);
+
+/// What becomes of the daemon's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// They are printed below ours.
+    Shown,
+    /// They are told only if the daemon does not become ready.
+    Kept,
+}
 
 /// A running daemon; stopped when dropped.
 pub struct Daemon {
     child: Child,
     binary: PathBuf,
     socket: PathBuf,
+    ready: Receiver<()>,
+    kept: Arc<Mutex<Vec<String>>>,
 }
 
 impl Daemon {
-    /// Starts it and waits for its line `ready`.
-    pub fn start(binary: &Path, config: &Path, folder: &Path) -> Result<Daemon> {
+    /// Starts it; [`Daemon::wait_until_ready`] is to follow.
+    pub fn spawn(binary: &Path, config: &Path, folder: &Path, log: Log) -> Result<Daemon> {
         let socket = folder.join("control.sock");
         let mut child = Command::new(binary)
             .arg("run")
@@ -43,23 +55,46 @@ impl Daemon {
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let (tell, ready) = mpsc::channel();
-        pass_on(child.stdout.take().expect("piped"), tell.clone());
-        pass_on(child.stderr.take().expect("piped"), tell);
-        let daemon = Daemon { child, binary: binary.to_owned(), socket };
-        // Both ends of its output closed: it has ended. Its last words are on the screen already.
-        match ready.recv_timeout(READY) {
-            Ok(()) => Ok(daemon),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                bail!("the daemon ended before it was ready (its log is above)")
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let sink = (log == Log::Kept).then(|| Arc::clone(&kept));
+        pass_on(child.stdout.take().expect("piped"), tell.clone(), sink.clone());
+        pass_on(child.stderr.take().expect("piped"), tell, sink);
+        Ok(Daemon { child, binary: binary.to_owned(), socket, ready, kept })
+    }
+
+    /// Waits for its line `ready`.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        // Both ends of its output closed: it has ended.
+        match self.ready.recv_timeout(READY) {
+            Ok(()) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => bail!("the daemon ended before it was ready{}", self.last_words()),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the daemon was not ready within {} s{}", READY.as_secs(), self.last_words())
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => bail!("the daemon was not ready within {} s", READY.as_secs()),
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What a command prints that is sent to it: `ask(&["stats", "--json"])`.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        process::output(Command::new(&self.binary).args(words).arg("--socket").arg(&self.socket))
+    }
+
+    fn last_words(&self) -> String {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_empty() {
+            return " (its log is above)".to_owned();
+        }
+        format!(":\n{}", process::last_lines(&kept.join("\n"), 15))
     }
 
     /// `ublk-throttle del --force NAME`: by force, because fio has the device open.
     pub fn del(&self, name: &str) -> Result<()> {
-        process::output(Command::new(&self.binary).args(["del", "--force", name]).arg("--socket").arg(&self.socket))
-            .map(drop)
+        self.ask(&["del", "--force", name]).map(drop)
     }
 
     /// SIGTERM; how long it took to end, with 0.
@@ -103,13 +138,16 @@ impl Drop for Daemon {
     }
 }
 
-/// Prints the daemon's lines below ours; says when one of them is `ready`.
-fn pass_on(from: impl Read + Send + 'static, tell: Sender<()>) {
+/// Keeps the daemon's lines, or prints them below ours; says when one of them is `ready`.
+fn pass_on(from: impl Read + Send + 'static, tell: Sender<()>, keep: Option<Arc<Mutex<Vec<String>>>>) {
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
-            println!("   | {line}");
             if line.trim() == "ready" {
                 let _ = tell.send(());
+            }
+            match &keep {
+                Some(kept) => kept.lock().unwrap_or_else(PoisonError::into_inner).push(line),
+                None => println!("   | {line}"),
             }
         }
     });

@@ -1,0 +1,51 @@
+//! A file on tmpfs, against rublk's loop: both through the page cache, with the same queues and depth.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{Finding, as_fast_as, loaded};
+use crate::bench::bench::Bench;
+use crate::bench::load::Load;
+use crate::bench::peers::{Ours, Rublk};
+
+/// Small enough for two of them in the guest's memory.
+const SIZE: u64 = 256 << 20;
+
+/// Runs the case.
+pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
+    let queues = bench.plan.queues;
+    let (our_file, peer_file) = (written("ours")?, written("rublk")?);
+    let backend = format!("{{ file: {} }}", our_file.path.display());
+    let ours = Ours::start("file", &format!("devices:\n  file: {{ backend: {backend}, queues: {queues} }}\n"))?;
+    let rublk = Rublk::file(101, queues, &peer_file.path)?;
+    let load = Load { rw: "randread", block, seconds: bench.plan.seconds };
+    let sides = loaded(bench, vec![("ours file", Box::new(ours)), ("rublk loop", Box::new(rublk))], load)?;
+    let notes = vec!["ours with the default, zero-copy: auto; both through the page cache, on tmpfs".to_owned()];
+    Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes })
+}
+
+/// A file that is removed when dropped.
+pub struct Written {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// A file on tmpfs with every page written: reads of a hole would measure something else.
+pub fn written(name: &str) -> Result<Written> {
+    let path = Path::new("/dev/shm").join(format!("bench-{name}.img"));
+    let file = fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let chunk = vec![0xa5; 1 << 20];
+    for place in 0..SIZE >> 20 {
+        file.write_all_at(&chunk, place << 20).with_context(|| format!("cannot fill {}", path.display()))?;
+    }
+    Ok(Written { path })
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

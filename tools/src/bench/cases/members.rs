@@ -1,0 +1,54 @@
+//! A group with 3000 idle members, against the same group with none.
+//!
+//! 3000 real devices do not fit the VM (each takes the kernel a disk and the daemon a thread). To the throttle a member is a
+//! child of a node in the tree, device or group alike; so 3000 idle groups stand in for devices, and 48 are real ones.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use super::limits::FAR_ABOVE;
+use super::{Finding, loaded};
+use crate::bench::bar::{Bar, Bound};
+use crate::bench::bench::Bench;
+use crate::bench::load::Load;
+use crate::bench::peers::Ours;
+use crate::bench::sample::Metric;
+
+/// Groups below the group.
+const GROUPS: usize = 3000;
+
+/// Devices in it, besides the one that is busy.
+const DEVICES: usize = 48;
+
+/// Runs the case.
+pub fn run(bench: &Bench) -> Result<Finding> {
+    let queues = bench.plan.queues;
+    let crowded = Ours::start("crowded", &config("crowded", queues, GROUPS, DEVICES))?;
+    let alone = Ours::start("alone", &config("alone", queues, 0, 0))?;
+    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds };
+    let sides = loaded(bench, vec![("3000 idle members", Box::new(crowded)), ("alone", Box::new(alone))], load)?;
+    let bars = vec![
+        Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(0.98)),
+        Bar::ratio(Metric::CpuOwn, 0, 1, Bound::Shown),
+        Bar::ratio(Metric::CpuAll, 0, 1, Bound::Shown),
+    ];
+    let notes = vec![format!(
+        "not 3000 devices, which the VM cannot hold: {GROUPS} idle groups, which are children of the group as devices are, and \
+         {DEVICES} idle devices"
+    )];
+    Ok(Finding::Measured { sides, bars, notes })
+}
+
+/// A busy device and idle members of one group, whose six limits never bind.
+fn config(name: &str, queues: u32, groups: usize, devices: usize) -> String {
+    let mut text = format!("groups:\n  all: {{ limits: {FAR_ABOVE} }}\n");
+    for number in 0..groups {
+        let _ = writeln!(text, "  idle-{number}: {{ parent: all }}");
+    }
+    let _ = writeln!(text, "devices:\n  {name}: {{ backend: {{ null: 1GiB }}, group: all, queues: {queues} }}");
+    for number in 0..devices {
+        let _ = writeln!(text, "  {name}-idle-{number}: {{ backend: {{ null: 1MiB }}, group: all, depth: 1 }}");
+    }
+    text
+}

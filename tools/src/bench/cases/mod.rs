@@ -1,0 +1,139 @@
+//! The bars, each a case: what is run, and what must come out.
+
+mod file;
+mod idle;
+mod lateness;
+mod limits;
+mod members;
+mod null;
+mod rate;
+mod shares;
+mod throttled;
+mod zero_copy;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use super::bar::{Bar, Bound};
+use super::bench::Bench;
+use super::load::Load;
+use super::peers::Peer;
+use super::sample::{Metric, Side};
+
+/// A case by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Case {
+    /// null without limits, against rublk's
+    NullUnlimited,
+    /// a file on tmpfs in 4k, against rublk's loop
+    #[value(name = "file-4k")]
+    File4k,
+    /// a file on tmpfs in 64k, against rublk's loop
+    #[value(name = "file-64k")]
+    File64k,
+    /// a file on tmpfs in 64k, with zero copy against without
+    ZeroCopy,
+    /// six limits far above the load, against none
+    LimitsFarAbove,
+    /// 3000 idle members in the group, against none
+    IdleMembers,
+    /// 1000 operations a second, in all and in every window, beside io.max, qsd and nbdkit
+    #[value(name = "iops-1000")]
+    Iops1000,
+    /// how late a request goes, against a bare ring's timeout
+    Lateness,
+    /// what a throttled request costs, against one that is not
+    ThrottledCpu,
+    /// 64 devices that do nothing
+    IdleDevices,
+    /// four devices of unequal depth share a group's limit
+    Shares,
+}
+
+/// What a case came to.
+pub enum Finding {
+    /// Numbers, and what is demanded of them.
+    Measured {
+        /// Those that were measured.
+        sides: Vec<Side>,
+        /// What must come out.
+        bars: Vec<Bar>,
+        /// What a reader should know.
+        notes: Vec<String>,
+    },
+    /// It cannot be measured here; why.
+    Skipped(String),
+}
+
+impl Case {
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// What it shows.
+    pub fn claim(self) -> &'static str {
+        match self {
+            Case::NullUnlimited => "null, no limits, 4k randread qd32 x 2: not slower and not dearer than rublk null",
+            Case::File4k => "file on tmpfs, no limits, 4k randread qd32 x 2: not slower and not dearer than rublk loop",
+            Case::File64k => {
+                "file on tmpfs, no limits, 64k randread qd32 x 2: not slower and not dearer than rublk loop"
+            }
+            Case::ZeroCopy => "file on tmpfs, 64k: zero copy is 1.5 times as fast as the copy path",
+            Case::LimitsFarAbove => {
+                "null with six limits far above the load: they cost 2 % of IOPS and 3 % of CPU at most"
+            }
+            Case::IdleMembers => "3000 idle members of the group: they cost 2 % of IOPS at most",
+            Case::Iops1000 => {
+                "iops-total 1000, qd32, 10 s: exact in all and in every window, and no request waits longer than its turn"
+            }
+            Case::Lateness => {
+                "iops-total 500, qd1: a request goes when it is due, as well as a ring's timeout can tell"
+            }
+            Case::ThrottledCpu => "a throttled request costs 1.3 times the CPU of one that is not, at most",
+            Case::IdleDevices => "64 devices x 2 queues that do nothing: 1 ms of CPU a second, 4 MiB a device",
+            Case::Shares => "four devices of depths 1, 4, 16 and 32 share 1000 operations a second equally",
+        }
+    }
+
+    /// Runs it.
+    pub fn run(self, bench: &Bench) -> Result<Finding> {
+        match self {
+            Case::NullUnlimited => null::run(bench),
+            Case::File4k => file::run(bench, 4096),
+            Case::File64k => file::run(bench, 65536),
+            Case::ZeroCopy => zero_copy::run(bench),
+            Case::LimitsFarAbove => limits::run(bench),
+            Case::IdleMembers => members::run(bench),
+            Case::Iops1000 => rate::run(bench),
+            Case::Lateness => lateness::run(bench),
+            Case::ThrottledCpu => throttled::run(bench),
+            Case::IdleDevices => idle::run(bench),
+            Case::Shares => shares::run(bench),
+        }
+    }
+}
+
+/// Runs a load on all of them in turn, then stops them.
+fn loaded(bench: &Bench, peers: Vec<(&str, Box<dyn Peer>)>, load: Load) -> Result<Vec<Side>> {
+    let names: Vec<&str> = peers.iter().map(|(name, _)| *name).collect();
+    let sides = bench.alternate(&names, |place| {
+        let peer = &peers[place].1;
+        load.run(peer.node(), peer.server())
+    })?;
+    for (_, peer) in peers {
+        peer.stop()?;
+    }
+    Ok(sides)
+}
+
+/// The first side against the second: not fewer requests than `iops` times, not more CPU than `cpu` times. Latencies are shown.
+fn as_fast_as(iops: f64, cpu: f64) -> Vec<Bar> {
+    vec![
+        Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(iops)),
+        Bar::ratio(Metric::CpuOwn, 0, 1, Bound::AtMost(cpu)),
+        Bar::ratio(Metric::CpuAll, 0, 1, Bound::AtMost(cpu)),
+        Bar::ratio(Metric::P50, 0, 1, Bound::Shown),
+        Bar::ratio(Metric::P99, 0, 1, Bound::Shown),
+    ]
+}

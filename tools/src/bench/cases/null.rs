@@ -1,0 +1,19 @@
+//! The path itself: a null device without limits, against rublk's.
+
+use anyhow::Result;
+
+use super::{Finding, as_fast_as, loaded};
+use crate::bench::bench::Bench;
+use crate::bench::load::Load;
+use crate::bench::peers::{Ours, Rublk};
+
+/// Runs the case.
+pub fn run(bench: &Bench) -> Result<Finding> {
+    let queues = bench.plan.queues;
+    let config = format!("devices:\n  free: {{ backend: {{ null: 1GiB }}, queues: {queues} }}\n");
+    let ours = Ours::start("free", &config)?;
+    let rublk = Rublk::null(100, queues)?;
+    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds };
+    let sides = loaded(bench, vec![("ours null", Box::new(ours)), ("rublk null", Box::new(rublk))], load)?;
+    Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes: Vec::new() })
+}

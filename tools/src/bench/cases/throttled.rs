@@ -1,0 +1,36 @@
+//! What a throttled request costs: held at half the natural rate of this boot, and at 1000 a second, against not held.
+
+use anyhow::Result;
+
+use super::{Finding, loaded};
+use crate::bench::bar::{Bar, Bound};
+use crate::bench::bench::Bench;
+use crate::bench::load::Load;
+use crate::bench::peers::{Ours, Peer};
+use crate::bench::sample::Metric;
+
+/// Runs the case.
+pub fn run(bench: &Bench) -> Result<Finding> {
+    let queues = bench.plan.queues;
+    let start = |name: &str, limits: &str| {
+        Ours::start(name, &format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n"))
+    };
+    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds };
+    let free = start("not-held", "")?;
+    let natural = load.run(free.node(), free.server())?.get(Metric::Iops);
+    let half = (natural / 2.0).round() as u64;
+    let held = start("held-at-half", &format!(", limits: {{ iops-total: {half} }}"))?;
+    let slow = start("held-at-1000", ", limits: { iops-total: 1000 }")?;
+    let peers: Vec<(&str, Box<dyn Peer>)> =
+        vec![("not held", Box::new(free)), ("held at half", Box::new(held)), ("held at 1000/s", Box::new(slow))];
+    let sides = loaded(bench, peers, load)?;
+    let bars = vec![
+        Bar::ratio(Metric::CpuOwn, 1, 0, Bound::AtMost(1.3)),
+        Bar::ratio(Metric::CpuAll, 1, 0, Bound::AtMost(1.3)),
+        Bar::ratio(Metric::CpuOwn, 2, 0, Bound::Shown),
+        Bar::ratio(Metric::CpuAll, 2, 0, Bound::Shown),
+        Bar::ratio(Metric::Iops, 1, 0, Bound::Shown),
+    ];
+    let notes = vec![format!("the natural rate of this boot is {natural:.0}/s, the limit {half}/s")];
+    Ok(Finding::Measured { sides, bars, notes })
+}

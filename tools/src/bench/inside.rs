@@ -1,0 +1,61 @@
+//! The half that runs in the guest: case by case, then the reports.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::bench::{Bench, Plan};
+use super::cases::{Case, Finding};
+use super::cgroup;
+use super::machine;
+use super::report::{self, Came, Outcome, Report};
+
+/// All of it; the exit code.
+pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u8> {
+    cgroup::prepare()?;
+    let bench = Bench::new(*plan);
+    let mut report = Report {
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        processors: machine::processors(),
+        plan: *plan,
+        cases: Vec::new(),
+    };
+    for (number, case) in cases.iter().enumerate() {
+        println!("\n== {}/{} {}: {}", number + 1, cases.len(), case.name(), case.claim());
+        let outcome = one(*case, &bench);
+        print!("{}", report::text::case(&outcome));
+        report.cases.push(outcome);
+        // After each case: what was measured is there even if a later one takes the machine with it.
+        write(&report, kernel, folder)?;
+    }
+    println!("\n{}", report::text::verdicts(&report));
+    println!(
+        "\n{}\n{}",
+        folder.join(format!("{kernel}.html")).display(),
+        folder.join(format!("{kernel}.json")).display()
+    );
+    Ok(u8::from(report.is_failed()))
+}
+
+fn one(case: Case, bench: &Bench) -> Outcome {
+    let start = Instant::now();
+    let came = match case.run(bench) {
+        Ok(Finding::Measured { sides, bars, notes }) => {
+            let judged = bars.iter().map(|bar| bar.judge(&sides)).collect();
+            Came::Measured { sides, judged, notes }
+        }
+        Ok(Finding::Skipped(why)) => Came::Skipped(why),
+        Err(error) => Came::Failed(format!("{error:#}")),
+    };
+    Outcome { name: case.name(), claim: case.claim().to_owned(), took: start.elapsed(), came }
+}
+
+fn write(report: &Report, kernel: &str, folder: &Path) -> Result<()> {
+    for (suffix, text) in [("json", report::json::text(report)), ("html", report::html::page(report))] {
+        let path = folder.join(format!("{kernel}.{suffix}"));
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}

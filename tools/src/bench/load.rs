@@ -1,0 +1,134 @@
+//! fio on a device, and what the kernel counted meanwhile.
+//!
+//! ```text
+//!   fio    start ─► ramp ─►├──────────── runs ───────────────┤─► report: latencies
+//!   window                 └ look ─────────────────── look ┘     requests, processor time, time
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::cgroup::Cgroup;
+use super::machine;
+use super::sample::{Metric, Sample};
+use crate::blockstat;
+use crate::fio::{Fio, Latency};
+
+/// What a fio may take to start under emulation.
+const START: Duration = Duration::from_secs(30);
+
+/// `ramp_time` of the jobs, and a little more: the look comes when the ramp is over.
+const RAMP: Duration = Duration::from_millis(1200);
+
+/// Left between the second look and fio's end.
+const MARGIN: Duration = Duration::from_millis(400);
+
+/// A full load: two jobs at 32.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// `randread` or `randwrite`.
+    pub rw: &'static str,
+    /// Bytes of a request.
+    pub block: u32,
+    /// After the ramp.
+    pub seconds: u32,
+}
+
+impl Load {
+    /// Runs it on a device whose server is in `server`.
+    pub fn run(self, node: &Path, server: &Cgroup) -> Result<Sample> {
+        let disk = quiet(node)?;
+        let before = blockstat::completed(&disk).context("the device is gone")?;
+        let fio = Fio::new("path-is-as-fast-as-the-peers")
+            .with("DEVICE", node.as_os_str())
+            .with("RW", self.rw.as_ref())
+            .with("BLOCK", self.block.to_string().as_ref())
+            .with("SECONDS", self.seconds.to_string().as_ref())
+            .start()?;
+        started(&disk, before)?;
+        thread::sleep(RAMP);
+        let first = Look::now(&disk, server)?;
+        thread::sleep(Duration::from_secs(self.seconds.into()).saturating_sub(MARGIN));
+        let second = Look::now(&disk, server)?;
+        let jobs = fio.finish(Duration::from_secs(60))?;
+        if let Some(job) = jobs.iter().find(|job| job.error != 0) {
+            bail!("fio on {} ended with errno {}", node.display(), job.error);
+        }
+        let mut sample = first.until(&second)?;
+        if let Some(latency) = jobs.first().and_then(|job| job.latency) {
+            set_latency(&mut sample, latency);
+        }
+        Ok(sample)
+    }
+}
+
+/// What the kernel has counted at one moment.
+pub struct Look {
+    at: Instant,
+    requests: u64,
+    own: Duration,
+    all: machine::Times,
+}
+
+impl Look {
+    /// Looks now.
+    pub fn now(disk: &str, server: &Cgroup) -> Result<Look> {
+        let requests = blockstat::completed(disk).with_context(|| format!("{disk} is gone"))?;
+        Ok(Look { at: Instant::now(), requests, own: server.usage()?, all: machine::times()? })
+    }
+
+    /// IOPS and processor time from this look to a later one.
+    pub fn until(&self, later: &Look) -> Result<Sample> {
+        let requests = later.requests.saturating_sub(self.requests);
+        if requests == 0 {
+            bail!("not one request was completed in {:?}", later.at.duration_since(self.at));
+        }
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / requests as f64;
+        let spent = self.all.until(&later.all);
+        let mut sample = Sample { stolen: spent.stolen, ..Sample::default() };
+        sample.set(Metric::Iops, requests as f64 / later.at.duration_since(self.at).as_secs_f64());
+        sample.set(Metric::CpuOwn, each(later.own.saturating_sub(self.own)));
+        sample.set(Metric::CpuAll, each(spent.busy));
+        Ok(sample)
+    }
+}
+
+/// Adds fio's percentiles.
+pub fn set_latency(sample: &mut Sample, latency: Latency) {
+    let Latency { p50_ns, p90_ns, p99_ns, p999_ns } = latency;
+    let all = [(Metric::P50, p50_ns), (Metric::P90, p90_ns), (Metric::P99, p99_ns), (Metric::P999, p999_ns)];
+    for (metric, ns) in all {
+        sample.set(metric, ns as f64 / 1000.0);
+    }
+}
+
+/// Takes away what would be measured besides: no scheduler, no merging. The disk's name.
+pub fn quiet(node: &Path) -> Result<String> {
+    let disk = blockstat::name(node)?;
+    let queue = PathBuf::from("/sys/block").join(&disk).join("queue");
+    for (file, text) in [("scheduler", "none"), ("nomerges", "2")] {
+        // A disk's node is there a moment before its attributes.
+        let until = Instant::now() + Duration::from_secs(5);
+        while !queue.join(file).exists() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        fs::write(queue.join(file), text).with_context(|| format!("cannot set {file} of {disk}"))?;
+    }
+    Ok(disk)
+}
+
+/// Waits until fio's first requests are back.
+pub fn started(disk: &str, before: u64) -> Result<()> {
+    let until = Instant::now() + START;
+    while blockstat::completed(disk).unwrap_or(0) < before + 50 {
+        if Instant::now() > until {
+            bail!("fio did not begin to use {disk} within {} s", START.as_secs());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! How fast, how exact and at what cost: ours and its peers, in one boot of the VM, in turn.
+//!
+//! ```text
+//!   host    builds ─► boots the VM ─► this program again, `bench --inside`
+//!   guest   case by case:  start all sides ─► A B, B A, A B … ─► stop them ─► judge against the bars
+//!   then    a table ─► stdout     everything ─► target/bench/KERNEL.json     pictures ─► target/bench/KERNEL.html
+//!
+//!   cases/     what is run, what must come out          peers/    what it is run on
+//!   load       fio, and the kernel's counters           grid      lateness
+//!   cgroup, machine   whose CPU time                    windows   rates over every place of a window
+//!   statistics, bar   medians, spread, and what is not trusted   report/  text, JSON, HTML
+//! ```
+//!
+//! Absolute numbers are those of the machine, under emulation even more so; what counts are ratios within one boot. No bar is
+//! checked by CI: a busy host would break it.
+
+mod bar;
+#[expect(clippy::module_inception, reason = "a bench is what this chore runs")]
+mod bench;
+mod cases;
+mod cgroup;
+mod decisions;
+mod grid;
+mod inside;
+mod load;
+mod machine;
+mod peers;
+mod report;
+mod sample;
+mod statistics;
+mod windows;
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use crate::vm;
+use crate::workspace;
+use crate::{build, install};
+use bench::Plan;
+use cases::Case;
+
+/// Measure ours against its peers in a VM, and judge every bar: IOPS, CPU a request, latency, rates, lateness
+///
+/// All cases take about 25 minutes with five rounds; leave the host alone meanwhile. Ends with 0 unless a case could not be run or
+/// a bar was surely not met. With --decisions: what a decision of the throttle costs, beside governor's, on this host;
+/// arguments after -- then go to criterion: a filter, --quick, --save-baseline NAME.
+#[derive(Args)]
+pub struct Flags {
+    /// Alternations of each case; with fewer than five no verdict is trusted
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Two short rounds, to see that it runs
+    #[arg(long)]
+    quick: bool,
+    /// Only this case; may be given several times
+    #[arg(long, value_name = "CASE")]
+    only: Vec<Case>,
+    /// The VM's kernel: 6.12 (the oldest supported) or newest (that Debian has)
+    #[arg(long, default_value = "newest")]
+    kernel: vm::Kernel,
+    /// Queues of each device, ours and the peers'
+    #[arg(long, default_value_t = 1)]
+    queues: u32,
+    /// Criterion's benchmarks of a decision instead
+    #[arg(long, conflicts_with_all = ["rounds", "quick", "only", "kernel", "queues"])]
+    decisions: bool,
+    /// Already in the VM; everything is built
+    #[arg(long, hide = true)]
+    inside: bool,
+    /// Arguments for criterion
+    #[arg(last = true, value_name = "ARGS", requires = "decisions")]
+    criterion: Vec<String>,
+}
+
+/// The chore `bench`.
+pub fn main(flags: &Flags) -> Result<u8> {
+    if flags.decisions {
+        return decisions::run(&flags.criterion);
+    }
+    if flags.inside {
+        return inside::run(&flags.plan(), &flags.cases(), flags.kernel.name(), &folder());
+    }
+    install::packages(&[install::BUILD, install::VM, install::MEASURE, install::PEERS])?;
+    install::RUBLK.install()?;
+    eprintln!("xtask: building the daemon (release)");
+    build::daemon()?;
+    fs::create_dir_all(folder()).with_context(|| format!("cannot create {}", folder().display()))?;
+    let itself = env::current_exe().context("cannot tell where this program is")?;
+    let mut command = vec![itself.to_string_lossy().into_owned(), "bench".into(), "--inside".into()];
+    command.extend(flags.words());
+    let options = vm::Options {
+        kernel: flags.kernel,
+        memory: "3G".to_owned(),
+        timeout: Some(Duration::from_secs(3600)),
+        share: vec![folder()],
+        check_dmesg: true,
+        ..vm::Options::default()
+    };
+    env::set_current_dir(workspace::root())?;
+    vm::run(&options, &vm::Command::Run(command))
+}
+
+/// Where the reports are.
+fn folder() -> PathBuf {
+    workspace::target().join("bench")
+}
+
+impl Flags {
+    /// What this program is called with in the guest.
+    fn words(&self) -> Vec<String> {
+        let mut words = vec![
+            format!("--rounds={}", self.rounds),
+            format!("--queues={}", self.queues),
+            format!("--kernel={}", self.kernel.name()),
+        ];
+        words.extend(self.quick.then(|| "--quick".to_owned()));
+        words.extend(self.only.iter().map(|case| format!("--only={}", case.name())));
+        words
+    }
+
+    fn plan(&self) -> Plan {
+        let Flags { rounds, queues, .. } = *self;
+        if self.quick {
+            return Plan { rounds: 2, seconds: 2, seconds_of_rates: 3, queues };
+        }
+        Plan { rounds, seconds: 4, seconds_of_rates: 10, queues }
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        if self.only.is_empty() { Case::value_variants().to_vec() } else { self.only.clone() }
+    }
+}

@@ -1,0 +1,54 @@
+//! `rublk`: ublk without a throttle.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{Peer, Server};
+use crate::bench::cgroup::Cgroup;
+use crate::{install, process};
+
+/// A device of rublk's.
+pub struct Rublk {
+    server: Server,
+    id: u32,
+    node: PathBuf,
+}
+
+impl Rublk {
+    /// Its null target.
+    pub fn null(id: u32, queues: u32) -> Result<Rublk> {
+        Rublk::start(id, queues, "null", &[])
+    }
+
+    /// Its loop target, through the page cache as ours is by default.
+    pub fn file(id: u32, queues: u32, file: &Path) -> Result<Rublk> {
+        Rublk::start(id, queues, "loop", &["--buffered-io".as_ref(), "--file".as_ref(), file.as_os_str()])
+    }
+
+    fn start(id: u32, queues: u32, target: &str, more: &[&std::ffi::OsStr]) -> Result<Rublk> {
+        let mut add = Command::new(install::RUBLK.path());
+        add.args(["add", target, "--foreground", "--quiet", "--depth", "128"]);
+        add.args(["--number", &id.to_string(), "--queue", &queues.to_string()]).args(more);
+        let mut server = Server::spawn(&format!("rublk{id}"), &mut add)?;
+        let node = PathBuf::from(format!("/dev/ublkb{id}"));
+        server.wait_for(&node).with_context(|| process::line(&add))?;
+        Ok(Rublk { server, id, node })
+    }
+}
+
+impl Peer for Rublk {
+    fn node(&self) -> &Path {
+        &self.node
+    }
+
+    fn server(&self) -> &Cgroup {
+        &self.server.cgroup
+    }
+
+    fn stop(self: Box<Self>) -> Result<()> {
+        process::output(Command::new(install::RUBLK.path()).args(["del", "--number", &self.id.to_string()]))?;
+        self.server.wait()
+    }
+}
