@@ -98,7 +98,9 @@ impl LevelsRecord {
         }
         for (name, entry) in &table.devices {
             // Locked meanwhile, so that it cannot leave.
-            if let Some(member) = entry.device.standing().member {
+            let standing = entry.device.standing();
+            // Most devices have the limits of their group only, and this is done each second for all of them.
+            if let Some(member) = standing.member.filter(|_| !standing.limits.is_unlimited()) {
                 record.devices.insert(name.clone(), kept(throttle.member_levels(member, now)));
             }
         }

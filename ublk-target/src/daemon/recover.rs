@@ -54,7 +54,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     let noted: Option<LevelsRecord> = state_dir.levels()?;
     let levels = noted.map_or_else(|| Ok(Left::default()), |noted| noted.left(clock::now()));
     let levels = levels.map_err(|why| state_dir.refuse_levels(&why))?;
-    let mut control = Control::open()?;
+    let mut control = Control::open_aside()?;
     let devices = ours(&mut control)?;
     // Everything that may be refused, before anything is touched.
     let mut found: Vec<(Record, Description, Option<Remains>)> = Vec::new();

@@ -66,7 +66,7 @@ impl DeviceThread {
         }
         self.backend = Some(Arc::clone(&backend));
         spare_descriptors(description.queues)?;
-        let mut control = Control::open()?;
+        let mut control = Control::open_aside()?;
         let transfer = self.transfer(&mut control, &*backend)?;
         let info = self.add(&mut control, transfer)?;
         control.set_params(info.id, &geometry.params(info.request_bytes_max, info.transfer)).map_err(|errno| {

@@ -93,7 +93,7 @@ impl DeviceThread {
     }
 
     fn try_to_take_up(&mut self, left: &LeftBehind) -> Outcome<Try> {
-        let mut control = Control::open()?;
+        let mut control = Control::open_aside()?;
         let Some(info) = known(&mut control, left.target)? else { return Ok(Try::Lost) };
         self.expect_queues(&info)?;
         let disk = control.params(info.id).map_err(|errno| refused("GET_PARAMS", errno))?;

@@ -30,7 +30,7 @@ impl DeviceThread {
                 format!("device {:?}: {size} bytes are less than a block of {}", self.name(), geometry.logical_block);
             return Err(Failure::new(Class::Config, what));
         }
-        if Control::open()?.features().unwrap_or(0) & 1 << features::UPDATE_SIZE == 0 {
+        if Control::open_aside()?.features().unwrap_or(0) & 1 << features::UPDATE_SIZE == 0 {
             let what = format!(
                 "device {:?}: this kernel cannot resize a live ublk device (Linux 6.16 or newer can); remove the device and \
                  add it again",

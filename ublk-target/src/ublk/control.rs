@@ -41,6 +41,8 @@ pub struct Control {
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
     device: File,
     sequence: u64,
+    /// Whether each command is given by a thread of its own.
+    is_aside: bool,
 }
 
 /// The part of a command that differs from command to command.
@@ -76,7 +78,14 @@ impl Control {
     pub fn open() -> Outcome<Self> {
         let device = OpenOptions::new().read(true).write(true).open(CONTROL_PATH).map_err(no_driver)?;
         let ring = IoUring::builder().build(4).map_err(no_uring)?;
-        Ok(Self { ring, device, sequence: 0 })
+        Ok(Self { ring, device, sequence: 0, is_aside: false })
+    }
+
+    /// The same for a thread that lives on: its commands are given by threads that end with them.
+    ///
+    /// See [`super::aside`].
+    pub fn open_aside() -> Outcome<Self> {
+        Ok(Self { is_aside: true, ..Self::open()? })
     }
 
     /// Every optional ability of the driver, as bits.
@@ -173,6 +182,14 @@ impl Control {
     }
 
     fn run(&mut self, command: Command<'_>) -> Result<(), Errno> {
+        if !self.is_aside {
+            return self.carry_out(command);
+        }
+        // Without room for a thread there is none for a device either.
+        super::aside(|| self.carry_out(command)).map_err(|_| Errno::ENOMEM)?
+    }
+
+    fn carry_out(&mut self, command: Command<'_>) -> Result<(), Errno> {
         self.sequence += 1;
         let (address, length) = match command.buffer {
             Some(buffer) => (buffer.as_mut_ptr() as u64, buffer.len() as u16),

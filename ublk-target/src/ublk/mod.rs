@@ -20,6 +20,8 @@ pub mod features;
 pub mod params;
 pub mod queue;
 
+use std::{io, thread};
+
 use libublk::sys;
 
 /// What marks a device as made by this program: the upper half of the 64 bits that the driver keeps for its server.
@@ -153,4 +155,15 @@ impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
             transfer: Transfer::of(info.flags),
         }
     }
+}
+
+/// Asks the driver something in a thread that ends with it, for one that lives on.
+///
+/// The driver takes no command that must not sleep, so the kernel makes the thread that gives one a worker (`iou-wrk`). That
+/// stays as long as the thread, and wakes each 5 s to see whether it may go, which it never may.
+fn aside<T: Send>(ask: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let asking = thread::Builder::new().name("control".to_owned()).spawn_scoped(scope, ask)?;
+        Ok(asking.join().expect("a panic ends the process"))
+    })
 }
