@@ -65,7 +65,7 @@ fn alone(criterion: &mut Criterion) {
     benches.bench_function("ours, each asked for", |bencher| {
         let throttle = Throttle::new();
         let group = group(&throttle, six_limits(10_000_000), None);
-        let mut gate = gate(&throttle, group).exact();
+        let mut gate = gate(&throttle, group).without_leases();
         let mut now = Time::ZERO;
         bencher.iter(|| decide(&mut gate, &mut now));
     });
@@ -114,7 +114,7 @@ fn idle_members(criterion: &mut Criterion) {
             for _ in 0..idle {
                 member(&throttle, group);
             }
-            let mut gate = gate(&throttle, group).exact();
+            let mut gate = gate(&throttle, group).without_leases();
             let mut now = Time::ZERO;
             bencher.iter(|| decide(&mut gate, &mut now));
         });
@@ -131,7 +131,7 @@ fn levels(criterion: &mut Criterion) {
             for _ in 0..levels {
                 parent = Some(group(&throttle, six_limits(10_000_000), parent));
             }
-            let mut gate = gate(&throttle, parent.expect("at least one")).exact();
+            let mut gate = gate(&throttle, parent.expect("at least one")).without_leases();
             let mut now = Time::ZERO;
             bencher.iter(|| decide(&mut gate, &mut now));
         });

@@ -6,16 +6,13 @@
 //!                                   ▲ each turn: when rung, when the deadline has passed, after a Held
 //! ```
 //!
-//! Where several requests wait, the thread looks in at most once in half a millisecond: nobody gets more or less for it, as a limit
-//! counts by the time that has really passed, and what has fallen due meanwhile goes together, for one wake-up and one timer.
-//!
 //! A turn of the thread is: `request` for each request that came, `poll` once, issue what it returns, then wait no longer
 //! than [`Gate::deadline`]. The gate of a device without limits and group is open: it asks nobody and costs nothing.
 
 use std::sync::Arc;
 
 use crate::cost::Operation;
-use crate::group::{MemberId, QueueId, StillBusy, Verdict, Wake};
+use crate::group::{MemberId, QueueId, StillBusy, Verdict};
 use crate::lease::Lease;
 use crate::throttle::{Bells, Doorbell, Request, Tag, Throttle};
 use crate::time::Time;
@@ -28,10 +25,7 @@ pub struct Gate {
 struct Joined {
     throttle: Arc<Throttle>,
     queue: QueueId,
-    /// When to look in.
     deadline: Option<Time>,
-    /// Every decision is to be exact, and at its instant.
-    is_exact: bool,
     /// A request was held in this turn: its deadline is not known yet, or it may go already.
     owes_poll: bool,
     /// What is prepaid, for reads and for writes; `None` where every decision is to be exact.
@@ -49,19 +43,14 @@ impl Gate {
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
         let leases = Some([Lease::none(); 2]);
-        let bells = Vec::new();
-        Self {
-            joined: Some(Joined { throttle, queue, deadline: None, is_exact: false, owes_poll: false, leases, bells }),
-        }
+        Self { joined: Some(Joined { throttle, queue, deadline: None, owes_poll: false, leases, bells: Vec::new() }) }
     }
 
-    /// The same gate, asking for each request and letting each go at its own instant: exact to the nanosecond at any rate, far below
-    /// the limits as at them.
+    /// The same gate, asking for each request: exact to the nanosecond at any rate, also far below the limits.
     #[must_use]
-    pub fn exact(mut self) -> Self {
+    pub fn without_leases(mut self) -> Self {
         if let Some(joined) = &mut self.joined {
             joined.leases = None;
-            joined.is_exact = true;
         }
         self
     }
@@ -100,11 +89,7 @@ impl Gate {
     pub fn poll(&mut self, now: Time, rung: bool, let_go: &mut Vec<Tag>) {
         let Some(joined) = &mut self.joined else { return };
         if rung || joined.owes_poll || joined.deadline.is_some_and(|deadline| deadline <= now) {
-            let wake = joined.throttle.poll(&mut joined.bells, joined.queue, now, let_go);
-            joined.deadline = wake.map(|Wake { deadline, slack_ns }| {
-                // All that is due by now has gone.
-                if joined.is_exact { deadline } else { deadline.max(now.plus_nanos(slack_ns)) }
-            });
+            joined.deadline = joined.throttle.poll(&mut joined.bells, joined.queue, now, let_go);
             joined.owes_poll = false;
         }
     }

@@ -11,6 +11,9 @@
 //! of [`crate::tree`], charging each request as it goes; what belongs to another queue is posted to it as *restart work*
 //! and that queue is rung. Only the thread of a queue collects what was let go of it, so only decisions cross threads.
 //!
+//! Where requests may go in company, that deadline is later than the first of them is due, by as little as nobody loses rate for
+//! ([`Tree::company_at`]); whoever calls meanwhile lets go of what is due all the same.
+//!
 //! One queue with a held request is the *owner* of its tree's one deadline: its thread wakes up then. Every call that can
 //! change the deadline ends in [`Groups::rearm`], so none is ever left armed for nothing, and none forgotten.
 //!
@@ -183,15 +186,6 @@ enum Mode {
 /// is reached, and one request at least; the rest goes uncharged, so that a removal is no pause for the neighbours.
 const DRAIN_DEBT_NS: u64 = 50_000_000;
 
-/// When the thread of a queue has to look in for its tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wake {
-    /// The instant at which something is due.
-    pub deadline: Time,
-    /// How much later it may look, to find more of it ([`Tree::slack_ns`]).
-    pub slack_ns: u64,
-}
-
 /// The one deadline of a tree and the queue whose thread wakes up for it.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
@@ -229,6 +223,8 @@ pub(crate) struct Groups {
     armed: SecondaryMap<NodeId, Armed>,
     /// The latest instant seen: threads read their clocks before they take the lock, so theirs may be a little earlier.
     now: Time,
+    /// Whether requests may go a little late, together ([`Tree::company_at`]).
+    is_company_sought: bool,
     /// Effect of the last calls: the queues to be rung.
     rings: Vec<QueueId>,
     /// What [`Fault::PostAfterUnlock`] posts too late.
@@ -237,6 +233,11 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    /// From now on requests may go a little late, together.
+    pub fn let_go_in_company(&mut self) {
+        self.is_company_sought = true;
+    }
+
     /// A new group that nobody is in.
     pub fn add_group(&mut self, options: &GroupOptions, now: Time) -> Result<GroupId, BadParent> {
         let now = self.see(now);
@@ -349,7 +350,7 @@ impl Groups {
     ///
     /// Its restart work is added to `collected`, to be issued by the caller at once. Returns the deadline at which the
     /// thread is to look in again, if its tree counts on it.
-    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Wake> {
+    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
         let now = self.see(now);
         let root = self.tree.root(self.queues[queue].member.0);
         self.queues[queue].owes_poll = true;
@@ -364,7 +365,7 @@ impl Groups {
         collected.append(&mut queue.let_go);
         queue.owes_poll = planted(Fault::LookThenSay);
         queue.told = told;
-        told.map(|deadline| Wake { deadline, slack_ns: self.tree.slack_ns(root) })
+        told
     }
 
     /// The member is about to go: everything it holds is let go now, and nothing is held any more. What is let go is charged
@@ -571,18 +572,23 @@ impl Groups {
 
     /// Arms a tree for the earliest instant at which something in it is due, on a queue that holds something of it.
     fn rearm(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
-        let Some((deadline, heir)) = self.tree.wakes_at(root, now).zip(self.tree.next_waiter(root)) else {
+        let Some((due, heir)) = self.tree.wakes_at(root, now).zip(self.tree.next_waiter(root)) else {
             self.armed.remove(root);
             return;
         };
+        // All that is due by now has gone.
+        let deadline = if self.is_company_sought { self.tree.company_at(root, due, now) } else { due };
         // Who watches the clock, cheapest first: who does already, who is awake anyhow, one of those who are due first.
         let may_keep = |queue: &QueueId| {
             let queue = &self.queues[*queue];
             let holds = queue.held > 0 || planted(Fault::OwnerHoldsNothing);
             holds && self.tree.root(queue.member.0) == root
         };
+        let is_told = |queue: &QueueId| self.queues[*queue].told.is_some_and(|told| told <= deadline);
         let keeper = self.armed.get(root).map(|armed| armed.owner).filter(may_keep);
-        let owner = keeper.or(caller.filter(may_keep)).unwrap_or(heir.queue);
+        let awake = caller.filter(may_keep);
+        // Who watches it, but sleeps longer, need not be woken up if somebody else is awake.
+        let owner = keeper.filter(is_told).or(awake).or(keeper).unwrap_or(heir.queue);
         self.armed.insert(root, Armed { owner, deadline });
         // Told of an earlier instant, the thread looks in for nothing and is told anew: no need to wake it for that.
         if self.queues[owner].told.is_none_or(|told| told > deadline && !planted(Fault::EarlierUntold)) {

@@ -45,6 +45,8 @@ pub(crate) enum Fault {
     ResumeEmpty,
     /// Requests that wait for company do so however little their limit forgives.
     SlackWithoutEnd,
+    /// The only request of its device waits for the company of others.
+    LonelyWait,
 }
 
 #[cfg(test)]

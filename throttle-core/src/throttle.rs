@@ -22,7 +22,7 @@ use slotmap::SecondaryMap;
 use crate::cost::Operation;
 use crate::group::{
     Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy,
-    Verdict, Wake,
+    Verdict,
 };
 use crate::lease::{Grant, Prepaid};
 use crate::limiter::{Credit, Level};
@@ -66,9 +66,17 @@ struct State {
 }
 
 impl Throttle {
-    /// No groups, no members.
+    /// No groups, no members. Every request goes at its own instant.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// The same for threads that sleep in between: what waits behind others of its device may go up to half a millisecond late, so that
+    /// at high rates several go for one timer and one wake-up. No limit loses rate by it.
+    pub fn in_company() -> Arc<Self> {
+        let throttle = Self::default();
+        throttle.lock().groups.let_go_in_company();
+        Arc::new(throttle)
     }
 
     /// A new group. The limits must be sound ([`crate::limits::Limits::violations`]).
@@ -171,7 +179,7 @@ impl Throttle {
         })
     }
 
-    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Wake> {
+    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
         let told = self.call(bells, |groups| groups.poll(queue, now, collected));
         #[cfg(test)]
         if planted(Fault::LookThenSay) {

@@ -242,15 +242,20 @@ impl Tree {
         self.nodes[root].held == 0
     }
 
-    /// How late the next request of a tree may be let go so that more of them go together: nothing where fewer than two wait, and
-    /// never so much that a limit in it would lose rate. In nanoseconds.
-    pub fn slack_ns(&self, root: NodeId) -> u64 {
-        let Node { held, patience_ns, .. } = self.nodes[root];
-        match held {
-            0 | 1 => 0,
+    /// When to look at a tree in which all that is due by `now` has gone, and the next request is due at `due`: then, or a little later
+    /// so that more of them go together. Never so late that a limit in it would lose rate; and not at all if the next is the only one
+    /// of its device, whose client may be waiting for it before it sends another.
+    pub fn company_at(&self, root: NodeId, due: Time, now: Time) -> Time {
+        let is_alone = || {
+            let lines = self.next_lines(root).filter(|_| !planted(Fault::LonelyWait));
+            lines.is_some_and(|lines| lines.iter().all(|line| line.len() < 2))
+        };
+        let slack_ns = match self.nodes[root].patience_ns / PATIENCE_PART {
             _ if planted(Fault::SlackWithoutEnd) => SLACK_NS_MAX,
-            _ => SLACK_NS_MAX.min(patience_ns / PATIENCE_PART),
-        }
+            part => SLACK_NS_MAX.min(part),
+        };
+        let late = now.plus_nanos(slack_ns);
+        if late <= due || is_alone() { due } else { late }
     }
 
     /// The two lines of a member.
@@ -403,12 +408,15 @@ impl Tree {
 
     /// Someone whose oldest request is among the next to go: for choosing who watches the clock.
     pub fn next_waiter(&self, root: NodeId) -> Option<&Held> {
+        self.next_lines(root)?.iter().filter_map(|line| line.first()).min_by_key(|held| held.since)
+    }
+
+    /// What the member holds whose request is among the next to go.
+    fn next_lines(&self, root: NodeId) -> Option<&Lines> {
         let mut id = root;
         loop {
             match &self.nodes[id].kind {
-                Kind::Member(lines) => {
-                    return lines.iter().filter_map(|line| line.first()).min_by_key(|held| held.since);
-                }
+                Kind::Member(lines) => return Some(lines),
                 Kind::Group(group) => {
                     let ready = group.ready.iter().filter_map(Heap::first).min().map(|(_, child)| child);
                     let asleep = || group.asleep.iter().filter_map(Heap::first).min().map(|(_, child)| child);

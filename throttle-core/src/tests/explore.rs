@@ -133,7 +133,7 @@ impl State {
                 let side = &mut self.sides[index];
                 side.is_rung = false;
                 side.is_in_turn = false;
-                side.deadline = self.groups.poll(side.queue, self.now, &mut side.went).map(|wake| wake.deadline);
+                side.deadline = self.groups.poll(side.queue, self.now, &mut side.went);
             }
             Event::Tick => self.now = self.now.plus_nanos(TICK_NS),
             Event::Drain(index) => {

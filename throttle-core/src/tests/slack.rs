@@ -1,4 +1,4 @@
-//! Requests that wait go together, several for one timer, and nobody gets more or less for it.
+//! Requests that wait behind others of their device go together, several for one timer, and nobody gets more or less for it.
 
 use super::world::{OneChange, World, limits};
 use crate::cost::Operation;
@@ -45,6 +45,45 @@ fn who_waits_alone_goes_at_its_instant() {
         world.run_until(Time::from_nanos(number * 10_000_000));
         assert_eq!(world.went.last().unwrap().at, world.now, "number {number}");
     }
+}
+
+/// B keeps 32 requests waiting, A sends its next 50 us after its last went, both under 10,000 a second. How many of each go in 0.1 s,
+/// once the capacity is used up.
+fn shares_of_depth_one_and_many() -> (usize, usize) {
+    let mut world = World::as_in_daemon();
+    let group = world.group("iops-total=10000");
+    let [(_, a), (member_b, b)] = [world.simple(group), world.simple(group)];
+    world.reads(b, 1_000, 4096);
+    let (mut sent, mut seen, mut gone, mut last) = (0, 0, 0, 0);
+    for now in (0..200_000_000).step_by(10_000) {
+        world.run_until(Time::from_nanos(now));
+        for went in world.went[seen..].iter().filter(|went| went.queue == a) {
+            (gone, last) = (gone + 1, went.at.as_nanos());
+        }
+        seen = world.went.len();
+        if gone == sent && now >= last + 50_000 {
+            world.request(a, Operation::Read, 4096);
+            sent += 1;
+        }
+        let held = world.throttle.held(member_b).count;
+        if held < 32 {
+            world.reads(b, 32 - held, 4096);
+        }
+    }
+    let late =
+        |queue| world.went.iter().filter(|went| went.queue == queue && went.at.as_nanos() >= 100_000_000).count();
+    (late(a), late(b))
+}
+
+#[test]
+fn who_has_one_request_at_a_time_is_not_kept_waiting_for_the_company_of_others() {
+    // Half of the rate, 500 of 1,000: a request falls due each 100 us, and A needs 50. If it waited for B's timers, each half a
+    // millisecond, it would have 200. Half a millisecond at either end is worth 10.
+    let expect = |(a, b): (usize, usize)| {
+        assert!(a + b >= 990 && a >= 490, "A {a}, B {b} of 1,000");
+    };
+    expect(shares_of_depth_one_and_many());
+    assert!(is_found(Fault::LonelyWait, || expect(shares_of_depth_one_and_many())));
 }
 
 /// A limit of 100,000 a second with a pool of 20 (0.2 ms): what it earns while it is empty is lost. How many of a backlog go in 20 ms.

@@ -123,6 +123,7 @@ impl World {
     /// One whose queues may have leases, and let several requests go together.
     pub fn as_in_daemon() -> Self {
         let mut world = Self::new();
+        world.throttle = Throttle::in_company();
         world.is_exact = false;
         world
     }
@@ -164,7 +165,7 @@ impl World {
     pub fn queue(&mut self, member: MemberId) -> usize {
         let bell = Arc::new(Bell::default());
         let gate = Gate::new(self.throttle.clone(), member, 64, bell.clone());
-        let gate = if self.is_exact { gate.exact() } else { gate };
+        let gate = if self.is_exact { gate.without_leases() } else { gate };
         self.queues.push(Queue { member, gate, bell, requests: Vec::new(), retired: false });
         self.queues.len() - 1
     }

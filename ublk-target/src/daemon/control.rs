@@ -439,7 +439,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
     let signals = sender.clone();
     signals::hear(move |asked| drop(signals.send(Event::Signal(asked))))?;
     let daemon = Rc::new(Daemon {
-        throttle: Throttle::new(),
+        throttle: Throttle::in_company(),
         table: RefCell::default(),
         socket,
         config: config_path,

@@ -305,7 +305,7 @@ impl<'o, O: Observer> World<'o, O> {
         self.throttle.go_live(member);
         let bell = Arc::new(Bell { device, rung: self.rung.clone() });
         // The depth is only what room is made for beforehand; there may be millions waiting or none.
-        let gate = Gate::new(self.throttle.clone(), member, 0, bell).exact();
+        let gate = Gate::new(self.throttle.clone(), member, 0, bell).without_leases();
         let limits = options.limits;
         *present = Some(Present { member, limits, gate, waiting: Waiting::default(), deadline: None });
         self.observer.moved(self.now, Node::Device(device), *group);
