@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// What a process holds at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,38 @@ impl Thread {
             })
             .collect()
     }
+}
+
+/// What a thread has had of the CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ran {
+    /// For how long, in nanoseconds. On a virtual machine the time that its host takes away is in it.
+    pub ns: u64,
+    /// How often it was given one.
+    pub times: u64,
+}
+
+/// What each thread of a process has had of the CPUs, by number and name. One that ends meanwhile is left out.
+pub fn ran(pid: u32) -> Result<Vec<(String, Ran)>> {
+    let path = format!("/proc/{pid}/task");
+    let mut all = Vec::new();
+    for task in fs::read_dir(&path).with_context(|| path.clone())?.flatten() {
+        let read = |file: &str| fs::read_to_string(task.path().join(file));
+        let (Ok(name), Ok(schedstat)) = (read("comm"), read("schedstat")) else { continue };
+        // For how long it ran, for how long it waited to run, how often it ran.
+        let numbers = schedstat.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+        let [ns, _, times] = numbers?[..] else { bail!("schedstat: {schedstat:?}") };
+        let number = task.file_name().to_string_lossy().into_owned();
+        all.push((format!("{number} {}", name.trim()), Ran { ns, times }));
+    }
+    Ok(all)
+}
+
+/// What is resident of a process, files and all, in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.split_whitespace().next().context("no number")?.parse().with_context(|| format!("VmRSS:{line}"))
 }
 
 /// CPUs as the kernel lists them: `0-3,8`.

@@ -32,6 +32,7 @@ mod rates;
 mod recovery;
 mod refusals;
 mod removal;
+mod scale;
 mod shapes;
 mod takeover;
 
@@ -107,6 +108,7 @@ fn main() -> ExitCode {
         faults_backing::cases(),
         faults_control::cases(),
         shapes::cases(),
+        scale::cases(),
         bars::cases(),
         package::cases(),
     ];
