@@ -50,8 +50,7 @@ impl Bench {
     /// Measures each side once a round; `measure` gets the side's place.
     pub fn alternate(&self, names: &[&str], mut measure: impl FnMut(usize) -> Result<Sample>) -> Result<Vec<Side>> {
         thread::sleep(SETTLE);
-        let mut sides: Vec<Side> =
-            names.iter().map(|&name| Side { name: name.to_owned(), samples: Vec::new() }).collect();
+        let mut sides = sides(names);
         let mut before = self.pace();
         for round in 0..self.plan.rounds {
             for place in order(names.len(), round) {
@@ -65,6 +64,22 @@ impl Bench {
         Ok(sides)
     }
 
+    /// Measures all sides together once a round: for each round, a sample of each.
+    pub fn together(&self, names: &[&str], mut measure: impl FnMut(usize) -> Result<Vec<Sample>>) -> Result<Vec<Side>> {
+        thread::sleep(SETTLE);
+        let mut sides = sides(names);
+        let mut before = self.pace();
+        for round in 0..self.plan.rounds {
+            let samples = measure(round).with_context(|| format!("round {}", round + 1))?;
+            let after = self.pace();
+            for (side, sample) in sides.iter_mut().zip(samples) {
+                side.samples.push(Sample { pace: f64::midpoint(before, after), ..sample });
+            }
+            before = after;
+        }
+        Ok(sides)
+    }
+
     /// The yardstick against the best that was ever seen.
     fn pace(&self) -> f64 {
         let now = machine::yardstick();
@@ -73,8 +88,12 @@ impl Bench {
     }
 }
 
+fn sides(names: &[&str]) -> Vec<Side> {
+    names.iter().map(|&name| Side { name: name.to_owned(), samples: Vec::new() }).collect()
+}
+
 /// The order of the sides in a round: there, and back in the next one.
-fn order(sides: usize, round: usize) -> Vec<usize> {
+pub fn order(sides: usize, round: usize) -> Vec<usize> {
     let there = 0..sides;
     if round.is_multiple_of(2) { there.collect() } else { there.rev().collect() }
 }

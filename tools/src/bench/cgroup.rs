@@ -55,6 +55,22 @@ impl Cgroup {
         usage(&text).with_context(|| format!("{} has no usage_usec", path.display()))
     }
 
+    /// Stops all that runs in it, or lets it run again, and waits until that is so.
+    pub fn freeze(&self, is_frozen: bool, limit: Duration) -> Result<()> {
+        self.write("cgroup.freeze", if is_frozen { "1" } else { "0" })?;
+        let (path, until) = (self.path.join("cgroup.events"), Instant::now() + limit);
+        loop {
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            if text.lines().any(|line| line == if is_frozen { "frozen 1" } else { "frozen 0" }) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("{} is not frozen or thawed within {} s", self.path.display(), limit.as_secs());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Its processes.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let path = self.path.join("cgroup.procs");

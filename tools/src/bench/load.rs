@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs;
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::cgroup::Cgroup;
 use super::machine;
 use super::sample::{Metric, Sample};
 use crate::blockstat;
-use crate::fio::{Fio, Latency};
+use crate::fio::{Fio, Latency, Running};
 
 /// What a fio may take to start under emulation.
 const START: Duration = Duration::from_secs(30);
@@ -43,12 +44,7 @@ impl Load {
     pub fn run(self, node: &Path, server: &Cgroup) -> Result<Sample> {
         let disk = quiet(node)?;
         let before = blockstat::completed(&disk).context("the device is gone")?;
-        let fio = Fio::new("path-is-as-fast-as-the-peers")
-            .with("DEVICE", node.as_os_str())
-            .with("RW", self.rw.as_ref())
-            .with("BLOCK", self.block.to_string().as_ref())
-            .with("SECONDS", self.seconds.to_string().as_ref())
-            .start()?;
+        let fio = self.start(node, self.seconds)?;
         started(&disk, before)?;
         thread::sleep(RAMP);
         let first = Look::now(&disk, server)?;
@@ -58,11 +54,21 @@ impl Load {
         if let Some(job) = jobs.iter().find(|job| job.error != 0) {
             bail!("fio on {} ended with errno {}", node.display(), job.error);
         }
-        let mut sample = first.until(&second)?;
+        let mut sample = first.until(&second).sample()?;
         if let Some(latency) = jobs.first().and_then(|job| job.latency) {
             set_latency(&mut sample, latency);
         }
         Ok(sample)
+    }
+
+    /// Starts it, for so long after its ramp.
+    pub fn start(self, node: &Path, seconds: u32) -> Result<Running> {
+        Fio::new("path-is-as-fast-as-the-peers")
+            .with("DEVICE", node.as_os_str())
+            .with("RW", self.rw.as_ref())
+            .with("BLOCK", self.block.to_string().as_ref())
+            .with("SECONDS", seconds.to_string().as_ref())
+            .start()
     }
 }
 
@@ -81,18 +87,56 @@ impl Look {
         Ok(Look { at: Instant::now(), requests, own: server.usage()?, all: machine::times()? })
     }
 
-    /// IOPS and processor time from this look to a later one.
-    pub fn until(&self, later: &Look) -> Result<Sample> {
-        let requests = later.requests.saturating_sub(self.requests);
+    /// What happened from this look to a later one.
+    pub fn until(&self, later: &Look) -> Spell {
+        let time = later.at.duration_since(self.at);
+        let machine::Spent { busy, stolen } = self.all.until(&later.all);
+        Spell {
+            time,
+            requests: later.requests.saturating_sub(self.requests),
+            own: later.own.saturating_sub(self.own),
+            busy,
+            stolen: time.mul_f64(stolen),
+        }
+    }
+}
+
+/// What happened between two looks, or between several pairs of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spell {
+    time: Duration,
+    requests: u64,
+    /// Processor time of the server.
+    own: Duration,
+    /// Of all.
+    busy: Duration,
+    /// Of the time, the share of the processors that the host took.
+    stolen: Duration,
+}
+
+impl AddAssign for Spell {
+    fn add_assign(&mut self, more: Spell) {
+        let Spell { time, requests, own, busy, stolen } = more;
+        self.time += time;
+        self.requests += requests;
+        self.own += own;
+        self.busy += busy;
+        self.stolen += stolen;
+    }
+}
+
+impl Spell {
+    /// IOPS and processor time.
+    pub fn sample(self) -> Result<Sample> {
+        let Spell { time, requests, own, busy, stolen } = self;
         if requests == 0 {
-            bail!("not one request was completed in {:?}", later.at.duration_since(self.at));
+            bail!("not one request was completed in {time:?}");
         }
         let each = |time: Duration| time.as_secs_f64() * 1e6 / requests as f64;
-        let spent = self.all.until(&later.all);
-        let mut sample = Sample { stolen: spent.stolen, ..Sample::default() };
-        sample.set(Metric::Iops, requests as f64 / later.at.duration_since(self.at).as_secs_f64());
-        sample.set(Metric::CpuOwn, each(later.own.saturating_sub(self.own)));
-        sample.set(Metric::CpuAll, each(spent.busy));
+        let mut sample = Sample { stolen: stolen.div_duration_f64(time), ..Sample::default() };
+        sample.set(Metric::Iops, requests as f64 / time.as_secs_f64());
+        sample.set(Metric::CpuOwn, each(own));
+        sample.set(Metric::CpuAll, each(busy));
         Ok(sample)
     }
 }

@@ -6,7 +6,7 @@
 //!   then    a table ─► stdout     everything ─► target/bench/KERNEL.json     pictures ─► target/bench/KERNEL.html
 //!
 //!   cases/     what is run, what must come out          peers/    what it is run on
-//!   load       fio, and the kernel's counters           grid      lateness
+//!   load, slices   fio, and the kernel's counters       grid      lateness
 //!   cgroup, machine   whose CPU time                    windows   rates over every place of a window
 //!   statistics, bar   medians, spread, and what is not trusted   report/  text, JSON, HTML
 //! ```
@@ -27,6 +27,7 @@ mod machine;
 mod peers;
 mod report;
 mod sample;
+mod slices;
 mod statistics;
 mod windows;
 

@@ -58,7 +58,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     let mut notes = vec![
         "reads past the page cache one at a time; paced: of a device without limits, each begun by a ring's timeout"
             .to_owned(),
-        "all above their earliest, which stands for one that was not late".to_owned(),
+        "at the client, and paced: above the earliest, which stands for one that was not late".to_owned(),
     ];
     let accounts: Option<Vec<Sample>> = accounts.into_iter().collect();
     let mut bars = Vec::new();

@@ -15,10 +15,11 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::bar::{Bar, Bound};
-use super::bench::Bench;
+use super::bench::{Bench, order};
 use super::load::Load;
 use super::peers::Peer;
-use super::sample::{Metric, Side};
+use super::sample::{Metric, Sample, Side};
+use super::slices::Slices;
 
 /// A case by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,13 +115,28 @@ impl Case {
     }
 }
 
-/// Runs a load on all of them in turn, then stops them.
+/// Of a run that is there for its latencies, after the ramp.
+const LATENCY_SECONDS: u32 = 1;
+
+/// Runs a load on all of them in turn, then stops them: in each round a short run for the latencies, and slices for all else.
 fn loaded(bench: &Bench, peers: Vec<(&str, Box<dyn Peer>)>, load: Load) -> Result<Vec<Side>> {
     let names: Vec<&str> = peers.iter().map(|(name, _)| *name).collect();
-    let sides = bench.alternate(&names, |place| {
-        let peer = &peers[place].1;
-        load.run(peer.node(), peer.server())
+    let slices = Slices::start(load, peers.iter().map(|(_, peer)| &**peer))?;
+    let sides = bench.together(&names, |round| {
+        let mut latencies: Vec<Option<Sample>> = vec![None; peers.len()];
+        for place in order(peers.len(), round) {
+            let short = Load { seconds: LATENCY_SECONDS, ..load };
+            latencies[place] = Some(short.run(peers[place].1.node(), peers[place].1.server())?);
+        }
+        let mut samples = slices.round(load.seconds)?;
+        for (sample, latencies) in samples.iter_mut().zip(latencies.into_iter().flatten()) {
+            // What both have measured is that of the slices.
+            let both = latencies.values.into_iter().chain(std::mem::take(&mut sample.values));
+            sample.values = both.collect();
+        }
+        Ok(samples)
     })?;
+    slices.end()?;
     for (_, peer) in peers {
         peer.stop()?;
     }

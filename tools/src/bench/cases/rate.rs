@@ -88,7 +88,7 @@ fn measure(peer: &dyn Peer, seconds: u32) -> Result<Sample> {
     thread::sleep(RAMP);
     let first = Look::now(&disk, peer.server())?;
     thread::sleep(Duration::from_secs(seconds.into()).saturating_sub(Duration::from_secs(1)));
-    let mut sample = first.until(&Look::now(&disk, peer.server())?)?;
+    let mut sample = first.until(&Look::now(&disk, peer.server())?).sample()?;
     let jobs = fio.finish(Duration::from_secs(60))?;
     let [job] = &jobs[..] else { bail!("fio was to report one job; it reported {}", jobs.len()) };
     if job.error != 0 {

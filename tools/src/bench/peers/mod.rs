@@ -23,6 +23,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
 use crate::process;
@@ -86,6 +88,12 @@ impl Server {
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Asks it to end, and waits for that.
+    fn end(self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
+        self.wait()
     }
 
     /// Waits for its end, which somebody has asked for.

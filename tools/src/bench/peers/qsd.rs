@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::nbd::Nbd;
 use super::{NULL_SIZE, Peer, Server};
@@ -62,8 +60,7 @@ impl Peer for Qsd {
     fn stop(self: Box<Self>) -> Result<()> {
         let Qsd { disks, server, socket } = *self;
         drop(disks);
-        kill(Pid::from_raw(server.child.id().try_into()?), Signal::SIGTERM)?;
-        server.wait()?;
+        server.end()?;
         let _ = std::fs::remove_file(socket);
         Ok(())
     }
