@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
 
@@ -53,10 +54,16 @@ pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
 pub fn again(file: &File) -> Outcome<File> {
     let what = "cannot open a backend once more for a queue";
     let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).or_fail(Class::Resource, what)?;
+    // tmpfs never waits for a read but where it was swapped out, and still does not say that it can do without: a ring has each one
+    // done by a thread of the kernel. To a regular file O_NONBLOCK means nothing else than that the ring may read it at once.
+    let at_once = match fstatfs(file) {
+        Ok(system) if system.filesystem_type() == TMPFS_MAGIC => libc::O_NONBLOCK,
+        _ => 0,
+    };
     let reopened = OpenOptions::new()
         .read(true)
         .write(flags & libc::O_ACCMODE == libc::O_RDWR)
-        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | (flags & libc::O_DIRECT))
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | (flags & libc::O_DIRECT) | at_once)
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
     match reopened {
         Ok(file) => Ok(file),
@@ -232,6 +239,20 @@ mod tests {
         let created = Access { is_read_only: false, flags: libc::O_CREAT, ..READ_ONLY };
         let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err();
         assert!(failure.message.contains("its directory is not there"), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_ring_reads_tmpfs_at_once() {
+        // Elsewhere the flag stays away: there the ring knows by itself what it can read at once.
+        let path = Path::new("/dev/shm").join(format!("ublk-throttle-again-{}", std::process::id()));
+        let on_tmpfs = File::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let elsewhere = File::open(std::env::current_exe().unwrap()).unwrap();
+        for file in [on_tmpfs, elsewhere] {
+            let is_tmpfs = fstatfs(&file).unwrap().filesystem_type() == TMPFS_MAGIC;
+            let flags = fcntl(again(&file).unwrap(), FcntlArg::F_GETFL).unwrap();
+            assert_eq!(flags & libc::O_NONBLOCK != 0, is_tmpfs);
+        }
     }
 
     #[test]
