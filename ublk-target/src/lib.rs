@@ -11,6 +11,7 @@
 //! What is throttled how is decided by `throttle-core`; what a user may write, by `ublk-throttle-config`. This crate brings
 //! both together with the kernel.
 
+pub mod activity;
 pub mod backend;
 pub mod client;
 pub mod clock;

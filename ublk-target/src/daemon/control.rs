@@ -31,6 +31,7 @@ use super::signals::{self, Asked};
 use super::socket::Socket;
 use super::table::{Entry, Origin, Placed, Table};
 use super::{add, del, notify, recover, reload, server, set, stats};
+use crate::activity::Activity;
 use crate::clock;
 use crate::device::{Beginning as Begun, Device, Notice, Removal, Surroundings, traces};
 use crate::error::{Class, Failure, Outcome};
@@ -76,6 +77,8 @@ pub struct Daemon {
     pub gone: Notify,
     state_dir: Arc<StateDir>,
     keeper: Keeper,
+    /// Whether there may be something new about the levels.
+    pub activity: Arc<Activity>,
     /// The levels as last written down.
     noted: RefCell<Option<LevelsRecord>>,
     watcher: Arc<Watcher>,
@@ -175,6 +178,7 @@ impl Daemon {
             throttle: Arc::clone(&self.throttle),
             group,
             watcher: Arc::clone(&self.watcher),
+            activity: Arc::clone(&self.activity),
             state_dir: Arc::clone(&self.state_dir),
             notify: Box::new(move |notice| drop(events.send(Event::Device(notice)))),
         };
@@ -191,16 +195,18 @@ impl Daemon {
         self.keeper.keep_groups(table.groups_record());
     }
 
-    /// Has the levels written down, if there is something new about them.
-    fn note_levels(&self, is_final: bool) {
+    /// Has the levels written down, if there is something new about them. Whether there may be more to come if nothing happens.
+    fn note_levels(&self, is_final: bool) -> bool {
         let record = LevelsRecord::note(&self.table.borrow(), &self.throttle, clock::now(), is_final);
         let mut noted = self.noted.borrow_mut();
         let is_known = noted.as_ref().is_some_and(|noted| record.says_no_more_than(noted));
         // Where something drains, the instant is news too.
-        if !is_known || !record.is_idle() {
+        let is_draining = !record.is_idle();
+        if !is_known || is_draining {
             self.keeper.keep_levels(record.clone());
             *noted = Some(record);
         }
+        is_draining
     }
 
     /// Waits until a device that has said that it is gone is in the table no more, so that its name is free.
@@ -400,6 +406,7 @@ impl Daemon {
                     log::error(&failure.context("reload"));
                 }
                 daemon.listed.replace(None);
+                daemon.activity.see();
             }
             daemon.is_reloading.set(false);
         });
@@ -445,6 +452,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         config: config_path,
         gone: Notify::new(),
         keeper: Keeper::start(Arc::clone(&state_dir))?,
+        activity: Arc::default(),
         noted: RefCell::default(),
         watcher: Arc::default(),
         state_dir,
@@ -480,7 +488,10 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
     let noting = Rc::clone(&daemon);
     tokio_uring::spawn(async move {
         while noting.phase.get() != Phase::Stopping {
-            noting.note_levels(false);
+            noting.activity.forget();
+            if !noting.note_levels(false) {
+                noting.activity.seen().await;
+            }
             tokio::time::sleep(Duration::from_secs(levels::PERIOD_S)).await;
         }
     });
@@ -498,6 +509,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         }
         match events.recv().await.expect("the daemon keeps a sender") {
             Event::Device(notice) => {
+                daemon.activity.see();
                 let Some(cause) = daemon.note(notice) else { continue };
                 // All or none: a host must not come up with half its disks and no word to who waits for READY.
                 failure.get_or_insert(cause);

@@ -1,4 +1,4 @@
-//! How full every limit is, noted once a second, so that a daemon's end gives nobody a burst.
+//! How full every limit is, noted once a second while any is not full, so that a daemon's end gives nobody a burst.
 //!
 //! ```text
 //!   one daemon      ●────────●────────●──────✗                     noted each second: ●

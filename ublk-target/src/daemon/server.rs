@@ -163,7 +163,12 @@ async fn carry_out(command: Command, daemon: &Rc<Daemon>) -> Outcome<Rc<str>> {
         Command::Stats { name } => daemon.stats(name.as_deref()),
         command => {
             let daemon = Rc::clone(daemon);
-            let work = tokio_uring::spawn(async move { daemon.change(command).await });
+            let work = tokio_uring::spawn(async move {
+                let outcome = daemon.change(command).await;
+                // Limits may have come or gone, or be others.
+                daemon.activity.see();
+                outcome
+            });
             let outcome = work.await.unwrap_or_else(|cause| Err(Failure::new(Class::Failed, cause)));
             outcome.map(|result| Rc::from(result.to_string()))
         }

@@ -181,6 +181,7 @@ impl DeviceThread {
                 is_watched: Arc::clone(&self.is_watched),
                 report: Box::new(move |report| {
                     // The device thread outlives its queues.
+                activity: Arc::clone(&self.surroundings.activity),
                     let _ = inbox.lock().expect("used by one thread").send(Message::Queue(report));
                 }),
             };

@@ -47,6 +47,7 @@ pub use standing::Standing;
 pub use stats::{DeviceStats, OperationStats};
 pub use status::{Status, limits};
 
+use crate::activity::Activity;
 use crate::backend::place;
 use crate::clock;
 use crate::error::{Class, OrFail, Outcome};
@@ -179,6 +180,8 @@ pub struct Surroundings {
     pub group: Option<GroupId>,
     /// Who tells whether somebody else stops it.
     pub watcher: Arc<Watcher>,
+    /// Told of each turn of a queue with a request.
+    pub activity: Arc<Activity>,
     /// Where its state file goes.
     pub state_dir: Arc<StateDir>,
     /// Tells the daemon.

@@ -42,6 +42,7 @@ use buffers::Buffers;
 use counters::Counters;
 use tags::Tags;
 
+use crate::activity::Activity;
 use crate::backend::{self, Backend, Data, Lane, Progress, Request, Step};
 use crate::clock;
 use crate::error::{Class, Failure, Outcome};
@@ -165,6 +166,8 @@ pub struct Setup {
     pub handle: Arc<Handle>,
     /// The name of the device.
     pub name: String,
+    /// Told of each turn with a request.
+    pub activity: Arc<Activity>,
     /// Whether the device thread already looks after the requests of the device.
     pub is_watched: Arc<AtomicBool>,
     /// Tells the device thread.
@@ -543,7 +546,10 @@ impl<'a> Queue<'a> {
     /// Lets others see what happened in this turn.
     fn publish(&mut self) {
         let handle = &self.setup.handle;
-        handle.fetched.store(self.fetched, Ordering::Relaxed);
+        if handle.fetched.load(Ordering::Relaxed) != self.fetched {
+            handle.fetched.store(self.fetched, Ordering::Relaxed);
+            self.setup.activity.see();
+        }
         if self.is_busy != self.tags.is_busy() {
             self.is_busy = !self.is_busy;
             // Before the look at `is_watched`, in the one order of SeqCst: the device thread stops watching first and then
