@@ -67,14 +67,16 @@ impl DeviceThread {
         self.backend = Some(Arc::clone(&backend));
         spare_descriptors(description.queues)?;
         let mut control = Control::open_aside()?;
-        let transfer = self.transfer(&mut control, &*backend)?;
+        // A driver that does not answer has none of them.
+        let features = control.features().unwrap_or(0);
+        let transfer = self.transfer(features, &*backend)?;
         let info = self.add(&mut control, transfer)?;
         control.set_params(info.id, &geometry.params(info.request_bytes_max, info.transfer)).map_err(|errno| {
             Failure::new(Class::Failed, format!("the kernel refuses its parameters: {}", errno.desc()))
         })?;
         crash_point::at(Point::ParamsSet);
         self.char_device = Some(Arc::new(CharDevice::open(&info)?));
-        let partx = self.shared.description.on_crash == OnCrash::Requeue && must_come_later(&mut control);
+        let partx = self.shared.description.on_crash == OnCrash::Requeue && must_come_later(features);
         self.start_queues(&mut control, &info, &backend, !partx)?;
         crash_point::at(Point::QueuesReady);
         self.start_disk()?;
@@ -88,9 +90,9 @@ impl DeviceThread {
     }
 
     /// How data shall get from the kernel to the backend.
-    fn transfer(&self, control: &mut Control, backend: &dyn Backend) -> Outcome<Transfer> {
+    fn transfer(&self, features: u64, backend: &dyn Backend) -> Outcome<Transfer> {
         let description = &self.shared.description;
-        let is_offered = control.features().is_ok_and(|features| features & (1 << AUTO_BUF_REG) != 0);
+        let is_offered = features & (1 << AUTO_BUF_REG) != 0;
         match description.zero_copy {
             ZeroCopy::Auto if is_offered && backend.takes_registered() => Ok(Transfer::Registered),
             ZeroCopy::On if is_offered => Ok(Transfer::Registered),
@@ -179,9 +181,9 @@ impl DeviceThread {
                 handle: Arc::clone(&self.made().queues[usize::from(id)]),
                 name: self.name().to_owned(),
                 is_watched: Arc::clone(&self.is_watched),
+                activity: Arc::clone(&self.surroundings.activity),
                 report: Box::new(move |report| {
                     // The device thread outlives its queues.
-                activity: Arc::clone(&self.surroundings.activity),
                     let _ = inbox.lock().expect("used by one thread").send(Message::Queue(report));
                 }),
             };

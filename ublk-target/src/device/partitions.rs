@@ -21,16 +21,15 @@ use std::time::{Duration, Instant};
 use super::thread::DeviceThread;
 use super::traces;
 use crate::log;
-use crate::ublk::control::Control;
 use crate::ublk::features::NO_AUTO_PART_SCAN;
 
 /// How often it is asked whether `partx` has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Whether START of a disk that outlives its server must not look for partitions. The kernels that look after START came before the
-/// one that can be told not to; that one can be recognized.
-pub(super) fn must_come_later(control: &mut Control) -> bool {
-    control.features().is_ok_and(|features| features & (1 << NO_AUTO_PART_SCAN) == 0)
+/// Whether START of a disk that outlives its server must not look for partitions, by what the driver can do. The kernels that look
+/// after START came before the one that can be told not to; that one can be recognized.
+pub(super) const fn must_come_later(features: u64) -> bool {
+    features & (1 << NO_AUTO_PART_SCAN) == 0
 }
 
 impl DeviceThread {

@@ -130,7 +130,7 @@ impl DeviceThread {
         }
         crash_point::at(Point::Recovered);
         self.shared.set_state(State::Live);
-        if must_come_later(&mut control) {
+        if control.features().is_ok_and(must_come_later) {
             // The daemon may have been killed before it came to that.
             self.look_for_partitions(Duration::ZERO);
         }
