@@ -101,6 +101,12 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// Whether it looks at what is written and fills what is read. If not, the data of a write is gone when it is delivered, and that
+    /// of a read is zero.
+    fn wants_data(&self) -> bool {
+        true
+    }
+
     /// The file behind it: its device and inode number, for whoever wants to know whether the path still leads there.
     fn identity(&self) -> Option<(u64, u64)> {
         None

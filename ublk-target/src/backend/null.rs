@@ -1,7 +1,5 @@
 //! Nothing: reads give zeros, writes vanish. For measuring what is above.
 
-use throttle_core::cost::Operation;
-
 use super::{Backend, Data, Lane, Request, Step};
 use crate::error::Outcome;
 use crate::ublk::params::{Discard, Geometry};
@@ -37,8 +35,12 @@ impl Backend for Null {
         self.geometry
     }
 
-    fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>> {
-        Ok(Box::new(NullLane { written: vec![0; depth.into()] }))
+    fn lane(&self, _depth: u16) -> Outcome<Box<dyn Lane>> {
+        Ok(Box::new(NullLane))
+    }
+
+    fn wants_data(&self) -> bool {
+        false
     }
 
     fn resize(&self, _size: u64) -> Outcome<()> {
@@ -46,50 +48,11 @@ impl Backend for Null {
     }
 }
 
-struct NullLane {
-    /// For each tag: how much of its buffer, from the start, may hold the data of a write.
-    written: Vec<usize>,
-}
+struct NullLane;
 
 impl Lane for NullLane {
-    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, _done: usize) -> Step {
-        let data = data.buffer();
-        let written = &mut self.written[usize::from(tag)];
-        match request.operation {
-            Operation::Write => *written = (*written).max(data.len()),
-            // Buffers are zero at first, so only what a write has left needs to be wiped.
-            Operation::Read => {
-                let dirty = data.len().min(*written);
-                data[..dirty].fill(0);
-                if dirty == *written {
-                    *written = 0;
-                }
-            }
-            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => {}
-        }
+    fn issue(&mut self, _tag: u16, _request: &Request, _data: Data<'_>, _done: usize) -> Step {
+        // What is read is zero already: see `Backend::wants_data`.
         Step::Done(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn issue(lane: &mut dyn Lane, operation: Operation, data: &mut [u8]) {
-        let length = data.len() as u64;
-        let request = Request { operation, offset: 0, length, is_fua: false, keeps_space: false };
-        assert!(matches!(lane.issue(0, &request, Data::Buffer(data), 0), Step::Done(Ok(()))));
-    }
-
-    #[test]
-    fn a_read_never_shows_what_was_written_under_the_same_tag() {
-        // The buffer is that of the tag: an 8 KiB write, then a short read, then a long one.
-        let mut lane = Null::new(1 << 30, false, None).lane(1).unwrap();
-        let mut buffer = [9; 8192];
-        issue(&mut *lane, Operation::Write, &mut buffer);
-        issue(&mut *lane, Operation::Read, &mut buffer[..4096]);
-        assert_eq!(buffer[..4096], [0; 4096]);
-        issue(&mut *lane, Operation::Read, &mut buffer);
-        assert_eq!(buffer, [0; 8192]);
     }
 }

@@ -5,8 +5,17 @@
 //! ```
 //!
 //! The kernel copies the data of a write in before it delivers the request, and the data of a read out at the commit. Pages
-//! take up memory only once they are touched, and are given back when the queue has not been used for a while. Whoever commits a read must have filled all of its length: the rest would be
-//! the data of an earlier request.
+//! take up memory only once they are touched (not two megabytes at a time), and are given back when the queue has not been used for
+//! a while. Whoever commits a read must have filled all of its length: the rest would be the data of an earlier request.
+//!
+//! Where nobody wants the data ([`crate::backend::Backend::wants_data`]) all tags have one and the same buffer, zero at each commit:
+//!
+//! ```text
+//!   one enter    commits, each read copied out ─► wait ─► deliveries, each write copied in      ring of DEFER_TASKRUN
+//!   then         every write that was delivered is wiped, before anything is committed
+//! ```
+//!
+//! The processor has it at hand for the next copy, where each of 128 would have to be fetched.
 //!
 //! A tag whose request is given up while the backend still has its buffer gets a fresh one; the old one stays mapped, used by
 //! nobody else, until all go together.
@@ -31,6 +40,9 @@ pub struct Buffers {
     each: usize,
     /// Where the buffer of each tag begins; empty if there are none.
     of_tag: Vec<NonNull<u8>>,
+    /// If all tags have the same one: how much of it, from the start, is memory of its own. The rest, never written to, is the
+    /// kernel's page of zeros; before Linux 6.13 or so it had to find that anew, in a slow way, for each read that it copied out.
+    one: Option<usize>,
     /// What was mapped, each with its length: all buffers together, then the fresh ones.
     mappings: Vec<(NonNull<u8>, usize)>,
 }
@@ -44,12 +56,30 @@ impl Buffers {
             .or_fail(Class::Resource, format!("cannot map the buffers of {depth} requests of {each} bytes"))?;
         // SAFETY: below `depth` buffers of `each` bytes the addresses lie in the mapping.
         let of_tag = (0..usize::from(depth)).map(|tag| unsafe { base.add(tag * each) }).collect();
-        Ok(Self { each, of_tag, mappings: vec![(base, length)] })
+        Ok(Self { each, of_tag, one: None, mappings: vec![(base, length)] })
+    }
+
+    /// Maps one buffer of `each` bytes for `depth` tags whose data nobody wants.
+    pub fn map_one(depth: u16, each: u32) -> Outcome<Self> {
+        let length = each as usize;
+        let base = map(length).or_fail(Class::Resource, format!("cannot map a buffer of {each} bytes"))?;
+        Ok(Self { each: length, of_tag: vec![base; depth.into()], one: Some(0), mappings: vec![(base, length)] })
     }
 
     /// For a queue that needs none.
     pub const fn none() -> Self {
-        Self { each: 0, of_tag: Vec::new(), mappings: Vec::new() }
+        Self { each: 0, of_tag: Vec::new(), one: None, mappings: Vec::new() }
+    }
+
+    /// To be called for each request that was delivered, before anything else is done about any of them: what came with a write is
+    /// wiped from a buffer that other tags have, too.
+    pub fn delivered(&mut self, tag: u16, is_write: bool, length: u64) {
+        let Some(own) = self.one else { return };
+        let length = self.each.min(usize::try_from(length).unwrap_or(usize::MAX));
+        if is_write || length > own {
+            self.slice(tag, length).fill(0);
+            self.one = Some(own.max(length));
+        }
     }
 
     /// Gives `tag` a fresh buffer, if it has one. The old one is left to whoever still has its address.
@@ -71,6 +101,7 @@ impl Buffers {
             // advice, and then the memory stays.
             unsafe { libc::madvise(mapping.as_ptr().cast(), length, MADV_DONTNEED_LOCKED) };
         }
+        self.one = self.one.map(|_| 0);
     }
 
     /// The address of the buffer of `tag`, for the kernel; null if there is none.
@@ -108,7 +139,11 @@ fn map(length: usize) -> Result<NonNull<u8>, Errno> {
     let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
     let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
     // SAFETY: mmap(2): a new anonymous mapping, at an address the kernel chooses, overlaps nothing.
-    unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_NORESERVE) }.map(NonNull::cast)
+    let mapping = unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_NORESERVE) }?;
+    // One request of 4 KiB in each buffer would else take up all of it: 64 MiB for a queue of 128.
+    // SAFETY: madvise(2) of what was mapped a line above. A kernel without huge pages refuses it, and needs none of it.
+    unsafe { libc::madvise(mapping.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
+    Ok(mapping.cast())
 }
 
 #[cfg(test)]
@@ -134,6 +169,25 @@ mod tests {
         buffers.slice(1, 8192).fill(7);
         buffers.release();
         assert!(buffers.slice(1, 8192).iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn the_one_buffer_of_all_tags_shows_nobody_what_was_written() {
+        // A write under tag 0, then reads under both, shorter and longer; also once the memory was given back.
+        let mut buffers = Buffers::map_one(2, 8192).unwrap();
+        assert_eq!(buffers.address(0), buffers.address(1));
+        for _ in 0..2 {
+            buffers.slice(0, 8192).fill(9);
+            buffers.delivered(1, false, 512);
+            buffers.delivered(0, true, 8192);
+            for length in [512, 8192] {
+                buffers.delivered(1, false, length);
+                assert!(buffers.slice(1, length as usize).iter().all(|byte| *byte == 0));
+            }
+            buffers.release();
+        }
+        // Longer than anything that is served; the kernel does not send it.
+        buffers.delivered(0, true, u64::MAX);
     }
 
     #[test]

@@ -49,7 +49,7 @@ use crate::error::{Class, Failure, Outcome};
 use crate::log;
 use crate::ublk::Transfer;
 use crate::ublk::queue::outlast as ring_outlast;
-use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, QueueRing, Wait, operation};
+use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, LOOK_AFTER, QueueRing, Wait, operation};
 
 /// What a queue thread tells the thread of its device.
 #[derive(Debug)]
@@ -73,8 +73,6 @@ pub enum Report {
 
 /// How long a device that is going waits for the backend's answer to a request.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a queue that is not used keeps the memory of its buffers.
-const BUFFERS_KEPT: Duration = Duration::from_secs(2);
 /// How often it looks whether that has passed.
 const PATIENCE_LOOK: Duration = Duration::from_millis(100);
 
@@ -166,10 +164,10 @@ pub struct Setup {
     pub handle: Arc<Handle>,
     /// The name of the device.
     pub name: String,
-    /// Told of each turn with a request.
-    pub activity: Arc<Activity>,
     /// Whether the device thread already looks after the requests of the device.
     pub is_watched: Arc<AtomicBool>,
+    /// Told of each turn with a request.
+    pub activity: Arc<Activity>,
     /// Tells the device thread.
     pub report: Box<dyn Fn(Report) + Send>,
 }
@@ -263,14 +261,16 @@ struct Queue<'a> {
     gate: Gate,
     tags: Tags,
     slots: Vec<Slot>,
-    /// To be submitted with the next wait: at most one for each tag, and the bell's poll.
+    /// To be submitted with the next wait: at most one for each tag, the bell's poll and the look's timer.
     entries: Vec<Entry>,
     events: Vec<Event>,
     let_go: Vec<Tag>,
     fetched: u64,
     is_busy: bool,
-    /// When requests came last; `None` once the memory of the buffers was given back.
+    /// When requests came last; `None` once the memory of the buffers was given back, or if there is none.
     used_at: Option<Time>,
+    /// A look at that is to come.
+    is_look_due: bool,
     /// Since when the backend's answers are not waited for without limit.
     hurried: Option<Time>,
     has_retired: bool,
@@ -281,7 +281,8 @@ impl<'a> Queue<'a> {
         let depth = setup.depth;
         let ring = QueueRing::open(&setup.device, setup.id)?;
         let buffers = match setup.transfer {
-            Transfer::Copied => Buffers::map(depth, setup.request_bytes_max)?,
+            Transfer::Copied if setup.backend.wants_data() => Buffers::map(depth, setup.request_bytes_max)?,
+            Transfer::Copied => Buffers::map_one(depth, setup.request_bytes_max)?,
             Transfer::Registered => Buffers::none(),
         };
         let bell = Arc::clone(&setup.handle) as Arc<dyn Doorbell>;
@@ -298,12 +299,13 @@ impl<'a> Queue<'a> {
                 Slot { request: nothing, done: 0, arrived: Time::ZERO, issued: Time::ZERO, serial: 0 };
                 depth.into()
             ],
-            entries: Vec::with_capacity(usize::from(depth) + 1),
+            entries: Vec::with_capacity(usize::from(depth) + 2),
             events: Vec::with_capacity(usize::from(depth) * 2 + 64),
             let_go: Vec::with_capacity(depth.into()),
             fetched: 0,
             is_busy: false,
             used_at: None,
+            is_look_due: false,
             hurried: None,
             has_retired: false,
         })
@@ -339,15 +341,12 @@ impl<'a> Queue<'a> {
         self.ring.turn(&mut self.entries, wait, &mut self.events)?;
         let now = clock::now();
         let mut events = std::mem::take(&mut self.events);
-        let is_quiet = events.is_empty();
+        let is_quiet = events.iter().all(|event| *event == Event::Look);
         for event in events.drain(..) {
             self.apply(event, now);
         }
         self.events = events;
-        if is_quiet && self.release_at().is_some_and(|at| at <= now) {
-            self.buffers.release();
-            self.used_at = None;
-        }
+        self.look(is_quiet, now);
 
         // Silent first, then look: a ring that comes after this line brings another turn.
         let is_rung = self.setup.handle.bell.take();
@@ -383,13 +382,21 @@ impl<'a> Queue<'a> {
     fn wait(&self) -> Wait {
         let may_give_up = self.hurried.is_some() && !self.tags.is_backend_idle();
         let look = may_give_up.then(|| clock::now().plus_nanos(PATIENCE_LOOK.as_nanos() as u64));
-        self.gate.deadline().into_iter().chain(look).chain(self.release_at()).min().map_or(Wait::Forever, Wait::Until)
+        self.gate.deadline().into_iter().chain(look).min().map_or(Wait::Forever, Wait::Until)
     }
 
-    /// When the memory of the buffers is to be given back, if no request comes before.
-    fn release_at(&self) -> Option<Time> {
-        let used_at = self.used_at.filter(|_| !self.tags.is_busy() && self.tags.stuck() == 0)?;
-        Some(used_at.plus_nanos(BUFFERS_KEPT.as_nanos() as u64))
+    /// Gives the memory of the buffers back if no request has come for [`LOOK_AFTER`], and nothing at all in this turn; as long as
+    /// there is something to give back, a look is to come.
+    fn look(&mut self, is_quiet: bool, now: Time) {
+        let Some(used_at) = self.used_at.filter(|_| !self.is_look_due) else { return };
+        let is_unused = is_quiet && !self.tags.is_busy() && self.tags.stuck() == 0;
+        if is_unused && now.nanos_since(used_at) >= LOOK_AFTER.as_nanos() as u64 {
+            self.buffers.release();
+            self.used_at = None;
+        } else {
+            self.entries.push(QueueRing::look_later());
+            self.is_look_due = true;
+        }
     }
 
     /// Answers with EIO what the backend has had for too long.
@@ -414,7 +421,7 @@ impl<'a> Queue<'a> {
             Event::Delivered(tag) => {
                 self.tags.deliver(tag);
                 self.fetched += 1;
-                self.used_at = Some(now);
+                self.used_at = (self.setup.transfer == Transfer::Copied).then_some(now);
                 self.begin(tag, now);
             }
             Event::Backend(tag, serial, _) if serial != self.slots[usize::from(tag)].serial => self.tags.late(),
@@ -442,6 +449,7 @@ impl<'a> Queue<'a> {
                 self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
             }
             Event::Bell { is_armed: true } => {}
+            Event::Look => self.is_look_due = false,
             // The kernel refuses a COMMIT only if it is wrong: a wrong tag, a wrong thread, twice. Going on would leave
             // a client waiting for ever.
             Event::Refused(tag, errno) => {
@@ -453,6 +461,7 @@ impl<'a> Queue<'a> {
     /// A request has come.
     fn begin(&mut self, tag: u16, now: Time) {
         let described = self.ring.descriptor(tag);
+        self.buffers.delivered(tag, described.operation == operation::WRITE, described.length);
         let request = match self.admit(&described) {
             Ok(request) => request,
             Err(errno) => return self.commit(tag, -(errno as i32)),

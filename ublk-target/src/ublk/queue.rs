@@ -1,10 +1,10 @@
 //! One queue of a device and its ring, as seen by the thread that owns both.
 //!
 //! ```text
-//!             entries: fetch, commit, backend, poll of the bell
+//!             entries: fetch, commit, backend, poll of the bell, timer of the look
 //!   thread ───────────────────────────────────────────────────► ring ──► kernel
 //!          ◄─────────────────────────────────────────────────── ring ◄──
-//!             events: Delivered │ Aborted │ Refused │ Backend │ Bell
+//!             events: Delivered │ Aborted │ Refused │ Backend │ Bell │ Look
 //!
 //!   user_data   63 │ 62..32 │ 31..16 │ 15..0
 //!               own│ serial │ kind   │ tag        own = 0: FETCH or COMMIT, in libublk's numbering too
@@ -72,9 +72,9 @@ impl CharDevice {
 }
 
 /// Entries and completions that a queue can have at once: in one turn a tag's entry may go to the backend, be given up and its
-/// request answered, and the bell's poll be armed; completions besides in case a thread is kept from reaping them.
+/// request answered, the bell's poll be armed, and the look's timer; completions besides in case a thread is kept from reaping them.
 const fn ring_sizes(depth: u16) -> (u16, u16) {
-    (depth * 2 + 1, depth * 4 + 64)
+    (depth * 2 + 2, depth * 4 + 64)
 }
 
 /// What the kernel asks for, copied out of the shared memory at delivery: the kernel reuses it after the commit.
@@ -134,13 +134,21 @@ pub enum Event {
         /// If not, [`QueueRing::watch_bell`] must be submitted again.
         is_armed: bool,
     },
+    /// [`LOOK_AFTER`] has passed since [`QueueRing::look_later`] was submitted.
+    Look,
 }
+
+/// How long a queue lets pass before it looks whether it is still in use.
+pub const LOOK_AFTER: Duration = Duration::from_secs(2);
+/// The same, for the kernel.
+static LOOK_TIMESPEC: types::Timespec = types::Timespec::new().sec(LOOK_AFTER.as_secs());
 
 const OWN: u64 = 1 << 63;
 /// Serial numbers of backend entries are below.
 const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
+const KIND_LOOK: u64 = 3 << 16;
 
 /// `IORING_ENTER_*` of io_uring_enter(2), which the crate has no safe call for. ABS_TIMER: Linux 6.12; NO_IOWAIT: where
 /// `IORING_FEAT_NO_IOWAIT` says so.
@@ -222,6 +230,12 @@ impl<'a> QueueRing<'a> {
     /// Watches an eventfd: every ring of it is an event, until the event says that it is not armed any more.
     pub fn watch_bell(bell: RawFd) -> Entry {
         opcode::PollAdd::new(types::Fd(bell), libc::POLLIN as u32).multi(true).build().user_data(OWN | KIND_BELL)
+    }
+
+    /// Makes an event in [`LOOK_AFTER`]. One timer for all turns until then: as a limit of their waits each turn would set
+    /// and cancel its own.
+    pub fn look_later() -> Entry {
+        opcode::Timeout::new(&raw const LOOK_TIMESPEC).build().user_data(OWN | KIND_LOOK)
     }
 
     /// What the kernel asks for under `tag`. To be read once, at delivery.
@@ -307,6 +321,7 @@ fn event(completion: &cqueue::Entry) -> Event {
         0 if result == sys::UBLK_IO_RES_OK as i32 => Event::Delivered(tag),
         0 if result == sys::UBLK_IO_RES_ABORT => Event::Aborted(tag),
         0 => Event::Refused(tag, -result),
+        kind if kind == OWN | KIND_LOOK => Event::Look,
         kind if kind == OWN | KIND_BACKEND => Event::Backend(tag, (data >> 32) as u32 % SERIALS, result),
         _ => Event::Bell { is_armed: cqueue::more(completion.flags()) },
     }
@@ -347,11 +362,11 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_has_room_for_every_tag_and_the_bell_at_the_largest_depth() {
+    fn a_ring_has_room_for_every_tag_the_bell_and_the_look_at_the_largest_depth() {
         // 4096 is the driver's largest depth; sizes are 16 bits in libublk, and io_uring takes up to 65536 completions.
         let (sq, cq) = ring_sizes(4096);
-        assert_eq!((sq, cq), (8193, 16448));
+        assert_eq!((sq, cq), (8194, 16448));
         let (sq, _) = ring_sizes(1);
-        assert!(sq >= 3, "an entry and a command of the tag, and the bell");
+        assert!(sq >= 4, "an entry and a command of the tag, the bell and the look");
     }
 }
