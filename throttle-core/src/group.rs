@@ -310,8 +310,9 @@ impl Groups {
         let owed_poll = self.queues[queue].owes_poll;
         self.queues[queue].held += 1;
         self.queues[queue].owes_poll = true;
-        self.tree.hold(member, Held { queue, tag, cost, since: now }, now);
-        if planted(Fault::HoldWithoutRearm) {
+        let may_matter = self.tree.hold(member, Held { queue, tag, cost, since: now }, now);
+        let is_in_time = || self.armed.get(root).is_some_and(|armed| armed.deadline > now);
+        if !may_matter && is_in_time() || planted(Fault::HoldWithoutRearm) {
             return Verdict::Held;
         }
         self.let_go_due(root, Some(queue), now);

@@ -38,9 +38,9 @@ use crate::time::Time;
 /// How many groups may stand above each other: a bound on the work of one decision.
 pub const DEPTH_MAX: usize = 8;
 
-/// The most that a request which is not the only one to wait is let go late for company. At 2,000 requests a second and below it
-/// delays nothing, as the next one is not due before; above, it is a two-hundredth of the 100 ms that a limit may run ahead.
-const SLACK_NS_MAX: u64 = 500_000;
+/// The most that a request which is not the only one to wait is let go late for company. At 1,000 requests a second and below it
+/// delays nothing, as the next one is not due before; above, it is a hundredth of the 100 ms that a limit may run ahead.
+const SLACK_NS_MAX: u64 = 1_000_000;
 
 /// No more than this part of what a limit's capacity forgives.
 const PATIENCE_PART: u64 = 8;
@@ -318,8 +318,9 @@ impl Tree {
         Some(Grant { prepaid: room, size_max, charges: self.charges(member) })
     }
 
-    /// A request begins to wait.
-    pub fn hold(&mut self, member: NodeId, held: Held, now: Time) {
+    /// A request begins to wait. Whether that may change when to look at its tree: the first of a line may be due before all others,
+    /// and the second is company for the first.
+    pub fn hold(&mut self, member: NodeId, held: Held, now: Time) -> bool {
         let direction = held.cost.direction;
         let node = &mut self.nodes[member];
         let floor = node.clocks[node.clock(direction)].saturating_sub(LAG_MAX);
@@ -329,10 +330,12 @@ impl Tree {
             line.position = line.position.max(floor);
         }
         line.push(held);
+        let may_matter = line.len() <= 2;
         self.count_held(member, 1);
         if was_empty {
             self.settle(member, now);
         }
+        may_matter
     }
 
     /// Takes out the oldest request that a member holds in a direction, without charging anybody.
