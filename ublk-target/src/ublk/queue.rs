@@ -149,6 +149,7 @@ const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
 const KIND_LOOK: u64 = 3 << 16;
+const KIND_NOTHING: u64 = 4 << 16;
 
 /// `IORING_ENTER_*` of io_uring_enter(2), which the crate has no safe call for. ABS_TIMER: Linux 6.12; NO_IOWAIT: where
 /// `IORING_FEAT_NO_IOWAIT` says so.
@@ -160,6 +161,8 @@ const ENTER_NO_IOWAIT: u32 = 1 << 7;
 /// How long a turn may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
+    /// For nothing: what has happened already.
+    Not,
     /// Until something happens.
     Forever,
     /// Until something happens, but no longer than until this instant of the one clock. The kernel is given the instant, not what
@@ -245,7 +248,8 @@ impl<'a> QueueRing<'a> {
 
     /// Submits `entries` (and empties it), waits, and adds what happened to `events`.
     ///
-    /// May return without an event: after the time given, or for no reason at all. Look at the clock, not at that.
+    /// Data is copied, in and out, in here and nowhere else: first out, for what is committed, then in, for what is delivered. May
+    /// return without an event: after the time given, or for no reason at all. Look at the clock, not at that.
     pub fn turn(&self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         with_task_io_ring_mut(|ring| {
             // SAFETY: io_uring(7): what an entry names must live until its completion. The descriptors are the fixed
@@ -256,10 +260,24 @@ impl<'a> QueueRing<'a> {
             assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
             entries.clear();
             enter(ring, wait)?;
-            events.extend(ring.completion().map(|completion| event(&completion)));
+            reap(ring, events);
+            // Since Linux 6.13 a wait that slept is given no more than it asked for: of 32 requests the first, which would make a turn
+            // of its own, and wake its client for it. Around a submission up to 40 of the others come; so one is made, of nothing.
+            if events.len() == 1 && ring.submission().taskrun() {
+                // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
+                let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(OWN | KIND_NOTHING)) };
+                enter(ring, Wait::Not)?;
+                reap(ring, events);
+            }
             Ok(())
         })
     }
+}
+
+/// Adds what has happened to `events`.
+fn reap(ring: &mut IoUring<squeue::Entry>, events: &mut Vec<Event>) {
+    let is_something = |completion: &cqueue::Entry| completion.user_data() != OWN | KIND_NOTHING;
+    events.extend(ring.completion().filter(is_something).map(|completion| event(&completion)));
 }
 
 /// Waits until so many backend entries have come back to the ring of the calling thread, whose queue is gone. What they name
@@ -279,11 +297,12 @@ pub fn outlast(mut entries: usize) -> io::Result<()> {
 /// Submits what was prepared, and waits.
 fn enter(ring: &mut IoUring<squeue::Entry>, wait: Wait) -> io::Result<()> {
     let timespec;
-    let (arguments, is_absolute) = match wait {
-        Wait::Forever => (types::SubmitArgs::new(), 0),
+    let (least, arguments, is_absolute) = match wait {
+        Wait::Not => (0, types::SubmitArgs::new(), 0),
+        Wait::Forever => (1, types::SubmitArgs::new(), 0),
         Wait::Until(instant) => {
             timespec = types::Timespec::from(Duration::from_nanos(instant.as_nanos()));
-            (types::SubmitArgs::new().timespec(&timespec), ENTER_ABS_TIMER)
+            (1, types::SubmitArgs::new().timespec(&timespec), ENTER_ABS_TIMER)
         }
     };
     // A queue always has requests on their way, those that the kernel has not given it yet: waiting for them is not waiting for I/O.
@@ -292,7 +311,7 @@ fn enter(ring: &mut IoUring<squeue::Entry>, wait: Wait) -> io::Result<()> {
     let entries = ring.submission().len() as u32;
     // SAFETY: io_uring_enter(2): with EXT_ARG the argument is a `struct io_uring_getevents_arg`, which SubmitArgs is; the timespec
     // that it points to lives until the call returns. `entries` is what stands in the submission queue.
-    match unsafe { ring.submitter().enter(entries, 1, flags, Some(&arguments)) } {
+    match unsafe { ring.submitter().enter(entries, least, flags, Some(&arguments)) } {
         Ok(_) => Ok(()),
         // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
         Err(cause) => match cause.raw_os_error() {
@@ -311,7 +330,7 @@ impl CharDevice {
 /// DEFER_TASKRUN: requests are delivered, and their data copied, when the thread waits, not in between. So between two waits nobody
 /// but the thread touches its buffers; [`crate::queue::buffers::Buffers::release`] rests on that.
 fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
-    IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().build(sq)
+    IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(sq)
 }
 
 fn event(completion: &cqueue::Entry) -> Event {
