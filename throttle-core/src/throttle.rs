@@ -71,7 +71,7 @@ impl Throttle {
         Arc::new(Self::default())
     }
 
-    /// The same for threads that sleep in between: what waits behind others of its device may go up to a millisecond late, so that
+    /// The same for threads that sleep in between: what waits behind others of its device may go late by half of what it has waited, a millisecond at most, so that
     /// at high rates several go for one timer and one wake-up. No limit loses rate by it.
     pub fn in_company() -> Arc<Self> {
         let throttle = Self::default();

@@ -42,6 +42,10 @@ pub const DEPTH_MAX: usize = 8;
 /// delays nothing, as the next one is not due before; above, it is a hundredth of the 100 ms that a limit may run ahead.
 const SLACK_NS_MAX: u64 = 1_000_000;
 
+/// No more than this part of what it has waited anyhow. Where n wait at a rate r, each waits n / r: so half of them go together, and
+/// a client with few requests on their way at a high rate is not kept for the millisecond.
+const WAITED_PART: u64 = 2;
+
 /// No more than this part of what a limit's capacity forgives.
 const PATIENCE_PART: u64 = 8;
 
@@ -246,16 +250,16 @@ impl Tree {
     /// so that more of them go together. Never so late that a limit in it would lose rate; and not at all if the next is the only one
     /// of its device, whose client may be waiting for it before it sends another.
     pub fn company_at(&self, root: NodeId, due: Time, now: Time) -> Time {
-        let is_alone = || {
-            let lines = self.next_lines(root).filter(|_| !planted(Fault::LonelyWait));
-            lines.is_some_and(|lines| lines.iter().all(|line| line.len() < 2))
-        };
+        let Some(lines) = self.next_lines(root) else { return due };
+        let is_alone = lines.iter().all(|line| line.len() < 2) && !planted(Fault::LonelyWait);
+        let since = lines.iter().filter_map(|line| Some(line.first()?.since)).min();
+        let waited_ns = since.map_or(0, |since| now.nanos_since(since));
         let slack_ns = match self.nodes[root].patience_ns / PATIENCE_PART {
             _ if planted(Fault::SlackWithoutEnd) => SLACK_NS_MAX,
-            part => SLACK_NS_MAX.min(part),
+            part => SLACK_NS_MAX.min(waited_ns / WAITED_PART).min(part),
         };
         let late = now.plus_nanos(slack_ns);
-        if late <= due || is_alone() { due } else { late }
+        if late <= due || is_alone { due } else { late }
     }
 
     /// The two lines of a member.
