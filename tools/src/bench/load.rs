@@ -37,6 +37,8 @@ pub struct Load {
     pub block: u32,
     /// After the ramp.
     pub seconds: u32,
+    /// Requests a second that the client keeps to by itself; as many as it can if there is none.
+    pub rate: Option<u64>,
 }
 
 impl Load {
@@ -63,8 +65,12 @@ impl Load {
 
     /// Starts it, for so long after its ramp.
     pub fn start(self, node: &Path, seconds: u32) -> Result<Running> {
-        Fio::new("path-is-as-fast-as-the-peers")
-            .with("DEVICE", node.as_os_str())
+        let job = match self.rate {
+            // Of each of two jobs.
+            Some(rate) => Fio::new("client-paces-itself").with("RATE", (rate / 2).to_string().as_ref()),
+            None => Fio::new("path-is-as-fast-as-the-peers"),
+        };
+        job.with("DEVICE", node.as_os_str())
             .with("RW", self.rw.as_ref())
             .with("BLOCK", self.block.to_string().as_ref())
             .with("SECONDS", seconds.to_string().as_ref())

@@ -21,7 +21,7 @@ pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
     let backend = format!("{{ file: {} }}", our_file.path.display());
     let ours = Ours::start("file", &format!("devices:\n  file: {{ backend: {backend}, queues: {queues} }}\n"))?;
     let rublk = Rublk::file(101, queues, &peer_file.path)?;
-    let load = Load { rw: "randread", block, seconds: bench.plan.seconds };
+    let load = Load { rw: "randread", block, seconds: bench.plan.seconds, rate: None };
     let sides = loaded(bench, vec![("ours file", Box::new(ours)), ("rublk loop", Box::new(rublk))], load)?;
     let notes = vec!["ours with the default, zero-copy: auto; both through the page cache, on tmpfs".to_owned()];
     Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes })

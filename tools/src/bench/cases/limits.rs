@@ -18,7 +18,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
         Ours::start(name, &format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n"))
     };
     let (with, without) = (start("six-limits", &format!(", limits: {FAR_ABOVE}"))?, start("no-limits", "")?);
-    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds };
+    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
     let sides = loaded(bench, vec![("six limits", Box::new(with)), ("no limits", Box::new(without))], load)?;
     Ok(Finding::Measured { sides, bars: as_fast_as(0.98, 1.03), notes: Vec::new() })
 }

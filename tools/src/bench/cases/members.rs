@@ -26,7 +26,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     let queues = bench.plan.queues;
     let crowded = Ours::start("crowded", &config("crowded", queues, GROUPS, DEVICES))?;
     let alone = Ours::start("alone", &config("alone", queues, 0, 0))?;
-    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds };
+    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
     let sides = loaded(bench, vec![("3000 idle members", Box::new(crowded)), ("alone", Box::new(alone))], load)?;
     let bars = vec![
         Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(0.98)),

@@ -6,6 +6,7 @@ mod lateness;
 mod limits;
 mod members;
 mod null;
+mod paced;
 mod rate;
 mod shares;
 mod throttled;
@@ -45,6 +46,8 @@ pub enum Case {
     Lateness,
     /// what a throttled request costs, against one that is not
     ThrottledCpu,
+    /// what a throttled request costs, against one that comes at the same rate by itself
+    HeldOrPaced,
     /// 64 devices that do nothing
     IdleDevices,
     /// four devices of unequal depth share a group's limit
@@ -92,6 +95,9 @@ impl Case {
                 "iops-total 500, qd1: a request goes when it is due, as well as a ring's timeout can tell"
             }
             Case::ThrottledCpu => "a throttled request costs 1.3 times the CPU of one that is not, at most",
+            Case::HeldOrPaced => {
+                "a throttled request costs 1.3 times the CPU of one that comes at the same rate by itself, at most"
+            }
             Case::IdleDevices => "64 devices x 2 queues that do nothing: 1 ms of CPU a second, 4 MiB a device",
             Case::Shares => "four devices of depths 1, 4, 16 and 32 share 1000 operations a second equally",
         }
@@ -109,6 +115,7 @@ impl Case {
             Case::Iops1000 => rate::run(bench),
             Case::Lateness => lateness::run(bench),
             Case::ThrottledCpu => throttled::run(bench),
+            Case::HeldOrPaced => paced::run(bench),
             Case::IdleDevices => idle::run(bench),
             Case::Shares => shares::run(bench),
         }

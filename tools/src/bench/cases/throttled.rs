@@ -15,7 +15,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     let start = |name: &str, limits: &str| {
         Ours::start(name, &format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n"))
     };
-    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds };
+    let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
     let free = start("not-held", "")?;
     let natural = load.run(free.node(), free.server())?.get(Metric::Iops);
     let half = (natural / 2.0).round() as u64;

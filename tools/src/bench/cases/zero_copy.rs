@@ -29,7 +29,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
         Ok((file, Ours::start(&name, &format!("devices:\n  {device}\n"))?))
     };
     let ((_on, with), (_off, without)) = (start("on")?, start("off")?);
-    let load = Load { rw: "randread", block: 65536, seconds: bench.plan.seconds };
+    let load = Load { rw: "randread", block: 65536, seconds: bench.plan.seconds, rate: None };
     let sides = loaded(bench, vec![("zero-copy: on", Box::new(with)), ("zero-copy: off", Box::new(without))], load)?;
     let bars = vec![
         Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(1.5)),
