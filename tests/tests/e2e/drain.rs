@@ -18,7 +18,7 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
-use crate::measure::expect;
+use crate::measure::expect_within;
 use crate::{Case, cases, has_zero_copy, let_run, wait_until_busy};
 
 /// Bound of any answer, whatever is stuck.
@@ -87,11 +87,6 @@ fn load(device: &Device) -> Job {
     Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node())
 }
 
-fn took_at_most(what: &str, took: Duration, limit: Duration) -> Result<()> {
-    eprintln!("          {what}: {took:?}");
-    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
-}
-
 fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) -> Result<()> {
     // Ten devices of a group, each removed with 32 requests of its own in flight.
     let names: Vec<String> = (0..10).map(|number| format!("d{number}")).collect();
@@ -108,7 +103,7 @@ fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) 
         longest = longest.max(del.took);
         fio.finish_any(ANSWER_LIMIT)?;
     }
-    took_at_most("longest del", longest, LOAD_LIMIT)?;
+    expect_within("longest del", longest, LOAD_LIMIT)?;
     daemon.stop().map(drop)
 }
 
@@ -118,7 +113,7 @@ fn forced_removal_of_an_open_device_says_who_keeps_its_id(scene: &Scene) -> Resu
     let device = scene.device("d")?;
     let holder = fs::File::open(&device.node)?;
     let del = scene.ask(&["del", "--force", "d"])?.expect_code(0)?;
-    took_at_most("del", del.took, AT_ONCE)?;
+    expect_within("del", del.took, AT_ONCE)?;
     let note = format!("id {} stays reserved until it is closed: open by e2e", device.id);
     daemon.wait_for_log(&note, AT_ONCE)?;
     drop(holder);
@@ -149,10 +144,10 @@ fn stuck_and_other(stall: &Stall<'_>) -> String {
 
 /// The rest of the daemon does not notice.
 fn others_are_served(scene: &Scene) -> Result<()> {
-    took_at_most("list meanwhile", scene.ask(&["list"])?.expect_code(0)?.took, AT_ONCE)?;
+    expect_within("list meanwhile", scene.ask(&["list"])?.expect_code(0)?.took, AT_ONCE)?;
     let begin = Instant::now();
     fs::read(scene.device("other")?.node).context("reading the other device")?;
-    took_at_most("reading the other device meanwhile", begin.elapsed(), AT_ONCE)
+    expect_within("reading the other device meanwhile", begin.elapsed(), AT_ONCE)
 }
 
 fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene) -> Result<()> {
@@ -161,7 +156,7 @@ fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene
     let del = scene.begin_ask(&["del", "--force", "stuck"])?;
     others_are_served(scene)?;
     let del = del.finish(ANSWER_LIMIT)?.expect_code(0)?;
-    took_at_most("del", del.took, ANSWER_LIMIT)?;
+    expect_within("del", del.took, ANSWER_LIMIT)?;
     ensure!(!device.node.exists(), "{} is still there", device.node());
     fio.finish_any(ANSWER_LIMIT)?;
     daemon.wait_for_log("W-BACKEND-STUCK", AT_ONCE)?;
@@ -185,11 +180,11 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
         let_run(1);
         let told = scene.ask(&["del", "stuck"])?.expect_code(7)?;
         let told = told.expect_stderr(&["error[E-TIMEOUT]", "writing back: the backend does not answer"])?;
-        took_at_most("the answer", told.took, ANSWER_LIMIT)?;
+        expect_within("the answer", told.took, ANSWER_LIMIT)?;
         others_are_served(scene)?;
         if force {
             let del = scene.ask(&["del", "--force", "stuck"])?.expect_code(0)?;
-            took_at_most("the forced one that joins", del.took, ANSWER_LIMIT)?;
+            expect_within("the forced one that joins", del.took, ANSWER_LIMIT)?;
         }
         stall.resume()?;
         let is_gone = || Ok((!device.node.exists()).then_some(()));
@@ -216,7 +211,7 @@ fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: 
     let told = scene.ask(&["del", "--force", "stuck"])?.expect_code(7)?;
     let told = told
         .expect_stderr(&["error[E-TIMEOUT]", "the kernel waits for the backend, which has the pages of the clients"])?;
-    took_at_most("the answer", told.took, ANSWER_LIMIT)?;
+    expect_within("the answer", told.took, ANSWER_LIMIT)?;
     others_are_served(scene)?;
     stall.resume()?;
     let is_gone = || Ok((!device.node.exists()).then_some(()));
@@ -231,7 +226,7 @@ fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> R
     let begin = Instant::now();
     daemon.signal(Signal::SIGTERM)?;
     ublk_throttle_tests::wait::until("end of the disk", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
-    took_at_most("end of the disk", begin.elapsed(), ANSWER_LIMIT)?;
+    expect_within("end of the disk", begin.elapsed(), ANSWER_LIMIT)?;
     fio.finish_any(ANSWER_LIMIT)?;
     stall.resume()?;
     let code = daemon.wait_for_end(ANSWER_LIMIT)?;
@@ -247,7 +242,7 @@ fn removal_by_another_client_does_not_wait_for_a_stalled_backend(scene: &Scene) 
     daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
     eprintln!("          noticed: {:?}", begin.elapsed());
     let del = del.finish(ANSWER_LIMIT)?;
-    took_at_most("rublk del", del.took, ANSWER_LIMIT)?;
+    expect_within("rublk del", del.took, ANSWER_LIMIT)?;
     fio.finish_any(ANSWER_LIMIT)?;
     others_are_served(scene)?;
     stall.resume()?;
@@ -263,7 +258,7 @@ fn disk_below_a_device_mapper_is_named_and_left_alone(scene: &Scene) -> Result<(
     let refused = scene.ask(&["del", "d"])?.expect_code(5);
     scene.tool("dmsetup", &["remove", "--noudevsync", "--retry", "e2e-holder"])?;
     let refused = refused?.expect_stderr(&["error[E-BUSY]", "held by /dev/dm-"])?;
-    took_at_most("the refusal", refused.took, AT_ONCE)?;
+    expect_within("the refusal", refused.took, AT_ONCE)?;
     scene.ask(&["del", "d"])?.expect_code(0)?;
     daemon.stop().map(drop)
 }
@@ -280,7 +275,7 @@ fn forced_removal_of_a_mounted_device_keeps_what_was_written(scene: &Scene) -> R
     let written: Vec<u8> = (0..24 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
     fs::write(mount.point().join("file"), &written)?;
     let del = scene.ask(&["del", "--force", "d"])?.expect_code(0)?;
-    took_at_most("del", del.took, ANSWER_LIMIT)?;
+    expect_within("del", del.took, ANSWER_LIMIT)?;
     daemon.wait_for_log("mounted at", AT_ONCE)?;
     let point: PathBuf = mount.point().to_owned();
     mount.unmount()?;

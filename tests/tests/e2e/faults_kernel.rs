@@ -18,7 +18,7 @@ use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::sysfs;
 use ublk_throttle_tests::wait;
 
-use crate::measure::expect;
+use crate::measure::{expect, expect_within};
 use crate::{Case, cases, wait_until_busy};
 
 const MIB: u64 = 1 << 20;
@@ -73,7 +73,7 @@ fn f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id(scene: &Scene) -> R
     let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
     let point = mount.point().display().to_string();
     let del = scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
-    ensure!(del.took <= ANSWER_LIMIT, "del --force of a mounted device took {:?}", del.took);
+    expect_within("del --force of a mounted device", del.took, ANSWER_LIMIT)?;
     let told = format!("{}{}", del.stdout, del.stderr);
     let id = format!("id {}", device.id);
     ensure!(told.contains(&id) && told.contains(&point), "who keeps {id} is not told:\n{told}");
@@ -255,9 +255,8 @@ fn f18_a_node_that_does_not_appear_is_told_and_rolled_back(scene: &Scene) -> Res
     );
     let wrapper = ["unshare", "--mount", "--propagation=private", "sh", "-c", &script, "sh"];
     let outcome = scene.ask_under(&wrapper, &["run", "config.yaml"])?;
-    eprintln!("          told after {:?}", outcome.took);
     let outcome = outcome.expect_code(1)?.expect_stderr(&["error[E-NODE]", "/dev/ublk"])?;
-    ensure!(outcome.took <= Duration::from_secs(8), "told after {:?}", outcome.took);
+    expect_within("the refusal", outcome.took, Duration::from_secs(8))?;
     scene.expect_nothing_left()
 }
 

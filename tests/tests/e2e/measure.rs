@@ -5,6 +5,7 @@
 //! failure at once. What is not a number (an error, a crash, wrong data) is a failure whatever the machine did.
 
 use std::fmt::{self, Display};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use ublk_throttle_tests::starvation::{Probe, WITHHELD};
@@ -36,6 +37,12 @@ pub(crate) fn expect_near(what: impl Display, measured: f64, expected: f64, tole
 /// Fails with a [`Missed`] unless a number is what it should be.
 pub(crate) fn expect(is_met: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     if is_met { Ok(()) } else { Err(Missed(otherwise()).into()) }
+}
+
+/// Fails with a [`Missed`] if what took `took` was to take `limit` at most.
+pub(crate) fn expect_within(what: impl Display, took: Duration, limit: Duration) -> Result<()> {
+    eprintln!("          {what}: {took:?}, at most {limit:?}");
+    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
 }
 
 /// Runs checks to the last, so that a failure shows all that are wrong and not only the first.

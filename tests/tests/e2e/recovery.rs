@@ -20,7 +20,7 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::wait;
 
-use crate::measure::expect;
+use crate::measure::expect_within;
 use crate::{Case, cases, let_run, wait_until_busy};
 
 /// From SIGKILL until every device serves again.
@@ -81,11 +81,6 @@ fn serves(device: &Device, byte: u8) -> Result<()> {
     direct.write(4096, 4096, byte)?;
     ensure!(direct.holds(4096, 4096, byte)?, "{} reads something else", device.node());
     Ok(())
-}
-
-fn took_at_most(what: &str, took: Duration, limit: Duration) -> Result<()> {
-    eprintln!("          {what}: {took:?}");
-    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
 }
 
 fn sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons(scene: &Scene) -> Result<()> {
@@ -190,7 +185,7 @@ fn f04_a_device_left_behind_can_be_removed_before_it_is_served(scene: &Scene) ->
     fs::remove_file(image(scene, "away"))?;
     let daemon = scene.start(&config)?;
     let del = scene.ask(&["del", "away"])?.expect_code(0)?;
-    took_at_most("del", del.took, ANSWER_LIMIT)?;
+    expect_within("del", del.took, ANSWER_LIMIT)?;
     ensure!(!device.node.exists(), "{} is still there", device.node());
     daemon.stop().map(drop)
 }
@@ -210,9 +205,9 @@ fn f04_a_queue_without_a_free_tag_is_waited_for(scene: &Scene) -> Result<()> {
     kill(daemon)?;
     let daemon = scene.start_without_waiting(&config)?;
     Direct::open(&scene.device("other")?.node)?.read(0, 4096)?;
-    took_at_most("SIGKILL to service of the other", begin.elapsed(), BACK_LIMIT * 2)?;
+    expect_within("SIGKILL to service of the other", begin.elapsed(), BACK_LIMIT * 2)?;
     daemon.wait_for_log("device=full state=recovered", FULL_LIMIT)?;
-    took_at_most("SIGKILL to service of the full one", begin.elapsed(), FULL_LIMIT)?;
+    expect_within("SIGKILL to service of the full one", begin.elapsed(), FULL_LIMIT)?;
     fio.interrupt()?;
     let report = fio.finish_any(Duration::from_secs(30))?;
     ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
@@ -301,7 +296,7 @@ fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Res
         }
         let begin = Instant::now();
         daemon = scene.start(&config)?;
-        took_at_most("third start", begin.elapsed(), ANSWER_LIMIT)?;
+        expect_within("third start", begin.elapsed(), ANSWER_LIMIT)?;
         ensure!(scene.device("d")?.id == device.id, "another id");
     }
     let_run(1);

@@ -13,7 +13,7 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
-use crate::measure::{expect, expect_all, expect_near};
+use crate::measure::{expect, expect_all, expect_near, expect_within};
 use crate::{Case, cases, let_run, now_ms, wait_until_busy};
 
 /// Bound of a removal under load in the VM (2 s on real machines).
@@ -116,7 +116,7 @@ fn f01_forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Resul
     let begin = now_ms()?;
     let del = scene.ask(&["del", "--force", "victim"])?.expect_code(0)?;
     let end = now_ms()?;
-    ensure!(del.took <= REMOVAL_LIMIT, "del took {:?}", del.took);
+    expect_within("del", del.took, REMOVAL_LIMIT)?;
     ensure!(!pair.victim.node.exists(), "{} is still there after del", pair.victim.node());
     pair.expect_neighbour_unhurt(begin, end)
 }
@@ -125,7 +125,7 @@ fn f03_del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> 
     // Exit 5 with fio's name, while requests are held at 1 a second; they stay where they are.
     let (daemon, device, mut fio) = held_at_one_a_second(scene)?;
     let refused = scene.ask(&["del", "slow"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "fio"])?;
-    ensure!(refused.took <= REMOVAL_LIMIT, "the refusal took {:?}", refused.took);
+    expect_within("the refusal", refused.took, REMOVAL_LIMIT)?;
     ensure!(device.node.exists() && fio.is_running()?, "a refused del has changed something");
     let held = sysfs::in_flight(&device.disk)?;
     ensure!(held >= 20, "{held} requests in flight after a refused del, 30 before it");
@@ -137,7 +137,7 @@ fn f01_forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -
     // 30 held requests would take half a minute at the limit's pace.
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
     let del = scene.ask(&["del", "--force", device.node()])?.expect_code(0)?;
-    ensure!(del.took <= REMOVAL_LIMIT, "del took {:?}", del.took);
+    expect_within("del", del.took, REMOVAL_LIMIT)?;
     fio.finish_any(REMOVAL_LIMIT)?;
     daemon.stop().map(drop)
 }

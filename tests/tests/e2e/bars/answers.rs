@@ -12,8 +12,7 @@ use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::wait;
 
-use super::expect_within;
-use crate::measure::{expect, expect_all};
+use crate::measure::{expect, expect_all, expect_within};
 use crate::{let_run, wait_until_busy};
 
 /// What every command answers within, whatever state a device is in.
@@ -53,7 +52,7 @@ fn ask_everything(scene: &Scene, state: &str) -> Result<()> {
 fn del_force(scene: &Scene, state: &str) -> Result<()> {
     let del = scene.ask(&["del", "d", "--force"])?;
     ensure!(matches!(del.code, Some(0 | 7)), "{state}:\n{del}");
-    expect_within(&format!("{state}: del --force (exit {:?})", del.code), del.took, ANSWER_LIMIT)
+    expect_within(format!("{state}: del --force (exit {:?})", del.code), del.took, ANSWER_LIMIT)
 }
 
 /// A group, a device with this backend and another one.

@@ -25,7 +25,8 @@ use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::wait;
 
-use super::{expect_within, foreign, wait_until_busy};
+use super::{foreign, wait_until_busy};
+use crate::measure::expect_within;
 
 /// From SIGKILL until every device serves again.
 const BACK_LIMIT: Duration = Duration::from_secs(2);

@@ -38,7 +38,7 @@ use self::crash::{
 };
 use self::cycles::five_hundred_devices_come_and_go_and_leave_nothing;
 use self::removals::two_hundred_removals_under_load_hurt_no_neighbour;
-use crate::measure::{expect, repeat_if_void};
+use crate::measure::{expect_within, repeat_if_void};
 use crate::{Case, cases, foreign, wait_until_busy};
 
 /// For a trial of many rounds.
@@ -94,12 +94,6 @@ fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio)> {
     let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
     wait_until_busy(&device)?;
     Ok((daemon, device, fio))
-}
-
-/// Prints a time, and fails where it is over its bound.
-fn expect_within(what: &str, took: Duration, limit: Duration) -> Result<()> {
-    eprintln!("          {what}: {took:?}, at most {limit:?}");
-    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
 }
 
 fn del_of_32_requests_held_at_one_a_second_takes_half_a_second(scene: &Scene) -> Result<()> {
@@ -163,7 +157,7 @@ fn daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds(scene: &Scene) ->
             fio.finish_any(Duration::ZERO)?;
             scene.remove_devices();
             scene.expect_nothing_left()?;
-            expect_within(&format!("killed {delay_ms} ms after del, everything gone"), gone, KILLED_LIMIT)?;
+            expect_within(format!("killed {delay_ms} ms after del, everything gone"), gone, KILLED_LIMIT)?;
             expect_within("another daemon and its device", added, KILLED_LIMIT)
         })?;
     }
