@@ -93,6 +93,31 @@ fn alone(criterion: &mut Criterion) {
             gate.poll(now, true, &mut let_go);
         }
     });
+    benches.bench_function("ours, eight of 32 that wait", |bencher| {
+        // Each 800 us eight go and eight come: a queue at depth 32 under 10,000/s.
+        let throttle = Throttle::in_company();
+        let group = group(&throttle, Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10_000)), None);
+        let mut gate = gate(&throttle, group);
+        let mut now = Time::ZERO;
+        let mut let_go = Vec::with_capacity(128);
+        for _ in 0..1_001 + 32 {
+            gate.request(0, Operation::Read, 4096, now);
+        }
+        gate.poll(now, false, &mut let_go);
+        bencher.iter(|| {
+            now = now.plus_nanos(800_000);
+            let_go.clear();
+            gate.poll(now, true, &mut let_go);
+            for _ in 0..let_go.len() {
+                gate.request(0, Operation::Read, 4096, now);
+            }
+            gate.poll(now, false, &mut let_go);
+        });
+        now = now.plus_nanos(3_600_000_000_000);
+        while gate.retire().is_err() {
+            gate.poll(now, true, &mut let_go);
+        }
+    });
     benches.bench_function("governor, its own clock's arithmetic only", |bencher| {
         let clock = governor::clock::FakeRelativeClock::default();
         let quota = Quota::per_second(NonZeroU32::new(10_000_000).expect("positive"));

@@ -49,6 +49,14 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
         }
     }
 
+    /// Gives the item that stands at `position` another key.
+    pub fn rekey(&mut self, position: u32, key: K, place: &mut Place<'_, T>) {
+        let position = position as usize;
+        self.entries[position].0 = key;
+        let position = self.rise(position, place);
+        self.sink(position, place);
+    }
+
     /// What stands at a position.
     #[cfg(test)]
     pub fn at(&self, position: u32) -> Option<(K, T)> {

@@ -20,6 +20,8 @@ use crate::time::Time;
 pub struct Limiter {
     /// Indexed by [`LimitKind`]; `None` where there is no limit.
     buckets: [Option<Bucket>; 6],
+    /// Whether there is none, as for most devices of a group.
+    is_empty: bool,
     limits: Limits,
 }
 
@@ -95,7 +97,7 @@ impl Limiter {
             let limit = limits.get(kind);
             (!limit.is_unlimited()).then(|| Bucket::new(limit))
         });
-        Self { buckets, limits: *limits }
+        Self { is_empty: buckets.iter().all(Option::is_none), buckets, limits: *limits }
     }
 
     /// When every bucket takes a request of this cost, `None` if all take it now.
@@ -139,8 +141,8 @@ impl Limiter {
         if self.limits.iops_size > 0 { self.limits.iops_size } else { u64::MAX }
     }
 
-    /// What a request of this cost takes of these limits, at their levels as last charged.
-    pub(crate) fn takes(&mut self, cost: &Cost) -> Takes {
+    /// Counts a request as let through at `now`, as [`Self::charge`] does. What it takes of these limits, at the levels before.
+    pub(crate) fn take(&mut self, cost: &Cost, now: Time) -> Takes {
         let mut takes = Takes::default();
         self.for_each_charge(cost, |bucket, units| {
             let (ns, binds) = bucket.earns_in(units);
@@ -148,6 +150,7 @@ impl Limiter {
             if binds {
                 takes.binding_ns = takes.binding_ns.max(ns);
             }
+            bucket.charge(units, now);
         });
         takes
     }
@@ -166,6 +169,7 @@ impl Limiter {
                 None => *bucket = Some(Bucket::new(limit)),
             }
         }
+        self.is_empty = self.buckets.iter().all(Option::is_none);
         self.limits = *limits;
     }
 
@@ -209,6 +213,9 @@ impl Limiter {
 
     /// Calls `with` for each bucket that this cost is charged to.
     fn for_each_charge(&mut self, cost: &Cost, mut with: impl FnMut(&mut Bucket, NanoUnits)) {
+        if self.is_empty {
+            return;
+        }
         let bytes = u128::from(cost.bytes) * UNIT;
         let operations = if cost.is_operation { self.operations(cost.bytes) } else { 0 };
         self.for_each(cost.direction, |kind, bucket| {

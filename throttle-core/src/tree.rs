@@ -386,8 +386,7 @@ impl Tree {
         let mut next = Some(member);
         while let Some(id) = next {
             let node = &mut self.nodes[id];
-            takes[length] = node.limiter.takes(&held.cost);
-            node.limiter.charge(&held.cost, now);
+            takes[length] = node.limiter.take(&held.cost, now);
             length += 1;
             next = node.parent;
         }
@@ -401,12 +400,12 @@ impl Tree {
         for takes in &takes[1..length] {
             let Some(parent) = self.nodes[id].parent else { break };
             let clock = self.nodes[parent].clock(direction);
-            self.take_out(id);
             let node = &mut self.nodes[id];
             let position = node.positions[clock];
             node.positions[clock] += advance(takes.ns(), node.weight);
             let parent_clock = &mut self.nodes[parent].clocks[clock];
             *parent_clock = (*parent_clock).max(position);
+            self.rekey(id, parent, clock);
             id = parent;
         }
         self.settle(member, now);
@@ -610,6 +609,32 @@ impl Tree {
                 heap.insert(key, id, &mut |node, place| nodes[node].standing[lane.index()] = Standing::Ready { place });
             },
         );
+    }
+
+    /// Has `id` stand where it stands by now on a clock of its parent, behind those who stand at the same place.
+    fn rekey(&mut self, id: NodeId, parent: NodeId, clock: usize) {
+        // What it could not ask for, held back by a limit of its lane alone, is not owed either.
+        let floor = self.nodes[parent].clocks[clock].saturating_sub(LAG_MAX);
+        let position = &mut self.nodes[id].positions[clock];
+        *position = (*position).max(floor);
+        let position = *position;
+        for lane in Lane::all() {
+            let Standing::Ready { place } = self.nodes[id].standing[lane.index()] else { continue };
+            if self.nodes[parent].clock(lane.direction()) != clock {
+                continue;
+            }
+            self.arrivals += 1;
+            let key = (position, self.arrivals);
+            self.with_heap(
+                parent,
+                |group| &mut group.ready[lane.index()],
+                |heap, nodes| {
+                    heap.rekey(place, key, &mut |node, place| {
+                        nodes[node].standing[lane.index()] = Standing::Ready { place };
+                    });
+                },
+            );
+        }
     }
 
     /// Takes `id` out of the heaps of its parent.
