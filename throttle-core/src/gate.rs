@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use crate::cost::Operation;
-use crate::group::{MemberId, QueueId, StillBusy, Verdict};
+use crate::group::{Look, MemberId, QueueId, StillBusy, Verdict};
 use crate::lease::Lease;
 use crate::throttle::{Bells, Doorbell, Request, Tag, Throttle};
 use crate::time::Time;
@@ -25,7 +25,7 @@ pub struct Gate {
 struct Joined {
     throttle: Arc<Throttle>,
     queue: QueueId,
-    deadline: Option<Time>,
+    look: Option<Look>,
     /// A request was held in this turn: its deadline is not known yet, or it may go already.
     owes_poll: bool,
     /// What is prepaid, for reads and for writes; `None` where every decision is to be exact.
@@ -43,7 +43,7 @@ impl Gate {
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
         let leases = Some([Lease::none(); 2]);
-        Self { joined: Some(Joined { throttle, queue, deadline: None, owes_poll: false, leases, bells: Vec::new() }) }
+        Self { joined: Some(Joined { throttle, queue, look: None, owes_poll: false, leases, bells: Vec::new() }) }
     }
 
     /// The same gate, asking for each request: exact to the nanosecond at any rate, also far below the limits.
@@ -88,15 +88,26 @@ impl Gate {
     /// the thread was `rung`, its deadline has passed or it held something in this turn.
     pub fn poll(&mut self, now: Time, rung: bool, let_go: &mut Vec<Tag>) {
         let Some(joined) = &mut self.joined else { return };
-        if rung || joined.owes_poll || joined.deadline.is_some_and(|deadline| deadline <= now) {
-            joined.deadline = joined.throttle.poll(&mut joined.bells, joined.queue, now, let_go);
+        if rung || joined.owes_poll || joined.look.is_some_and(|look| look.at <= now) {
+            joined.look = joined.throttle.poll(&mut joined.bells, joined.queue, now, let_go);
             joined.owes_poll = false;
         }
     }
 
     /// When the thread must take its next turn at the latest; `None` if the group does not count on it.
     pub fn deadline(&self) -> Option<Time> {
-        self.joined.as_ref().and_then(|joined| joined.deadline)
+        self.look().map(|look| look.at)
+    }
+
+    /// Whether reads and writes that may come before the deadline would be held until then. So the thread can sleep through to it,
+    /// a millisecond at most, instead of being woken up for each request that joins those that wait. A flush or discard that comes
+    /// meanwhile may be late by as much.
+    pub fn is_calm(&self) -> bool {
+        self.look().is_some_and(|look| look.is_calm)
+    }
+
+    fn look(&self) -> Option<Look> {
+        self.joined.as_ref().and_then(|joined| joined.look)
     }
 
     /// The thread is about to end. `Ok` once nothing is held and no restart work is outstanding; from then on nobody

@@ -17,6 +17,10 @@
 //! One queue with a held request is the *owner* of its tree's one deadline: its thread wakes up then. Every call that can
 //! change the deadline ends in [`Groups::rearm`], so none is ever left armed for nothing, and none forgotten.
 //!
+//! A thread that was told an instant looks in then, owner or not, so nobody rings for what happens from then on. Where company is
+//! sought a queue that has just got restart work and holds more is told too, if the deadline is near: its client is about to send
+//! again, and what it sends can wait for the same look ([`Look::is_calm`]). One wake-up then serves what comes and what goes.
+//!
 //! Limits, weights and places change by [`Groups::apply`], any number of them as one step: nothing goes in between that may
 //! go neither before nor after.
 //!
@@ -170,6 +174,17 @@ pub struct HeldSummary {
     pub oldest: Option<Time>,
 }
 
+/// When the thread of a queue is to look in again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    pub at: Time,
+    /// Reads and writes that may come before that would be held until then.
+    pub is_calm: bool,
+}
+
+/// No deadline further away is slept through: what is neither read nor write, and what somebody changes meanwhile, waits as long.
+const CALM_NS_MAX: u64 = 1_000_000;
+
 /// How a member stands to its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -207,9 +222,9 @@ struct Queue {
     held: u32,
     /// Restart work: tags let go that the thread has not collected.
     let_go: Vec<Tag>,
-    /// The deadline that the thread was last told to wake up for.
+    /// When the thread was last told to look in: it does, whatever happens until then.
     told: Option<Time>,
-    /// The thread has been rung, or is in the middle of a turn that ends in a poll: it needs no other ring.
+    /// The thread has been rung, is looking in by itself, or is in the middle of a turn that ends in a poll: it needs no other ring.
     owes_poll: bool,
 }
 
@@ -349,24 +364,36 @@ impl Groups {
 
     /// The thread of `queue` looks in: because it was rung, because its deadline has passed, or for no reason.
     ///
-    /// Its restart work is added to `collected`, to be issued by the caller at once. Returns the deadline at which the
-    /// thread is to look in again, if its tree counts on it.
-    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
+    /// Its restart work is added to `collected`, to be issued by the caller at once. Returns when the thread is to look in again,
+    /// if anybody counts on it.
+    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Look> {
         let now = self.see(now);
-        let root = self.tree.root(self.queues[queue].member.0);
+        let MemberId(member) = self.queues[queue].member;
+        let root = self.tree.root(member);
         self.queues[queue].owes_poll = true;
-        if let Some(armed) = self.armed.get(root)
-            && armed.owner == queue
-            && armed.deadline <= now
-        {
+        if self.armed.get(root).is_some_and(|armed| armed.deadline <= now) {
             self.let_go_due(root, Some(queue), now);
         }
-        let told = self.armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
-        let queue = &mut self.queues[queue];
-        collected.append(&mut queue.let_go);
-        queue.owes_poll = planted(Fault::LookThenSay);
-        queue.told = told;
-        told
+        let armed = self.armed.get(root).copied();
+        let is_calm = armed.is_some_and(|armed| self.is_calm(queue, armed.deadline, now));
+        let state = &mut self.queues[queue];
+        let is_counted_on = |owner| owner == queue || is_calm && !state.let_go.is_empty();
+        let told = armed.filter(|armed| is_counted_on(armed.owner));
+        collected.append(&mut state.let_go);
+        state.owes_poll = planted(Fault::LookThenSay);
+        state.told = told.map(|armed| armed.deadline);
+        told.filter(|armed| armed.owner == queue || !planted(Fault::ToldInSecret))
+            .map(|Armed { deadline, .. }| Look { at: deadline, is_calm })
+    }
+
+    /// Whether the thread of `queue` may sleep until this deadline, whatever comes.
+    fn is_calm(&mut self, queue: QueueId, deadline: Time, now: Time) -> bool {
+        let Queue { member: MemberId(member), held, .. } = self.queues[queue];
+        // The client of one that holds a single request waits for that, and sends nothing meanwhile.
+        self.is_company_sought
+            && held > 1
+            && deadline <= now.plus_nanos(CALM_NS_MAX)
+            && (self.tree.holds_newcomers(member, now) || planted(Fault::CalmForAll))
     }
 
     /// The member is about to go: everything it holds is let go now, and nothing is held any more. What is let go is charged
@@ -567,7 +594,10 @@ impl Groups {
         if !state.owes_poll {
             debug_assert_ne!(Some(queue), caller, "a caller polls in its turn");
             state.owes_poll = true;
-            self.rings.push(queue);
+            // One whose instant has come looks in by itself.
+            if state.told.is_none_or(|told| told > self.now && !planted(Fault::ToldIsEnough)) {
+                self.rings.push(queue);
+            }
         }
     }
 

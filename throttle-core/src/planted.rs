@@ -47,6 +47,12 @@ pub(crate) enum Fault {
     SlackWithoutEnd,
     /// The only request of its device waits for the company of others.
     LonelyWait,
+    /// I3: a thread is counted on at an instant that it was not told.
+    ToldInSecret,
+    /// Who was told an instant is not rung for what happens before it.
+    ToldIsEnough,
+    /// A thread sleeps although what may come need not wait.
+    CalmForAll,
 }
 
 #[cfg(test)]

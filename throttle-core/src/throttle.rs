@@ -10,7 +10,8 @@
 //! 1. `state` is locked for one call of [`Groups`] and for looking up the bells that it wants rung; nothing blocks, waits
 //!    or enters the kernel meanwhile (I8). There is no second lock, so there is no order of locks.
 //! 2. Bells are rung after unlocking. That may be late, or after the queue has retired; a bell is an `Arc` of its own and
-//!    ringing it then is harmless. It is never left out: whoever set `owes_poll` rings before it returns.
+//!    ringing it then is harmless. It is never left out: whoever set `owes_poll` rings before it returns, unless the instant has come
+//!    at which that thread was told to look in.
 //! 3. Whether a queue is there, how much restart work it has, and posting to it are one critical section. So a queue that
 //!    has retired gets nothing more, and one that has work cannot retire: this is the wait without which restart work
 //!    runs on a member that is gone.
@@ -21,7 +22,7 @@ use slotmap::SecondaryMap;
 
 use crate::cost::Operation;
 use crate::group::{
-    Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, MemberId, MemberOptions, QueueId, StillBusy,
+    Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, Look, MemberId, MemberOptions, QueueId, StillBusy,
     Verdict,
 };
 use crate::lease::{Grant, Prepaid};
@@ -179,7 +180,7 @@ impl Throttle {
         })
     }
 
-    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Time> {
+    pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Look> {
         let told = self.call(bells, |groups| groups.poll(queue, now, collected));
         #[cfg(test)]
         if planted(Fault::LookThenSay) {

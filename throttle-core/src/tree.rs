@@ -24,7 +24,7 @@
 use slotmap::{SecondaryMap, SlotMap, new_key_type};
 
 use crate::charge::ChargeTable;
-use crate::cost::{Cost, Direction};
+use crate::cost::{Cost, Direction, Operation};
 use crate::heap::Heap;
 use crate::held::{Held, Lines};
 use crate::lane::{Lane, Lanes};
@@ -272,6 +272,16 @@ impl Tree {
         for line in self.nodes[member].lines_mut() {
             line.reserve(count);
         }
+    }
+
+    /// Whether a read as well as a write that came to a member now would be held.
+    pub fn holds_newcomers(&mut self, member: NodeId, now: Time) -> bool {
+        let charges = self.charges(member);
+        [Operation::Read, Operation::Write].into_iter().all(|operation| {
+            let cost = charges.cost(operation, 1);
+            let would_queue = self.nodes[member].lines()[cost.direction as usize].first().is_some();
+            !cost.is_free() && (would_queue || self.ready_at(member, &cost, now).is_some())
+        })
     }
 
     /// When every limit of a node and above it takes a request of this cost, `None` if it goes now.

@@ -32,6 +32,7 @@ struct Side {
 
 #[derive(Clone, Debug)]
 struct State {
+    pace: Pace,
     groups: Groups,
     now: Time,
     group: GroupId,
@@ -55,15 +56,40 @@ enum Event {
 
 /// Requests of each side: enough for one to go and two to wait.
 const REQUESTS: u32 = 3;
-const TICK_NS: u64 = 500_000_000;
 const TICKS: u64 = 3;
 
+/// How fast everything is. A group that lets one request go a second has no deadline near enough to be slept through, one that
+/// lets a thousand go has nothing else.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// Each request goes at its instant.
+    One,
+    /// Requests go in company.
+    Thousand,
+}
+
+impl Pace {
+    const fn rate(self) -> u64 {
+        match self {
+            Self::One => 1,
+            Self::Thousand => 1000,
+        }
+    }
+
+    /// Half of what a request takes.
+    const fn tick_ns(self) -> u64 {
+        500_000_000 / self.rate()
+    }
+}
+
 impl State {
-    fn new() -> Self {
+    fn new(pace: Pace) -> Self {
         let mut groups = Groups::default();
-        let options = |text| GroupOptions { limits: limits(text), ..GroupOptions::default() };
-        let group = groups.add_group(&options("iops-total=1"), Time::ZERO).unwrap();
-        let other = groups.add_group(&options("iops-total=2"), Time::ZERO).unwrap();
+        if matches!(pace, Pace::Thousand) {
+            groups.let_go_in_company();
+        }
+        let group = Self::full_group(&mut groups, pace.rate());
+        let other = Self::full_group(&mut groups, 2 * pace.rate());
         let sides = (0..2)
             .map(|_| {
                 let options = MemberOptions { group: Some(group), ..MemberOptions::default() };
@@ -84,7 +110,22 @@ impl State {
                 }
             })
             .collect();
-        Self { groups, now: Time::ZERO, group, other, is_raised: false, sides }
+        Self { pace, groups, now: Time::ZERO, group, other, is_raised: false, sides }
+    }
+
+    /// A group that lets one more request go at once: its limit may run ahead by a tenth of a second.
+    fn full_group(groups: &mut Groups, rate: u64) -> GroupId {
+        let options = GroupOptions { limits: limits(&format!("iops-total={rate}")), ..GroupOptions::default() };
+        let group = groups.add_group(&options, Time::ZERO).unwrap();
+        let member = groups.join(&MemberOptions { group: Some(group), ..MemberOptions::default() }, Time::ZERO);
+        groups.go_live(member);
+        let queue = groups.add_queue(member, 1);
+        for tag in 0..rate as u32 / 10 {
+            assert_eq!(groups.request(queue, tag, Operation::Read, 512, Time::ZERO), Verdict::Go);
+        }
+        groups.retire(queue).unwrap();
+        groups.leave(member, Time::ZERO).unwrap();
+        group
     }
 
     fn events(&self) -> Vec<Event> {
@@ -109,7 +150,7 @@ impl State {
                 events.push(Event::Move(index));
             }
         }
-        if self.now < Time::from_nanos(TICKS * TICK_NS) {
+        if self.now < Time::from_nanos(TICKS * self.pace.tick_ns()) {
             events.push(Event::Tick);
         }
         if !self.is_raised {
@@ -133,9 +174,9 @@ impl State {
                 let side = &mut self.sides[index];
                 side.is_rung = false;
                 side.is_in_turn = false;
-                side.deadline = self.groups.poll(side.queue, self.now, &mut side.went);
+                side.deadline = self.groups.poll(side.queue, self.now, &mut side.went).map(|look| look.at);
             }
-            Event::Tick => self.now = self.now.plus_nanos(TICK_NS),
+            Event::Tick => self.now = self.now.plus_nanos(self.pace.tick_ns()),
             Event::Drain(index) => {
                 self.sides[index].is_draining = true;
                 self.groups.drain(self.sides[index].member, self.now);
@@ -159,7 +200,7 @@ impl State {
             }
             Event::Raise => {
                 self.is_raised = true;
-                let raise = Change::GroupLimits(self.group, limits("iops-total=4"));
+                let raise = Change::GroupLimits(self.group, limits(&format!("iops-total={}", 4 * self.pace.rate())));
                 self.groups.apply(&[raise], self.now).expect("no place changes");
             }
         }
@@ -229,9 +270,9 @@ impl State {
 }
 
 /// Visits every state that can be reached within `steps`; returns how many there are.
-fn explore(steps: usize) -> usize {
+fn explore(pace: Pace, steps: usize) -> usize {
     let mut seen = HashSet::new();
-    let mut frontier = vec![State::new()];
+    let mut frontier = vec![State::new(pace)];
     for _ in 0..steps {
         let mut next = Vec::new();
         for state in frontier {
@@ -257,8 +298,10 @@ const STEPS_TO_A_FAULT: usize = 6;
 
 #[test]
 fn every_reachable_state_keeps_the_invariants_and_can_be_ended() {
-    let states = explore(STEPS);
-    assert!(states > 40_000, "only {states} states: the exploration no longer explores");
+    for pace in [Pace::One, Pace::Thousand] {
+        let states = explore(pace, STEPS);
+        assert!(states > 40_000, "{pace:?}: only {states} states: the exploration no longer explores");
+    }
 }
 
 #[test]
@@ -278,6 +321,11 @@ fn exploration_finds_each_planted_fault() {
         Fault::DrainHoldsOn,
         Fault::DrainExemptsGroup,
     ] {
-        assert!(is_found(fault, || _ = explore(STEPS_TO_A_FAULT)), "{fault:?} was not found");
+        assert!(is_found(fault, || _ = explore(Pace::One, STEPS_TO_A_FAULT)), "{fault:?} was not found");
+    }
+    // Where threads are counted on to come by themselves.
+    for fault in [Fault::RetireWithRestartWork, Fault::DrainWithoutRearm, Fault::ToldInSecret] {
+        let found = is_found(fault, || _ = explore(Pace::Thousand, STEPS_TO_A_FAULT));
+        assert!(found, "{fault:?} was not found at a thousand a second");
     }
 }

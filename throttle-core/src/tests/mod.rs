@@ -2,6 +2,8 @@
 //! the threads of a model checker.
 
 #[cfg(not(any(loom, shuttle)))]
+mod calm;
+#[cfg(not(any(loom, shuttle)))]
 mod chaos;
 #[cfg(not(any(loom, shuttle)))]
 mod differential;

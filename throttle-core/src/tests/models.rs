@@ -295,6 +295,21 @@ fn limits_fall_and_rise_under_load() {
     take_down(&throttle, &members, &[group]);
 }
 
+/// Where requests go in company threads come by themselves, at an instant that they were told, and are not rung for what goes from
+/// then on: neither thread is counted on without knowing, nor asleep when its device goes.
+fn removal_while_both_come_by_themselves() {
+    let throttle = Throttle::in_company();
+    // 1,000 requests of 512 bytes a second; a limit may run ahead by a tenth of that.
+    let group = group(&throttle, "bps-total=512000");
+    let [mut a, b] = [(); 2].map(|()| Device::new(&throttle, group));
+    assert_eq!(a.gate.request(0, Operation::Read, 51_200, Time::ZERO), Verdict::Go);
+    let members = [a.member, b.member];
+    let threads = [a.spawn(3), b.spawn(4)];
+    throttle.drain(members[0], Time::ZERO);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    take_down(&throttle, &members, &[group]);
+}
+
 #[cfg(loom)]
 fn check(model: fn()) {
     // Two preemptions besides the switches that blocking forces find all races named here but (c), which needs three.
@@ -336,6 +351,7 @@ models! {
     last_device_is_removed_while_its_timer_fires
     two_queues_of_one_device_are_removed
     limits_fall_and_rise_under_load
+    removal_while_both_come_by_themselves
 }
 
 #[test]
@@ -347,6 +363,7 @@ fn models_find_each_planted_fault() {
         (Fault::DrainWithoutRearm, removal_while_the_timer_fires),
         (Fault::HoldWithoutRearm, two_devices_under_load),
         (Fault::RingUnderLock, bells_ring_without_the_lock),
+        (Fault::ToldInSecret, removal_while_both_come_by_themselves),
     ] {
         assert!(is_found(fault, || check(model)), "{fault:?} was not found");
     }

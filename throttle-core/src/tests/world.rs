@@ -243,6 +243,16 @@ impl World {
         self.queues.iter().position(|queue| !queue.retired && queue.bell.0.load(Ordering::Relaxed))
     }
 
+    /// Whether the thread of a queue may sleep until its deadline, whatever comes.
+    pub fn is_calm(&self, queue: usize) -> bool {
+        self.queues[queue].gate.is_calm()
+    }
+
+    /// Whether a queue has been rung and has not looked yet.
+    pub fn is_rung(&self, queue: usize) -> bool {
+        self.queues[queue].bell.0.load(Ordering::Relaxed)
+    }
+
     pub fn deadline(&self, queue: usize) -> Option<Time> {
         self.queues[queue].gate.deadline()
     }

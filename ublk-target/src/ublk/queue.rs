@@ -27,7 +27,7 @@ use throttle_core::time::Time;
 
 use super::{DeviceInfo, Transfer};
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::log;
+use crate::{clock, log};
 
 /// An entry for the ring.
 pub type Entry = squeue::Entry;
@@ -161,13 +161,13 @@ const ENTER_NO_IOWAIT: u32 = 1 << 7;
 /// How long a turn may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// For nothing: what has happened already.
-    Not,
     /// Until something happens.
     Forever,
     /// Until something happens, but no longer than until this instant of the one clock. The kernel is given the instant, not what
     /// is left of it: what passes between our look at the clock and its own would make each wait longer by as much.
     Until(Time),
+    /// Until this instant, whatever happens: a thread that does not wait at its ring is not woken up by what comes to it.
+    Through(Time),
 }
 
 /// The ring and the io descriptors of a queue.
@@ -259,19 +259,42 @@ impl<'a> QueueRing<'a> {
             let is_full = unsafe { ring.submission().push_multiple(entries) }.is_err();
             assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
             entries.clear();
-            enter(ring, wait)?;
+            match wait {
+                Wait::Forever => enter(ring, 1, None)?,
+                Wait::Until(instant) => enter(ring, 1, Some(instant))?,
+                Wait::Through(instant) => {
+                    if !ring.submission().is_empty() {
+                        enter(ring, 0, None)?;
+                        reap(ring, events);
+                    }
+                    clock::sleep_until(instant);
+                    while enter_and_reap_more(ring, events)? >= GIVEN_AT_ONCE {}
+                    return Ok(());
+                }
+            }
             reap(ring, events);
             // Since Linux 6.13 a wait that slept is given no more than it asked for: of 32 requests the first, which would make a turn
-            // of its own, and wake its client for it. Around a submission up to 40 of the others come; so one is made, of nothing.
+            // of its own, and wake its client for it.
             if events.len() == 1 && ring.submission().taskrun() {
-                // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
-                let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(OWN | KIND_NOTHING)) };
-                enter(ring, Wait::Not)?;
-                reap(ring, events);
+                enter_and_reap_more(ring, events)?;
             }
             Ok(())
         })
     }
+}
+
+/// What a wait that need not sleep is given at least, of what has come.
+const GIVEN_AT_ONCE: usize = 20;
+
+/// Adds what has come meanwhile to `events`; how many there were. Around a submission twice as many are given as without, so one
+/// is made, of nothing.
+fn enter_and_reap_more(ring: &mut IoUring<squeue::Entry>, events: &mut Vec<Event>) -> io::Result<usize> {
+    let before = events.len();
+    // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
+    let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(OWN | KIND_NOTHING)) };
+    enter(ring, 0, None)?;
+    reap(ring, events);
+    Ok(events.len() - before)
 }
 
 /// Adds what has happened to `events`.
@@ -285,7 +308,7 @@ fn reap(ring: &mut IoUring<squeue::Entry>, events: &mut Vec<Event>) {
 pub fn outlast(mut entries: usize) -> io::Result<()> {
     while entries > 0 {
         with_task_io_ring_mut(|ring| {
-            enter(ring, Wait::Forever)?;
+            enter(ring, 1, None)?;
             let came = ring.completion().filter(|completion| matches!(event(completion), Event::Backend(..))).count();
             entries = entries.saturating_sub(came);
             io::Result::Ok(())
@@ -294,15 +317,14 @@ pub fn outlast(mut entries: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Submits what was prepared, and waits.
-fn enter(ring: &mut IoUring<squeue::Entry>, wait: Wait) -> io::Result<()> {
+/// Submits what was prepared, and waits for `least` completions, no longer than until an instant.
+fn enter(ring: &mut IoUring<squeue::Entry>, least: u32, until: Option<Time>) -> io::Result<()> {
     let timespec;
-    let (least, arguments, is_absolute) = match wait {
-        Wait::Not => (0, types::SubmitArgs::new(), 0),
-        Wait::Forever => (1, types::SubmitArgs::new(), 0),
-        Wait::Until(instant) => {
+    let (arguments, is_absolute) = match until {
+        None => (types::SubmitArgs::new(), 0),
+        Some(instant) => {
             timespec = types::Timespec::from(Duration::from_nanos(instant.as_nanos()));
-            (1, types::SubmitArgs::new().timespec(&timespec), ENTER_ABS_TIMER)
+            (types::SubmitArgs::new().timespec(&timespec), ENTER_ABS_TIMER)
         }
     };
     // A queue always has requests on their way, those that the kernel has not given it yet: waiting for them is not waiting for I/O.
