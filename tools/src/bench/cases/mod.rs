@@ -150,6 +150,13 @@ fn loaded(bench: &Bench, peers: Vec<(&str, Box<dyn Peer>)>, load: Load) -> Resul
     Ok(sides)
 }
 
+/// What a device does by itself under this load, in requests a second: that of a second run, as the first meets code that nothing has
+/// run yet, which an emulated machine must translate first.
+fn natural_rate(load: Load, peer: &dyn Peer) -> Result<f64> {
+    load.run(peer.node(), peer.server())?;
+    Ok(load.run(peer.node(), peer.server())?.get(Metric::Iops))
+}
+
 /// The first side against the second: not fewer requests than `iops` times, not more CPU than `cpu` times. Latencies are shown.
 fn as_fast_as(iops: f64, cpu: f64) -> Vec<Bar> {
     vec![

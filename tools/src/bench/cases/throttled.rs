@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Finding, loaded};
+use super::{Finding, loaded, natural_rate};
 use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
@@ -17,7 +17,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     };
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
     let free = start("not-held", "")?;
-    let natural = load.run(free.node(), free.server())?.get(Metric::Iops);
+    let natural = natural_rate(load, &free)?;
     let half = (natural / 2.0).round() as u64;
     let held = start("held-at-half", &format!(", limits: {{ iops-total: {half} }}"))?;
     let slow = start("held-at-1000", ", limits: { iops-total: 1000 }")?;
