@@ -54,12 +54,13 @@ pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
 pub fn again(file: &File) -> Outcome<File> {
     let what = "cannot open a backend once more for a queue";
     let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).or_fail(Class::Resource, what)?;
-    // tmpfs never waits for a read but where it was swapped out, and still does not say that it can do without: a ring has each one
-    // done by a thread of the kernel. To a regular file O_NONBLOCK means nothing else than that the ring may read it at once.
-    let at_once = match fstatfs(file) {
-        Ok(system) if system.filesystem_type() == TMPFS_MAGIC => libc::O_NONBLOCK,
-        _ => 0,
-    };
+    // tmpfs never waits but where it was swapped out, and still does not say that it can do without: a ring has each request done by
+    // a thread of the kernel. To a regular file O_NONBLOCK means nothing else than that the ring may try at once; and a write only
+    // if it is O_DIRECT, which tmpfs takes and ignores. A disk does not ignore it, and its node is on devtmpfs, which says that it
+    // is tmpfs.
+    let is_on_tmpfs = fstatfs(file).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
+    let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let at_once = if is_on_tmpfs && is_regular { libc::O_NONBLOCK | libc::O_DIRECT } else { 0 };
     let reopened = OpenOptions::new()
         .read(true)
         .write(flags & libc::O_ACCMODE == libc::O_RDWR)
@@ -217,6 +218,8 @@ fn check_links(path: &Path) -> Outcome<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
     use super::*;
 
     const READ_ONLY: Access = Access { is_read_only: true, is_direct: false, flags: 0 };
@@ -231,6 +234,20 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_does_not_wait_for_files_on_tmpfs() {
+        // Elsewhere it knows by itself what it can do at once; and nodes are on devtmpfs, which says that it is tmpfs: a disk is not
+        // opened as nobody has asked for.
+        let memory = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
+        let elsewhere = File::open(std::env::current_exe().unwrap()).unwrap();
+        let (node, _) = open(Path::new("/dev/null"), READ_ONLY).unwrap();
+        for (file, is_expected) in [(memory, true), (elsewhere, false), (node, false)] {
+            let flags = fcntl(again(&file).unwrap(), FcntlArg::F_GETFL).unwrap();
+            let at_once = libc::O_NONBLOCK | libc::O_DIRECT;
+            assert_eq!(flags & at_once, if is_expected { at_once } else { 0 });
+        }
+    }
+
+    #[test]
     fn a_missing_file_is_told_with_the_cure() {
         let failure = open(Path::new("/nonexistent/disk.img"), READ_ONLY).unwrap_err();
         assert_eq!(failure.class, Class::Backing);
@@ -239,20 +256,6 @@ mod tests {
         let created = Access { is_read_only: false, flags: libc::O_CREAT, ..READ_ONLY };
         let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err();
         assert!(failure.message.contains("its directory is not there"), "{}", failure.message);
-    }
-
-    #[test]
-    fn a_ring_reads_tmpfs_at_once() {
-        // Elsewhere the flag stays away: there the ring knows by itself what it can read at once.
-        let path = Path::new("/dev/shm").join(format!("ublk-throttle-again-{}", std::process::id()));
-        let on_tmpfs = File::create(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let elsewhere = File::open(std::env::current_exe().unwrap()).unwrap();
-        for file in [on_tmpfs, elsewhere] {
-            let is_tmpfs = fstatfs(&file).unwrap().filesystem_type() == TMPFS_MAGIC;
-            let flags = fcntl(again(&file).unwrap(), FcntlArg::F_GETFL).unwrap();
-            assert_eq!(flags & libc::O_NONBLOCK != 0, is_tmpfs);
-        }
     }
 
     #[test]
