@@ -109,7 +109,7 @@ pub struct Device {
     pub on_crash: OnCrash,
     /// What SIGTERM does with the device.
     pub on_stop: OnStop,
-    /// Whether its requests go without a copy between the kernel and the daemon. Memory and null have none: [`ZeroCopy::Off`].
+    /// Whether its requests go without a copy between the kernel and the daemon. Null has none: [`ZeroCopy::Off`].
     pub zero_copy: ZeroCopy,
     /// The CPUs that its queue threads may run on; `None` = all.
     pub cpus: Option<Cpus>,
@@ -193,7 +193,7 @@ impl Backend {
 
     /// Whether it can work on the pages of a request where they are in the kernel.
     pub const fn has_zero_copy(&self) -> bool {
-        matches!(self, Self::File { .. } | Self::Block { .. })
+        !matches!(self, Self::Null { .. })
     }
 
     /// The size, where it is given.

@@ -97,7 +97,7 @@ fn what_a_device_was_made_with_is_refused_with_its_line_and_a_way_out() {
              queues 1 → 2, depth 128 → 64, block-size that of the backend → 512, read-only false → true, zero-copy auto → off, cpus all → 0-2 \
              cannot change while it runs; remove the device and add it again: `ublk-throttle del a`, then `reload`; or put back what \
              it has",
-            "device b (line 4): backend memory → null, id auto → 9, on-crash fail → requeue cannot change while it runs; remove the device and \
+            "device b (line 4): backend memory → null, id auto → 9, on-crash fail → requeue, zero-copy auto → off cannot change while it runs; remove the device and \
              add it again: `ublk-throttle del b`, then `reload`; or put back what it has",
         ]
     );

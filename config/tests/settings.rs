@@ -104,16 +104,17 @@ fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
 }
 
 #[test]
-fn only_file_and_block_have_zero_copy_whatever_the_default_says() {
-    // A default is for the devices that have the choice; to take each of the others out of it would be a chore.
+fn null_has_no_zero_copy_whatever_the_default_says() {
+    // A default is for the devices that have the choice; to take the others out of it one by one would be a chore.
     use ublk_throttle_config::ZeroCopy;
     let copy = |settings: &str| device("v", settings).zero_copy;
     assert_eq!(copy("file=/a"), ZeroCopy::Auto);
     assert_eq!(copy("block=/a zero_copy=on"), ZeroCopy::On);
-    assert_eq!(copy("memory=1MiB"), ZeroCopy::Off);
+    assert_eq!(copy("memory=1MiB"), ZeroCopy::Auto);
+    assert_eq!(copy("null=1MiB"), ZeroCopy::Off);
     assert_eq!(copy("null=1MiB zero-copy=auto"), ZeroCopy::Off);
     let three = config(
-        "defaults: { zero-copy: on }\ndevices:\n  m: { backend: { memory: 1MiB } }\n  f: { backend: { file: /a } }\n  \
+        "defaults: { zero-copy: on }\ndevices:\n  n: { backend: { null: 1MiB } }\n  f: { backend: { file: /a } }\n  \
          b: { backend: { block: /b }, zero_copy: off }\n",
     );
     let words: Vec<&str> = three.devices.iter().map(|device| device.zero_copy.word()).collect();
@@ -252,8 +253,8 @@ fn device_that_no_file_could_describe_is_not_added() {
         ),
         (
             "null=512 zero-copy=on",
-            "zero-copy: `on` of a null backend, which takes no pages of the kernel; allowed: auto, off; only file and block \
-             backends have zero copy",
+            "zero-copy: `on` of a null backend, which takes no pages of the kernel; allowed: auto, off; file, block and \
+             memory backends have zero copy",
         ),
         ("memory=512 cpus=3-1", "cpus: 3-1 runs backwards; write the smaller number first: 1-3"),
         ("memory=512 queues=1 queues=2", "queues: given twice; keep one"),

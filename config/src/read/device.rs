@@ -98,7 +98,7 @@ pub(super) fn read<'n>(
         false => {
             if let Some(item) = zero_copy_item.filter(|_| zero_copy == Some(ZeroCopy::On)) {
                 let found = format!("`on` of a {} backend, which takes no pages of the kernel", backend.kind());
-                item.fault(notes, found, "allowed: auto, off; only file and block backends have zero copy");
+                item.fault(notes, found, "allowed: auto, off; file, block and memory backends have zero copy");
             }
             ZeroCopy::Off
         }

@@ -126,7 +126,7 @@ pub(crate) struct Defaults {
     on_crash: Option<OnCrash>,
     /// The same.
     on_stop: Option<OnStop>,
-    /// If said: only file and block backends have the choice.
+    /// If said: null backends have no choice.
     zero_copy: Option<ZeroCopy>,
     cpus: Option<Cpus>,
 }

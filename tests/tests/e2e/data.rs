@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ublk_throttle_tests::disks::{Mount, RamDisk};
+use ublk_throttle_tests::disks::{Mount, RamDisk, Tmpfs};
 use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::mapper::{Mapped, Target};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
@@ -24,17 +25,17 @@ const RUNTIME: Duration = Duration::from_secs(30);
 pub(crate) fn cases() -> Vec<Case> {
     let fio = cases![[Need::Ublk, Need::Fio];
         file_backend_keeps_data,
-        memory_backend_keeps_data,
+        memory_data_is_kept_with_and_without_a_copy,
         file_keeps_its_data_over_a_restart_of_the_daemon,
         null_backend_reads_zeros,
         f30_flushes_reach_the_device_and_are_not_charged,
         f30_forced_unit_access_writes_arrive,
     ];
     let direct = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Ext4];
-        direct_file_backend_keeps_data,
-        data_is_kept_with_and_without_a_copy,
+        file_data_is_kept_with_and_without_a_copy,
     ];
-    let block = cases![[Need::Ublk, Need::Fio, Need::RamDisk]; block_backend_keeps_data];
+    let block = cases![[Need::Ublk, Need::Fio, Need::RamDisk]; block_data_is_kept_with_and_without_a_copy];
+    let mapper = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper]; block_backend_that_must_wait_keeps_data];
     let zeroes = cases![[Need::Ublk, Need::UtilLinux, Need::RamDisk, Need::Ext4];
         discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt,
     ];
@@ -42,7 +43,7 @@ pub(crate) fn cases() -> Vec<Case> {
         discard_gives_space_back_to_the_file_system,
     ];
     let plain = cases![[Need::Ublk]; read_only_device_refuses_writes, device_has_the_size_of_its_file];
-    fio.into_iter().chain(direct).chain(block).chain(zeroes).chain(util_linux).chain(plain).collect()
+    fio.into_iter().chain(direct).chain(block).chain(mapper).chain(zeroes).chain(util_linux).chain(plain).collect()
 }
 
 fn file_backend_keeps_data(scene: &Scene) -> Result<()> {
@@ -51,49 +52,59 @@ fn file_backend_keeps_data(scene: &Scene) -> Result<()> {
     keeps_data(scene, &format!("file: {}, size: 64MiB, create: true", file.display()))
 }
 
-fn direct_file_backend_keeps_data(scene: &Scene) -> Result<()> {
-    // O_DIRECT on ext4, which insists on aligned buffers, offsets and lengths.
+fn block_backend_that_must_wait_keeps_data(scene: &Scene) -> Result<()> {
+    // One that takes no request that may not wait (REQ_NOWAIT), as many a target of the device mapper.
+    let disk = RamDisk::new(64)?;
+    let mapped = Mapped::new(disk.node())?;
+    mapped.become_all(Target::Delay(Duration::ZERO))?;
+    for is_direct in [true, false] {
+        keeps_data(scene, &format!("block: {}, direct: {is_direct}", mapped.node().display()))?;
+    }
+    Ok(())
+}
+
+fn file_data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
+    // O_DIRECT on ext4 insists on aligned buffers, offsets and lengths.
     let disk = RamDisk::new(128)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
-    let file = mount.point().join("disk.img");
-    keeps_data(scene, &format!("file: {}, size: 64MiB, create: true, direct: true", file.display()))?;
-    mount.unmount()
-}
-
-fn block_backend_keeps_data(scene: &Scene) -> Result<()> {
-    // A block device below, of its own size.
-    let disk = RamDisk::new(64)?;
-    keeps_data(scene, &format!("block: {}", disk.node().display()))
-}
-
-fn data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
-    // Each way of a file and of a block device through a kernel that has the choice; else `on` is refused, and nothing is left.
-    let disks = [RamDisk::new(128)?, RamDisk::new(64)?];
-    let mount = Mount::new(disks[0].node(), &scene.dir().join("mount"))?;
     let file = format!("file: {}, size: 64MiB, create: true", mount.point().join("disk.img").display());
-    let block = format!("block: {}", disks[1].node().display());
-    let has = has_zero_copy(scene)?;
-    for backend in [format!("{file}, direct: true"), format!("{file}, direct: false"), block] {
-        let config =
-            |word| format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2, zero-copy: {word} }}\n");
-        for (word, transfer) in [("on", "zero-copy"), ("off", "copy"), ("auto", if has { "zero-copy" } else { "copy" })]
-        {
-            if word == "on" && !has {
-                let path = scene.write("refused.yaml", &config(word))?;
-                let refused = scene.ask(&["run", &path.display().to_string()])?.expect_code(3)?;
-                refused.expect_stderr(&["error[E-UNSUPPORTED]", "AUTO_BUF_REG"])?;
-                continue;
-            }
-            keeps_data_of(scene, &config(word), &[transfer])
-                .with_context(|| format!("{backend}, zero-copy: {word}"))?;
-        }
+    for is_direct in [true, false] {
+        keeps_data_in_each_way(scene, &format!("{file}, direct: {is_direct}"))?;
     }
     mount.unmount()
 }
 
-fn memory_backend_keeps_data(scene: &Scene) -> Result<()> {
-    // The daemon's own memory.
-    keeps_data(scene, "memory: 64MiB")
+fn block_data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
+    let disk = RamDisk::new(64)?;
+    for is_direct in [true, false] {
+        keeps_data_in_each_way(scene, &format!("block: {}, direct: {is_direct}", disk.node().display()))?;
+    }
+    Ok(())
+}
+
+fn memory_data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
+    // Files on tmpfs are opened as memory is.
+    let tmpfs = Tmpfs::new(&scene.dir().join("tmpfs"), 80)?;
+    keeps_data_in_each_way(scene, "memory: 64MiB")?;
+    let file = tmpfs.point().join("disk.img");
+    keeps_data_in_each_way(scene, &format!("file: {}, size: 64MiB, create: true", file.display()))
+}
+
+/// Each way through a kernel that has the choice; else `on` is refused, and nothing is left.
+fn keeps_data_in_each_way(scene: &Scene, backend: &str) -> Result<()> {
+    let config =
+        |word| format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2, zero-copy: {word} }}\n");
+    let has = has_zero_copy(scene)?;
+    for (word, transfer) in [("on", "zero-copy"), ("off", "copy"), ("auto", if has { "zero-copy" } else { "copy" })] {
+        if word == "on" && !has {
+            let path = scene.write("refused.yaml", &config(word))?;
+            let refused = scene.ask(&["run", &path.display().to_string()])?.expect_code(3)?;
+            refused.expect_stderr(&["error[E-UNSUPPORTED]", "AUTO_BUF_REG"])?;
+            continue;
+        }
+        keeps_data_of(scene, &config(word), &[transfer]).with_context(|| format!("{backend}, zero-copy: {word}"))?;
+    }
+    Ok(())
 }
 
 /// Several block sizes, depths and queues on a device of 64 MiB with this backend.

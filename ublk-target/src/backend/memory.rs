@@ -1,24 +1,28 @@
 //! Memory, as a file that has no name.
 //!
-//! Served on the spot in the queue thread: memory does not make anyone wait, and a system call on it costs less than a
-//! round through the ring. Pages come with the first write and go with a discard; all is gone with the device.
+//! ```text
+//!   pages of the client   READ_FIXED, WRITE_FIXED, which the ring does at once   one copy, no buffer
+//!   buffer of the tag     pread, pwrite, on the spot                             two copies
+//! ```
+//!
+//! Memory does not make anyone wait: where the data is in a buffer of ours already, a system call costs less than a round through
+//! the ring. Pages come with the first write and go with a discard; all is gone with the device.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use throttle_core::cost::Operation;
 
-use super::{Backend, Data, Lane, Request, Step, presentable};
+use super::{Backend, Data, Lane, Request, Step, place, presentable, range};
 use crate::error::{Class, OrFail, Outcome};
 use crate::ublk::params::{Discard, Geometry};
 
 /// A piece of memory.
 pub struct Memory {
-    memory: Arc<File>,
+    memory: File,
     geometry: Geometry,
 }
 
@@ -38,7 +42,7 @@ pub fn open(size: u64, is_read_only: bool, block: Option<u32>) -> Outcome<Memory
         discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
         write_zeroes_bytes_max: u64::MAX,
     };
-    Ok(Memory { memory: Arc::new(memory), geometry })
+    Ok(Memory { memory, geometry })
 }
 
 impl Backend for Memory {
@@ -47,7 +51,11 @@ impl Backend for Memory {
     }
 
     fn lane(&self, _depth: u16) -> Outcome<Box<dyn Lane>> {
-        Ok(Box::new(MemoryLane { memory: Arc::clone(&self.memory) }))
+        Ok(Box::new(MemoryLane { memory: place::again(&self.memory)? }))
+    }
+
+    fn takes_registered(&self) -> bool {
+        true
     }
 
     fn resize(&self, size: u64) -> Outcome<()> {
@@ -61,18 +69,19 @@ impl Backend for Memory {
 }
 
 struct MemoryLane {
-    memory: Arc<File>,
+    memory: File,
 }
 
 impl Lane for MemoryLane {
-    fn issue(&mut self, _tag: u16, request: &Request, data: Data<'_>, _done: usize) -> Step {
-        let data = data.buffer();
-        let result = match request.operation {
-            Operation::Read => self.memory.read_exact_at(data, request.offset),
-            Operation::Write => self.memory.write_all_at(data, request.offset),
-            Operation::Flush => Ok(()),
+    fn issue(&mut self, _tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
+        let result = match (request.operation, data) {
+            (Operation::Read, Data::Buffer(data)) => self.memory.read_exact_at(data, request.offset),
+            (Operation::Write, Data::Buffer(data)) => self.memory.write_all_at(data, request.offset),
+            (Operation::Read, data) => return Step::Submit(range::read(&self.memory, request, data, done)),
+            (Operation::Write, data) => return Step::Submit(range::write(&self.memory, request, data, done)),
+            (Operation::Flush, _) => Ok(()),
             // The space of memory is nobody's promise, so a hole serves write-zeroes that keep the space as well.
-            Operation::Discard | Operation::WriteZeroes { .. } => punch(&self.memory, request).map_err(Into::into),
+            (Operation::Discard | Operation::WriteZeroes { .. }, _) => punch(&self.memory, request).map_err(Into::into),
         };
         Step::Done(result.map_err(|cause| match cause.raw_os_error() {
             Some(code) => presentable(Errno::from_raw(code)),

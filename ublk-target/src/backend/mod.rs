@@ -3,8 +3,9 @@
 //! ```text
 //!   Backend   opened once, shared by the queues of a device: geometry, lock, size
 //!      └─ Lane   one for each queue: takes a request, says what comes of it
-//!                  Done     answered on the spot (memory, null)
-//!                  Submit   an entry for the queue's ring (file, block); its result comes back through `settle`
+//!                  Done     answered on the spot (null; memory with a buffer)
+//!                  Submit   an entry for the queue's ring (file, block; memory with the client's pages); its result comes
+//!                           back through `settle`
 //! ```
 //!
 //! A lane never waits for a device: what could wait goes through the ring. Results are those of the backend: a part is
@@ -64,16 +65,6 @@ pub enum Data<'a> {
     /// In the ring's table of buffers, under this number: the pages of the client. Only for a backend that
     /// [takes it](Backend::takes_registered).
     Registered(u16),
-}
-
-impl<'a> Data<'a> {
-    /// The buffer of the tag.
-    fn buffer(self) -> &'a mut [u8] {
-        match self {
-            Self::Buffer(buffer) => buffer,
-            Self::Registered(_) => unreachable!("only given to a backend that takes it"),
-        }
-    }
 }
 
 /// What comes of a request.

@@ -11,8 +11,8 @@ use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Rublk};
 
-/// Small enough for two of them in the guest's memory.
-const SIZE: u64 = 256 << 20;
+/// In MiB: small enough for two of them in the guest's memory.
+const SIZE: u64 = 256;
 
 /// Runs the case.
 pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
@@ -36,12 +36,17 @@ pub struct Written {
 /// A file on tmpfs with every page written: reads of a hole would measure something else.
 pub fn written(name: &str) -> Result<Written> {
     let path = Path::new("/dev/shm").join(format!("bench-{name}.img"));
-    let file = fs::File::create(&path).with_context(|| path.display().to_string())?;
-    let chunk = vec![0xa5; 1 << 20];
-    for place in 0..SIZE >> 20 {
-        file.write_all_at(&chunk, place << 20).with_context(|| format!("cannot fill {}", path.display()))?;
-    }
+    fs::File::create(&path).with_context(|| path.display().to_string())?;
+    fill(&path, SIZE)?;
     Ok(Written { path })
+}
+
+/// Writes that many MiB of what is there.
+pub fn fill(path: &Path, size: u64) -> Result<()> {
+    let file = fs::OpenOptions::new().write(true).open(path).with_context(|| path.display().to_string())?;
+    let chunk = vec![0xa5; 1 << 20];
+    let written = (0..size).try_for_each(|place| file.write_all_at(&chunk, place << 20));
+    written.and_then(|()| file.sync_data()).with_context(|| format!("cannot fill {}", path.display()))
 }
 
 impl Drop for Written {

@@ -33,7 +33,7 @@ pub enum Case {
     /// a file on tmpfs in 64k, against rublk's loop
     #[value(name = "file-64k")]
     File64k,
-    /// a file on tmpfs in 64k, with zero copy against without
+    /// a file on tmpfs and memory in 64k, with zero copy against without
     ZeroCopy,
     /// six limits far above the load, against none
     LimitsFarAbove,
@@ -83,7 +83,7 @@ impl Case {
             Case::File64k => {
                 "file on tmpfs, no limits, 64k randread qd32 x 2: not slower and not dearer than rublk loop"
             }
-            Case::ZeroCopy => "file on tmpfs, 64k: zero copy is 1.5 times as fast as the copy path",
+            Case::ZeroCopy => "file on tmpfs, and memory, 64k: zero copy is 1.5 times as fast as the copy path",
             Case::LimitsFarAbove => {
                 "null with six limits far above the load: they cost 2 % of IOPS and 3 % of CPU at most"
             }

@@ -1,16 +1,16 @@
-//! What zero copy is worth: 64k on a file, with the key `zero-copy` on and off.
+//! What zero copy is worth: 64k on a file and on memory, with the key `zero-copy` on and off.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::file::written;
+use super::file::{fill, written};
 use super::{Finding, loaded};
 use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
-use crate::bench::peers::Ours;
+use crate::bench::peers::{Ours, Peer};
 use crate::bench::sample::Metric;
 use crate::{build, process};
 
@@ -22,20 +22,42 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     if !is_offered()? {
         return Ok(Finding::Skipped(format!("this kernel's ublk has no {FEATURE} (Linux 6.16 or newer)")));
     }
-    let start = |key: &str| -> Result<_> {
-        let file = written(key)?;
-        let (name, path, queues) = (format!("copy-{key}"), file.path.display(), bench.plan.queues);
-        let device = format!("{name}: {{ backend: {{ file: {path} }}, queues: {queues}, zero-copy: '{key}' }}");
-        Ok((file, Ours::start(&name, &format!("devices:\n  {device}\n"))?))
+    let start = |name: &str, backend: &str, key: &str| {
+        let queues = bench.plan.queues;
+        let device = format!("{name}: {{ backend: {{ {backend} }}, queues: {queues}, zero-copy: '{key}' }}");
+        Ours::start(name, &format!("devices:\n  {device}\n"))
     };
-    let ((_on, with), (_off, without)) = (start("on")?, start("off")?);
+    let on_file = |key: &str| -> Result<_> {
+        let file = written(key)?;
+        let ours = start(&format!("file-{key}"), &format!("file: {}", file.path.display()), key)?;
+        Ok((file, Box::new(ours)))
+    };
+    let on_memory = |key: &str| -> Result<_> {
+        let ours = start(&format!("memory-{key}"), "memory: 128MiB", key)?;
+        fill(ours.node(), 128)?;
+        Ok(Box::new(ours))
+    };
+    let ((_on, file_on), (_off, file_off)) = (on_file("on")?, on_file("off")?);
+    let (memory_on, memory_off) = (on_memory("on")?, on_memory("off")?);
     let load = Load { rw: "randread", block: 65536, seconds: bench.plan.seconds, rate: None };
-    let sides = loaded(bench, vec![("zero-copy: on", Box::new(with)), ("zero-copy: off", Box::new(without))], load)?;
-    let bars = vec![
-        Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(1.5)),
-        Bar::ratio(Metric::CpuOwn, 0, 1, Bound::Shown),
-        Bar::ratio(Metric::CpuAll, 0, 1, Bound::Shown),
-    ];
+    let sides = loaded(
+        bench,
+        vec![
+            ("file, zero-copy: on", file_on),
+            ("file, zero-copy: off", file_off),
+            ("memory, zero-copy: on", memory_on),
+            ("memory, zero-copy: off", memory_off),
+        ],
+        load,
+    )?;
+    let bars = [(0, 1), (2, 3)].into_iter().flat_map(|(on, off)| {
+        [
+            Bar::ratio(Metric::Iops, on, off, Bound::AtLeast(1.5)),
+            Bar::ratio(Metric::CpuOwn, on, off, Bound::Shown),
+            Bar::ratio(Metric::CpuAll, on, off, Bound::Shown),
+        ]
+    });
+    let bars = bars.collect();
     Ok(Finding::Measured { sides, bars, notes: Vec::new() })
 }
 
