@@ -21,7 +21,7 @@ use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::socket::Client;
 use ublk_throttle_tests::wait;
 
-use crate::measure::{expect, expect_all, expect_near, repeat_if_void};
+use crate::measure::{expect_all, expect_in_time, expect_near, repeat_if_void};
 use crate::{Case, cases, now_ms, wait_until_busy};
 
 /// A client that behaves gets its answer within this, whatever others do.
@@ -56,7 +56,7 @@ fn expect_answer(scene: &Scene, what: &str) -> Result<()> {
     let begin = Instant::now();
     scene.connect()?.must(&ping(), Duration::from_secs(10)).with_context(|| what.to_owned())?;
     let took = begin.elapsed();
-    expect(took <= ANSWER_LIMIT, || format!("{what}: another client was answered after {took:?}"))
+    expect_in_time(format!("{what}: the answer to another client"), took, ANSWER_LIMIT)
 }
 
 /// One device in memory.
@@ -109,7 +109,7 @@ fn f11_a_reload_during_a_burst_leaves_others_without_a_gap(scene: &Scene) -> Res
         eprintln!("          reload {} ms, longest gap {gap:?}", reloaded - begin);
         expect_all([
             expect_near("beside two reloads", done.rate(begin, end), 500.0, 0.01),
-            expect(gap <= Duration::from_millis(50), || format!("a gap of {gap:?} through a reload")),
+            expect_in_time("the longest gap through a reload", gap, Duration::from_millis(50)),
         ])
     })
 }

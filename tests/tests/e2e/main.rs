@@ -49,7 +49,7 @@ use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::{sysfs, wait};
 
 /// Most trials take less than half a minute under emulation. One that hangs is ended, so that the others are run.
-const TRIAL_LIMIT: Duration = Duration::from_secs(180);
+const TRIAL_LIMIT: Duration = Duration::from_secs(300);
 
 /// One trial before it is one: its name is its function's, and that is a sentence.
 struct Case {

@@ -1,17 +1,44 @@
 //! Numbers against bounds, and measurements that say nothing.
 //!
-//! A bound is never widened for a slow machine. Instead the machine is watched while a trial measures: a rate that was missed
-//! while a CPU was withheld is void, said so, and measured again; one that was missed on a machine that kept up is a
-//! failure at once. What is not a number (an error, a crash, wrong data) is a failure whatever the machine did.
+//! The machine is watched while a trial measures ([`ublk_throttle_tests::starvation`]): a number that was missed while a CPU was
+//! withheld, or slow, is void, said so, and measured again once the machine is quiet; one that was missed on a machine that
+//! kept up is a failure at once. What is not a number (an error, a crash, wrong data) is a failure whatever the machine did.
+//!
+//! | bound of | on a slow machine |
+//! | --- | --- |
+//! | a rate, a share, a count | the same: it depends on no speed |
+//! | a time | as many times the bound as the machine was slower, meanwhile, than one that has to meet it as it stands |
+//!
+//! The latter is a ratio to a fixed piece of work on the same CPUs at the same time, in which nothing of the program under test
+//! takes part: a program that has become slower misses the bound on any machine.
 
+use std::cell::RefCell;
 use std::fmt::{self, Display};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use ublk_throttle_tests::starvation::{Probe, WITHHELD};
 
 /// How often a void measurement is repeated.
 const ATTEMPTS: u32 = 4;
+
+/// A measurement on a machine slower than this says nothing: what one request at a time takes of the milliseconds between two
+/// tokens leaves half as much room.
+pub(crate) const SLOW: f64 = 1.5;
+
+/// How long the machine must have been quiet before a void measurement is repeated, and how long that is waited for.
+const QUIET: Duration = Duration::from_secs(2);
+const QUIET_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the whole suite waits for a quiet machine: one that never is must not cost an hour.
+static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
+
+thread_local! {
+    /// Of the measurements under way, the innermost last.
+    static PROBES: RefCell<Vec<Probe>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A number out of its bounds.
 #[derive(Debug)]
@@ -39,10 +66,25 @@ pub(crate) fn expect(is_met: bool, otherwise: impl FnOnce() -> String) -> Result
     if is_met { Ok(()) } else { Err(Missed(otherwise()).into()) }
 }
 
-/// Fails with a [`Missed`] if what took `took` was to take `limit` at most.
+/// Fails with a [`Missed`] if what took `took` was to take `limit` at most; prints both.
 pub(crate) fn expect_within(what: impl Display, took: Duration, limit: Duration) -> Result<()> {
     eprintln!("          {what}: {took:?}, at most {limit:?}");
-    expect(took <= limit, || format!("{what} took {took:?}, at most {limit:?}"))
+    expect_in_time(what, took, limit)
+}
+
+/// The same without a word when it is met.
+pub(crate) fn expect_in_time(what: impl Display, took: Duration, limit: Duration) -> Result<()> {
+    if took <= limit {
+        return Ok(());
+    }
+    let slowness = PROBES.with_borrow(|probes| probes.last().map_or(1.0, Probe::slowness));
+    let here = limit.mul_f64(slowness);
+    if took <= here {
+        eprintln!("          {what}: {took:?} on a machine {slowness:.2} x as slow, on which that is at most {here:?}");
+    }
+    expect(took <= here, || {
+        format!("{what} took {took:?}, at most {limit:?} x {slowness:.2} on a machine as slow as that")
+    })
 }
 
 /// Runs checks to the last, so that a failure shows all that are wrong and not only the first.
@@ -61,21 +103,55 @@ pub(crate) fn expect_all(checks: impl IntoIterator<Item = Result<()>>) -> Result
 pub(crate) fn repeat_if_void(mut trial: impl FnMut() -> Result<()>) -> Result<()> {
     let mut attempt = 1;
     loop {
-        let probe = Probe::start();
+        PROBES.with_borrow_mut(|probes| probes.push(Probe::start()));
         let result = trial();
-        let worst = probe.worst();
-        let Err(error) = result else { return Ok(()) };
+        let probe = PROBES.with_borrow_mut(Vec::pop).expect("pushed before, and whoever pushed meanwhile has popped");
+        let Err(error) = result else {
+            tell_slow(&probe);
+            return Ok(());
+        };
         if !error.is::<Missed>() {
             return Err(error);
         }
-        if worst < WITHHELD {
-            return Err(anyhow!("{error:#}"));
-        }
-        let void = format!("void, as a CPU was withheld for {worst:?} meanwhile: {error:#}");
+        let Some(reason) = disturbance(probe) else { return Err(anyhow!("{error:#}")) };
+        let void = format!("void, as {reason} meanwhile: {error:#}");
         if attempt == ATTEMPTS {
             return Err(anyhow!("{void}\nthe machine is too busy to measure on, {ATTEMPTS} times in a row"));
         }
         eprintln!("          {void}");
+        wait_for_quiet();
         attempt += 1;
     }
+}
+
+/// How slow the machine was during a whole trial, if it was.
+fn tell_slow(probe: &Probe) {
+    let slowness = probe.slowness();
+    if slowness > 1.0 && PROBES.with_borrow(Vec::is_empty) {
+        eprintln!("          on a machine {slowness:.2} x as slow");
+    }
+}
+
+/// What was wrong with the machine, in words, if anything was.
+fn disturbance(probe: Probe) -> Option<String> {
+    let (slowness, worst) = (probe.slowness(), probe.worst());
+    if worst >= WITHHELD {
+        return Some(format!("a CPU was withheld for {worst:?}"));
+    }
+    (slowness >= SLOW).then(|| format!("the CPUs were {slowness:.2} x as slow"))
+}
+
+/// Until nothing is wrong with the machine, or patience is at its end.
+fn wait_for_quiet() {
+    let begin = Instant::now();
+    let mut patience = PATIENCE.lock().expect("nothing panics while it holds this lock");
+    let limit = QUIET_LIMIT.min(*patience);
+    while begin.elapsed() < limit {
+        let probe = Probe::start();
+        sleep(QUIET);
+        if disturbance(probe).is_none() {
+            break;
+        }
+    }
+    *patience = patience.saturating_sub(begin.elapsed());
 }

@@ -14,7 +14,7 @@ use ublk_throttle_tests::command::{self, Outcome};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{COMMAND_LIMIT, Scene};
 
-use crate::measure::{expect, expect_all};
+use crate::measure::{expect_all, expect_in_time};
 use crate::{Case, cases, error_count};
 
 /// An answer to a broken file must come within a second; the rest is emulation.
@@ -61,7 +61,7 @@ fn broken(scene: &Scene, path: &Path) -> Result<(String, String)> {
 
 fn expect_refusal(outcome: Outcome, expected: &str) -> Result<()> {
     let outcome = outcome.expect_code(3)?.expect_no_panic()?.expect_stderr(&[expected.trim()])?;
-    expect(outcome.took <= CHECK_LIMIT, || format!("took too long\n{outcome}"))?;
+    expect_in_time(format!("{outcome}"), outcome.took, CHECK_LIMIT)?;
     ensure!(outcome.stderr.lines().count() <= MESSAGE_LINES, "too long a message\n{outcome}");
     Ok(())
 }

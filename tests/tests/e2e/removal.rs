@@ -13,7 +13,7 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
-use crate::measure::{expect, expect_all, expect_near, expect_within};
+use crate::measure::{expect_all, expect_near, expect_within};
 use crate::{Case, cases, let_run, now_ms, wait_until_busy};
 
 /// Bound of a removal under load in the VM (2 s on real machines).
@@ -90,8 +90,7 @@ impl Pair {
 }
 
 fn gap_is_short(gap: Duration) -> Result<()> {
-    eprintln!("          longest gap of the neighbour: {gap:?}");
-    expect(gap <= Duration::from_secs(1), || format!("the neighbour waited {gap:?} for a completion"))
+    expect_within("longest gap of the neighbour", gap, Duration::from_secs(1))
 }
 
 fn load(device: &Device) -> Job {

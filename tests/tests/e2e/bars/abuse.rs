@@ -11,7 +11,7 @@ use ublk_throttle_tests::process::Holdings;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::socket::Client;
 
-use crate::measure::{expect, repeat_if_void};
+use crate::measure::{expect_in_time, repeat_if_void};
 
 /// How long the abuse lasts at least, and how many answers it lasts at least.
 const ABUSED: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ pub(super) fn abuse_of_the_socket_holds_up_nobody_and_takes_no_memory(scene: &Sc
         let grown = most_kib.saturating_sub(before);
         eprintln!("          {} answers meanwhile, each within {worst:?}; {grown} KiB more at most", answers.len());
         ensure!(grown <= 32 << 10, "the daemon grew by {grown} KiB");
-        expect(worst <= Duration::from_millis(500), || format!("an answer took {worst:?}"))
+        expect_in_time("an answer", worst, Duration::from_millis(500))
     })
 }
 

@@ -12,7 +12,7 @@ use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::wait;
 
-use crate::measure::{expect, expect_all, expect_within};
+use crate::measure::{expect_all, expect_in_time, expect_within};
 use crate::{let_run, wait_until_busy};
 
 /// What every command answers within, whatever state a device is in.
@@ -41,7 +41,7 @@ fn ask_everything(scene: &Scene, state: &str) -> Result<()> {
         let outcome = scene.ask(words)?;
         let wanted = if words == ["del", "d"] { [5, 7] } else { [0, 0] };
         ensure!(outcome.code.is_some_and(|code| wanted.contains(&code)), "{state}:\n{outcome}");
-        checks.push(expect(outcome.took <= ANSWER_LIMIT, || format!("{state}: {words:?} took {:?}", outcome.took)));
+        checks.push(expect_in_time(format!("{state}: {words:?}"), outcome.took, ANSWER_LIMIT));
         worst = worst.max((outcome.took, words.join(" ")));
     }
     eprintln!("          {state}: at most {:?} ({})", worst.0, worst.1);

@@ -1,5 +1,5 @@
 //! Bounds under emulation on what a user waits for, and on what goes wrong for others meanwhile. Each trial prints what it
-//! measured; none of the numbers is widened for a slow machine (see `measure`).
+//! measured; what a time means on a slow machine is told in `measure`.
 
 mod abuse;
 mod answers;
