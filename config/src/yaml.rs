@@ -17,7 +17,7 @@
 //! YAML's guesses. An alias has the place of the text it stands for.
 //!
 //! Refused: tags, directives, several documents, keys that are not plain text, deep nesting, and more nodes than any
-//! configuration needs, which is what stops a small file whose aliases multiply.
+//! configuration needs or than the file is long, which is what stops a small one whose aliases multiply.
 
 use std::fmt;
 
@@ -32,6 +32,12 @@ const DEPTH_MAX: usize = 16;
 
 /// Five times what 2,000 devices with all keys need.
 const NODES_MAX: usize = 150_000;
+
+/// Each value takes a byte of the text at least, unless it comes from an alias. One device that is an alias (`a: *d` in a line)
+/// takes 7 bytes for its 15 to 45 values; with this many for each byte, and some for small files, no such list is refused, and a
+/// few hundred bytes cannot keep a reader busy.
+const NODES_A_BYTE: usize = 8;
+const NODES_SPARE: usize = 2000;
 
 /// The parser spells out all keys above each scalar whose place we ask for, so their length counts.
 const KEY_CHARS_MAX: usize = 128;
@@ -133,6 +139,9 @@ impl Reader<'_> {
     fn count_node<E: Error>(&mut self, near: Place) -> Result<(), E> {
         self.nodes += 1;
         self.latest = near;
+        if self.nodes > NODES_SPARE + NODES_A_BYTE * self.source.text().len() {
+            return Err(self.refuse(Some(near), ALIASES_FOUND, ALIASES_CURE));
+        }
         if self.nodes > NODES_MAX {
             let found = format!("more than {NODES_MAX} values, counting each use of an alias");
             return Err(self.refuse(Some(near), found, "use fewer aliases, or split the configuration"));
@@ -153,6 +162,8 @@ impl Reader<'_> {
     }
 }
 
+const ALIASES_FOUND: &str = "aliases that multiply";
+const ALIASES_CURE: &str = "use fewer aliases, or write the values out";
 const TAG_CURE: &str = "tags are not used here; remove it, or quote the text if it really starts with `!`";
 
 /// Reads one value.
@@ -328,7 +339,7 @@ fn syntax_fault(source: &Source<'_>, error: &str, place: Option<Place>, latest: 
         return Fault::new(place, "", "a second document starts here", "a configuration is one document; remove it");
     }
     if error.contains("repetition limit") {
-        return Fault::new(latest, "", "aliases that multiply", "use fewer aliases, or write the values out");
+        return Fault::new(latest, "", ALIASES_FOUND, ALIASES_CURE);
     }
     let problem = match place {
         Some(place) => error.replacen(&format!(" at line {} column {}", place.line, place.column), "", 1),
@@ -460,6 +471,14 @@ mod tests {
     }
 
     #[test]
+    fn a_thousand_devices_may_be_aliases_of_one() {
+        let keys: String = (0..44).map(|n| format!("k{n}: 1, ")).collect();
+        let devices: String = (0..1000).map(|n| format!(" {n}: *d\n")).collect();
+        let text = format!("d: &d {{ {keys} }}\ndevices:\n{devices}");
+        assert!(read_text(&text).is_ok());
+    }
+
+    #[test]
     fn aliases_cannot_multiply_without_end() {
         // A billion nodes from 500 bytes, and a quarter of a million from each of many uses of one long list.
         let mut text = String::from("a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n");
@@ -467,8 +486,10 @@ mod tests {
             let uses = vec![format!("*a{}", n - 1); 10].join(",");
             text.push_str(&format!("a{n}: &a{n} [{uses}]\n"));
         }
-        assert_eq!(refusal(&text), "5:1 aliases that multiply");
-        let text = format!("a: &a [{}]\nb: [{}]\n", "1,".repeat(1000), "*a,".repeat(1000));
+        assert_eq!(refusal(&text), "4:1 aliases that multiply");
+        // With a long text around them, the parser's own limit and ours for any file.
+        assert_eq!(refusal(&format!("{text}# {}\n", "x".repeat(10_000))), "5:1 aliases that multiply");
+        let text = format!("a: &a [{}]\nb: [{}]\n", "1,".repeat(7000), "*a,".repeat(7000));
         assert_eq!(refusal(&text), "2:1 more than 150000 values, counting each use of an alias");
     }
 }
