@@ -17,7 +17,7 @@
 //! YAML's guesses. An alias has the place of the text it stands for.
 //!
 //! Refused: tags, directives, several documents, keys that are not plain text, deep nesting, and more nodes than any
-//! configuration needs or than the file is long, which is what stops a small one whose aliases multiply.
+//! configuration needs or the length of the file explains, which is what stops a small one whose aliases multiply.
 
 use std::fmt;
 

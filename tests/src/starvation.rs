@@ -12,8 +12,8 @@
 //! in it; what the host takes from the machine is.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -51,15 +51,7 @@ pub struct Late {
 pub struct Probe {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Seen>>,
-    work: Arc<Work>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// What all threads have done.
-#[derive(Debug, Default)]
-struct Work {
-    pieces: AtomicU64,
-    ns: AtomicU64,
 }
 
 /// What all threads have seen.
@@ -67,51 +59,47 @@ struct Work {
 struct Seen {
     worst: Duration,
     late: Vec<Late>,
+    /// Pieces of work done, and what they took in all.
+    pieces: u32,
+    took: Duration,
 }
 
 impl Probe {
     /// Begins.
     pub fn start() -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
-        let work = Arc::new(Work::default());
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let threads = (0..cpus)
             .map(|cpu| {
-                let (stop, seen, work) = (Arc::clone(&stop), Arc::clone(&seen), Arc::clone(&work));
-                thread::spawn(move || watch(cpu, &stop, &seen, &work))
+                let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+                thread::spawn(move || watch(cpu, &stop, &seen))
             })
             .collect();
-        Self { stop, seen, work, threads }
+        Self { stop, seen, threads }
     }
 
     /// How many times as long as on a machine that has to meet all bounds of time a piece of work has taken so far; at least 1.
     pub fn slowness(&self) -> f64 {
-        let (pieces, ns) = (self.work.pieces.load(Ordering::Relaxed), self.work.ns.load(Ordering::Relaxed));
-        let wanted = pieces as f64 * PIECE.as_nanos() as f64;
-        if pieces == 0 { 1.0 } else { (ns as f64 / wanted).max(1.0) }
+        let seen = lock(&self.seen);
+        if seen.pieces == 0 { 1.0 } else { seen.took.div_duration_f64(PIECE * seen.pieces).max(1.0) }
     }
 
     /// Ends, and tells by how much a nap was too long at worst.
     pub fn worst(mut self) -> Duration {
-        self.end();
-        self.taken().worst
+        self.end().worst
     }
 
     /// Ends, and tells every nap that was too long by 10 ms or more.
     pub fn late(mut self) -> Vec<Late> {
-        self.end();
-        self.taken().late
+        self.end().late
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-    }
-
-    fn taken(&self) -> Seen {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.seen))
     }
 }
 
@@ -122,7 +110,11 @@ impl Drop for Probe {
     }
 }
 
-fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>, work: &Work) {
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>) {
     let mut only = CpuSet::new();
     // Where CPUs are not numbered from 0 the thread runs anywhere: it then sees less, and never too much.
     let _ = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
@@ -132,7 +124,10 @@ fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>, work: &Work) {
             return;
         }
         if nap % NAPS_A_PIECE == 0 {
-            work.piece();
+            let took = piece();
+            let mut seen = lock(seen);
+            seen.pieces += 1;
+            seen.took += took;
         }
         let begin = Instant::now();
         thread::sleep(NAP);
@@ -141,7 +136,7 @@ fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>, work: &Work) {
             continue;
         }
         worst = worst.max(by);
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(seen);
         seen.worst = seen.worst.max(by);
         if by >= NOTICED {
             seen.late.push(Late { end: SystemTime::now(), by });
@@ -149,22 +144,19 @@ fn watch(cpu: usize, stop: &AtomicBool, seen: &Mutex<Seen>, work: &Work) {
     }
 }
 
-impl Work {
-    fn piece(&self) {
-        let begin = ran();
-        let mut value = 1_u64;
-        for _ in 0..ROUNDS {
-            value = black_box(value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-        }
-        let Some((begin, end)) = begin.zip(ran()) else { return };
-        self.ns.fetch_add(u64::try_from(end.saturating_sub(begin).as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.pieces.fetch_add(1, Ordering::Relaxed);
+/// Does a piece of work; what it took of the CPUs.
+fn piece() -> Duration {
+    let begin = ran();
+    let mut value = 1_u64;
+    for _ in 0..ROUNDS {
+        value = black_box(value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
     }
+    ran().saturating_sub(begin)
 }
 
 /// What this thread has had of the CPUs.
-fn ran() -> Option<Duration> {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok().map(Duration::from)
+fn ran() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has this clock").into()
 }
 
 #[cfg(test)]
@@ -185,7 +177,7 @@ mod tests {
     fn slowness_is_at_least_one_and_is_known_while_it_runs() {
         let probe = Probe::start();
         assert!(probe.slowness() >= 1.0);
-        while probe.work.pieces.load(Ordering::Relaxed) == 0 {
+        while lock(&probe.seen).pieces == 0 {
             thread::yield_now();
         }
         assert!((1.0..1e6).contains(&probe.slowness()));

@@ -79,12 +79,11 @@ pub(crate) fn expect_in_time(what: impl Display, took: Duration, limit: Duration
     }
     let slowness = PROBES.with_borrow(|probes| probes.last().map_or(1.0, Probe::slowness));
     let here = limit.mul_f64(slowness);
-    if took <= here {
-        eprintln!("          {what}: {took:?} on a machine {slowness:.2} x as slow, on which that is at most {here:?}");
-    }
     expect(took <= here, || {
-        format!("{what} took {took:?}, at most {limit:?} x {slowness:.2} on a machine as slow as that")
-    })
+        format!("{what} took {took:?}, at most {limit:?} (x {slowness:.2}, as the machine is slow)")
+    })?;
+    eprintln!("          {what}: {took:?} on a machine {slowness:.2} x as slow, on which that is at most {here:?}");
+    Ok(())
 }
 
 /// Runs checks to the last, so that a failure shows all that are wrong and not only the first.

@@ -61,7 +61,7 @@ fn broken(scene: &Scene, path: &Path) -> Result<(String, String)> {
 
 fn expect_refusal(outcome: Outcome, expected: &str) -> Result<()> {
     let outcome = outcome.expect_code(3)?.expect_no_panic()?.expect_stderr(&[expected.trim()])?;
-    expect_in_time(format!("{outcome}"), outcome.took, CHECK_LIMIT)?;
+    expect_in_time(&outcome, outcome.took, CHECK_LIMIT)?;
     ensure!(outcome.stderr.lines().count() <= MESSAGE_LINES, "too long a message\n{outcome}");
     Ok(())
 }
