@@ -277,6 +277,8 @@ struct Queue<'a> {
     is_look_due: bool,
     /// Since when the backend's answers are not waited for without limit.
     hurried: Option<Time>,
+    /// The kernel has said for all tags at once that it hands over nothing more.
+    is_over: bool,
     has_retired: bool,
 }
 
@@ -311,6 +313,7 @@ impl<'a> Queue<'a> {
             used_at: None,
             is_look_due: false,
             hurried: None,
+            is_over: false,
             has_retired: false,
         })
     }
@@ -319,7 +322,7 @@ impl<'a> Queue<'a> {
     fn offer_all(&mut self) -> Outcome<()> {
         self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
         for tag in 0..self.setup.depth {
-            self.entries.push(self.ring.fetch(tag, self.buffers.address(tag)));
+            self.ring.offer(tag, self.buffers.address(tag));
         }
         let failed = |cause: io::Error| {
             Failure::new(Class::Failed, format!("queue {}: first turn: {}", self.setup.id, crate::error::plain(&cause)))
@@ -376,7 +379,7 @@ impl<'a> Queue<'a> {
 
         self.publish();
         let must_leave = is_rung && self.setup.handle.must_leave.load(Ordering::Acquire);
-        if self.tags.all_dead() || (must_leave && self.tags.is_backend_idle()) {
+        if (self.tags.all_dead() && !self.ring.is_unsent()) || (must_leave && self.tags.is_backend_idle()) {
             // Restart work may still be on its way to us; the bell tells when it has come.
             self.has_retired = self.gate.retire().is_ok();
         }
@@ -447,11 +450,14 @@ impl<'a> Queue<'a> {
                     }
                 }
             }
-            Event::Aborted(tag) => {
-                if !self.tags.is_ending() {
-                    (self.setup.report)(Report::Ending);
+            Event::Aborted(tag) => self.abort(tag),
+            Event::Over => {
+                self.is_over = true;
+                for tag in 0..self.setup.depth {
+                    if self.tags.is_parked(tag) {
+                        self.abort(tag);
+                    }
                 }
-                self.tags.abort(tag);
             }
             Event::Bell { is_armed: false } => {
                 self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
@@ -554,10 +560,21 @@ impl<'a> Queue<'a> {
         }
     }
 
+    /// The kernel hands over nothing more under this tag.
+    fn abort(&mut self, tag: u16) {
+        if !self.tags.is_ending() {
+            (self.setup.report)(Report::Ending);
+        }
+        self.tags.abort(tag);
+    }
+
     /// Gives the tag back to the kernel, with the full length of its request or an error, never a part.
     fn commit(&mut self, tag: u16, result: i32) {
         self.tags.commit(tag);
-        self.entries.push(self.ring.commit(tag, self.buffers.address(tag), result));
+        self.ring.commit(tag, self.buffers.address(tag), result);
+        if self.is_over {
+            self.abort(tag);
+        }
     }
 
     /// Lets others see what happened in this turn.

@@ -93,6 +93,11 @@ impl Tags {
         self.dead += 1;
     }
 
+    /// Whether the kernel has this tag, and may deliver a request under it.
+    pub fn is_parked(&self, tag: u16) -> bool {
+        self.states[usize::from(tag)] == State::Parked
+    }
+
     /// Whether the kernel has taken a tag back.
     pub fn is_ending(&self) -> bool {
         self.dead > 0

@@ -37,7 +37,7 @@ pub const ALL: [Feature; 21] = [
     feature(12, "QUIESCE", "hand a live device to another server"),
     feature(13, "PER_IO_DAEMON", "several threads for one queue"),
     feature(14, "BUF_REG_OFF_DAEMON", "register buffers from any thread"),
-    feature(15, "BATCH_IO", "fetch and commit in batches"),
+    used(15, "BATCH_IO", "fetch and commit in batches"),
     feature(16, "INTEGRITY", "protection information"),
     feature(17, "SAFE_STOP_DEV", "stop only if nobody has it open"),
     feature(NO_AUTO_PART_SCAN, "NO_AUTO_PART_SCAN", "no partition scan at start"),

@@ -15,6 +15,7 @@
 //!
 //! So none of its counters is used: every entry of the ring is made, counted and reaped by `queue`.
 
+mod batch;
 pub mod control;
 pub mod features;
 pub mod params;

@@ -25,6 +25,7 @@ use libublk::io::{UblkDev, UblkQueue};
 use libublk::{UblkError, UblkFlags, sys, ublk_init_task_ring, with_task_io_ring_mut};
 use throttle_core::time::Time;
 
+use super::batch::Batch;
 use super::{DeviceInfo, Transfer};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::{clock, log};
@@ -125,6 +126,8 @@ pub enum Event {
     Delivered(u16),
     /// The kernel will hand over nothing more under this tag: the device is being stopped.
     Aborted(u16),
+    /// The same for every tag that it has, or gets.
+    Over,
     /// FETCH or COMMIT of this tag was refused, with this errno.
     Refused(u16, i32),
     /// The backend is done with the entry of this tag and serial number: bytes or -errno.
@@ -149,7 +152,15 @@ const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
 const KIND_LOOK: u64 = 3 << 16;
-const KIND_NOTHING: u64 = 4 << 16;
+const KIND_FETCHED: u64 = 5 << 16;
+const KIND_ANSWERED: u64 = 6 << 16;
+
+/// Marks what means nothing.
+const NOTHING: u64 = OWN | 4 << 16;
+/// Marks of the commands of [`Batch`].
+pub(super) const FETCHED: u64 = OWN | KIND_FETCHED;
+/// The other one.
+pub(super) const ANSWERED: u64 = OWN | KIND_ANSWERED;
 
 /// `IORING_ENTER_*` of io_uring_enter(2), which the crate has no safe call for. ABS_TIMER: Linux 6.12; NO_IOWAIT: where
 /// `IORING_FEAT_NO_IOWAIT` says so.
@@ -173,8 +184,21 @@ pub enum Wait {
 /// The ring and the io descriptors of a queue.
 pub struct QueueRing<'a> {
     queue: UblkQueue<'a>,
-    id: u16,
+    commands: Commands,
+}
+
+/// How requests are fetched and answered.
+enum Commands {
+    Single(Single),
+    Batched(Batch),
+}
+
+/// One command for each request: FETCH or COMMIT.
+struct Single {
+    queue: u16,
     transfer: Transfer,
+    /// To be submitted with the next wait.
+    gathered: Vec<Entry>,
 }
 
 impl<'a> QueueRing<'a> {
@@ -190,32 +214,39 @@ impl<'a> QueueRing<'a> {
         let _ = with_task_io_ring_mut(|ring| ring.submitter().register_ring_fd());
         let queue = UblkQueue::new(id, &device.0)
             .map_err(|cause| failure(Class::Failed, format!("queue {id} of /dev/ublkc{}", device.id()), &cause))?;
-        Ok(Self { queue, id, transfer: Transfer::of(device.0.dev_info.flags) })
+        let (flags, depth) = (device.0.dev_info.flags, device.0.dev_info.queue_depth);
+        let transfer = Transfer::of(flags);
+        let commands = if flags & u64::from(sys::UBLK_F_BATCH_IO) != 0 {
+            Commands::Batched(with_task_io_ring_mut(|ring| Batch::new(ring, id, depth, transfer))?)
+        } else {
+            Commands::Single(Single { queue: id, transfer, gathered: Vec::with_capacity(depth.into()) })
+        };
+        Ok(Self { queue, commands })
     }
 
-    /// FETCH: offers `tag` to the kernel. Where data is copied, `buffer` is what that of a write is copied into and that of a read
-    /// out of; else it is null.
-    pub fn fetch(&self, tag: u16, buffer: *mut u8) -> Entry {
-        self.command(sys::UBLK_U_IO_FETCH_REQ, tag, buffer, -1)
+    /// Offers `tag` to the kernel with the next wait. Where data is copied, `buffer` is what that of a write is copied into and that
+    /// of a read out of; else it is null.
+    pub fn offer(&mut self, tag: u16, buffer: *mut u8) {
+        match &mut self.commands {
+            Commands::Single(single) => single.gather(sys::UBLK_U_IO_FETCH_REQ, tag, buffer, -1),
+            Commands::Batched(batch) => batch.gather(tag, buffer, 0),
+        }
     }
 
-    /// COMMIT: answers the request under `tag` (bytes or -errno) and offers the tag again.
-    pub fn commit(&self, tag: u16, buffer: *mut u8, result: i32) -> Entry {
-        self.command(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, buffer, result)
+    /// Answers the request under `tag` (bytes or -errno) with the next wait, and offers the tag again.
+    pub fn commit(&mut self, tag: u16, buffer: *mut u8, result: i32) {
+        match &mut self.commands {
+            Commands::Single(single) => single.gather(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, buffer, result),
+            Commands::Batched(batch) => batch.gather(tag, buffer, result),
+        }
     }
 
-    /// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64. For zero copy the entry itself has an address besides:
-    /// `struct ublk_auto_buf_reg`, whose lowest 16 bits say where in the ring's table the next request's pages shall stand. Without
-    /// its FALLBACK flag a request that finds no memory for that (a few hundred bytes) fails, with EIO.
-    fn command(&self, operation: u32, tag: u16, buffer: *mut u8, result: i32) -> Entry {
-        debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
-        let mut bytes = [0; 16];
-        bytes[0..2].copy_from_slice(&self.id.to_ne_bytes());
-        bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&result.to_ne_bytes());
-        bytes[8..16].copy_from_slice(&(buffer as u64).to_ne_bytes());
-        let table_index = (self.transfer == Transfer::Registered).then_some(tag.into());
-        opcode::UringCmd16::new(types::Fixed(0), operation).addr(table_index).cmd(bytes).build().user_data(tag.into())
+    /// Whether the kernel has not got all of that.
+    pub fn is_unsent(&self) -> bool {
+        match &self.commands {
+            Commands::Single(single) => !single.gathered.is_empty(),
+            Commands::Batched(batch) => batch.is_unsent(),
+        }
     }
 
     /// Marks an entry as the backend's, for the request under `tag`. `serial` comes back with it, cut to 31 bits by
@@ -250,57 +281,119 @@ impl<'a> QueueRing<'a> {
     ///
     /// Data is copied, in and out, in here and nowhere else: first out, for what is committed, then in, for what is delivered. May
     /// return without an event: after the time given, or for no reason at all. Look at the clock, not at that.
-    pub fn turn(&self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+    pub fn turn(&mut self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        let commands = &mut self.commands;
         with_task_io_ring_mut(|ring| {
             // SAFETY: io_uring(7): what an entry names must live until its completion. The descriptors are the fixed
             // file, the bell and those of the backend's lane, which outlive the ring's use; the buffers are those of
             // [`crate::queue::buffers`], which the queue unmaps only when no backend entry is outstanding and no request is
             // delivered.
-            let is_full = unsafe { ring.submission().push_multiple(entries) }.is_err();
-            assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
-            entries.clear();
-            match wait {
-                Wait::Forever => enter(ring, 1, None)?,
-                Wait::Until(instant) => enter(ring, 1, Some(instant))?,
+            let least = unsafe { commands.submit(ring) };
+            // SAFETY: as above.
+            unsafe { push_all(ring, entries) };
+            let reaped = match wait {
+                Wait::Forever => enter_and_reap(ring, least, None, commands, events)?,
+                Wait::Until(instant) => enter_and_reap(ring, least, Some(instant), commands, events)?,
                 Wait::Through(instant) => {
                     if !ring.submission().is_empty() {
-                        enter(ring, 0, None)?;
-                        reap(ring, events);
+                        enter_and_reap(ring, 0, None, commands, events)?;
                     }
                     clock::sleep_until(instant);
-                    while enter_and_reap_more(ring, events)? >= GIVEN_AT_ONCE {}
+                    while enter_and_reap_more(ring, commands, events)? >= GIVEN_AT_ONCE {}
                     return Ok(());
                 }
-            }
-            reap(ring, events);
+            };
             // Since Linux 6.13 a wait that slept is given no more than it asked for: of 32 requests the first, which would make a turn
             // of its own, and wake its client for it.
-            if events.len() == 1 && ring.submission().taskrun() {
-                enter_and_reap_more(ring, events)?;
+            if reaped == least as usize && ring.submission().taskrun() {
+                enter_and_reap_more(ring, commands, events)?;
             }
             Ok(())
         })
     }
 }
 
+impl Commands {
+    /// Submits what was gathered; how many completions to wait for then.
+    ///
+    /// # Safety
+    ///
+    /// The buffers that were gathered must be valid, each until its tag is gathered with another one or the ring has gone.
+    unsafe fn submit(&mut self, ring: &mut IoUring) -> u32 {
+        match self {
+            Self::Single(single) => {
+                // SAFETY: the caller's.
+                unsafe { push_all(ring, &mut single.gathered) };
+                1
+            }
+            Self::Batched(batch) => {
+                // SAFETY: the caller's.
+                unsafe { batch.submit(&mut ring.submission()) };
+                batch.least()
+            }
+        }
+    }
+}
+
+impl Single {
+    /// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64. For zero copy the entry itself has an address besides:
+    /// `struct ublk_auto_buf_reg`, whose lowest 16 bits say where in the ring's table the next request's pages shall stand. Without
+    /// its FALLBACK flag a request that finds no memory for that (a few hundred bytes) fails, with EIO.
+    fn gather(&mut self, operation: u32, tag: u16, buffer: *mut u8, result: i32) {
+        debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
+        let mut bytes = [0; 16];
+        bytes[0..2].copy_from_slice(&self.queue.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&result.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&(buffer as u64).to_ne_bytes());
+        let table_index = (self.transfer == Transfer::Registered).then_some(tag.into());
+        let command = opcode::UringCmd16::new(types::Fixed(0), operation).addr(table_index).cmd(bytes);
+        self.gathered.push(command.build().user_data(tag.into()));
+    }
+}
+
+/// Submits `entries` with the next enter, and empties it.
+///
+/// # Safety
+///
+/// What they name must be valid until their completions.
+unsafe fn push_all(ring: &mut IoUring, entries: &mut Vec<Entry>) {
+    // SAFETY: the caller's.
+    let is_full = unsafe { ring.submission().push_multiple(entries) }.is_err();
+    assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
+    entries.clear();
+}
+
 /// What a wait that need not sleep is given at least, of what has come.
 const GIVEN_AT_ONCE: usize = 20;
 
-/// Adds what has come meanwhile to `events`; how many there were. Around a submission twice as many are given as without, so one
-/// is made, of nothing.
-fn enter_and_reap_more(ring: &mut IoUring<squeue::Entry>, events: &mut Vec<Event>) -> io::Result<usize> {
-    let before = events.len();
-    // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
-    let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(OWN | KIND_NOTHING)) };
-    enter(ring, 0, None)?;
-    reap(ring, events);
-    Ok(events.len() - before)
+/// Adds what has come meanwhile to `events`; how many completions there were. Around a submission twice as many are given as without,
+/// so one is made, of nothing, where each request is a completion.
+fn enter_and_reap_more(ring: &mut IoUring, commands: &mut Commands, events: &mut Vec<Event>) -> io::Result<usize> {
+    let is_single = matches!(commands, Commands::Single(_));
+    if is_single {
+        // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
+        let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(NOTHING)) };
+    }
+    Ok(enter_and_reap(ring, 0, None, commands, events)?.saturating_sub(is_single.into()))
 }
 
-/// Adds what has happened to `events`.
-fn reap(ring: &mut IoUring<squeue::Entry>, events: &mut Vec<Event>) {
-    let is_something = |completion: &cqueue::Entry| completion.user_data() != OWN | KIND_NOTHING;
-    events.extend(ring.completion().filter(is_something).map(|completion| event(&completion)));
+/// Submits what was prepared, waits for `least` completions, no longer than until an instant, and adds what has happened to `events`;
+/// how many completions there were.
+fn enter_and_reap(
+    ring: &mut IoUring,
+    least: u32,
+    until: Option<Time>,
+    commands: &mut Commands,
+    events: &mut Vec<Event>,
+) -> io::Result<usize> {
+    enter(ring, least, until)?;
+    let mut reaped = 0;
+    for completion in ring.completion() {
+        reaped += 1;
+        commands.apply(&completion, events);
+    }
+    Ok(reaped)
 }
 
 /// Waits until so many backend entries have come back to the ring of the calling thread, whose queue is gone. What they name
@@ -318,7 +411,7 @@ pub fn outlast(mut entries: usize) -> io::Result<()> {
 }
 
 /// Submits what was prepared, and waits for `least` completions, no longer than until an instant.
-fn enter(ring: &mut IoUring<squeue::Entry>, least: u32, until: Option<Time>) -> io::Result<()> {
+fn enter(ring: &mut IoUring, least: u32, until: Option<Time>) -> io::Result<()> {
     let timespec;
     let (arguments, is_absolute) = match until {
         None => (types::SubmitArgs::new(), 0),
@@ -353,6 +446,18 @@ impl CharDevice {
 /// but the thread touches its buffers; [`crate::queue::buffers::Buffers::release`] rests on that.
 fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
     IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(sq)
+}
+
+impl Commands {
+    /// Adds what a completion means.
+    fn apply(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+        match (completion.user_data() & (OWN | 0xffff_0000), self) {
+            (FETCHED, Self::Batched(batch)) => batch.fetched(completion, events),
+            (ANSWERED, Self::Batched(batch)) => batch.answered(completion.result(), events),
+            (NOTHING, _) => {}
+            _ => events.push(event(completion)),
+        }
+    }
 }
 
 fn event(completion: &cqueue::Entry) -> Event {
