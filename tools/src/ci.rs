@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// The service ends a run after half an hour.
-const LIMIT_SECONDS: u32 = 30 * 60;
+/// The service ends a run after an hour and a half.
+const LIMIT_SECONDS: u32 = 90 * 60;
 
 /// The chore `ci`.
 pub fn main() -> Result<u8> {

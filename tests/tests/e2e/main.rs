@@ -51,6 +51,26 @@ use ublk_throttle_tests::{sysfs, wait};
 /// Most trials take less than half a minute under emulation. One that hangs is ended, so that the others are run.
 const TRIAL_LIMIT: Duration = Duration::from_secs(300);
 
+/// Set to run [`ON_EVERY_KERNEL`] only.
+const SELECTION: &str = "UBLK_THROTTLE_ON_EVERY_KERNEL";
+/// What goes another way through the driver where that can do more: how data comes and goes, in batches and without a copy, and how
+/// a queue ends. The rest is the same on every kernel.
+const ON_EVERY_KERNEL: [&str; 13] = [
+    "file_data_is_kept_with_and_without_a_copy",
+    "block_data_is_kept_with_and_without_a_copy",
+    "memory_data_is_kept_with_and_without_a_copy",
+    "null_backend_reads_zeros",
+    "f30_flushes_reach_the_device_and_are_not_charged",
+    "each_iops_limit_of_1000_is_met",
+    "f01_forced_del_under_load_leaves_the_neighbour_unhurt",
+    "f01_forced_del_lets_requests_held_at_one_a_second_go_at_once",
+    "f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt",
+    "f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second",
+    "f06_a_daemon_killed_while_it_recovers_is_recovered_from",
+    "f26_a_stalled_backend_holds_no_tokens_of_its_group",
+    "f44_any_depth_and_number_of_queues_serves_or_is_refused_with_the_bound",
+];
+
 /// One trial before it is one: its name is its function's, and that is a sentence.
 struct Case {
     name: &'static str,
@@ -112,8 +132,16 @@ fn main() -> ExitCode {
         bars::cases(),
         package::cases(),
     ];
-    let trials =
-        cases.into_iter().flatten().map(|case| Trial::ignorable_test(case.name, move || perform(&case))).collect();
+    let cases: Vec<Case> = cases.into_iter().flatten().collect();
+    for name in ON_EVERY_KERNEL {
+        assert!(cases.iter().any(|case| case.name == name), "there is no trial {name}");
+    }
+    let is_selected = |case: &Case| std::env::var_os(SELECTION).is_none() || ON_EVERY_KERNEL.contains(&case.name);
+    let trials = cases
+        .into_iter()
+        .filter(is_selected)
+        .map(|case| Trial::ignorable_test(case.name, move || perform(&case)))
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -56,11 +56,12 @@ fn del_force(scene: &Scene, state: &str) -> Result<()> {
 }
 
 /// A group, a device with this backend and another one.
+/// Data is copied: with zero copy a forced removal waits for a backend that has the pages of the clients.
 fn with_device(scene: &Scene, backend: &str) -> Result<Daemon> {
     scene.start(&format!(
         "version: 1\n\
          groups:\n  g: {{ limits: {{ iops-total: 1000 }} }}\n\
-         devices:\n  d: {{ backend: {{ {backend} }}, queues: 2 }}\n  other: {{ backend: {{ null: 1MiB }} }}\n"
+         devices:\n  d: {{ backend: {{ {backend} }}, queues: 2, zero-copy: off }}\n  other: {{ backend: {{ null: 1MiB }} }}\n"
     ))
 }
 
