@@ -80,6 +80,15 @@ impl Bucket {
         (wait_ns > 0).then(|| self.drained_at.plus_nanos(wait_ns))
     }
 
+    /// Whether the bucket took no request at `since`, if none was charged from then to `now` and it has not been empty.
+    pub(crate) fn was_blocked(&mut self, since: Time, now: Time) -> bool {
+        self.drain(now);
+        let drained = |rate: u64| u128::from(rate) * u128::from(now.nanos_since(since));
+        let was_above = |level: NanoUnits, capacity, rate| level.saturating_add(drained(rate)) > capacity;
+        was_above(self.level, self.capacity, self.avg)
+            || self.burst_capacity.is_some_and(|capacity| was_above(self.burst_level, capacity, self.max))
+    }
+
     /// Counts `cost` as let through at `now`.
     pub fn charge(&mut self, cost: NanoUnits, now: Time) {
         // Drain first: a level raised before the time that led up to it would be drained by that time as well.

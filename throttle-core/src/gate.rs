@@ -99,9 +99,9 @@ impl Gate {
         self.look().map(|look| look.at)
     }
 
-    /// Whether reads and writes that may come before the deadline would be held until then. So the thread can sleep through to it,
-    /// a millisecond at most, instead of being woken up for each request that joins those that wait. A flush or discard that comes
-    /// meanwhile may be late by as much.
+    /// Whether reads and writes that may come before the deadline are to be held until then, in company with those that wait for it. So
+    /// the thread can sleep through to it, a millisecond at most, instead of being woken up for each request that joins those that
+    /// wait. A flush or discard that comes meanwhile may be late by as much.
     pub fn is_calm(&self) -> bool {
         self.look().is_some_and(|look| look.is_calm)
     }

@@ -178,7 +178,7 @@ pub struct HeldSummary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Look {
     pub at: Time,
-    /// Reads and writes that may come before that would be held until then.
+    /// Reads and writes wait in company: those that come before that are to wait until then, too.
     pub is_calm: bool,
 }
 
@@ -206,6 +206,8 @@ const DRAIN_DEBT_NS: u64 = 50_000_000;
 struct Armed {
     owner: QueueId,
     deadline: Time,
+    /// When that was settled: all that was due by then had gone.
+    since: Time,
 }
 
 #[derive(Clone, Debug)]
@@ -375,7 +377,7 @@ impl Groups {
             self.let_go_due(root, Some(queue), now);
         }
         let armed = self.armed.get(root).copied();
-        let is_calm = armed.is_some_and(|armed| self.is_calm(queue, armed.deadline, now));
+        let is_calm = armed.is_some_and(|armed| self.is_calm(queue, armed, now));
         let state = &mut self.queues[queue];
         let is_counted_on = |owner| owner == queue || is_calm && !state.let_go.is_empty();
         let told = armed.filter(|armed| is_counted_on(armed.owner));
@@ -386,14 +388,14 @@ impl Groups {
             .map(|Armed { deadline, .. }| Look { at: deadline, is_calm })
     }
 
-    /// Whether the thread of `queue` may sleep until this deadline, whatever comes.
-    fn is_calm(&mut self, queue: QueueId, deadline: Time, now: Time) -> bool {
+    /// Whether the thread of `queue` may sleep until the deadline, whatever comes.
+    fn is_calm(&mut self, queue: QueueId, armed: Armed, now: Time) -> bool {
         let Queue { member: MemberId(member), held, .. } = self.queues[queue];
         // The client of one that holds a single request waits for that, and sends nothing meanwhile.
         self.is_company_sought
             && held > 1
-            && deadline <= now.plus_nanos(CALM_NS_MAX)
-            && (self.tree.holds_newcomers(member, now) || planted(Fault::CalmForAll))
+            && armed.deadline <= now.plus_nanos(CALM_NS_MAX)
+            && (self.tree.held_newcomers(member, armed.since, now) || planted(Fault::CalmForAll))
     }
 
     /// The member is about to go: everything it holds is let go now, and nothing is held any more. What is let go is charged
@@ -620,7 +622,7 @@ impl Groups {
         let awake = caller.filter(may_keep);
         // Who watches it, but sleeps longer, need not be woken up if somebody else is awake.
         let owner = keeper.filter(is_told).or(awake).or(keeper).unwrap_or(heir.queue);
-        self.armed.insert(root, Armed { owner, deadline });
+        self.armed.insert(root, Armed { owner, deadline, since: now });
         // Told of an earlier instant, the thread looks in for nothing and is told anew: no need to wake it for that.
         if self.queues[owner].told.is_none_or(|told| told > deadline && !planted(Fault::EarlierUntold)) {
             self.ring(owner, caller);
@@ -665,7 +667,7 @@ impl Groups {
                 "I1, I3: armed if and only if something waits"
             );
         }
-        for (root, &Armed { owner, deadline }) in &self.armed {
+        for (root, &Armed { owner, deadline, .. }) in &self.armed {
             assert_eq!(self.tree.root(root), root, "only trees are armed");
             let queue = self.queues.get(owner).expect("I7: the owner exists");
             assert_eq!(self.tree.root(queue.member.0), root);

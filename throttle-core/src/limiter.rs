@@ -107,6 +107,13 @@ impl Limiter {
         latest
     }
 
+    /// Whether some bucket did not take a request of this cost at `since`, as far as its level now tells.
+    pub(crate) fn was_blocked(&mut self, cost: &Cost, since: Time, now: Time) -> bool {
+        let mut was_blocked = false;
+        self.for_each_charge(cost, |bucket, _| was_blocked |= bucket.was_blocked(since, now));
+        was_blocked
+    }
+
     /// Counts a request as let through at `now`, in all its buckets.
     pub fn charge(&mut self, cost: &Cost, now: Time) {
         self.for_each_charge(cost, |bucket, units| bucket.charge(units, now));

@@ -274,14 +274,26 @@ impl Tree {
         }
     }
 
-    /// Whether a read as well as a write that came to a member now would be held.
-    pub fn holds_newcomers(&mut self, member: NodeId, now: Time) -> bool {
+    /// Whether a read as well as a write that came to a member at `since`, or comes now, is held. Nothing was let go in between.
+    pub fn held_newcomers(&mut self, member: NodeId, since: Time, now: Time) -> bool {
         let charges = self.charges(member);
         [Operation::Read, Operation::Write].into_iter().all(|operation| {
             let cost = charges.cost(operation, 1);
             let would_queue = self.nodes[member].lines()[cost.direction as usize].first().is_some();
-            !cost.is_free() && (would_queue || self.ready_at(member, &cost, now).is_some())
+            !cost.is_free() && (would_queue || self.was_blocked(member, &cost, since, now))
         })
+    }
+
+    fn was_blocked(&mut self, node: NodeId, cost: &Cost, since: Time, now: Time) -> bool {
+        let mut next = Some(node);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            if node.limiter.was_blocked(cost, since, now) {
+                return true;
+            }
+            next = node.parent;
+        }
+        false
     }
 
     /// When every limit of a node and above it takes a request of this cost, `None` if it goes now.

@@ -56,6 +56,23 @@ fn who_has_got_restart_work_and_holds_more_looks_in_with_its_group() {
     }
 }
 
+/// At 10,000 a second two more are due after 0.2 ms, and would go; they wait for company as much as what comes then.
+#[test]
+fn who_is_late_for_the_common_instant_sleeps_through_to_the_next_as_well() {
+    let mut pair = Pair::new("iops-total=10000");
+    pair.run();
+    let [first, second] = pair.queues;
+    let deadline = pair.world.deadline(first).unwrap();
+    pair.world.now = deadline;
+    pair.world.poll(first);
+    pair.world.now = deadline.plus_nanos(200_000);
+    pair.world.poll(second);
+    let next = pair.world.deadline(first).unwrap();
+    assert!(next > pair.world.now && pair.world.is_calm(first));
+    assert_eq!(pair.world.deadline(second), Some(next));
+    assert!(pair.world.is_calm(second));
+}
+
 /// A drain lets everything go at once: the queue is rung, although it was told to look in later.
 fn expect_a_ring_before_the_instant() {
     let mut pair = Pair::new("iops-total=10000");
