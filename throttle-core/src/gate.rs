@@ -1,13 +1,15 @@
 //! What one queue thread holds back. Owned by that thread alone.
 //!
 //! ```text
-//!   fetched ─► request ─► Go ───────────────► backend
-//!                 └─────► Held ┄┄► poll ─► tags ─► backend
-//!                                   ▲ each turn: when rung, when the deadline has passed, after a Held
+//!   fetched ─► passes ──────────────────────► backend
+//!                 └─► request_all ─► tags ──► backend
+//!                        └┄┄ held ┄┄► poll ─► tags ─► backend
+//!                                      ▲ each turn: when rung, when the deadline has passed, after one was held
 //! ```
 //!
-//! A turn of the thread is: `request` for each request that came, `poll` once, issue what it returns, then wait no longer
-//! than [`Gate::deadline`]. The gate of a device without limits and group is open: it asks nobody and costs nothing.
+//! A turn of the thread is: `passes` for each request that came, until one does not, `request_all` for that and those after it, issue
+//! what may go, `poll` once, issue what it returns, then wait no longer than [`Gate::deadline`]. The gate of a device without limits
+//! and group is open: it asks nobody and costs nothing.
 
 use std::sync::Arc;
 
@@ -55,33 +57,37 @@ impl Gate {
         self
     }
 
-    /// A request was fetched. `bytes` is the length of its range; what it costs is up to the
-    /// charge table of its group ([`crate::charge`]).
-    ///
-    /// After [`Verdict::Held`] the tag comes out of a [`Self::poll`], perhaps already of this turn's.
+    /// Whether a request that was fetched may go without asking anybody: the gate is open, or it is prepaid. Only while no request
+    /// that came before it is yet to be asked for ([`Self::request_all`]).
+    pub fn passes(&mut self, operation: Operation, bytes: u64, now: Time) -> bool {
+        let Some(joined) = &mut self.joined else { return true };
+        let leases = joined.leases.as_mut();
+        leases.is_some_and(|leases| leases[operation.direction() as usize].spend(operation, bytes, now))
+    }
+
+    /// Asks for all others, in the order in which they came. Adds the tags of those that may go to `go`, in that order; the rest is
+    /// held, and comes out of a [`Self::poll`], perhaps already of this turn's.
+    pub fn request_all(&mut self, requests: &[Request], now: Time, go: &mut Vec<Tag>) {
+        self.ask(requests, now, |tag| go.push(tag));
+    }
+
+    /// All of that for one that comes alone.
     pub fn request(&mut self, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
-        let Some(joined) = &mut self.joined else { return Verdict::Go };
-        let mut lease = joined.leases.as_mut().map(|leases| &mut leases[operation.direction() as usize]);
-        if let Some(lease) = &mut lease
-            && lease.spend(operation, bytes, now)
-        {
+        if self.passes(operation, bytes, now) {
             return Verdict::Go;
         }
-        let wanted = lease.as_mut().and_then(|lease| lease.wants(bytes, now));
-        let request = Request { tag, operation, bytes };
-        let (verdict, grant) = joined.throttle.request(&mut joined.bells, joined.queue, &request, wanted, now);
-        match verdict {
-            Verdict::Go => {
-                if let Some(lease) = lease {
-                    lease.take(grant, now);
-                }
-            }
-            Verdict::Held => {
-                joined.owes_poll = true;
-                joined.leases.iter_mut().flatten().for_each(Lease::end);
+        let mut verdict = Verdict::Held;
+        self.ask(&[Request { tag, operation, bytes, since: now }], now, |_| verdict = Verdict::Go);
+        verdict
+    }
+
+    fn ask(&mut self, requests: &[Request], now: Time, go: impl FnMut(Tag)) {
+        match &mut self.joined {
+            None => requests.iter().map(|request| request.tag).for_each(go),
+            Some(Joined { throttle, queue, owes_poll, leases, bells, .. }) => {
+                *owes_poll |= throttle.request(bells, *queue, requests, leases.as_mut(), now, go);
             }
         }
-        verdict
     }
 
     /// Adds the tags that may be issued now to `let_go`. To be called in every turn; does nothing, without the lock, unless

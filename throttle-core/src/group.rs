@@ -308,8 +308,16 @@ impl Groups {
         }
     }
 
-    /// A request has arrived on `queue`. After [`Verdict::Held`] the caller polls in the same turn.
-    pub fn request(&mut self, queue: QueueId, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
+    /// A request has arrived on `queue`, at `since` or later. After [`Verdict::Held`] the caller polls in the same turn.
+    pub fn request(
+        &mut self,
+        queue: QueueId,
+        tag: Tag,
+        operation: Operation,
+        bytes: u64,
+        since: Time,
+        now: Time,
+    ) -> Verdict {
         let now = self.see(now);
         let MemberId(member) = self.queues[queue].member;
         if self.members[member].mode != Mode::Live {
@@ -327,7 +335,7 @@ impl Groups {
         let owed_poll = self.queues[queue].owes_poll;
         self.queues[queue].held += 1;
         self.queues[queue].owes_poll = true;
-        let may_matter = self.tree.hold(member, Held { queue, tag, cost, since: now }, now);
+        let may_matter = self.tree.hold(member, Held { queue, tag, cost, since }, now);
         let is_in_time = || self.armed.get(root).is_some_and(|armed| armed.deadline > now);
         if !may_matter && is_in_time() || planted(Fault::HoldWithoutRearm) {
             return Verdict::Held;

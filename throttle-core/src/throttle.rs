@@ -25,7 +25,7 @@ use crate::group::{
     Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, Look, MemberId, MemberOptions, QueueId, StillBusy,
     Verdict,
 };
-use crate::lease::{Grant, Prepaid};
+use crate::lease::Lease;
 use crate::limiter::{Credit, Level};
 use crate::planted::{Fault, planted};
 use crate::sync::{Mutex, MutexGuard};
@@ -47,10 +47,15 @@ pub type Tag = u32;
 
 /// A request as it came.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
+pub struct Request {
+    /// Its name in its queue.
     pub tag: Tag,
+    /// What it does.
     pub operation: Operation,
+    /// The length of its range; what it costs is up to the charge table of its group ([`crate::charge`]).
     pub bytes: u64,
+    /// It was not there before. The longer it has been there, the longer it may wait for company.
+    pub since: Time,
 }
 
 /// All groups, devices and queues of a daemon, shared by its threads.
@@ -164,19 +169,41 @@ impl Throttle {
         queue
     }
 
+    /// Asks for requests in the order in which they came, under one lock. Hands the tags of those that go to `go`; whether some were
+    /// held. What is prepaid for them is spent, and asked for anew.
     pub(crate) fn request(
         &self,
         bells: &mut Bells,
         queue: QueueId,
-        request: &Request,
-        wanted: Option<Prepaid>,
+        requests: &[Request],
+        mut leases: Option<&mut [Lease; 2]>,
         now: Time,
-    ) -> (Verdict, Option<Grant>) {
-        let &Request { tag, operation, bytes } = request;
+        mut go: impl FnMut(Tag),
+    ) -> bool {
         self.call(bells, |groups| {
-            let verdict = groups.request(queue, tag, operation, bytes, now);
-            let wanted = wanted.filter(|_| verdict == Verdict::Go);
-            (verdict, wanted.and_then(|wanted| groups.prepay(queue, operation.direction(), wanted, now)))
+            let mut is_one_held = false;
+            for &Request { tag, operation, bytes, since } in requests {
+                let direction = operation.direction();
+                let mut lease = leases.as_mut().map(|leases| &mut leases[direction as usize]);
+                if lease.as_mut().is_some_and(|lease| lease.spend(operation, bytes, now)) {
+                    go(tag);
+                    continue;
+                }
+                let wanted = lease.as_mut().and_then(|lease| lease.wants(bytes, now));
+                match groups.request(queue, tag, operation, bytes, since, now) {
+                    Verdict::Go => {
+                        go(tag);
+                        if let Some(lease) = lease {
+                            lease.take(wanted.and_then(|wanted| groups.prepay(queue, direction, wanted, now)), now);
+                        }
+                    }
+                    Verdict::Held => {
+                        is_one_held = true;
+                        leases.iter_mut().flat_map(|leases| leases.iter_mut()).for_each(Lease::end);
+                    }
+                }
+            }
+            is_one_held
         })
     }
 

@@ -1,10 +1,17 @@
 //! What limits promise, on random trees and loads: never more than allowed in any window, never less while work waits.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::chaos::assert_windows;
+use super::slack::Silent;
 use super::world::World;
 use crate::cost::Operation;
+use crate::gate::Gate;
+use crate::group::Verdict;
+use crate::throttle::Request;
+use crate::time::Time;
 
 proptest! {
     #[test]
@@ -78,5 +85,50 @@ proptest! {
             let drained = u128::from(bps) * u128::from(world.now.as_nanos()) / 1_000_000_000;
             prop_assert!(served >= drained + u128::from(bps) / 10, "{served} B, {drained} B drained");
         }
+    }
+
+    #[test]
+    fn requests_asked_for_together_fare_as_one_by_one(
+        iops in 100_u64..200_000,
+        bps in 1_000_000_u64..1_000_000_000,
+        turns in prop::collection::vec((prop::collection::vec((any::<bool>(), 1_u64..150_000), 0..40), 1_u64..20_000_000), 1..40),
+    ) {
+        // The lock is taken once for all that come in a turn, and what is prepaid needs none: that is all the difference there is.
+        let sides = [(); 2].map(|()| {
+            let world = World::as_in_daemon();
+            let group = world.group(&format!("iops-total={iops} bps-read={bps}"));
+            let member = world.device(Some(group), "");
+            let gate = Gate::new(world.throttle.clone(), member, 64, Arc::new(Silent));
+            (world.throttle.clone(), member, gate, Vec::new())
+        });
+        let members = sides.each_ref().map(|(throttle, member, ..)| (throttle.clone(), *member));
+        let [(.., mut singly, mut went_singly), (.., mut together, mut went_together)] = sides;
+        let (mut now, mut tag) = (Time::ZERO, 0);
+        for (requests, gap_ns) in turns {
+            now = now.plus_nanos(gap_ns);
+            let mut asked = Vec::new();
+            for (is_read, bytes) in requests {
+                let operation = if is_read { Operation::Read } else { Operation::Write };
+                if singly.request(tag, operation, bytes, now) == Verdict::Go {
+                    went_singly.push(tag);
+                }
+                if asked.is_empty() && together.passes(operation, bytes, now) {
+                    went_together.push(tag);
+                } else {
+                    asked.push(Request { tag, operation, bytes, since: now });
+                }
+                tag += 1;
+            }
+            together.request_all(&asked, now, &mut went_together);
+            singly.poll(now, false, &mut went_singly);
+            together.poll(now, false, &mut went_together);
+            prop_assert_eq!(&went_singly, &went_together);
+            prop_assert_eq!(singly.deadline(), together.deadline());
+        }
+        members.into_iter().for_each(|(throttle, member)| throttle.drain(member, now));
+        singly.poll(now, true, &mut went_singly);
+        together.poll(now, true, &mut went_together);
+        prop_assert_eq!(went_singly.len(), tag as usize);
+        prop_assert_eq!(went_singly, went_together);
     }
 }

@@ -1,11 +1,22 @@
 //! Requests that wait behind others of their device go together, several for one timer, and nobody gets more or less for it.
 
+use std::sync::Arc;
+
 use super::world::{OneChange, World, limits};
 use crate::cost::Operation;
+use crate::gate::Gate;
 use crate::group::MemberOptions;
 use crate::limits::{Limit, LimitKind, Limits};
 use crate::planted::{Fault, is_found};
+use crate::throttle::{Doorbell, Request};
 use crate::time::Time;
+
+/// A bell for a gate that is polled anyhow.
+pub struct Silent;
+
+impl Doorbell for Silent {
+    fn ring(&self) {}
+}
 
 /// When requests went that had to wait.
 fn instants(world: &World) -> Vec<Time> {
@@ -158,4 +169,30 @@ fn a_shallow_queue_is_late_by_half_of_what_it_waits_at_most() {
     // 0.4 ms, half of that, and the step of 10 us in which the client looks.
     let longest = waits.iter().max();
     assert!(longest <= Some(&610_000), "{longest:?}");
+}
+
+/// The first two of a thousand that wait under 20,000 a second, all asked for at one instant: when the next is looked for if they came
+/// then, and if they may have been there for a millisecond.
+#[test]
+fn who_was_there_while_his_thread_slept_waits_for_company_as_long() {
+    let deadline_if_there_since = |since: u64| {
+        let mut world = World::as_in_daemon();
+        let group = world.group("iops-total=20000");
+        let (member, _) = world.simple(group);
+        let mut gate = Gate::new(world.throttle.clone(), member, 64, Arc::new(Silent));
+        let now = Time::from_nanos(1_000_000);
+        let of = |tag| Request { tag, operation: Operation::Read, bytes: 4096, since: Time::from_nanos(since) };
+        let mut went = Vec::new();
+        gate.request_all(&(0..2_001).map(of).collect::<Vec<_>>(), now, &mut went);
+        assert_eq!(went.len(), 2_001, "the capacity, and one more");
+        gate.request_all(&(2_001..2_011).map(of).collect::<Vec<_>>(), now, &mut went);
+        gate.poll(now, false, &mut went);
+        let deadline = gate.deadline().unwrap().nanos_since(now);
+        world.throttle.drain(member, now);
+        gate.poll(now, true, &mut went);
+        assert_eq!(went.len(), 2_011);
+        deadline
+    };
+    assert_eq!(deadline_if_there_since(1_000_000), 50_000, "when the first is due");
+    assert_eq!(deadline_if_there_since(0), 500_000, "half of what it has waited");
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!        ┌──────────────────────────── one turn ────────────────────────────┐
-//!   wait │ events ──► Delivered ─► gate.request ─Go─► lane.issue ─► commit   │ submit, and wait until
+//!   wait │ events ──► Delivered ─► gate.request_all ──► lane.issue ──► commit│ submit, and wait until
 //!        │       └──► Backend ──► continue or commit    ▲                    │ something happens or
 //!        │ bell.take, gate.poll ─► tags let go ─────────┘                    │ the gate's deadline
 //!        └──────────────────────────────────────────────────────────────────┘
@@ -35,8 +35,8 @@ use nix::sys::prctl::set_timerslack;
 use nix::unistd::Pid;
 use throttle_core::cost::Operation;
 use throttle_core::gate::Gate;
-use throttle_core::group::{MemberId, Verdict};
-use throttle_core::throttle::{Doorbell, Tag, Throttle};
+use throttle_core::group::MemberId;
+use throttle_core::throttle::{Doorbell, Request as Arrived, Tag, Throttle};
 use throttle_core::time::Time;
 
 pub use bell::Bell;
@@ -257,6 +257,11 @@ struct Slot {
     serial: u32,
 }
 
+/// A tag that the gate hands back.
+fn own(tag: Tag) -> u16 {
+    u16::try_from(tag).expect("the gate hands back the tags that it was given")
+}
+
 struct Queue<'a> {
     setup: &'a Setup,
     ring: QueueRing<'a>,
@@ -268,9 +273,15 @@ struct Queue<'a> {
     /// To be submitted with the next wait: at most one for each tag, the bell's poll and the look's timer.
     entries: Vec<Entry>,
     events: Vec<Event>,
+    /// Requests that the gate is yet to be asked for, in the order in which they came.
+    arrived: Vec<Arrived>,
     let_go: Vec<Tag>,
     fetched: u64,
     is_busy: bool,
+    /// When the latest turn looked at the clock.
+    turned_at: Time,
+    /// When the requests of this turn may have come at the earliest.
+    since: Time,
     /// When requests came last; `None` once the memory of the buffers was given back, or if there is none.
     used_at: Option<Time>,
     /// A look at that is to come.
@@ -307,9 +318,12 @@ impl<'a> Queue<'a> {
             ],
             entries: Vec::with_capacity(usize::from(depth) + 2),
             events: Vec::with_capacity(usize::from(depth) * 2 + 64),
+            arrived: Vec::with_capacity(depth.into()),
             let_go: Vec::with_capacity(depth.into()),
             fetched: 0,
             is_busy: false,
+            turned_at: Time::ZERO,
+            since: Time::ZERO,
             used_at: None,
             is_look_due: false,
             hurried: None,
@@ -347,12 +361,16 @@ impl<'a> Queue<'a> {
         let wait = self.wait();
         self.ring.turn(&mut self.entries, wait, &mut self.events)?;
         let now = clock::now();
+        // What comes while the thread sleeps through comes early: those that were answered before it are sent on again.
+        self.since = if matches!(wait, Wait::Through(_)) { self.turned_at } else { now };
+        self.turned_at = now;
         let mut events = std::mem::take(&mut self.events);
         let is_quiet = events.iter().all(|event| *event == Event::Look);
         for event in events.drain(..) {
             self.apply(event, now);
         }
         self.events = events;
+        self.ask(now);
         self.look(is_quiet, now);
 
         // Silent first, then look: a ring that comes after this line brings another turn.
@@ -363,7 +381,7 @@ impl<'a> Queue<'a> {
         }
         self.gate.poll(now, is_rung, &mut let_go);
         for tag in let_go.drain(..) {
-            let tag = u16::try_from(tag).expect("the gate hands back the tags that it was given");
+            let tag = own(tag);
             self.tags.let_go(tag);
             let waited = Duration::from_nanos(now.nanos_since(self.slots[usize::from(tag)].arrived));
             self.let_through(tag, Some(waited), now);
@@ -482,10 +500,32 @@ impl<'a> Queue<'a> {
         };
         let slot = &mut self.slots[usize::from(tag)];
         *slot = Slot { request, done: 0, arrived: now, issued: now, serial: QueueRing::next_serial(slot.serial) };
-        match self.gate.request(tag.into(), request.operation, request.length, now) {
-            Verdict::Go => self.let_through(tag, None, now),
-            Verdict::Held => self.tags.hold(tag),
+        let (operation, bytes) = (request.operation, request.length);
+        if self.arrived.is_empty() && self.gate.passes(operation, bytes, now) {
+            self.let_through(tag, None, now);
+        } else {
+            self.arrived.push(Arrived { tag: tag.into(), operation, bytes, since: self.since });
         }
+    }
+
+    /// Asks the gate for those of this turn's requests that it does not let pass unasked.
+    fn ask(&mut self, now: Time) {
+        if self.arrived.is_empty() {
+            return;
+        }
+        let mut arrived = std::mem::take(&mut self.arrived);
+        let mut let_go = std::mem::take(&mut self.let_go);
+        self.gate.request_all(&arrived, now, &mut let_go);
+        let mut next = let_go.drain(..).peekable();
+        for tag in arrived.drain(..).map(|request| own(request.tag)) {
+            if next.next_if(|let_go| own(*let_go) == tag).is_some() {
+                self.let_through(tag, None, now);
+            } else {
+                self.tags.hold(tag);
+            }
+        }
+        drop(next);
+        (self.arrived, self.let_go) = (arrived, let_go);
     }
 
     /// Nothing holds the request back any more.

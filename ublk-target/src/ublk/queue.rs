@@ -296,7 +296,7 @@ impl<'a> QueueRing<'a> {
                 Wait::Until(instant) => enter_and_reap(ring, least, Some(instant), commands, events)?,
                 Wait::Through(instant) => {
                     if !ring.submission().is_empty() {
-                        enter_and_reap(ring, 0, None, commands, events)?;
+                        submit(ring)?;
                     }
                     clock::sleep_until(instant);
                     while enter_and_reap_more(ring, commands, events)? >= GIVEN_AT_ONCE {}
@@ -426,7 +426,18 @@ fn enter(ring: &mut IoUring, least: u32, until: Option<Time>) -> io::Result<()> 
     let entries = ring.submission().len() as u32;
     // SAFETY: io_uring_enter(2): with EXT_ARG the argument is a `struct io_uring_getevents_arg`, which SubmitArgs is; the timespec
     // that it points to lives until the call returns. `entries` is what stands in the submission queue.
-    match unsafe { ring.submitter().enter(entries, least, flags, Some(&arguments)) } {
+    unless_harmless(unsafe { ring.submitter().enter(entries, least, flags, Some(&arguments)) })
+}
+
+/// Submits what was prepared, and takes nothing that has come.
+fn submit(ring: &mut IoUring) -> io::Result<()> {
+    let entries = ring.submission().len() as u32;
+    // SAFETY: io_uring_enter(2): without an argument. `entries` is what stands in the submission queue.
+    unless_harmless(unsafe { ring.submitter().enter::<()>(entries, 0, 0, None) })
+}
+
+fn unless_harmless(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
         Ok(_) => Ok(()),
         // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
         Err(cause) => match cause.raw_os_error() {
