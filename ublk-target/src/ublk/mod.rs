@@ -4,6 +4,7 @@
 //!   control   /dev/ublk-control   ADD, SET_PARAMS, GET_INFO, GET_FEATURES; START, STOP, DEL for the helper processes
 //!   params    what the kernel is told about a disk, from the geometry of its backend
 //!   queue     /dev/ublkcN         one ring: FETCH, COMMIT, the backend's entries, the wait
+//!   batch     of those, FETCH and COMMIT for many requests at a time, where the driver can
 //! ```
 //!
 //! libublk gives the character device, the mapped io descriptors and the queue's ring. The wait, the commits and the

@@ -1,18 +1,19 @@
 //! One queue of a device and its ring, as seen by the thread that owns both.
 //!
 //! ```text
-//!             entries: fetch, commit, backend, poll of the bell, timer of the look
+//!             entries: offers and answers, backend, poll of the bell, timer of the look
 //!   thread ───────────────────────────────────────────────────► ring ──► kernel
 //!          ◄─────────────────────────────────────────────────── ring ◄──
-//!             events: Delivered │ Aborted │ Refused │ Backend │ Bell │ Look
+//!             events: Delivered │ Aborted │ Over │ Refused │ Backend │ Bell │ Look
 //!
 //!   user_data   63 │ 62..32 │ 31..16 │ 15..0
-//!               own│ serial │ kind   │ tag        own = 0: FETCH or COMMIT, in libublk's numbering too
+//!               own│ serial │ kind   │ tag        own = 0: FETCH or COMMIT of one tag, in libublk's numbering too
 //! ```
 //!
-//! A turn is one system call: it submits what was prepared, waits, and reaps. Nothing here decides anything.
+//! A turn is one system call: it submits what was prepared, waits, and reaps. Nothing here decides anything. Offers and answers are
+//! a command for each tag, or, where the driver can, one for all of a turn ([`super::batch`]).
 
-#![allow(unsafe_code, reason = "entries carry addresses; only this file hands them to a ring")]
+#![allow(unsafe_code, reason = "entries carry addresses; only this file and `batch` hand them to a ring")]
 
 use std::cell::RefCell;
 use std::io;
