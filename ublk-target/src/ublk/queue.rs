@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A turn is one system call: it submits what was prepared, waits, and reaps. Nothing here decides anything. Offers and answers are
-//! a command for each tag, or, where the driver can, one for all of a turn ([`super::batch`]).
+//! a command for each tag, or, where the driver can, one for all of a turn (`batch`).
 
 #![allow(unsafe_code, reason = "entries carry addresses; only this file and `batch` hand them to a ring")]
 
