@@ -123,8 +123,8 @@ impl Batch {
     /// What the completion of a PREP or COMMIT means: nothing, but if the kernel did not take every element.
     pub(super) fn answered(&mut self, result: i32, events: &mut Vec<Event>) {
         let taken = usize::try_from(result).unwrap_or(0);
-        let is_prep = result == 0;
-        if !is_prep && taken != self.under_way.len() {
+        // A COMMIT says how many bytes of elements it took, a PREP that it took all: 0.
+        if result != 0 && taken != self.under_way.len() {
             let at = taken.min(self.under_way.len() - 2);
             let tag = u16::from_ne_bytes([self.under_way[at], self.under_way[at + 1]]);
             events.push(Event::Refused(tag, if result < 0 { -result } else { libc::EINVAL }));

@@ -153,15 +153,13 @@ const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
 const KIND_LOOK: u64 = 3 << 16;
-const KIND_FETCHED: u64 = 5 << 16;
-const KIND_ANSWERED: u64 = 6 << 16;
 
 /// Marks what means nothing.
 const NOTHING: u64 = OWN | 4 << 16;
 /// Marks of the commands of [`Batch`].
-pub(super) const FETCHED: u64 = OWN | KIND_FETCHED;
+pub(super) const FETCHED: u64 = OWN | 5 << 16;
 /// The other one.
-pub(super) const ANSWERED: u64 = OWN | KIND_ANSWERED;
+pub(super) const ANSWERED: u64 = OWN | 6 << 16;
 
 /// `IORING_ENTER_*` of io_uring_enter(2), which the crate has no safe call for. ABS_TIMER: Linux 6.12; NO_IOWAIT: where
 /// `IORING_FEAT_NO_IOWAIT` says so.
@@ -334,6 +332,16 @@ impl Commands {
             }
         }
     }
+
+    /// Adds what a completion means.
+    fn apply(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+        match (completion.user_data() & (OWN | 0xffff_0000), self) {
+            (FETCHED, Self::Batched(batch)) => batch.fetched(completion, events),
+            (ANSWERED, Self::Batched(batch)) => batch.answered(completion.result(), events),
+            (NOTHING, _) => {}
+            _ => events.push(event(completion)),
+        }
+    }
 }
 
 impl Single {
@@ -458,18 +466,6 @@ impl CharDevice {
 /// but the thread touches its buffers; [`crate::queue::buffers::Buffers::release`] rests on that.
 fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
     IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(sq)
-}
-
-impl Commands {
-    /// Adds what a completion means.
-    fn apply(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
-        match (completion.user_data() & (OWN | 0xffff_0000), self) {
-            (FETCHED, Self::Batched(batch)) => batch.fetched(completion, events),
-            (ANSWERED, Self::Batched(batch)) => batch.answered(completion.result(), events),
-            (NOTHING, _) => {}
-            _ => events.push(event(completion)),
-        }
-    }
 }
 
 fn event(completion: &cqueue::Entry) -> Event {
