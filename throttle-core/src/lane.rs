@@ -10,6 +10,7 @@
 //! Two requests in the same lane are ready at the same instant, whatever their sizes, because a bucket does not look at
 //! the size of what it takes.
 
+use crate::bits::ones;
 use crate::cost::{Cost, Direction};
 
 /// One of the four kinds of requests that wait together.
@@ -62,8 +63,38 @@ impl Lanes {
         self.0 & (1 << lane.0) != 0
     }
 
-    /// The lanes in it.
+    /// The lanes in either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The lanes in it, in their order.
     pub fn iter(self) -> impl Iterator<Item = Lane> {
-        Lane::all().filter(move |&lane| self.contains(lane))
+        ones(self.0).map(Lane)
+    }
+}
+
+impl FromIterator<Lane> for Lanes {
+    fn from_iter<I: IntoIterator<Item = Lane>>(lanes: I) -> Self {
+        let mut all = Self::default();
+        lanes.into_iter().for_each(|lane| all.insert(lane));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_has_each_lane_that_was_put_in() {
+        for bits in 0..1_u8 << Lane::COUNT {
+            let wanted: Vec<Lane> = Lane::all().filter(|lane| bits & 1 << lane.0 != 0).collect();
+            let lanes: Lanes = wanted.iter().rev().copied().collect();
+            assert_eq!(lanes.iter().collect::<Vec<_>>(), wanted);
+            assert!(Lane::all().all(|lane| lanes.contains(lane) == wanted.contains(&lane)));
+            assert_eq!(lanes.or(Lanes(0b0101)).0, bits | 0b0101);
+        }
     }
 }

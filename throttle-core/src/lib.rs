@@ -1,6 +1,7 @@
 //! QEMU-style throttle groups without a clock, a thread or I/O.
 #![forbid(unsafe_code)]
 
+mod bits;
 pub mod bucket;
 pub mod charge;
 pub mod cost;

@@ -8,6 +8,7 @@
 //! The wait is the largest of the four, not their sum. There is no "take from one, fail on the next, put back": asking
 //! changes no level, and charging cannot fail.
 
+use crate::bits::ones;
 use crate::bucket::{Bucket, NanoUnits, UNIT};
 use crate::cost::{Cost, Direction};
 use crate::lease::{CLEARLY_BELOW, Prepaid};
@@ -20,8 +21,8 @@ use crate::time::Time;
 pub struct Limiter {
     /// Indexed by [`LimitKind`]; `None` where there is no limit.
     buckets: [Option<Bucket>; 6],
-    /// Whether there is none, as for most devices of a group.
-    is_empty: bool,
+    /// Of each [`Direction`]: which of its buckets are there, a bit for each [`LimitKind`]. None for most devices of a group.
+    asked: [u8; Direction::ALL.len()],
     limits: Limits,
 }
 
@@ -97,7 +98,7 @@ impl Limiter {
             let limit = limits.get(kind);
             (!limit.is_unlimited()).then(|| Bucket::new(limit))
         });
-        Self { is_empty: buckets.iter().all(Option::is_none), buckets, limits: *limits }
+        Self { asked: asked(&buckets), buckets, limits: *limits }
     }
 
     /// When every bucket takes a request of this cost, `None` if all take it now.
@@ -176,7 +177,7 @@ impl Limiter {
                 None => *bucket = Some(Bucket::new(limit)),
             }
         }
-        self.is_empty = self.buckets.iter().all(Option::is_none);
+        self.asked = asked(&self.buckets);
         self.limits = *limits;
     }
 
@@ -220,7 +221,7 @@ impl Limiter {
 
     /// Calls `with` for each bucket that this cost is charged to.
     fn for_each_charge(&mut self, cost: &Cost, mut with: impl FnMut(&mut Bucket, NanoUnits)) {
-        if self.is_empty {
+        if self.asked[cost.direction as usize] == 0 {
             return;
         }
         let bytes = u128::from(cost.bytes) * UNIT;
@@ -235,13 +236,9 @@ impl Limiter {
 
     /// Calls `with` for the buckets of a direction and the totals.
     fn for_each(&mut self, direction: Direction, mut with: impl FnMut(LimitKind, &mut Bucket)) {
-        let kinds = match direction {
-            Direction::Read => [LimitKind::BpsTotal, LimitKind::BpsRead, LimitKind::IopsTotal, LimitKind::IopsRead],
-            Direction::Write => [LimitKind::BpsTotal, LimitKind::BpsWrite, LimitKind::IopsTotal, LimitKind::IopsWrite],
-        };
-        for kind in kinds {
-            if let Some(bucket) = &mut self.buckets[kind as usize] {
-                with(kind, bucket);
+        for kind in ones(self.asked[direction as usize]) {
+            if let Some(bucket) = &mut self.buckets[usize::from(kind)] {
+                with(LimitKind::ALL[usize::from(kind)], bucket);
             }
         }
     }
@@ -255,6 +252,18 @@ impl Limiter {
             UNIT
         }
     }
+}
+
+/// Which of these buckets a request of each direction is asked of.
+fn asked(buckets: &[Option<Bucket>; 6]) -> [u8; Direction::ALL.len()] {
+    Direction::ALL.map(|direction| {
+        let kinds = match direction {
+            Direction::Read => [LimitKind::BpsTotal, LimitKind::BpsRead, LimitKind::IopsTotal, LimitKind::IopsRead],
+            Direction::Write => [LimitKind::BpsTotal, LimitKind::BpsWrite, LimitKind::IopsTotal, LimitKind::IopsWrite],
+        };
+        let there = kinds.into_iter().filter(|&kind| buckets[kind as usize].is_some());
+        there.fold(0, |bits, kind| bits | 1 << kind as u8)
+    })
 }
 
 #[cfg(test)]

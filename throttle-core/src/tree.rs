@@ -26,7 +26,7 @@ use slotmap::{SecondaryMap, SlotMap, new_key_type};
 use crate::charge::ChargeTable;
 use crate::cost::{Cost, Direction, Operation};
 use crate::heap::Heap;
-use crate::held::{Held, Lines};
+use crate::held::{Held, Line, Lines};
 use crate::lane::{Lane, Lanes};
 use crate::lease::{Grant, Prepaid, within};
 use crate::limiter::{Credit, Level, Limiter, Takes};
@@ -143,6 +143,21 @@ impl Node {
             Kind::Group(group) => group,
             Kind::Member(_) => unreachable!("a member has no children"),
         }
+    }
+
+    /// The lanes in which something waits at or below it.
+    fn waiting(&self) -> Lanes {
+        match &self.kind {
+            Kind::Member(lines) => lines.iter().filter_map(Line::lane).collect(),
+            Kind::Group(Group { ready, asleep, .. }) => {
+                Lane::all().filter(|lane| !ready[lane.index()].is_empty() || !asleep[lane.index()].is_empty()).collect()
+            }
+        }
+    }
+
+    /// The lanes in which it stands in its parent.
+    fn stands(&self) -> Lanes {
+        Lane::all().filter(|lane| self.standing[lane.index()] != Standing::Out).collect()
     }
 
     fn lines(&self) -> &Lines {
@@ -388,7 +403,7 @@ impl Tree {
         if self.is_idle(root) {
             return None;
         }
-        Lane::all().filter_map(|lane| self.wake(root, lane, now)).min()
+        self.nodes[root].waiting().iter().filter_map(|lane| self.wake(root, lane, now)).min()
     }
 
     /// Lets the next request go that may, charging it to its member and all above: `None` if none may.
@@ -559,7 +574,8 @@ impl Tree {
     /// Mends where `id` and everyone above it stands.
     fn settle(&mut self, mut id: NodeId, now: Time) {
         while let Some(parent) = self.nodes[id].parent {
-            for lane in Lane::all() {
+            let node = &self.nodes[id];
+            for lane in node.waiting().or(node.stands()).iter() {
                 let wake = self.wake(id, lane, now);
                 self.stand(id, parent, lane, wake, now);
             }
@@ -713,7 +729,7 @@ impl Tree {
     /// Whose turn it is: down from the root, the child that stands first among those that may go.
     fn next(&mut self, root: NodeId, now: Time) -> Option<(NodeId, Direction)> {
         let mut lanes = Lanes::default();
-        for lane in Lane::all() {
+        for lane in self.nodes[root].waiting().iter() {
             if self.wake(root, lane, now).is_some_and(|wake| wake <= now) {
                 lanes.insert(lane);
             }

@@ -1,0 +1,25 @@
+//! A set of a few numbers as the ones of a byte.
+
+/// The places of the ones, in their order.
+pub(crate) fn ones(mut byte: u8) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let place = (byte != 0).then(|| byte.trailing_zeros() as u8)?;
+        byte &= byte - 1;
+        Some(place)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_one_is_told_once_and_in_order() {
+        for byte in 0..=u8::MAX {
+            let told: Vec<u8> = ones(byte).collect();
+            assert!(told.is_sorted());
+            assert_eq!(told.len(), byte.count_ones() as usize);
+            assert_eq!(told.iter().fold(0, |byte, place| byte | 1 << place), byte);
+        }
+    }
+}
