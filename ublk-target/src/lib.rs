@@ -27,6 +27,7 @@ pub mod helper;
 pub mod histogram;
 pub mod in_use;
 pub mod log;
+pub mod mapping;
 pub mod protocol;
 pub mod queue;
 pub mod settings;

@@ -22,18 +22,14 @@
 //!
 //! A queue whose data is not copied ([`crate::ublk::Transfer`]) has none of this: all addresses are null.
 
-#![allow(unsafe_code, reason = "an anonymous mapping and slices of it; tags keep the slices apart")]
+#![allow(unsafe_code, reason = "slices of a mapping; tags keep them apart")]
 
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::error::{Class, OrFail, Outcome};
-
-/// `madvise(2)`: gives pages back, also of memory that is locked. Linux 5.18.
-const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+use crate::mapping::Mapping;
 
 /// The buffers of a queue.
 pub struct Buffers {
@@ -43,27 +39,25 @@ pub struct Buffers {
     /// If all tags have the same one: how much of it, from the start, is memory of its own. The rest, never written to, is the
     /// kernel's page of zeros; before Linux 6.13 or so it had to find that anew, in a slow way, for each read that it copied out.
     one: Option<usize>,
-    /// What was mapped, each with its length: all buffers together, then the fresh ones.
-    mappings: Vec<(NonNull<u8>, usize)>,
+    /// What was mapped: all buffers together, then the fresh ones. The queue keeps them until no entry is under way.
+    mappings: Vec<Mapping>,
 }
 
 impl Buffers {
     /// Maps `depth` buffers of `each` bytes, a multiple of the page size.
     pub fn map(depth: u16, each: u32) -> Outcome<Self> {
         let each = each as usize;
-        let length = each * usize::from(depth);
-        let base = map(length)
+        let mapping = Mapping::new(each * usize::from(depth))
             .or_fail(Class::Resource, format!("cannot map the buffers of {depth} requests of {each} bytes"))?;
-        // SAFETY: below `depth` buffers of `each` bytes the addresses lie in the mapping.
-        let of_tag = (0..usize::from(depth)).map(|tag| unsafe { base.add(tag * each) }).collect();
-        Ok(Self { each, of_tag, one: None, mappings: vec![(base, length)] })
+        let of_tag = (0..usize::from(depth)).map(|tag| mapping.at(tag * each)).collect();
+        Ok(Self { each, of_tag, one: None, mappings: vec![mapping] })
     }
 
     /// Maps one buffer of `each` bytes for `depth` tags whose data nobody wants.
     pub fn map_one(depth: u16, each: u32) -> Outcome<Self> {
-        let length = each as usize;
-        let base = map(length).or_fail(Class::Resource, format!("cannot map a buffer of {each} bytes"))?;
-        Ok(Self { each: length, of_tag: vec![base; depth.into()], one: Some(0), mappings: vec![(base, length)] })
+        let each = each as usize;
+        let mapping = Mapping::new(each).or_fail(Class::Resource, format!("cannot map a buffer of {each} bytes"))?;
+        Ok(Self { each, of_tag: vec![mapping.at(0); depth.into()], one: Some(0), mappings: vec![mapping] })
     }
 
     /// For a queue that needs none.
@@ -85,8 +79,9 @@ impl Buffers {
     /// Gives `tag` a fresh buffer, if it has one. The old one is left to whoever still has its address.
     pub fn replace(&mut self, tag: u16) -> Result<(), Errno> {
         if let Some(of_tag) = self.of_tag.get_mut(usize::from(tag)) {
-            *of_tag = map(self.each)?;
-            self.mappings.push((*of_tag, self.each));
+            let mapping = Mapping::new(self.each)?;
+            *of_tag = mapping.at(0);
+            self.mappings.push(mapping);
         }
         Ok(())
     }
@@ -96,11 +91,7 @@ impl Buffers {
     /// Only to be called while every tag is the kernel's and nothing has come out of the last wait, and no entry that was given up is
     /// under way: else it takes the data of a write away.
     pub fn release(&mut self) {
-        for &(mapping, length) in &self.mappings {
-            // SAFETY: madvise(2) of a whole mapping of ours, in which no slice is alive. Fails where the kernel does not know the
-            // advice, and then the memory stays.
-            unsafe { libc::madvise(mapping.as_ptr().cast(), length, MADV_DONTNEED_LOCKED) };
-        }
+        self.mappings.iter_mut().for_each(Mapping::release);
         self.one = self.one.map(|_| 0);
     }
 
@@ -122,28 +113,6 @@ impl Buffers {
         // other slice away, and the rule above the kernel.
         unsafe { std::slice::from_raw_parts_mut(self.address(tag), length) }
     }
-}
-
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        for &(mapping, length) in &self.mappings {
-            // SAFETY: munmap(2) of exactly what `map` mapped; no slice outlives `self`, and the queue keeps `self` until no entry is
-            // under way. Cannot fail for whole mappings.
-            let _ = unsafe { munmap(mapping.cast(), length) };
-        }
-    }
-}
-
-/// New memory, zero.
-fn map(length: usize) -> Result<NonNull<u8>, Errno> {
-    let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
-    let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
-    // SAFETY: mmap(2): a new anonymous mapping, at an address the kernel chooses, overlaps nothing.
-    let mapping = unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_NORESERVE) }?;
-    // One request of 4 KiB in each buffer would else take up all of it: 64 MiB for a queue of 128.
-    // SAFETY: madvise(2) of what was mapped a line above. A kernel without huge pages refuses it, and needs none of it.
-    unsafe { libc::madvise(mapping.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
-    Ok(mapping.cast())
 }
 
 #[cfg(test)]

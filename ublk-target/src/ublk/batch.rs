@@ -16,16 +16,17 @@
     reason = "entries carry addresses, and the kernel writes into memory of ours; this file keeps it apart"
 )]
 
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use libublk::sys;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::Transfer;
 use super::queue::{ANSWERED, Entry, Event, FETCHED};
 use crate::error::{Class, OrFail, Outcome};
+use crate::mapping::Mapping;
 
 /// The most tags that the driver hands over at a time.
 const TAGS: usize = 128;
@@ -137,7 +138,7 @@ impl Batch {
         let result = completion.result();
         if let Some(buffer) = cqueue::buffer_select(completion.flags()) {
             let bytes = usize::try_from(result).unwrap_or(0);
-            events.extend(self.tags.read(buffer, bytes).map(Event::Delivered));
+            events.extend(self.tags.read(buffer, bytes).iter().map(|tag| Event::Delivered(*tag)));
             self.tags.free(buffer);
         }
         if cqueue::more(completion.flags()) {
@@ -204,36 +205,33 @@ fn fetch(queue: u16) -> Entry {
 
 /// The buffers that the kernel writes tags into, and their ring.
 struct TagBuffers {
-    memory: NonNull<u8>,
+    /// Unmapped only once it was unregistered.
+    memory: ManuallyDrop<Mapping>,
     tail: u16,
 }
 
 impl TagBuffers {
     fn register(ring: &IoUring) -> Outcome<Self> {
-        let what = || "cannot map the memory for tags";
-        let length = MEMORY_BYTES.try_into().expect("not 0");
-        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
-        // SAFETY: mmap(2): a new anonymous mapping, at an address the kernel chooses, overlaps nothing.
-        let memory = unsafe { mmap_anonymous(None, length, access, flags) }.or_fail(Class::Resource, what())?.cast();
-        let mut buffers = Self { memory, tail: 0 };
-        (0..BUFFERS).for_each(|buffer| buffers.free(buffer));
+        let memory = Mapping::new(MEMORY_BYTES).or_fail(Class::Resource, "cannot map the memory for tags")?;
         // SAFETY: the ring of buffers stays until `drop`, which unregisters it first.
-        unsafe { ring.submitter().register_buf_ring_with_flags(memory.as_ptr() as u64, BUFFERS, GROUP, 0) }
+        unsafe { ring.submitter().register_buf_ring_with_flags(memory.at(0).as_ptr() as u64, BUFFERS, GROUP, 0) }
             .or_fail(Class::Resource, "cannot register the memory for tags")?;
+        let mut buffers = Self { memory: ManuallyDrop::new(memory), tail: 0 };
+        (0..BUFFERS).for_each(|buffer| buffers.free(buffer));
         Ok(buffers)
     }
 
     /// The tags in the first `bytes` of a buffer.
-    fn read(&self, buffer: u16, bytes: usize) -> impl Iterator<Item = u16> + use<> {
+    fn read(&self, buffer: u16, bytes: usize) -> &[u16] {
         assert!(buffer < BUFFERS && bytes <= BUFFER_BYTES, "{bytes} bytes in buffer {buffer}");
-        // SAFETY: the buffer lies in the mapping, aligned; the kernel is done with it: it does not write before it is freed.
-        let tags = unsafe { *self.buffer(buffer).cast::<[u16; TAGS]>().as_ptr() };
-        tags.into_iter().take(bytes / size_of::<u16>())
+        // SAFETY: the buffer lies in the mapping, aligned; the kernel is done with it: it does not write before it is freed,
+        // which `&mut self` is needed for.
+        unsafe { std::slice::from_raw_parts(self.buffer(buffer).cast().as_ptr(), bytes / size_of::<u16>()) }
     }
 
     /// Gives a buffer to the kernel.
     fn free(&mut self, buffer: u16) {
-        let base = self.memory.cast::<types::BufRingEntry>();
+        let base = self.memory.at(0).cast::<types::BufRingEntry>();
         // SAFETY: below BUFFERS entries lie in the first page of the mapping. The kernel reads the entry only once the tail has
         // passed it; the tail stands in the entry's own page, aligned, and is shared with the kernel, so it is written as an atomic.
         unsafe {
@@ -248,8 +246,7 @@ impl TagBuffers {
     }
 
     fn buffer(&self, buffer: u16) -> NonNull<u8> {
-        // SAFETY: of a number below BUFFERS, in the mapping.
-        unsafe { self.memory.add(RING_BYTES + usize::from(buffer) * BUFFER_BYTES) }
+        self.memory.at(RING_BYTES + usize::from(buffer) * BUFFER_BYTES)
     }
 }
 
@@ -258,8 +255,8 @@ impl Drop for TagBuffers {
     fn drop(&mut self) {
         let unregistered = libublk::with_task_io_ring_mut(|ring| ring.submitter().unregister_buf_ring(GROUP));
         if unregistered.is_ok() {
-            // SAFETY: munmap(2) of exactly what was mapped, in use by nobody.
-            let _ = unsafe { munmap(self.memory.cast(), MEMORY_BYTES) };
+            // SAFETY: nowhere else, and not touched afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
     }
 }
