@@ -187,7 +187,7 @@ impl DeviceThread {
 
     /// Whether somebody else stops it: its queues have seen an abort, or there is the sign before that.
     fn is_taken_down(&self) -> bool {
-        self.is_ending || self.is_stopped || self.target.is_some_and(|target| traces::disk_is_going(target.id))
+        self.is_ending || self.is_stopped || self.target.is_some_and(|target| self.take_down.is_seen(target.id))
     }
 
     /// Waits for the end of the write-back; if it is or becomes a forced one, not for longer than that may take.

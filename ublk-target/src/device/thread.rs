@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use throttle_core::group::MemberId;
 
 use super::recovery::TakenUp;
-use super::{LeftBehind, Made, Message, Notice, Removal, Removed, Shared, State, Surroundings};
+use super::{LeftBehind, Made, Message, Notice, Removal, Removed, Shared, State, Surroundings, traces};
 use crate::backend::Backend;
 use crate::error::{Class, Failure, Outcome};
 use crate::helper::{self, Answer, Errand, Helper, Target};
@@ -64,6 +64,8 @@ pub(super) struct DeviceThread {
     // What was made so far, in the order of making.
     pub(super) backend: Option<Arc<dyn Backend>>,
     pub(super) target: Option<Target>,
+    /// Whether somebody else takes its disk down.
+    pub(super) take_down: traces::TakeDown,
     pub(super) char_device: Option<Arc<CharDevice>>,
     pub(super) queues: Vec<JoinHandle<()>>,
     pub(super) is_start_sent: bool,
@@ -115,6 +117,7 @@ impl DeviceThread {
             messages,
             backend: None,
             target: None,
+            take_down: traces::TakeDown::default(),
             char_device: None,
             queues: Vec::new(),
             is_start_sent: false,

@@ -1,8 +1,9 @@
 //! What a device leaves outside the daemon, and how it goes again: node, link, the sign of a foreign STOP.
 
-use std::fs;
+use std::cell::RefCell;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
@@ -84,12 +85,37 @@ pub fn remove_link(name: &str, id: u32) {
     }
 }
 
-/// Whether the kernel is taking the disk down. While requests are held this is the only sign: no abort comes before the
-/// last commit. On some kernels the directory is gone by then, on others the size reads 0.
-pub fn disk_is_going(id: u32) -> bool {
-    match fs::read_to_string(format!("/sys/block/ublkb{id}/size")) {
-        Ok(sectors) => sectors.trim() == "0",
-        Err(cause) => cause.kind() == io::ErrorKind::NotFound || cause.raw_os_error() == Some(libc::ENODEV),
+/// The sign that the kernel is taking a disk down. While requests are held it is the only one: no abort comes before the last
+/// commit. On some kernels the attribute is gone by then, on others it reads 0.
+///
+/// It is looked for twenty times a second while a device is busy: the file stays open, and a look is one system call.
+#[derive(Debug, Default)]
+pub struct TakeDown(RefCell<Option<(u32, File)>>);
+
+impl TakeDown {
+    /// Whether it is there for disk `id`.
+    pub fn is_seen(&self, id: u32) -> bool {
+        is_going(self.size(id)).unwrap_or(false)
+    }
+
+    fn size(&self, id: u32) -> io::Result<String> {
+        let mut kept = self.0.borrow_mut();
+        let file = match &mut *kept {
+            Some((of, file)) if *of == id => file,
+            other => &mut other.insert((id, File::open(format!("/sys/block/ublkb{id}/size"))?)).1,
+        };
+        // The largest number has 20 digits, and a line feed follows.
+        let mut text = [0; 24];
+        let length = file.read_at(&mut text, 0)?;
+        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+    }
+}
+
+/// What the number of a disk's sectors, or that it cannot be read, says; `None` if nothing.
+fn is_going(sectors: io::Result<String>) -> Option<bool> {
+    match sectors {
+        Ok(sectors) => Some(sectors.trim() == "0"),
+        Err(cause) => [libc::ENOENT, libc::ENODEV].contains(&cause.raw_os_error()?).then_some(true),
     }
 }
 
@@ -112,6 +138,26 @@ pub fn is_quiesced(id: u32) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_goes_when_its_size_is_0_or_gone() {
+        // What is forbidden, or cut short by a signal, says nothing: the next look will.
+        let failed = |errno| Err(io::Error::from_raw_os_error(errno));
+        assert_eq!(is_going(Ok("0\n".to_owned())), Some(true));
+        assert_eq!(is_going(Ok("2097152\n".to_owned())), Some(false));
+        assert_eq!([is_going(failed(libc::ENOENT)), is_going(failed(libc::ENODEV))], [Some(true); 2]);
+        assert_eq!([is_going(failed(libc::EACCES)), is_going(failed(libc::EINTR))], [None; 2]);
+    }
+
+    #[test]
+    fn a_disk_that_is_not_there_is_going_and_another_is_looked_at_anew() {
+        // An id beyond all that the driver gives away; and the file of one disk is not taken for that of another.
+        let down = TakeDown::default();
+        assert!(down.is_seen(u32::MAX));
+        down.0.replace(Some((5, File::open("/dev/zero").unwrap())));
+        assert!(!down.is_seen(5), "24 zeros are no number");
+        assert!(down.is_seen(u32::MAX));
+    }
 
     #[test]
     fn a_link_is_made_although_the_last_other_takes_the_directory_along() {
