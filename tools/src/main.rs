@@ -55,7 +55,7 @@ enum Chore {
     Dist,
     /// Play the example traces in virtual time and print what the limits did to them
     Simulate,
-    /// Do what the CI service does: .ci/run, without input, at most 30 minutes
+    /// Do what the CI service does: .ci/run, without input, at most 90 minutes
     Ci,
 }
 

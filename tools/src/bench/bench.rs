@@ -6,7 +6,7 @@
 //!          │ │ │  │ │ │   …                         between samples: the yardstick
 //! ```
 //!
-//! All sides of a case are there from its first round to its last, so none has a warmer start than another.
+//! All sides of a round are there from its start to its end, so none has a warmer start than another.
 
 use std::cell::Cell;
 use std::thread;
@@ -49,7 +49,7 @@ impl Bench {
 
     /// Measures each side once a round; `measure` gets the side's place.
     pub fn alternate(&self, names: &[&str], mut measure: impl FnMut(usize) -> Result<Sample>) -> Result<Vec<Side>> {
-        thread::sleep(SETTLE);
+        settle();
         let mut sides = sides(names);
         let mut before = self.pace();
         for round in 0..self.plan.rounds {
@@ -66,7 +66,6 @@ impl Bench {
 
     /// Measures all sides together once a round: for each round, a sample of each.
     pub fn together(&self, names: &[&str], mut measure: impl FnMut(usize) -> Result<Vec<Sample>>) -> Result<Vec<Side>> {
-        thread::sleep(SETTLE);
         let mut sides = sides(names);
         let mut before = self.pace();
         for round in 0..self.plan.rounds {
@@ -86,6 +85,11 @@ impl Bench {
         self.best.set(self.best.get().max(now));
         now / self.best.get()
     }
+}
+
+/// Waits until a device that came up is left alone.
+pub fn settle() {
+    thread::sleep(SETTLE);
 }
 
 fn sides(names: &[&str]) -> Vec<Side> {

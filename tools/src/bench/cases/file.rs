@@ -19,10 +19,16 @@ pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
     let queues = bench.plan.queues;
     let (our_file, peer_file) = (written("ours")?, written("rublk")?);
     let backend = format!("{{ file: {} }}", our_file.path.display());
-    let ours = Ours::start("file", &format!("devices:\n  file: {{ backend: {backend}, queues: {queues} }}\n"))?;
-    let rublk = Rublk::file(101, queues, &peer_file.path)?;
+    let config = format!("devices:\n  file: {{ backend: {backend}, queues: {queues} }}\n");
     let load = Load { rw: "randread", block, seconds: bench.plan.seconds, rate: None };
-    let sides = loaded(bench, vec![("ours file", Box::new(ours)), ("rublk loop", Box::new(rublk))], load)?;
+    let sides = loaded(
+        bench,
+        &[
+            ("ours file", Box::new(|| Ok(Box::new(Ours::start("file", &config)?)))),
+            ("rublk loop", Box::new(|| Ok(Box::new(Rublk::file(101, queues, &peer_file.path)?)))),
+        ],
+        load,
+    )?;
     let notes = vec!["ours with the default, zero-copy: auto; both through the page cache, on tmpfs".to_owned()];
     Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes })
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{Finding, as_fast_as, loaded};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
-use crate::bench::peers::Ours;
+use crate::bench::peers::{Ours, Peer};
 
 /// More than a device does under emulation or on hardware, by a factor of ten at least.
 pub const FAR_ABOVE: &str = "{ iops-total: 50000000, iops-read: 50000000, iops-write: 50000000, \
@@ -14,11 +14,18 @@ pub const FAR_ABOVE: &str = "{ iops-total: 50000000, iops-read: 50000000, iops-w
 /// Runs the case.
 pub fn run(bench: &Bench) -> Result<Finding> {
     let queues = bench.plan.queues;
-    let start = |name: &str, limits: &str| {
-        Ours::start(name, &format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n"))
+    let start = |name: &str, limits: &str| -> Result<Box<dyn Peer>> {
+        let config = format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n");
+        Ok(Box::new(Ours::start(name, &config)?))
     };
-    let (with, without) = (start("six-limits", &format!(", limits: {FAR_ABOVE}"))?, start("no-limits", "")?);
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
-    let sides = loaded(bench, vec![("six limits", Box::new(with)), ("no limits", Box::new(without))], load)?;
+    let sides = loaded(
+        bench,
+        &[
+            ("six limits", Box::new(|| start("six-limits", &format!(", limits: {FAR_ABOVE}")))),
+            ("no limits", Box::new(|| start("no-limits", ""))),
+        ],
+        load,
+    )?;
     Ok(Finding::Measured { sides, bars: as_fast_as(0.98, 1.03), notes: Vec::new() })
 }

@@ -12,7 +12,7 @@ use super::{Finding, loaded};
 use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
-use crate::bench::peers::Ours;
+use crate::bench::peers::{Ours, Peer};
 use crate::bench::sample::Metric;
 
 /// Groups below the group.
@@ -24,10 +24,18 @@ const DEVICES: usize = 48;
 /// Runs the case.
 pub fn run(bench: &Bench) -> Result<Finding> {
     let queues = bench.plan.queues;
-    let crowded = Ours::start("crowded", &config("crowded", queues, GROUPS, DEVICES))?;
-    let alone = Ours::start("alone", &config("alone", queues, 0, 0))?;
+    let start = |name: &str, groups: usize, devices: usize| -> Result<Box<dyn Peer>> {
+        Ok(Box::new(Ours::start(name, &config(name, queues, groups, devices))?))
+    };
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
-    let sides = loaded(bench, vec![("3000 idle members", Box::new(crowded)), ("alone", Box::new(alone))], load)?;
+    let sides = loaded(
+        bench,
+        &[
+            ("3000 idle members", Box::new(|| start("crowded", GROUPS, DEVICES))),
+            ("alone", Box::new(|| start("alone", 0, 0))),
+        ],
+        load,
+    )?;
     let bars = vec![
         Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(0.98)),
         Bar::ratio(Metric::CpuOwn, 0, 1, Bound::Shown),

@@ -12,11 +12,11 @@ mod shares;
 mod throttled;
 mod zero_copy;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::bar::{Bar, Bound};
-use super::bench::{Bench, order};
+use super::bench::{Bench, order, settle};
 use super::load::Load;
 use super::peers::Peer;
 use super::sample::{Metric, Sample, Side};
@@ -125,29 +125,36 @@ impl Case {
 /// Of a run that is there for its latencies, after the ramp.
 const LATENCY_SECONDS: u32 = 1;
 
-/// Runs a load on all of them in turn, then stops them: in each round a short run for the latencies, and slices for all else.
-fn loaded(bench: &Bench, peers: Vec<(&str, Box<dyn Peer>)>, load: Load) -> Result<Vec<Side>> {
-    let names: Vec<&str> = peers.iter().map(|(name, _)| *name).collect();
-    let slices = Slices::start(load, peers.iter().map(|(_, peer)| &**peer))?;
-    let sides = bench.together(&names, |round| {
+/// How a side is started.
+type Start<'a> = Box<dyn Fn() -> Result<Box<dyn Peer>> + 'a>;
+
+/// Runs a load on all of them, started for each round and stopped after it: a short run of each for the latencies, and slices for all
+/// else.
+///
+/// Where memory and threads happen to lie when a server starts, or its client, makes a request up to a fifth dearer under emulation.
+/// Kept for a whole boot, that luck would look like a difference between the sides, and the spread of the rounds would not show it.
+fn loaded(bench: &Bench, starts: &[(&str, Start<'_>)], load: Load) -> Result<Vec<Side>> {
+    let names: Vec<&str> = starts.iter().map(|(name, _)| *name).collect();
+    bench.together(&names, |round| {
+        let start = |(name, start): &(&str, Start<'_>)| start().with_context(|| (*name).to_owned());
+        let peers = starts.iter().map(start).collect::<Result<Vec<_>>>()?;
+        settle();
         let mut latencies: Vec<Option<Sample>> = vec![None; peers.len()];
         for place in order(peers.len(), round) {
             let short = Load { seconds: LATENCY_SECONDS, ..load };
-            latencies[place] = Some(short.run(peers[place].1.node(), peers[place].1.server())?);
+            latencies[place] = Some(short.run(peers[place].node(), peers[place].server())?);
         }
+        let slices = Slices::start(load, peers.iter().map(|peer| &**peer))?;
         let mut samples = slices.round(load.seconds)?;
+        slices.end()?;
         for (sample, latencies) in samples.iter_mut().zip(latencies.into_iter().flatten()) {
             // What both have measured is that of the slices.
             let both = latencies.values.into_iter().chain(std::mem::take(&mut sample.values));
             sample.values = both.collect();
         }
+        peers.into_iter().try_for_each(Peer::stop)?;
         Ok(samples)
-    })?;
-    slices.end()?;
-    for (_, peer) in peers {
-        peer.stop()?;
-    }
-    Ok(sides)
+    })
 }
 
 /// What a device does by itself under this load, in requests a second: that of a second run, as the first meets code that nothing has

@@ -11,9 +11,14 @@ use crate::bench::peers::{Ours, Rublk};
 pub fn run(bench: &Bench) -> Result<Finding> {
     let queues = bench.plan.queues;
     let config = format!("devices:\n  free: {{ backend: {{ null: 1GiB }}, queues: {queues} }}\n");
-    let ours = Ours::start("free", &config)?;
-    let rublk = Rublk::null(100, queues)?;
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
-    let sides = loaded(bench, vec![("ours null", Box::new(ours)), ("rublk null", Box::new(rublk))], load)?;
+    let sides = loaded(
+        bench,
+        &[
+            ("ours null", Box::new(|| Ok(Box::new(Ours::start("free", &config)?)))),
+            ("rublk null", Box::new(|| Ok(Box::new(Rublk::null(100, queues)?)))),
+        ],
+        load,
+    )?;
     Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes: Vec::new() })
 }

@@ -12,18 +12,24 @@ use crate::bench::sample::Metric;
 /// Runs the case.
 pub fn run(bench: &Bench) -> Result<Finding> {
     let queues = bench.plan.queues;
-    let start = |name: &str, limits: &str| {
-        Ours::start(name, &format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n"))
+    let start = |name: &str, limits: &str| -> Result<Box<dyn Peer>> {
+        let config = format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n");
+        Ok(Box::new(Ours::start(name, &config)?))
     };
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
     let free = start("not-held", "")?;
-    let natural = natural_rate(load, &free)?;
+    let natural = natural_rate(load, &*free)?;
+    free.stop()?;
     let half = (natural / 2.0).round() as u64;
-    let held = start("held-at-half", &format!(", limits: {{ iops-total: {half} }}"))?;
-    let slow = start("held-at-1000", ", limits: { iops-total: 1000 }")?;
-    let peers: Vec<(&str, Box<dyn Peer>)> =
-        vec![("not held", Box::new(free)), ("held at half", Box::new(held)), ("held at 1000/s", Box::new(slow))];
-    let sides = loaded(bench, peers, load)?;
+    let sides = loaded(
+        bench,
+        &[
+            ("not held", Box::new(|| start("not-held", ""))),
+            ("held at half", Box::new(|| start("held-at-half", &format!(", limits: {{ iops-total: {half} }}")))),
+            ("held at 1000/s", Box::new(|| start("held-at-1000", ", limits: { iops-total: 1000 }"))),
+        ],
+        load,
+    )?;
     let bars = vec![
         Bar::ratio(Metric::CpuOwn, 1, 0, Bound::AtMost(1.3)),
         Bar::ratio(Metric::CpuAll, 1, 0, Bound::AtMost(1.3)),

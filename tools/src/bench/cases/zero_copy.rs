@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::file::{fill, written};
+use super::file::{Written, fill, written};
 use super::{Finding, loaded};
 use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
@@ -22,31 +22,27 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     if !is_offered()? {
         return Ok(Finding::Skipped(format!("this kernel's ublk has no {FEATURE} (Linux 6.16 or newer)")));
     }
-    let start = |name: &str, backend: &str, key: &str| {
+    let start = |name: &str, backend: &str, key: &str| -> Result<Box<dyn Peer>> {
         let queues = bench.plan.queues;
         let device = format!("{name}: {{ backend: {{ {backend} }}, queues: {queues}, zero-copy: '{key}' }}");
-        Ours::start(name, &format!("devices:\n  {device}\n"))
+        Ok(Box::new(Ours::start(name, &format!("devices:\n  {device}\n"))?))
     };
-    let on_file = |key: &str| -> Result<_> {
-        let file = written(key)?;
-        let ours = start(&format!("file-{key}"), &format!("file: {}", file.path.display()), key)?;
-        Ok((file, Box::new(ours)))
-    };
-    let on_memory = |key: &str| -> Result<_> {
+    let on_file =
+        |file: &Written, key: &str| start(&format!("file-{key}"), &format!("file: {}", file.path.display()), key);
+    let on_memory = |key: &str| {
         let ours = start(&format!("memory-{key}"), "memory: 128MiB", key)?;
         fill(ours.node(), 128)?;
-        Ok(Box::new(ours))
+        Ok(ours)
     };
-    let ((_on, file_on), (_off, file_off)) = (on_file("on")?, on_file("off")?);
-    let (memory_on, memory_off) = (on_memory("on")?, on_memory("off")?);
+    let (for_on, for_off) = (written("on")?, written("off")?);
     let load = Load { rw: "randread", block: 65536, seconds: bench.plan.seconds, rate: None };
     let sides = loaded(
         bench,
-        vec![
-            ("file, zero-copy: on", file_on),
-            ("file, zero-copy: off", file_off),
-            ("memory, zero-copy: on", memory_on),
-            ("memory, zero-copy: off", memory_off),
+        &[
+            ("file, zero-copy: on", Box::new(|| on_file(&for_on, "on"))),
+            ("file, zero-copy: off", Box::new(|| on_file(&for_off, "off"))),
+            ("memory, zero-copy: on", Box::new(|| on_memory("on"))),
+            ("memory, zero-copy: off", Box::new(|| on_memory("off"))),
         ],
         load,
     )?;
