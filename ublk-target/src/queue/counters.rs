@@ -53,28 +53,28 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// A request goes to the backend; `waited` if it was held before.
-    pub fn let_through(&self, operation: Operation, bytes: u64, waited: Option<Duration>) {
+    /// A request goes to the backend; `waited_ns` if it was held before.
+    pub fn let_through(&self, operation: Operation, bytes: u64, waited_ns: Option<u64>) {
         let counts = &self.operations[index(operation)];
         add(&counts.requests, 1);
         add(&counts.bytes, bytes);
-        if let Some(waited) = waited {
+        if let Some(waited_ns) = waited_ns {
             add(&self.held, 1);
-            count(&self.wait, waited);
+            count(&self.wait, waited_ns);
         }
     }
 
-    /// The backend has answered a request after `service`.
-    pub fn answered(&self, service: Duration, is_error: bool, now: Time) {
-        count(&self.service, service);
+    /// The backend has answered a request after `service_ns`.
+    pub fn answered(&self, service_ns: u64, is_error: bool, now: Time) {
+        count(&self.service, service_ns);
         let at = if is_error { &self.failed_at_ns } else { &self.succeeded_at_ns };
         at.store(now.as_nanos(), Ordering::Relaxed);
     }
 
     /// The thread looks at the gate this much after the deadline that it waited for. Once a turn, and not for requests that need
     /// no deadline.
-    pub fn late(&self, lateness: Duration) {
-        count(&self.lateness, lateness);
+    pub fn late(&self, lateness_ns: u64) {
+        count(&self.lateness, lateness_ns);
     }
 
     /// The client of a request got an error, from whomever.
@@ -131,8 +131,8 @@ fn add(to: &AtomicU64, by: u64) {
     to.store(to.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
 
-fn count(slots: &[AtomicU64], time: Duration) {
-    add(&slots[slot(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))], 1);
+fn count(slots: &[AtomicU64], ns: u64) {
+    add(&slots[slot(ns)], 1);
 }
 
 #[cfg(test)]
@@ -143,10 +143,10 @@ mod tests {
     fn what_was_done_is_told_by_operation() {
         let counters = Counters::default();
         counters.let_through(Operation::Write, 4096, None);
-        counters.let_through(Operation::Write, 512, Some(Duration::from_millis(5)));
+        counters.let_through(Operation::Write, 512, Some(5_000_000));
         counters.let_through(Operation::Discard, 1 << 30, None);
         counters.failed(Operation::Discard);
-        counters.late(Duration::from_micros(70));
+        counters.late(70_000);
         let stats = counters.snapshot();
         assert_eq!((stats.write.requests, stats.write.bytes), (2, 4608));
         assert_eq!((stats.discard.requests, stats.discard.errors), (1, 1));
@@ -164,12 +164,12 @@ mod tests {
         let (queues, at) = ([Counters::default(), Counters::default()], |s: u64| Time::from_nanos(s * 1_000_000_000));
         let is_degraded = |s| is_degraded(queues.iter(), at(s));
         assert!(!is_degraded(1));
-        queues[0].answered(Duration::ZERO, true, at(1));
+        queues[0].answered(0, true, at(1));
         assert!(is_degraded(60), "its last answer was an error");
-        queues[1].answered(Duration::ZERO, false, at(60));
+        queues[1].answered(0, false, at(60));
         assert!(!is_degraded(60));
-        queues[0].answered(Duration::ZERO, true, at(61));
-        queues[0].answered(Duration::ZERO, false, at(62));
+        queues[0].answered(0, true, at(61));
+        queues[0].answered(0, false, at(62));
         assert!(is_degraded(70));
         assert!(!is_degraded(71));
     }

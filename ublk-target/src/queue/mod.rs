@@ -377,14 +377,14 @@ impl<'a> Queue<'a> {
         let is_rung = self.setup.handle.bell.take();
         let mut let_go = std::mem::take(&mut self.let_go);
         if let Some(due) = self.gate.deadline().filter(|due| *due <= now) {
-            self.setup.handle.counters.late(Duration::from_nanos(now.nanos_since(due)));
+            self.setup.handle.counters.late(now.nanos_since(due));
         }
         self.gate.poll(now, is_rung, &mut let_go);
         for tag in let_go.drain(..) {
             let tag = own(tag);
             self.tags.let_go(tag);
-            let waited = Duration::from_nanos(now.nanos_since(self.slots[usize::from(tag)].arrived));
-            self.let_through(tag, Some(waited), now);
+            let waited_ns = now.nanos_since(self.slots[usize::from(tag)].arrived);
+            self.let_through(tag, Some(waited_ns), now);
         }
         self.let_go = let_go;
 
@@ -529,10 +529,10 @@ impl<'a> Queue<'a> {
     }
 
     /// Nothing holds the request back any more.
-    fn let_through(&mut self, tag: u16, waited: Option<Duration>, now: Time) {
+    fn let_through(&mut self, tag: u16, waited_ns: Option<u64>, now: Time) {
         let slot = &mut self.slots[usize::from(tag)];
         slot.issued = now;
-        self.setup.handle.counters.let_through(slot.request.operation, slot.request.length, waited);
+        self.setup.handle.counters.let_through(slot.request.operation, slot.request.length, waited_ns);
         // A backend that has let us down does not get more while the device waits to go: each would take its time.
         if self.tags.stuck() > 0 {
             return self.answer(tag, Err(Errno::EIO), now);
@@ -590,7 +590,7 @@ impl<'a> Queue<'a> {
     fn answer(&mut self, tag: u16, outcome: Result<(), Errno>, now: Time) {
         let Slot { request, issued, .. } = self.slots[usize::from(tag)];
         let counters = &self.setup.handle.counters;
-        counters.answered(Duration::from_nanos(now.nanos_since(issued)), outcome.is_err(), now);
+        counters.answered(now.nanos_since(issued), outcome.is_err(), now);
         match outcome {
             Ok(()) => self.commit(tag, request.data_length() as i32),
             Err(errno) => {

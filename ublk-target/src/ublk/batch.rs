@@ -84,7 +84,11 @@ impl Batch {
     /// The buffer of `tag` from now on, and how its request ended if there was one.
     pub(super) fn gather(&mut self, tag: u16, buffer: *mut u8, result: i32) {
         debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
-        self.gathered.extend_from_slice(&element(tag, buffer, result)[..element_bytes(self.transfer)]);
+        let element = element(tag, buffer, result);
+        match self.transfer {
+            Transfer::Copied => self.gathered.extend_from_slice(&element),
+            Transfer::Registered => self.gathered.extend_from_slice(&element[..HEADER_BYTES]),
+        }
     }
 
     /// Whether something was gathered, or is under way.
