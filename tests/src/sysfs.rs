@@ -26,6 +26,15 @@ pub fn in_flight(disk: &str) -> Result<u64> {
     Ok(counts.with_context(|| format!("/sys/block/{disk}/inflight is {text:?}"))?.iter().sum())
 }
 
+/// Reads that a block device has answered since it is there.
+pub fn reads(disk: &str) -> Result<u64> {
+    let text = attribute(disk, "stat")?;
+    text.split_whitespace()
+        .next()
+        .and_then(|count| count.parse().ok())
+        .with_context(|| format!("{disk}/stat is {text:?}"))
+}
+
 /// For each hardware queue of a block device, in order, the CPUs whose requests go there.
 pub fn queue_cpus(disk: &str) -> Result<Vec<Vec<u32>>> {
     let folder = Path::new("/sys/block").join(disk).join("mq");
