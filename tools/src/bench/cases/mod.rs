@@ -131,7 +131,7 @@ type Start<'a> = Box<dyn Fn() -> Result<Box<dyn Peer>> + 'a>;
 /// Runs a load on all of them, started for each round and stopped after it: a short run of each for the latencies, and slices for all
 /// else.
 ///
-/// Where memory and threads happen to lie when a server starts, or its client, makes a request up to a fifth dearer under emulation.
+/// Where memory and threads happen to lie when a server starts, or its client, makes a request up to 12 % dearer or cheaper under emulation.
 /// Kept for a whole boot, that luck would look like a difference between the sides, and the spread of the rounds would not show it.
 fn loaded(bench: &Bench, starts: &[(&str, Start<'_>)], load: Load) -> Result<Vec<Side>> {
     let names: Vec<&str> = starts.iter().map(|(name, _)| *name).collect();
