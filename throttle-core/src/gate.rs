@@ -8,14 +8,15 @@
 //! ```
 //!
 //! A turn of the thread is: `passes` for each request that came, until one does not, `request_all` for that and those after it, issue
-//! what may go, `poll` once, issue what it returns, then wait no longer than [`Gate::deadline`]. The gate of a device without limits
-//! and group is open: it asks nobody and costs nothing.
+//! what may go, `poll` once, issue what it returns, then wait no longer than [`Gate::deadline`]. A device that no limit is above asks
+//! once, and then looks whether anything was changed.
 
 use std::sync::Arc;
 
 use crate::cost::Operation;
 use crate::group::{Look, MemberId, QueueId, StillBusy, Verdict};
 use crate::lease::Lease;
+use crate::pass::Pass;
 use crate::throttle::{Bells, Doorbell, Request, Tag, Throttle};
 use crate::time::Time;
 
@@ -30,22 +31,20 @@ struct Joined {
     look: Option<Look>,
     /// A request was held in this turn: its deadline is not known yet, or it may go already.
     owes_poll: bool,
+    /// Leave to ask for nothing until something is changed.
+    pass: Option<Pass>,
     /// What is prepaid, for reads and for writes; `None` where every decision is to be exact.
     leases: Option<[Lease; 2]>,
     bells: Bells,
 }
 
 impl Gate {
-    /// Lets everything through.
-    pub const fn open() -> Self {
-        Self { joined: None }
-    }
-
     /// The gate of a queue of `member` whose thread is woken by `bell`. Holding up to `depth` requests allocates nothing.
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
         let leases = Some([Lease::none(); 2]);
-        Self { joined: Some(Joined { throttle, queue, look: None, owes_poll: false, leases, bells: Vec::new() }) }
+        let joined = Joined { throttle, queue, look: None, owes_poll: false, pass: None, leases, bells: Vec::new() };
+        Self { joined: Some(joined) }
     }
 
     /// The same gate, asking for each request: exact to the nanosecond at any rate, also far below the limits.
@@ -57,10 +56,13 @@ impl Gate {
         self
     }
 
-    /// Whether a request that was fetched may go without asking anybody: the gate is open, or it is prepaid. Only while no request
-    /// that came before it is yet to be asked for ([`Self::request_all`]).
+    /// Whether a request that was fetched may go without asking anybody: no limit is above the queue, or it is prepaid. Only while no
+    /// request that came before it is yet to be asked for ([`Self::request_all`]).
     pub fn passes(&mut self, operation: Operation, bytes: u64, now: Time) -> bool {
         let Some(joined) = &mut self.joined else { return true };
+        if joined.pass.is_some_and(|pass| joined.throttle.is_valid(pass)) {
+            return true;
+        }
         let leases = joined.leases.as_mut();
         leases.is_some_and(|leases| leases[operation.direction() as usize].spend(operation, bytes, now))
     }
@@ -84,8 +86,10 @@ impl Gate {
     fn ask(&mut self, requests: &[Request], now: Time, go: impl FnMut(Tag)) {
         match &mut self.joined {
             None => requests.iter().map(|request| request.tag).for_each(go),
-            Some(Joined { throttle, queue, owes_poll, leases, bells, .. }) => {
-                *owes_poll |= throttle.request(bells, *queue, requests, leases.as_mut(), now, go);
+            Some(Joined { throttle, queue, owes_poll, pass, leases, bells, .. }) => {
+                let asked = throttle.request(bells, *queue, requests, leases.as_mut(), now, go);
+                *owes_poll |= asked.is_one_held;
+                *pass = asked.pass;
             }
         }
     }

@@ -353,12 +353,21 @@ impl Groups {
         Verdict::Held
     }
 
-    /// A queue that was just told to go asks for a lease. Given only while nothing waits in its tree.
+    /// A queue that was just told to go asks for a lease. Given only while nothing waits in its tree, and only where there is a limit:
+    /// else it gets a pass, which unlike a lease ends at the very change that brings one.
     pub fn prepay(&mut self, queue: QueueId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
         let now = self.see(now);
         let MemberId(member) = self.queues[queue].member;
-        let may = self.members[member].mode == Mode::Live && self.tree.is_idle(self.tree.root(member));
+        let may = self.members[member].mode == Mode::Live
+            && self.tree.is_idle(self.tree.root(member))
+            && !self.tree.is_unlimited(member);
         if may { self.tree.prepay(member, direction, wanted, now) } else { None }
+    }
+
+    /// Whether no limit is above the queue, so that whatever comes next goes as what has come just now, until something is changed.
+    pub fn is_free(&self, queue: QueueId) -> bool {
+        let MemberId(member) = self.queues[queue].member;
+        self.members[member].mode == Mode::Live && self.tree.is_unlimited(member)
     }
 
     /// A request that need not wait. It may not overtake restart work of its queue that is yet to be collected.

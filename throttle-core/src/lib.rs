@@ -13,6 +13,7 @@ mod lane;
 mod lease;
 pub mod limiter;
 pub mod limits;
+mod pass;
 mod planted;
 pub mod share;
 mod sync;

@@ -101,6 +101,11 @@ impl Limiter {
         Self { asked: asked(&buckets), buckets, limits: *limits }
     }
 
+    /// Whether there is no limit at all.
+    pub(crate) fn is_unlimited(&self) -> bool {
+        self.asked == [0; Direction::ALL.len()]
+    }
+
     /// When every bucket takes a request of this cost, `None` if all take it now.
     pub fn ready_at(&mut self, cost: &Cost, now: Time) -> Option<Time> {
         let mut latest = None;

@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     DrainChargesAll,
     /// The changes of one step are made one after the other, and what is due goes in between.
     ApplyInSteps,
+    /// A queue that no limit was above goes on without asking after it got one.
+    PassForEver,
     /// What an earlier program gave away is forgotten.
     ResumeEmpty,
     /// Requests that wait for company do so however little their limit forgives.

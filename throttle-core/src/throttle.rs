@@ -15,6 +15,8 @@
 //! 3. Whether a queue is there, how much restart work it has, and posting to it are one critical section. So a queue that
 //!    has retired gets nothing more, and one that has work cannot retire: this is the wait without which restart work
 //!    runs on a member that is gone.
+//! 4. `changes` is written with `state` locked, and read without: it tells a queue that no limit is above that this is still so
+//!    ([`crate::pass`]). So a device without limits takes the lock once, whatever others do.
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use crate::group::{
 };
 use crate::lease::Lease;
 use crate::limiter::{Credit, Level};
+use crate::pass::{Changes, Pass};
 use crate::planted::{Fault, planted};
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
@@ -63,6 +66,8 @@ pub struct Request {
 pub struct Throttle {
     /// Protects every group, member and queue, and the bells.
     state: Mutex<State>,
+    /// Written under that lock only, read by any thread.
+    changes: Changes,
 }
 
 #[derive(Default)]
@@ -127,7 +132,12 @@ impl Throttle {
     /// timed anew at once, so that a change strands nobody. Either all of them, or none where a group would get a parent that
     /// it cannot have. Every group and member named must be there.
     pub fn apply(&self, changes: &[Change], now: Time) -> Result<(), BadParent> {
-        self.call(&mut Vec::new(), |groups| groups.apply(changes, now))
+        self.call(&mut Vec::new(), |groups| {
+            if !planted(Fault::PassForEver) {
+                self.changes.count();
+            }
+            groups.apply(changes, now)
+        })
     }
 
     /// What each limit of a group has left at the moment, in the order of [`crate::limits::LimitKind`].
@@ -169,8 +179,13 @@ impl Throttle {
         queue
     }
 
-    /// Asks for requests in the order in which they came, under one lock. Hands the tags of those that go to `go`; whether some were
-    /// held. What is prepaid for them is spent, and asked for anew.
+    /// Whether nothing was changed since the pass was given.
+    pub(crate) fn is_valid(&self, pass: Pass) -> bool {
+        self.changes.has_none_since(pass)
+    }
+
+    /// Asks for requests in the order in which they came, under one lock, and hands the tags of those that go to `go`. What is prepaid
+    /// for them is spent, and asked for anew.
     pub(crate) fn request(
         &self,
         bells: &mut Bells,
@@ -179,7 +194,7 @@ impl Throttle {
         mut leases: Option<&mut [Lease; 2]>,
         now: Time,
         mut go: impl FnMut(Tag),
-    ) -> bool {
+    ) -> Asked {
         self.call(bells, |groups| {
             let mut is_one_held = false;
             for &Request { tag, operation, bytes, since } in requests {
@@ -203,7 +218,9 @@ impl Throttle {
                     }
                 }
             }
-            is_one_held
+            // Behind restart work that is yet to be collected requests are held without a limit, too: no pass to overtake them.
+            let is_free = !is_one_held && groups.is_free(queue);
+            Asked { is_one_held, pass: is_free.then(|| self.changes.pass()) }
         })
     }
 
@@ -257,6 +274,14 @@ impl Throttle {
     pub(crate) fn assert_invariants(&self) {
         self.lock().groups.assert_invariants();
     }
+}
+
+/// What came of asking.
+pub(crate) struct Asked {
+    /// A request was held.
+    pub is_one_held: bool,
+    /// Leave to ask no more.
+    pub pass: Option<Pass>,
 }
 
 /// Scratch space for the bells of one call.

@@ -256,6 +256,11 @@ impl Tree {
         self.path(id).find_map(table).unwrap_or_default()
     }
 
+    /// Whether neither a node nor anything above it has a limit.
+    pub fn is_unlimited(&self, id: NodeId) -> bool {
+        self.path(id).all(|id| self.nodes[id].limiter.is_unlimited())
+    }
+
     /// Whether nothing waits anywhere in the tree of `root`.
     pub fn is_idle(&self, root: NodeId) -> bool {
         self.nodes[root].held == 0

@@ -2,7 +2,7 @@
 
 use super::world::{OneChange, World, limits};
 use crate::cost::Operation::{Read, Write};
-use crate::group::{Change, GroupInUse};
+use crate::group::{Change, GroupId, GroupInUse, MemberId};
 use crate::limits::{LimitKind, Limits};
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
@@ -304,4 +304,61 @@ fn weight_counts_from_when_it_changes() {
     world.run_until_ms(2_000);
     let gained = world.times_ms(qa).len() - before;
     assert!((748..=752).contains(&gained), "{gained} of 1000 with weight 3 : 1");
+}
+
+/// Gives a device, in the second of three groups and so in the first, its first limit.
+type Way = fn(MemberId, [GroupId; 3]) -> Change;
+
+/// All of them, to 10/s, of which two requests go at once.
+const FIRST_LIMITS: [Way; 5] = [
+    |device, _| Change::MemberLimits(device, limits("iops-total=10")),
+    |_, [_, tenant, _]| Change::GroupLimits(tenant, limits("iops-total=10")),
+    |_, [rack, ..]| Change::GroupLimits(rack, limits("iops-total=10")),
+    |device, [.., slow]| Change::MemberGroup(device, Some(slow)),
+    |_, [_, tenant, slow]| Change::GroupParent(tenant, Some(slow)),
+];
+
+/// A device that no limit is above goes without asking until it gets one in this way, and again when all limits are gone.
+fn first_limit_counts_at_once(way: Way) {
+    let mut world = World::new();
+    let rack = world.group("");
+    let tenant = world.group_below(Some(rack), "", 100);
+    let slow = world.group("iops-total=10");
+    let device = world.device(Some(tenant), "");
+    let queue = world.queue(device);
+    world.reads(queue, 100, 4096);
+    assert_eq!(world.went.len(), 100);
+    world.throttle.apply(&[way(device, [rack, tenant, slow])], world.now).unwrap();
+    world.reads(queue, 5, 4096);
+    assert_eq!(world.went.len(), 102, "the limit counts from now on");
+    let none = limits("");
+    let lifted = [Change::GroupLimits(rack, none), Change::GroupLimits(tenant, none), Change::GroupLimits(slow, none)];
+    world.throttle.apply(&lifted, world.now).unwrap();
+    world.throttle.apply(&[Change::MemberLimits(device, none)], world.now).unwrap();
+    world.run_until_ms(0);
+    world.reads(queue, 100, 4096);
+    assert_eq!(world.went.len(), 205);
+    // In the order in which they came: those that were held have not been overtaken.
+    assert!(world.went.iter().map(|went| went.number).eq(0..205));
+}
+
+#[test]
+fn whoever_needs_not_ask_does_when_a_limit_comes() {
+    for way in FIRST_LIMITS {
+        first_limit_counts_at_once(way);
+        assert!(is_found(Fault::PassForEver, || first_limit_counts_at_once(way)), "a pass that lasts was not found");
+    }
+}
+
+#[test]
+fn restart_work_is_not_overtaken_when_the_last_limit_goes() {
+    // The limit is lifted, what was held is let go, and before its thread collects it, it has two new requests: no pass for the second.
+    let mut world = World::new();
+    let device = world.device(None, "iops-total=10");
+    let queue = world.queue(device);
+    world.reads(queue, 5, 4096);
+    world.throttle.set_member_limits(device, &limits(""), world.now);
+    world.reads(queue, 2, 4096);
+    world.run_until_ms(0);
+    assert!(world.went.iter().map(|went| went.number).eq(0..7), "{:?}", world.went);
 }

@@ -310,6 +310,32 @@ fn removal_while_both_come_by_themselves() {
     take_down(&throttle, &members, &[group]);
 }
 
+/// A device that no limit is above asks nobody; when it gets one, whoever knows that it has is held by it.
+fn first_limit_comes_while_requests_pass() {
+    let throttle = Throttle::new();
+    let group = group(&throttle, "");
+    let mut a = Device::new(&throttle, group);
+    let member = a.member;
+    let is_limited = Arc::new(Mutex::new(false));
+    let limiter = {
+        let (throttle, is_limited) = (Arc::clone(&throttle), Arc::clone(&is_limited));
+        thread::spawn(move || {
+            throttle.set_group_limits(group, &limits("iops-total=1"), Time::ZERO);
+            *is_limited.lock().unwrap() = true;
+        })
+    };
+    assert_eq!(a.gate.request(0, Operation::Read, 512, Time::ZERO), Verdict::Go, "free, or the first of two");
+    let knows = *is_limited.lock().unwrap();
+    let verdicts = [1, 2, 3].map(|tag| a.gate.request(tag, Operation::Read, 512, Time::ZERO));
+    assert!(!knows || verdicts[2] == Verdict::Held, "a request that came after the limit went without it");
+    throttle.drain(member, Time::ZERO);
+    limiter.join().unwrap();
+    let mut went = Vec::new();
+    a.gate.poll(Time::ZERO, true, &mut went);
+    a.gate.retire().unwrap();
+    take_down(&throttle, &[member], &[group]);
+}
+
 #[cfg(loom)]
 fn check(model: fn()) {
     // Two preemptions besides the switches that blocking forces find all races named here but (c), which needs three.
@@ -352,6 +378,7 @@ models! {
     two_queues_of_one_device_are_removed
     limits_fall_and_rise_under_load
     removal_while_both_come_by_themselves
+    first_limit_comes_while_requests_pass
 }
 
 #[test]
@@ -364,6 +391,7 @@ fn models_find_each_planted_fault() {
         (Fault::HoldWithoutRearm, two_devices_under_load),
         (Fault::RingUnderLock, bells_ring_without_the_lock),
         (Fault::ToldInSecret, removal_while_both_come_by_themselves),
+        (Fault::PassForEver, first_limit_comes_while_requests_pass),
     ] {
         assert!(is_found(fault, || check(model)), "{fault:?} was not found");
     }
