@@ -17,7 +17,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -166,7 +166,11 @@ pub(super) const ANSWERED: u64 = OWN | 6 << 16;
 const ENTER_GETEVENTS: u32 = 1 << 0;
 const ENTER_EXT_ARG: u32 = 1 << 3;
 const ENTER_ABS_TIMER: u32 = 1 << 5;
+const ENTER_REGISTERED_RING: u32 = 1 << 4;
 const ENTER_NO_IOWAIT: u32 = 1 << 7;
+
+/// `IORING_REGISTER_RING_FDS` of io_uring_register(2).
+const REGISTER_RING_FDS: u32 = 20;
 
 /// How long a turn may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +187,7 @@ pub enum Wait {
 /// The ring and the io descriptors of a queue.
 pub struct QueueRing<'a> {
     queue: UblkQueue<'a>,
+    door: Door,
     commands: Commands,
 }
 
@@ -209,8 +214,7 @@ impl<'a> QueueRing<'a> {
             cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
         })
         .map_err(|cause| failure(Class::Resource, format!("ring of queue {id}"), &cause))?;
-        // Each turn then spares a look-up of the ring's descriptor; a matter of speed only.
-        let _ = with_task_io_ring_mut(|ring| ring.submitter().register_ring_fd());
+        let door = with_task_io_ring_mut(|ring| Door::registered(ring));
         let queue = UblkQueue::new(id, &device.0)
             .map_err(|cause| failure(Class::Failed, format!("queue {id} of /dev/ublkc{}", device.id()), &cause))?;
         let (flags, depth) = (device.0.dev_info.flags, device.0.dev_info.queue_depth);
@@ -220,7 +224,7 @@ impl<'a> QueueRing<'a> {
         } else {
             Commands::Single(Single { queue: id, transfer, gathered: Vec::with_capacity(depth.into()) })
         };
-        Ok(Self { queue, commands })
+        Ok(Self { queue, door, commands })
     }
 
     /// Offers `tag` to the kernel with the next wait. Where data is copied, `buffer` is what that of a write is copied into and that
@@ -281,7 +285,7 @@ impl<'a> QueueRing<'a> {
     /// Data is copied, in and out, in here and nowhere else: first out, for what is committed, then in, for what is delivered. May
     /// return without an event: after the time given, or for no reason at all. Look at the clock, not at that.
     pub fn turn(&mut self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
-        let commands = &mut self.commands;
+        let (door, commands) = (self.door, &mut self.commands);
         with_task_io_ring_mut(|ring| {
             // SAFETY: io_uring(7): what an entry names must live until its completion. The descriptors are the fixed
             // file, the bell and those of the backend's lane, which outlive the ring's use; the buffers are those of
@@ -291,21 +295,21 @@ impl<'a> QueueRing<'a> {
             // SAFETY: as above.
             unsafe { push_all(ring, entries) };
             let reaped = match wait {
-                Wait::Forever => enter_and_reap(ring, least, None, commands, events)?,
-                Wait::Until(instant) => enter_and_reap(ring, least, Some(instant), commands, events)?,
+                Wait::Forever => enter_and_reap(door, ring, least, None, commands, events)?,
+                Wait::Until(instant) => enter_and_reap(door, ring, least, Some(instant), commands, events)?,
                 Wait::Through(instant) => {
                     if !ring.submission().is_empty() {
-                        submit(ring)?;
+                        submit(door, ring)?;
                     }
                     clock::sleep_until(instant);
-                    while enter_and_reap_more(ring, commands, events)? >= GIVEN_AT_ONCE {}
+                    while enter_and_reap_more(door, ring, commands, events)? >= GIVEN_AT_ONCE {}
                     return Ok(());
                 }
             };
             // Since Linux 6.13 a wait that slept is given no more than it asked for: of 32 requests the first, which would make a turn
             // of its own, and wake its client for it.
             if reaped == least as usize && ring.submission().taskrun() {
-                enter_and_reap_more(ring, commands, events)?;
+                enter_and_reap_more(door, ring, commands, events)?;
             }
             Ok(())
         })
@@ -373,30 +377,106 @@ unsafe fn push_all(ring: &mut IoUring, entries: &mut Vec<Entry>) {
     entries.clear();
 }
 
+/// How io_uring_enter(2) is told which ring: by its descriptor, or by the number under which the calling thread has registered it, which
+/// spares a reference to a file that other threads could close. The crate keeps that number where the next call does not find it.
+#[derive(Clone, Copy)]
+struct Door {
+    number: i32,
+    flags: u32,
+}
+
+impl Door {
+    /// By its descriptor, from any thread.
+    fn of(ring: &IoUring) -> Self {
+        Self { number: ring.as_raw_fd(), flags: 0 }
+    }
+
+    /// By a number, for the calling thread alone, until that ends. Where there is none (io_uring_register(2): 16 a thread, Linux 5.18),
+    /// by its descriptor: a matter of speed only.
+    fn registered(ring: &IoUring) -> Self {
+        let mut update = RingUpdate { number: RingUpdate::ANY, _reserved: 0, descriptor: ring.as_raw_fd() as u64 };
+        // SAFETY: io_uring_register(2): one `struct io_uring_rsrc_update`, which lives until the call returns.
+        let registered = unsafe {
+            libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), REGISTER_RING_FDS, &raw mut update, 1)
+        };
+        if registered == 1 {
+            Self { number: update.number as i32, flags: ENTER_REGISTERED_RING }
+        } else {
+            Self::of(ring)
+        }
+    }
+
+    /// io_uring_enter(2).
+    ///
+    /// # Safety
+    ///
+    /// The ring must be there, `entries` must stand in its submission queue, and what they name must be valid until their completions.
+    unsafe fn enter(
+        self,
+        entries: u32,
+        least: u32,
+        flags: u32,
+        arguments: Option<&types::SubmitArgs<'_, '_>>,
+    ) -> io::Result<()> {
+        let at = arguments.map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the caller's; the size is read only with the flag that says that there are arguments.
+        let entered = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                self.number,
+                entries,
+                least,
+                flags | self.flags,
+                at,
+                size_of::<types::SubmitArgs<'_, '_>>(),
+            )
+        };
+        if entered < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// `struct io_uring_rsrc_update` of a ring: in, any number and the descriptor; out, the number.
+#[repr(C)]
+struct RingUpdate {
+    number: u32,
+    _reserved: u32,
+    descriptor: u64,
+}
+
+impl RingUpdate {
+    const ANY: u32 = u32::MAX;
+}
+
 /// What a wait that need not sleep is given at least, of what has come.
 const GIVEN_AT_ONCE: usize = 20;
 
 /// Adds what has come meanwhile to `events`; how many completions there were. Around a submission twice as many are given as without,
 /// so one is made, of nothing, where each request is a completion.
-fn enter_and_reap_more(ring: &mut IoUring, commands: &mut Commands, events: &mut Vec<Event>) -> io::Result<usize> {
+fn enter_and_reap_more(
+    door: Door,
+    ring: &mut IoUring,
+    commands: &mut Commands,
+    events: &mut Vec<Event>,
+) -> io::Result<usize> {
     let is_single = matches!(commands, Commands::Single(_));
     if is_single {
         // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
         let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(NOTHING)) };
     }
-    Ok(enter_and_reap(ring, 0, None, commands, events)?.saturating_sub(is_single.into()))
+    Ok(enter_and_reap(door, ring, 0, None, commands, events)?.saturating_sub(is_single.into()))
 }
 
 /// Submits what was prepared, waits for `least` completions, no longer than until an instant, and adds what has happened to `events`;
 /// how many completions there were.
 fn enter_and_reap(
+    door: Door,
     ring: &mut IoUring,
     least: u32,
     until: Option<Time>,
     commands: &mut Commands,
     events: &mut Vec<Event>,
 ) -> io::Result<usize> {
-    enter(ring, least, until)?;
+    enter(door, ring, least, until)?;
     let mut reaped = 0;
     for completion in ring.completion() {
         reaped += 1;
@@ -410,7 +490,7 @@ fn enter_and_reap(
 pub fn outlast(mut entries: usize) -> io::Result<()> {
     while entries > 0 {
         with_task_io_ring_mut(|ring| {
-            enter(ring, 1, None)?;
+            enter(Door::of(ring), ring, 1, None)?;
             let came = ring.completion().filter(|completion| matches!(event(completion), Event::Backend(..))).count();
             entries = entries.saturating_sub(came);
             io::Result::Ok(())
@@ -420,7 +500,7 @@ pub fn outlast(mut entries: usize) -> io::Result<()> {
 }
 
 /// Submits what was prepared, and waits for `least` completions, no longer than until an instant.
-fn enter(ring: &mut IoUring, least: u32, until: Option<Time>) -> io::Result<()> {
+fn enter(door: Door, ring: &mut IoUring, least: u32, until: Option<Time>) -> io::Result<()> {
     let timespec;
     let (arguments, is_absolute) = match until {
         None => (types::SubmitArgs::new(), 0),
@@ -435,19 +515,19 @@ fn enter(ring: &mut IoUring, least: u32, until: Option<Time>) -> io::Result<()> 
     let entries = ring.submission().len() as u32;
     // SAFETY: io_uring_enter(2): with EXT_ARG the argument is a `struct io_uring_getevents_arg`, which SubmitArgs is; the timespec
     // that it points to lives until the call returns. `entries` is what stands in the submission queue.
-    unless_harmless(unsafe { ring.submitter().enter(entries, least, flags, Some(&arguments)) })
+    unless_harmless(unsafe { door.enter(entries, least, flags, Some(&arguments)) })
 }
 
 /// Submits what was prepared, and takes nothing that has come.
-fn submit(ring: &mut IoUring) -> io::Result<()> {
+fn submit(door: Door, ring: &mut IoUring) -> io::Result<()> {
     let entries = ring.submission().len() as u32;
     // SAFETY: io_uring_enter(2): without an argument. `entries` is what stands in the submission queue.
-    unless_harmless(unsafe { ring.submitter().enter::<()>(entries, 0, 0, None) })
+    unless_harmless(unsafe { door.enter(entries, 0, 0, None) })
 }
 
-fn unless_harmless(entered: io::Result<usize>) -> io::Result<()> {
+fn unless_harmless(entered: io::Result<()>) -> io::Result<()> {
     match entered {
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
         // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
         Err(cause) => match cause.raw_os_error() {
             Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
@@ -513,6 +593,20 @@ mod tests {
         let described = Descriptor::of(&write);
         assert!(described.is_fua && !described.keeps_space);
         assert_eq!((described.operation, described.offset, described.length), (operation::WRITE, 8192, 4096));
+    }
+
+    #[test]
+    fn a_registered_ring_is_entered_by_its_number() {
+        // The crate forgets the number with the handle that it registers by: each turn then went by the descriptor again.
+        let mut ring = IoUring::new(2).unwrap();
+        let door = Door::registered(&ring);
+        assert_eq!((door.number, door.flags), (0, ENTER_REGISTERED_RING));
+        for door in [door, Door::of(&ring)] {
+            // SAFETY: the entry names nothing.
+            unsafe { ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
+            enter(door, &mut ring, 1, Some(Time::ZERO)).unwrap();
+            assert_eq!(ring.completion().count(), 1);
+        }
     }
 
     #[test]
