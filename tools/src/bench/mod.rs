@@ -47,7 +47,7 @@ use cases::Case;
 
 /// Measure ours against its peers in a VM, and judge every bar: IOPS, CPU a request, latency, rates, lateness
 ///
-/// All cases take about 30 minutes with five rounds; leave the host alone meanwhile. Ends with 0 unless a case could not be run or
+/// All cases take about 35 minutes with five rounds; leave the host alone meanwhile. Ends with 0 unless a case could not be run or
 /// a bar was surely not met. With --decisions: what a decision of the throttle costs, beside governor's, on this host;
 /// arguments after -- then go to criterion: a filter, --quick, --save-baseline NAME.
 #[derive(Args)]

@@ -11,9 +11,8 @@ use crate::bench::peers::{Ours, Peer};
 pub const FAR_ABOVE: &str = "{ iops-total: 50000000, iops-read: 50000000, iops-write: 50000000, \
                              bps-total: 400GB/s, bps-read: 400GB/s, bps-write: 400GB/s }";
 
-/// Runs the case.
-pub fn run(bench: &Bench) -> Result<Finding> {
-    let queues = bench.plan.queues;
+/// Runs the case with so many queues a device.
+pub fn run(bench: &Bench, queues: u32) -> Result<Finding> {
     let start = |name: &str, limits: &str| -> Result<Box<dyn Peer>> {
         let config = format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n");
         Ok(Box::new(Ours::start(name, &config)?))

@@ -7,9 +7,8 @@ use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Rublk};
 
-/// Runs the case.
-pub fn run(bench: &Bench) -> Result<Finding> {
-    let queues = bench.plan.queues;
+/// Runs the case with so many queues a device.
+pub fn run(bench: &Bench, queues: u32) -> Result<Finding> {
     let config = format!("devices:\n  free: {{ backend: {{ null: 1GiB }}, queues: {queues} }}\n");
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };
     let sides = loaded(
