@@ -21,18 +21,20 @@ pub fn number(disk: &str, name: &str) -> Result<u64> {
 
 /// Requests, reads and writes, that a block device has not answered yet.
 pub fn in_flight(disk: &str) -> Result<u64> {
-    let text = attribute(disk, "inflight")?;
-    let counts = text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
-    Ok(counts.with_context(|| format!("/sys/block/{disk}/inflight is {text:?}"))?.iter().sum())
+    Ok(numbers(disk, "inflight")?.iter().sum())
 }
 
-/// Reads that a block device has answered since it is there.
-pub fn reads(disk: &str) -> Result<u64> {
-    let text = attribute(disk, "stat")?;
-    text.split_whitespace()
-        .next()
-        .and_then(|count| count.parse().ok())
-        .with_context(|| format!("{disk}/stat is {text:?}"))
+/// What a block device has done since it is there, in the order of Documentation/block/stat.rst: the first number counts reads, the
+/// 16th flushes.
+pub fn stat(disk: &str) -> Result<Vec<u64>> {
+    numbers(disk, "stat")
+}
+
+/// An attribute of several numbers.
+fn numbers(disk: &str, name: &str) -> Result<Vec<u64>> {
+    let text = attribute(disk, name)?;
+    let numbers = text.split_whitespace().map(str::parse).collect::<Result<_, _>>();
+    numbers.with_context(|| format!("/sys/block/{disk}/{name} is {text:?}"))
 }
 
 /// For each hardware queue of a block device, in order, the CPUs whose requests go there.

@@ -9,7 +9,7 @@
 //!
 //! A turn of the thread is: `passes` for each request that came, until one does not, `request_all` for that and those after it, issue
 //! what may go, `poll` once, issue what it returns, then wait no longer than [`Gate::deadline`]. A device that no limit is above asks
-//! once, and then looks whether anything was changed.
+//! once after each change of limits or places.
 
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use crate::time::Time;
 
 /// The throttle as one queue sees it.
 pub struct Gate {
+    /// `None` once it has retired: nothing holds back what comes then.
     joined: Option<Joined>,
 }
 

@@ -187,13 +187,12 @@ fn f30_flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()>
     ensure!(sysfs::attribute(&device.disk, "queue/write_cache")? == "write back", "the device has no write cache");
     let job = Job::new("flushes-are-not-charged").set("DEVICE", device.node());
     let report = scene.fio(job)?.finish(Duration::from_secs(10))?;
-    let stat = sysfs::attribute(&device.disk, "stat")?;
-    // Documentation/block/stat.rst: the 16th number counts flushes.
-    let flushes: u64 = stat.split_whitespace().nth(15).context("no count of flushes")?.parse()?;
+    let stat = sysfs::stat(&device.disk)?;
+    let flushes = *stat.get(15).context("no count of flushes")?;
     expect_all([
         // Only the writes: fio counts its fsyncs apart.
         expect_near("writes a second", report.only()?.iops(4096), 100.0, 0.02),
-        expect(flushes >= 700, || format!("the kernel sent {flushes} flushes for 800 fsyncs: {stat}")),
+        expect(flushes >= 700, || format!("the kernel sent {flushes} flushes for 800 fsyncs: {stat:?}")),
     ])?;
     daemon.stop().map(drop)
 }

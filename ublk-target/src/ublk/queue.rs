@@ -165,8 +165,8 @@ pub(super) const ANSWERED: u64 = OWN | 6 << 16;
 /// `IORING_FEAT_NO_IOWAIT` says so.
 const ENTER_GETEVENTS: u32 = 1 << 0;
 const ENTER_EXT_ARG: u32 = 1 << 3;
-const ENTER_ABS_TIMER: u32 = 1 << 5;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
+const ENTER_ABS_TIMER: u32 = 1 << 5;
 const ENTER_NO_IOWAIT: u32 = 1 << 7;
 
 /// `IORING_REGISTER_RING_FDS` of io_uring_register(2).
