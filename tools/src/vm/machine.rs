@@ -83,6 +83,8 @@ pub fn qemu(
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
     command.args(["-display", "none", "-no-reboot", "-M", "pc", "-nic", "none"]);
+    // Its threads have names, by which `placement` knows them.
+    command.args(["-name", "guest,debug-threads=on"]);
     match accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),

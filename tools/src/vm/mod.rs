@@ -18,6 +18,7 @@ mod kernel;
 mod kernel_log;
 mod machine;
 mod out;
+mod placement;
 mod session;
 
 use std::io::{self, IsTerminal};

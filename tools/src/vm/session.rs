@@ -15,6 +15,7 @@ use super::kernel::Kernel;
 use super::kernel_log;
 use super::machine::{self, Accelerator};
 use super::out::Out;
+use super::placement::{self, Placed};
 use crate::process::{last_lines, quote};
 use crate::workspace;
 
@@ -83,7 +84,7 @@ pub fn run(
             copies.push(copy(child.stderr.take().expect("piped"), io::stderr()));
         }
     }
-    let timed_out = wait(&mut child, &out, options.timeout)?;
+    let timed_out = wait(&mut child, &out, options)?;
     for copy in copies {
         let _ = copy.join();
     }
@@ -191,13 +192,21 @@ fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'stati
     })
 }
 
-/// Waits for QEMU's end; kills it when the time is over (then true) or when it lingers after the status.
-fn wait(child: &mut Child, out: &Out, limit: Option<Duration>) -> Result<bool> {
-    let start = Instant::now();
+/// Waits for QEMU's end, and spreads its threads when they are there; kills it when the time is over (then true) or when it lingers
+/// after the status.
+fn wait(child: &mut Child, out: &Out, options: &Options) -> Result<bool> {
+    let (start, limit) = (Instant::now(), options.timeout);
     let mut told: Option<Instant> = None;
+    let mut placed = Placed::NotYet;
     loop {
         if child.try_wait()?.is_some() {
             return Ok(false);
+        }
+        if placed == Placed::NotYet {
+            placed = placement::place(child.id(), options.cpus);
+            if let Placed::Refused(reason) = &placed {
+                eprintln!("xtask: {reason}; times measured in the guest will be worse");
+            }
         }
         if told.is_none() && out.status().is_some() {
             told = Some(Instant::now());
