@@ -11,7 +11,8 @@
 //! ```
 //!
 //! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with this program, however
-//! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest.
+//! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest. Its processors are kept apart on the
+//! host's ([`placement`]).
 
 mod initramfs;
 mod kernel;
