@@ -16,8 +16,8 @@
 //!    has retired gets nothing more, and one that has work cannot retire: this is the wait without which restart work
 //!    runs on a member that is gone.
 //! 4. `changes` is written with `state` locked, and read without: it tells a queue that no limit is above that this is still so
-//!    ([`crate::pass`]). So whoever has no limit takes the lock once after each change, whatever
-//!    others do.
+//!    ([`crate::pass`]). So whoever has no limit takes the lock once after each change, whatever others
+//!    do.
 
 use std::sync::Arc;
 

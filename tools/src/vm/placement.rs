@@ -81,6 +81,9 @@ fn first(qemu: u32) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Barrier};
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -103,7 +106,46 @@ mod tests {
     }
 
     #[test]
-    fn process_without_virtual_cpus_is_waited_for() {
-        assert_eq!(place(std::process::id(), 2), Placed::NotYet);
+    fn virtual_cpus_are_waited_for_and_bound() {
+        // Threads of ours with QEMU's names stand for them.
+        let us = std::process::id();
+        assert_eq!(place(us, 2), Placed::NotYet);
+        let meeting = Arc::new(Barrier::new(3));
+        let threads = [0, 1].map(|cpu| {
+            let meeting = Arc::clone(&meeting);
+            let stand_in = move || {
+                meeting.wait();
+                meeting.wait();
+                sched_getaffinity(Pid::from_raw(0)).unwrap()
+            };
+            thread::Builder::new().name(format!("CPU {cpu}/TCG")).spawn(stand_in).unwrap()
+        });
+        meeting.wait();
+        let found = virtual_cpus(us);
+        spread(&found).unwrap();
+        meeting.wait();
+        let bound = threads.map(|thread| thread.join().unwrap());
+        assert_eq!(found.len(), 2);
+        let ours = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let all = (0..CpuSet::count()).filter(|&cpu| ours.is_set(cpu).unwrap());
+        for cpu in all.clone() {
+            let times = bound.iter().filter(|set| set.is_set(cpu).unwrap()).count();
+            // The only one is for both.
+            assert_eq!(times, if all.clone().count() == 1 { 2 } else { 1 }, "CPU {cpu}");
+        }
+    }
+
+    #[test]
+    fn main_loop_goes_first_or_it_is_said_why_not() {
+        let mut qemu = Command::new("sleep").arg("60").spawn().unwrap();
+        let done = first(qemu.id());
+        let stat = fs::read_to_string(format!("/proc/{}/stat", qemu.id())).unwrap();
+        qemu.kill().and_then(|()| qemu.wait()).unwrap();
+        // proc_pid_stat(5): the 41st field is the policy, the 40th the priority; the name of `sleep` has no space.
+        let field = |number: usize| stat.split(' ').nth(number - 1).unwrap();
+        match done {
+            Ok(()) => assert_eq!((field(40), field(41)), ("1", "1"), "SCHED_FIFO is 1"),
+            Err(reason) => assert!(reason.contains("main loop first: ") && field(41) == "0", "{reason}"),
+        }
     }
 }
