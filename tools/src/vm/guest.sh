@@ -48,5 +48,6 @@ dmesg > "$OUT/dmesg"
 echo "$status" > "$OUT/status.part"
 mv "$OUT/status.part" "$OUT/status"
 sync -f "$OUT"
-echo o > /proc/sysrq-trigger
+# A reset, which -no-reboot makes the end. On its way to a power-off it would be idle without a timer, and QEMU would warn of that.
+echo b > /proc/sysrq-trigger
 sleep 60

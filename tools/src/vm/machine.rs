@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use super::kernel::Kernel;
 use crate::lock;
@@ -22,32 +23,57 @@ pub enum Accelerator {
     Kvm,
     /// Emulation.
     Tcg,
+    /// Emulation that is the guest's clock, too.
+    TcgClock,
+}
+
+/// What the guest's time is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Clock {
+    /// The host's
+    Host,
+    /// A nanosecond for each instruction; emulates, with or without KVM
+    Instructions,
+    /// The host's with KVM, instructions without
+    Auto,
 }
 
 /// A kernel under KVM is up in about one second.
 const PROBE_LIMIT: Duration = Duration::from_secs(8);
 
-/// What works here; asked once for each boot of the host.
-pub fn accelerator(kernel: &Kernel, initramfs: &Path) -> Result<Accelerator> {
+/// What runs a guest with this clock here.
+pub fn accelerator(kernel: &Kernel, initramfs: &Path, clock: Clock) -> Result<Accelerator> {
+    fit(clock, || has_kvm(kernel, initramfs))
+}
+
+fn fit(clock: Clock, has_kvm: impl Fn() -> Result<bool>) -> Result<Accelerator> {
+    Ok(match clock {
+        Clock::Instructions => Accelerator::TcgClock,
+        Clock::Host | Clock::Auto if has_kvm()? => Accelerator::Kvm,
+        Clock::Host => Accelerator::Tcg,
+        Clock::Auto => Accelerator::TcgClock,
+    })
+}
+
+/// Whether KVM works here; asked once for each boot of the host.
+fn has_kvm(kernel: &Kernel, initramfs: &Path) -> Result<bool> {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        return Ok(Accelerator::Tcg);
+        return Ok(false);
     }
     let memo = workspace::vm().join("kvm");
     let _one_at_a_time = lock::acquire(&memo.with_extension("lock"))?;
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let (works, fails) = (format!("{} works", host.trim()), format!("{} fails", host.trim()));
     let known = fs::read_to_string(&memo).unwrap_or_default();
-    if known == works {
-        return Ok(Accelerator::Kvm);
-    } else if known == fails {
-        return Ok(Accelerator::Tcg);
+    if known == works || known == fails {
+        return Ok(known == works);
     }
-    let accelerator = if boots_with_kvm(kernel, initramfs)? { Accelerator::Kvm } else { Accelerator::Tcg };
-    if accelerator == Accelerator::Tcg {
+    let has_kvm = boots_with_kvm(kernel, initramfs)?;
+    if !has_kvm {
         eprintln!("xtask: /dev/kvm is there but cannot boot the guest; emulating (slower)");
     }
-    fs::write(&memo, if accelerator == Accelerator::Kvm { works } else { fails })?;
-    Ok(accelerator)
+    fs::write(&memo, if has_kvm { works } else { fails })?;
+    Ok(has_kvm)
 }
 
 fn boots_with_kvm(kernel: &Kernel, initramfs: &Path) -> Result<bool> {
@@ -88,6 +114,10 @@ pub fn qemu(
     match accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        // Without sleep, time in which no processor has anything to do is over at once. Turns, as there is one count.
+        Accelerator::TcgClock => {
+            command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=off"])
+        }
     };
     command.args(["-smp", &cpus.to_string(), "-m", memory]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
@@ -118,4 +148,18 @@ pub fn virtfs(command: &mut Command, folder: &Path, tag: &str, readonly: bool) {
 /// Starts QEMU.
 pub fn spawn(command: &mut Command) -> Result<std::process::Child> {
     command.spawn().context("cannot start qemu-system-x86_64 through setpriv (packages qemu-system-x86, util-linux)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_instructions_gets_no_kvm() {
+        // Its time would be the host's. Left to us, KVM is better than a count.
+        let fit = |clock, kvm| fit(clock, || Ok(kvm)).unwrap();
+        assert_eq!(fit(Clock::Instructions, true), Accelerator::TcgClock);
+        assert_eq!([true, false].map(|kvm| fit(Clock::Auto, kvm)), [Accelerator::Kvm, Accelerator::TcgClock]);
+        assert_eq!([true, false].map(|kvm| fit(Clock::Host, kvm)), [Accelerator::Kvm, Accelerator::Tcg]);
+    }
 }

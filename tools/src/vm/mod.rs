@@ -12,7 +12,8 @@
 //!
 //! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with this program, however
 //! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest. Its processors are kept apart on the
-//! host's ([`placement`]).
+//! host's ([`placement`]), or its time is the number of instructions they have executed: then nothing that the host does can be
+//! seen in a time, and nothing that instructions do not tell (a cache, two processors at once).
 
 mod initramfs;
 mod kernel;
@@ -31,6 +32,7 @@ use clap::Args;
 
 use crate::install;
 pub use kernel::Wanted as Kernel;
+pub use machine::Clock;
 pub use session::Command;
 
 /// Run a command (or a shell) in a VM whose kernel has ublk
@@ -46,6 +48,9 @@ pub struct Flags {
     /// Which kernel: 6.12 (the oldest supported) or newest (that Debian has)
     #[arg(long, default_value = "6.12")]
     kernel: Kernel,
+    /// What the guest's time is
+    #[arg(long, value_enum, default_value_t = Clock::Host)]
+    clock: Clock,
     /// Virtual CPUs
     #[arg(long, default_value_t = 2)]
     cpus: u32,
@@ -70,6 +75,8 @@ pub struct Flags {
 pub struct Options {
     /// Which kernel.
     pub kernel: Kernel,
+    /// What its time is.
+    pub clock: Clock,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Memory, in QEMU's words.
@@ -86,6 +93,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             kernel: Kernel::Lts,
+            clock: Clock::Host,
             cpus: 2,
             memory: "2G".to_owned(),
             timeout: Some(Duration::from_secs(900)),
@@ -109,6 +117,7 @@ pub fn main(flags: Flags) -> Result<u8> {
     };
     let options = Options {
         kernel: flags.kernel,
+        clock: flags.clock,
         cpus: flags.cpus,
         memory: flags.memory,
         timeout,
@@ -124,7 +133,7 @@ pub fn run(options: &Options, command: &Command) -> Result<u8> {
     install::packages(&[install::VM])?;
     let kernel = kernel::fetch(options.kernel)?;
     let initramfs = initramfs::build(&kernel)?;
-    let accelerator = machine::accelerator(&kernel, &initramfs)?;
+    let accelerator = machine::accelerator(&kernel, &initramfs, options.clock)?;
     let ended = session::run(options, command, &kernel, &initramfs, accelerator)
         .with_context(|| format!("the VM with kernel {} did not run", kernel.release))?;
     Ok(ended.report(options))

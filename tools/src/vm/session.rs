@@ -31,8 +31,8 @@ pub enum Command {
 const ENVIRONMENT: [&str; 8] = ["PATH", "HOME", "LANG", "CI", "TERM", "USER", "CARGO_TARGET_DIR", "NO_COLOR"];
 const ENVIRONMENT_PREFIXES: [&str; 4] = ["UBLK_THROTTLE_", "RUST_", "PROPTEST_", "XTASK_"];
 
-/// The status is written before the guest powers off, which takes a moment.
-const POWER_OFF: Duration = Duration::from_secs(5);
+/// The status is written before the guest ends, which takes a moment.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 
 /// How a run ended.
 pub struct Ended {
@@ -53,7 +53,7 @@ pub fn run(
 ) -> Result<Ended> {
     let out = Out::create()?;
     let shares = shares(&options.share)?;
-    tell(&out, command, kernel, &shares)?;
+    tell(&out, command, kernel, accelerator, &shares)?;
 
     let mut qemu = machine::qemu(accelerator, kernel, initramfs, options.cpus, &options.memory, "");
     machine::virtfs(&mut qemu, Path::new("/"), "host", true);
@@ -84,7 +84,9 @@ pub fn run(
             copies.push(copy(child.stderr.take().expect("piped"), io::stderr()));
         }
     }
-    let timed_out = wait(&mut child, &out, options)?;
+    // All virtual CPUs are one thread when they take turns.
+    let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
+    let timed_out = wait(&mut child, &out, options, placed)?;
     for copy in copies {
         let _ = copy.join();
     }
@@ -138,7 +140,7 @@ fn shares(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 /// Writes the files that `init.sh` and `guest.sh` read.
-fn tell(out: &Out, command: &Command, kernel: &Kernel, shares: &[PathBuf]) -> Result<()> {
+fn tell(out: &Out, command: &Command, kernel: &Kernel, accelerator: Accelerator, shares: &[PathBuf]) -> Result<()> {
     let folder = |path: &Path| quote(&path.to_string_lossy());
     let at = folder(&out.path);
     let here = env::current_dir().unwrap_or_else(|_| workspace::root().to_owned());
@@ -156,6 +158,8 @@ fn tell(out: &Out, command: &Command, kernel: &Kernel, shares: &[PathBuf]) -> Re
         writeln!(script, "export {name}={}", quote(&value))?;
     }
     writeln!(script, "export PATH=\"$PATH:/usr/sbin:/sbin:/usr/bin:/bin\" XTASK_VM_OUT={at}")?;
+    let counts = accelerator == Accelerator::TcgClock;
+    writeln!(script, "export XTASK_VM_CLOCK={}", if counts { "instructions" } else { "host" })?;
     script.push_str(include_str!("guest.sh"));
     out.write("guest.sh", &script)?;
 
@@ -192,12 +196,11 @@ fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'stati
     })
 }
 
-/// Waits for QEMU's end, and spreads its threads when they are there; kills it when the time is over (then true) or when it lingers
-/// after the status.
-fn wait(child: &mut Child, out: &Out, options: &Options) -> Result<bool> {
+/// Waits for QEMU's end, and spreads its threads when they are there unless they are `placed`; kills it when the time is over (then
+/// true) or when it lingers after the status.
+fn wait(child: &mut Child, out: &Out, options: &Options, mut placed: Placed) -> Result<bool> {
     let (start, limit) = (Instant::now(), options.timeout);
     let mut told: Option<Instant> = None;
-    let mut placed = Placed::NotYet;
     loop {
         if child.try_wait()?.is_some() {
             return Ok(false);
@@ -211,7 +214,7 @@ fn wait(child: &mut Child, out: &Out, options: &Options) -> Result<bool> {
         if told.is_none() && out.status().is_some() {
             told = Some(Instant::now());
         }
-        let lingers = told.is_some_and(|at| at.elapsed() > POWER_OFF);
+        let lingers = told.is_some_and(|at| at.elapsed() > LAST_MOMENT);
         let late = told.is_none() && limit.is_some_and(|limit| start.elapsed() > limit);
         if lingers || late {
             child.kill()?;
