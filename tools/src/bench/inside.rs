@@ -1,5 +1,6 @@
 //! The half that runs in the guest: case by case, then the reports.
 
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -19,6 +20,7 @@ pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u
     let mut report = Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         processors: machine::processors(),
+        clock: env::var("XTASK_VM_CLOCK").unwrap_or_else(|_| "host".to_owned()),
         plan: *plan,
         cases: Vec::new(),
     };

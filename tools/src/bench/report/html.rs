@@ -33,7 +33,7 @@ pub fn page(report: &Report) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>ublk-throttle bench, Linux {kernel}</title>\
          <style>{STYLE}</style></head><body>\n<h1>ublk-throttle against its peers</h1>\n\
-         <p>Linux {kernel}, {} processors, one boot. {} rounds of {} s ({} s where windows are looked for), all sides of a case in \
+         <p>Linux {kernel}, {} processors, one boot; {clock}. {} rounds of {} s ({} s where windows are looked for), all sides of a case in \
          turn, {} queue(s) a device. A number is the median of the rounds; what counts are ratios within this boot. <em>Not \
          trusted</em>: the rounds do not say on which side of the bar the number lies, or the machine was not the same for both \
          sides.</p>\n",
@@ -43,6 +43,7 @@ pub fn page(report: &Report) -> String {
         plan.seconds_of_rates,
         plan.queues,
         kernel = escape(&report.kernel),
+        clock = report.clock(),
     );
     page.push_str(&table(report));
     for outcome in &report.cases {
@@ -281,6 +282,7 @@ mod tests {
     fn every_bar_has_a_row_and_a_plot_with_its_rounds() {
         // Three bars of five rounds; the metrics by side have as many dots again, two sides of five.
         let page = page(&report());
+        assert!(page.contains("one boot; a nanosecond is an instruction."), "{page}");
         assert_eq!(page.matches("<circle").count(), 3 * 5 + 2 * 5);
         assert_eq!(page.matches("class=\"bar\"").count(), 3);
         assert!(page.contains("<td class=\"not-met\" title=\"\">NOT MET</td>"), "{page}");

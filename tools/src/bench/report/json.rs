@@ -12,6 +12,7 @@ pub fn text(report: &Report) -> String {
     let value = json!({
         "kernel": report.kernel,
         "processors": report.processors,
+        "clock": report.clock,
         "rounds": plan.rounds,
         "seconds": plan.seconds,
         "seconds_of_rates": plan.seconds_of_rates,
@@ -82,6 +83,7 @@ mod tests {
     fn every_round_can_be_read_back() {
         // Whoever doubts a median looks at what it is the median of.
         let value: Value = serde_json::from_str(&text(&report())).unwrap();
+        assert_eq!(value["clock"], "instructions");
         let case = &value["cases"][0];
         assert_eq!(case["sides"][0]["rounds"][1]["iops"], json!(31_000.0));
         assert_eq!(case["bars"][0]["rounds"].as_array().map(Vec::len), Some(5));

@@ -17,6 +17,8 @@ pub struct Report {
     pub kernel: String,
     /// Of the guest.
     pub processors: u32,
+    /// What its time was: `host`, or `instructions`, of which one is a nanosecond.
+    pub clock: String,
     /// How much was measured.
     pub plan: Plan,
     /// In the order in which they were run.
@@ -55,6 +57,11 @@ pub enum Came {
 }
 
 impl Report {
+    /// What a reader must know of the times.
+    fn clock(&self) -> &'static str {
+        if self.clock == "instructions" { "a nanosecond is an instruction" } else { "time is the host's" }
+    }
+
     /// Whether a case could not be run, or a bar was surely not met.
     pub fn is_failed(&self) -> bool {
         self.cases.iter().any(|case| match &case.came {
@@ -119,6 +126,7 @@ pub(super) mod tests {
         Report {
             kernel: "6.12.1".to_owned(),
             processors: 2,
+            clock: "instructions".to_owned(),
             plan: Plan { rounds: 5, seconds: 4, seconds_of_rates: 10, queues: 1 },
             cases: vec![
                 outcome("null", Came::Measured { sides, judged, notes: vec!["a note".to_owned()] }),

@@ -29,7 +29,12 @@ pub fn case(outcome: &Outcome) -> String {
 
 /// The demands of all cases, one a line.
 pub fn verdicts(report: &Report) -> String {
-    let mut lines = vec![format!("== the bars, on Linux {}, median of {} rounds", report.kernel, report.plan.rounds)];
+    let mut lines = vec![format!(
+        "== the bars, on Linux {}, median of {} rounds; {}",
+        report.kernel,
+        report.plan.rounds,
+        report.clock()
+    )];
     for outcome in &report.cases {
         match &outcome.came {
             Came::Skipped(why) => lines.push(format!("{:16} skipped: {why}", outcome.name)),
@@ -90,6 +95,7 @@ mod tests {
     fn every_bar_has_its_number_its_spread_and_its_verdict() {
         // Met, in doubt with the reason, and missed.
         let text = verdicts(&report());
+        assert!(text.lines().next().unwrap().ends_with("; a nanosecond is an instruction"), "{text}");
         let lines: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0].join(" "), "null IOPS: ours / peer 1.020 [1.010 .. 1.033] >= 1 met");
         assert!(lines[1].join(" ").contains(">= 1.02 not trusted: the bar lies within the spread"), "{text}");
