@@ -12,8 +12,9 @@
 //!
 //! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with this program, however
 //! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest. Its processors are kept apart on the
-//! host's ([`placement`]), or its time is the number of instructions they have executed: then nothing that the host does can be
-//! seen in a time, and nothing that instructions do not tell (a cache, two processors at once).
+//! host's ([`placement`]), or its time is the number of instructions they have executed ([`Clock`]): then nothing that the host
+//! does can be seen in a time, and nothing that instructions do not tell (a cache, two processors at once). Where nobody has
+//! anything to do until a timer is due, it is due at once; so while all wait for the host, for a file of it, time flies.
 
 mod initramfs;
 mod kernel;
