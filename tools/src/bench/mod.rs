@@ -68,11 +68,14 @@ pub struct Flags {
     /// What the VM's time is
     #[arg(long, value_enum, default_value_t = vm::Clock::Auto)]
     clock: vm::Clock,
+    /// The VM's processors [default: 2, where an instruction is a nanosecond 1]
+    #[arg(long)]
+    cpus: Option<u32>,
     /// Queues of each device, ours and the peers'
     #[arg(long, default_value_t = 1)]
     queues: u32,
     /// Criterion's benchmarks of a decision instead
-    #[arg(long, conflicts_with_all = ["rounds", "quick", "only", "kernel", "clock", "queues"])]
+    #[arg(long, conflicts_with_all = ["rounds", "quick", "only", "kernel", "clock", "cpus", "queues"])]
     decisions: bool,
     /// Already in the VM; everything is built
     #[arg(long, hide = true)]
@@ -105,11 +108,11 @@ pub fn main(flags: &Flags) -> Result<u8> {
     let options = vm::Options {
         kernel: flags.kernel,
         clock: flags.clock,
+        cpus: flags.cpus,
         memory: "3G".to_owned(),
         timeout: Some(START + ROUND * flags.rounds as u32),
         share: vec![folder()],
         check_dmesg: true,
-        ..vm::Options::default()
     };
     env::set_current_dir(workspace::root())?;
     vm::run(&options, &vm::Command::Run(command))

@@ -12,9 +12,9 @@
 //!
 //! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with this program, however
 //! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest. Its processors are kept apart on the
-//! host's ([`placement`]), or its time is the number of instructions they have executed ([`Clock`]): then nothing that the host
-//! does can be seen in a time, and nothing that instructions do not tell (a cache, two processors at once). Where nobody has
-//! anything to do until a timer is due, it is due at once; so while all wait for the host, for a file of it, time flies.
+//! host's ([`placement`]), or its time is the number of instructions it has executed ([`Clock`]): then nothing that the host does can
+//! be seen in a time, and nothing that instructions do not tell (a cache, two processors at once). Where nobody has anything to do
+//! until a timer is due, it is due at once; so while all wait for the host, for a file of it, time flies.
 
 mod initramfs;
 mod kernel;
@@ -52,9 +52,9 @@ pub struct Flags {
     /// What the guest's time is
     #[arg(long, value_enum, default_value_t = Clock::Host)]
     clock: Clock,
-    /// Virtual CPUs
-    #[arg(long, default_value_t = 2)]
-    cpus: u32,
+    /// Virtual CPUs [default: 2, where an instruction is a nanosecond 1]
+    #[arg(long)]
+    cpus: Option<u32>,
     /// Memory, as QEMU writes it; what the guest writes to files counts too
     #[arg(long, default_value = "2G")]
     memory: String,
@@ -78,8 +78,8 @@ pub struct Options {
     pub kernel: Kernel,
     /// What its time is.
     pub clock: Clock,
-    /// Virtual CPUs.
-    pub cpus: u32,
+    /// Virtual CPUs, if not as many as befits what runs them.
+    pub cpus: Option<u32>,
     /// Memory, in QEMU's words.
     pub memory: String,
     /// The guest is killed after this long.
@@ -95,7 +95,7 @@ impl Default for Options {
         Options {
             kernel: Kernel::Lts,
             clock: Clock::Host,
-            cpus: 2,
+            cpus: None,
             memory: "2G".to_owned(),
             timeout: Some(Duration::from_secs(900)),
             share: Vec::new(),

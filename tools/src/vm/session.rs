@@ -55,7 +55,8 @@ pub fn run(
     let shares = shares(&options.share)?;
     tell(&out, command, kernel, accelerator, &shares)?;
 
-    let mut qemu = machine::qemu(accelerator, kernel, initramfs, options.cpus, &options.memory, "");
+    let cpus = options.cpus.unwrap_or(accelerator.cpus());
+    let mut qemu = machine::qemu(accelerator, kernel, initramfs, cpus, &options.memory, "");
     machine::virtfs(&mut qemu, Path::new("/"), "host", true);
     machine::virtfs(&mut qemu, &out.path, "out", false);
     for (number, folder) in shares.iter().enumerate() {
@@ -86,7 +87,7 @@ pub fn run(
     }
     // All virtual CPUs are one thread when they take turns.
     let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
-    let timed_out = wait(&mut child, &out, options, placed)?;
+    let timed_out = wait(&mut child, &out, options.timeout, cpus, placed)?;
     for copy in copies {
         let _ = copy.join();
     }
@@ -198,15 +199,15 @@ fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'stati
 
 /// Waits for QEMU's end, and spreads its threads when they are there unless they are `placed`; kills it when the time is over (then
 /// true) or when it lingers after the status.
-fn wait(child: &mut Child, out: &Out, options: &Options, mut placed: Placed) -> Result<bool> {
-    let (start, limit) = (Instant::now(), options.timeout);
+fn wait(child: &mut Child, out: &Out, limit: Option<Duration>, cpus: u32, mut placed: Placed) -> Result<bool> {
+    let start = Instant::now();
     let mut told: Option<Instant> = None;
     loop {
         if child.try_wait()?.is_some() {
             return Ok(false);
         }
         if placed == Placed::NotYet {
-            placed = placement::place(child.id(), options.cpus);
+            placed = placement::place(child.id(), cpus);
             if let Placed::Refused(reason) = &placed {
                 eprintln!("xtask: {reason}; times measured in the guest will be worse");
             }
