@@ -33,10 +33,10 @@ pub fn page(report: &Report) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>ublk-throttle bench, Linux {kernel}</title>\
          <style>{STYLE}</style></head><body>\n<h1>ublk-throttle against its peers</h1>\n\
-         <p>Linux {kernel}, {} processors, one boot; {clock}. {} rounds of {} s ({} s where windows are looked for), all sides of a case in \
-         turn, {} queue(s) a device. A number is the median of the rounds; what counts are ratios within this boot. <em>Not \
-         trusted</em>: the rounds do not say on which side of the bar the number lies, or the machine was not the same for both \
-         sides.</p>\n",
+         <p>Linux {kernel}, {} processors, one boot; {clock}. {} rounds of {} s ({} s where windows are looked for), all sides of \
+         a case in turn, {} queue(s) a device. A number is the median of the rounds; what counts are ratios within this boot. \
+         <em>Not trusted</em>: the rounds do not say on which side of the bar the number lies, or the machine was not the same \
+         for both sides.</p>\n",
         report.processors,
         plan.rounds,
         plan.seconds,
