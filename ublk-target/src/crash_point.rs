@@ -52,6 +52,8 @@ points! {
     Settled "settled" Making false
     Reopened "reopened" Recovering false
     RecoveryBegun "recovery-begun" Recovering false
+    QueueMapped "queue-mapped" Recovering false
+    QueueOffered "queue-offered" Recovering false
     RecoveryReady "recovery-ready" Recovering false
     HelperRecovering "helper-recovering" Recovering true
     HelperRecovered "helper-recovered" Recovering true

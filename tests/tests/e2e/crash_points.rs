@@ -13,6 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::needs::Need;
@@ -54,8 +55,10 @@ fn config(scene: &Scene, devices: &[&str], iops: u32) -> String {
     let mut text = format!("version: 1\ngroups: {{ g: {{ limits: {{ iops-total: {iops} }} }} }}\ndevices:\n");
     for name in devices {
         let path = scene.dir().join(format!("{name}.img"));
-        text +=
-            &format!("  {name}: {{ backend: {{ file: {}, size: 4MiB, create: true }}, group: g }}\n", path.display());
+        text += &format!(
+            "  {name}: {{ backend: {{ file: {}, size: 4MiB, create: true }}, group: g, queues: 2 }}\n",
+            path.display()
+        );
     }
     text
 }
@@ -95,6 +98,7 @@ fn ends_well(scene: &Scene, config: &str, served: &[&str], half_done: &str) -> R
     wait::until("every ublk device in the list", LIMIT, || Ok((ids()? == listed(scene)?).then_some(())))
         .with_context(|| format!("the kernel has {:?}, the list {:?}", ids(), listed(scene)))?;
     for name in served {
+        wait::until(&format!("{name} live"), LIMIT, || Ok(is_live(scene, name)?.then_some(())))?;
         let direct = Direct::open(&scene.device(name)?.node)?;
         ensure!(direct.holds(4096, 4096, 0x5a)?, "{name} has lost its data");
         direct.write(8192, 4096, 0x11)?;
@@ -119,10 +123,17 @@ fn ids() -> Result<BTreeSet<u64>> {
         .collect())
 }
 
-fn listed(scene: &Scene) -> Result<BTreeSet<u64>> {
+fn devices(scene: &Scene) -> Result<Vec<Value>> {
     let listing = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
-    let devices = listing["devices"].as_array().context("devices")?;
-    Ok(devices.iter().filter_map(|device| device["id"].as_u64()).collect())
+    listing["devices"].as_array().cloned().context("devices")
+}
+
+fn listed(scene: &Scene) -> Result<BTreeSet<u64>> {
+    Ok(devices(scene)?.iter().filter_map(|device| device["id"].as_u64()).collect())
+}
+
+fn is_live(scene: &Scene, name: &str) -> Result<bool> {
+    Ok(devices(scene)?.iter().any(|device| device["name"] == name && device["state"] == "live"))
 }
 
 /// Goes through the points, each in a state directory without a past.

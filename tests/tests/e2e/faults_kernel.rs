@@ -123,13 +123,13 @@ fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Resu
 }
 
 /// Puts a kernel setting back when dropped.
-struct Setting {
+pub(crate) struct Setting {
     path: &'static str,
     before: String,
 }
 
 impl Setting {
-    fn set(path: &'static str, value: &str) -> Result<Self> {
+    pub(crate) fn set(path: &'static str, value: &str) -> Result<Self> {
         let before = fs::read_to_string(path).context(path)?;
         fs::write(path, value).with_context(|| format!("{value:?} to {path}"))?;
         Ok(Self { path, before })

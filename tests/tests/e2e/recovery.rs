@@ -7,11 +7,19 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
+use ublk_target::ublk::control::Control;
+use ublk_target::ublk::leftovers;
+use ublk_throttle_tests::command;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::{Mount, RamDisk};
@@ -20,6 +28,7 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::wait;
 
+use crate::faults_kernel::Setting;
 use crate::measure::expect_within;
 use crate::{Case, cases, let_run, wait_until_busy};
 
@@ -37,6 +46,8 @@ pub(crate) fn cases() -> Vec<Case> {
         f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused,
         f04_a_device_left_behind_can_be_removed_before_it_is_served,
         f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else,
+        f06_a_server_that_died_between_its_queues_is_recovered_from,
+        f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for,
     ];
     let fio = cases![[Need::Ublk, Need::Fio];
         f04_a_queue_without_a_free_tag_is_waited_for,
@@ -304,4 +315,82 @@ fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Res
     let report = fio.finish_any(Duration::ZERO)?;
     ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
     daemon.stop().map(drop)
+}
+
+fn f06_a_server_that_died_between_its_queues_is_recovered_from(scene: &Scene) -> Result<()> {
+    // Linux 6.12 keeps which queues were offered until START_RECOVERY, and that takes it for granted that all were: with one of two it
+    // went through a null pointer while it held the lock of the device, and nothing could be done about that until a restart.
+    let config = config(&in_a_file(scene, "d", ", queues: 2"));
+    let mut daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    serves(&device, 0x44)?;
+    for queue in [0, 1] {
+        kill(daemon)?;
+        begin_recovery(&device)?;
+        leftovers::offer_and_leave(&Control::open()?.info(device.id)?, queue..queue + 1)?;
+        let begin = Instant::now();
+        daemon = scene.start(&config)?;
+        expect_within("start", begin.elapsed(), ANSWER_LIMIT)?;
+        ensure!(Direct::open(&device.node)?.holds(4096, 4096, 0x44)?, "its bytes are gone");
+        for cpu in [0, 1] {
+            serves_on(cpu, &device)?;
+        }
+    }
+    daemon.stop().map(drop)
+}
+
+/// START_RECOVERY, as a server sends it that gets no further.
+fn begin_recovery(device: &Device) -> Result<()> {
+    let mut control = Control::open()?;
+    wait::until("START_RECOVERY", FULL_LIMIT, || match control.start_recovery(device.id) {
+        Ok(()) => Ok(Some(())),
+        Err(Errno::EBUSY) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    })
+}
+
+/// Serves requests of this CPU, and so of its queue.
+fn serves_on(cpu: usize, device: &Device) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    let on_it = || sched_setaffinity(Pid::from_raw(0), &only).map_err(Into::into).and_then(|()| serves(device, 0x44));
+    thread::scope(|scope| scope.spawn(on_it).join().expect("no panic"))
+}
+
+fn f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for(scene: &Scene) -> Result<()> {
+    // The kernel takes back what a dead server has offered by work that stands in line on the CPU where it saw that. Nothing says that
+    // it has run, and if a new server has offered by then, that is taken back, too: its disk is live, and nobody serves it. Here
+    // what stands in line on the first CPU has to wait for a program that never does.
+    let config = config(&in_a_file(scene, "d", ", queues: 1"));
+    let daemon = scene.start(&config)?;
+    let device = scene.device("d")?;
+    serves(&device, 0x44)?;
+    kill(daemon)?;
+    begin_recovery(&device)?;
+    let info = Control::open()?.info(device.id)?;
+    // Else the others get a 20th of the CPU all the same.
+    let _all = Setting::set("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
+    // Rings are closed, and with them their files, by work on any CPU: not on that one.
+    let _elsewhere = Setting::set("/sys/devices/virtual/workqueue/cpumask", "2")?;
+    let mut hog = Command::new("taskset");
+    hog.args(["--cpu-list", "0", "chrt", "--fifo", "10", "sh", "-c", "while :; do :; done"]);
+    let hog = command::start(scene.dir(), &mut hog)?;
+    wait::until("the hog", ANSWER_LIMIT, || Ok((fs::read_to_string(comm(hog.pid()))?.trim() == "sh").then_some(())))?;
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| leftovers::make_good(&info));
+        // It takes milliseconds.
+        thread::sleep(Duration::from_millis(500));
+        let has_waited = !waiting.is_finished();
+        drop(hog);
+        waiting.join().expect("no panic")?;
+        ensure!(has_waited, "it did not wait for the kernel");
+        Ok(())
+    })?;
+    let daemon = scene.start(&config)?;
+    serves(&device, 0x44)?;
+    daemon.stop().map(drop)
+}
+
+fn comm(pid: u32) -> String {
+    format!("/proc/{pid}/comm")
 }

@@ -1,7 +1,7 @@
 //! How a device that an earlier daemon left behind is taken up: its disk is there, and its users wait.
 //!
 //! ```text
-//!   backend, as large as the disk ─► START_RECOVERY ─► character device ─► queues, all ready ─► limits on ─► END_RECOVERY ─► Live
+//!   backend, as large as the disk ─► leftovers ─► START_RECOVERY ─► queues, all ready ─► limits on ─► END_RECOVERY ─► Live
 //!   └──────────── any failure: what was made is given back, and a second later it is tried again ────────────┘
 //!                 a removal: STOP of a disk without a server          the kernel knows it no more: made anew, or forgotten
 //! ```
@@ -21,14 +21,14 @@ use super::thread::DeviceThread;
 use super::{LeftBehind, Made, Notice, State, set_size, traces};
 use crate::backend::{self, Backend};
 use crate::crash_point::{self, Point};
-use crate::error::{Class, Failure, Outcome};
+use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
 use crate::log;
 use crate::queue::Handle;
 use crate::ublk::control::Control;
 use crate::ublk::params::Disk;
 use crate::ublk::queue::CharDevice;
-use crate::ublk::{DeviceInfo, DiskState, Owner};
+use crate::ublk::{DeviceInfo, DiskState, Owner, leftovers};
 
 /// How often a backend that cannot be had is tried.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -113,6 +113,10 @@ impl DeviceThread {
             self.surroundings.throttle.go_live(member);
         }
         crash_point::at(Point::RecoveryReady);
+        self.drain_inbox();
+        if self.is_ending {
+            return Err(Failure::new(Class::Failed, "the kernel took a queue back before it served"));
+        }
         self.is_start_sent = true;
         let helper = Helper::spawn(left.target, Errand::Recover { server: std::process::id() })?;
         if let Err(failure) = self.finish(helper, START_LIMIT, "END_RECOVERY") {
@@ -192,21 +196,25 @@ impl DeviceThread {
     /// Sends START_RECOVERY until the kernel takes it.
     fn wait_for_the_old_server(&mut self, control: &mut Control, target: Target) -> Outcome<Option<Try>> {
         let (began, mut is_told, mut answer) = (Instant::now(), false, Err(Errno::EBUSY));
+        let mut is_made_good = control.features().is_ok_and(leftovers::are_cleared_by_the_driver);
         loop {
             let info = match known(control, target)? {
                 None => return Ok(Some(Try::Lost)),
                 Some(_) if self.is_removal_wanted() => return Ok(Some(Try::Wanted)),
                 Some(info) => info,
             };
-            let is_quiesced = info.is_recoverable && info.state == DiskState::Quiesced;
-            if began.elapsed() < BUSY_LIMIT {
+            if !is_made_good && info.state == DiskState::Quiesced {
+                is_made_good = match leftovers::make_good(&info) {
+                    Ok(()) => true,
+                    Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) => false,
+                    Err(cause) => return Err(cause).or_fail(Class::Failed, format!("/dev/ublkc{}", target.id)),
+                };
+            }
+            if is_made_good && began.elapsed() < BUSY_LIMIT {
                 answer = control.start_recovery(target.id);
             }
             match answer {
                 Ok(()) => return Ok(None),
-                // A daemon was killed right after its own START_RECOVERY: some kernels take no second one until a queue has
-                // been offered, and need none. A thread's tags are offered in one call, so no queue is in between.
-                Err(Errno::EINVAL) if is_quiesced => return Ok(None),
                 // Its daemon was killed while START made the disk: some kernels do not notice then that the server has gone, ever.
                 // It has never done anything for anybody.
                 Err(Errno::EBUSY)
@@ -252,7 +260,7 @@ impl DeviceThread {
             // A panic there has ended the whole process.
             let _ = queue.join();
         }
-        (self.ready, self.ended, self.queue_failure) = (0, 0, None);
+        (self.ready, self.ended, self.is_ending, self.queue_failure) = (0, 0, false, None);
         self.char_device = None;
         self.backend = None;
     }

@@ -304,7 +304,8 @@ impl DeviceThread {
         }
     }
 
-    fn drain_inbox(&mut self) {
+    /// Notes what has come.
+    pub(super) fn drain_inbox(&mut self) {
         while let Ok(message) = self.messages.try_recv() {
             self.note(message);
         }

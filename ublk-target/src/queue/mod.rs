@@ -47,6 +47,7 @@ use tags::Tags;
 use crate::activity::Activity;
 use crate::backend::{self, Backend, Data, Lane, Progress, Request, Step};
 use crate::clock;
+use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
 use crate::ublk::Transfer;
@@ -207,7 +208,9 @@ fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
             Failure::new(Class::Perm, format!("queue {}: giving up CAP_SYS_ADMIN: {cause}", setup.id))
         })?;
     }
+    crash_point::at(Point::QueueMapped);
     queue.offer_all()?;
+    crash_point::at(Point::QueueOffered);
     (setup.report)(Report::Ready);
     while !queue.has_ended() {
         queue.turn().map_err(|cause| {

@@ -5,6 +5,7 @@
 //!   params    what the kernel is told about a disk, from the geometry of its backend
 //!   queue     /dev/ublkcN         one ring: FETCH, COMMIT, the backend's entries, the wait
 //!   batch     of those, FETCH and COMMIT for many requests at a time, where the driver can
+//!   leftovers what a server that died during recovery has left, made good for the next one
 //! ```
 //!
 //! libublk gives the character device, the mapped io descriptors and the queue's ring. The wait, the commits and the
@@ -19,6 +20,7 @@
 mod batch;
 pub mod control;
 pub mod features;
+pub mod leftovers;
 pub mod params;
 pub mod queue;
 

@@ -349,20 +349,26 @@ impl Commands {
 }
 
 impl Single {
-    /// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64. For zero copy the entry itself has an address besides:
-    /// `struct ublk_auto_buf_reg`, whose lowest 16 bits say where in the ring's table the next request's pages shall stand. Without
-    /// its FALLBACK flag a request that finds no memory for that (a few hundred bytes) fails, with EIO.
+    /// For zero copy the entry itself has an address besides: `struct ublk_auto_buf_reg`, whose lowest 16 bits say where in the ring's
+    /// table the next request's pages shall stand. Without its FALLBACK flag a request that finds no memory for that (a few hundred
+    /// bytes) fails, with EIO.
     fn gather(&mut self, operation: u32, tag: u16, buffer: *mut u8, result: i32) {
         debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
-        let mut bytes = [0; 16];
-        bytes[0..2].copy_from_slice(&self.queue.to_ne_bytes());
-        bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&result.to_ne_bytes());
-        bytes[8..16].copy_from_slice(&(buffer as u64).to_ne_bytes());
+        let bytes = tag_command(self.queue, tag, result, buffer as u64);
         let table_index = (self.transfer == Transfer::Registered).then_some(tag.into());
         let command = opcode::UringCmd16::new(types::Fixed(0), operation).addr(table_index).cmd(bytes);
         self.gathered.push(command.build().user_data(tag.into()));
     }
+}
+
+/// `struct ublksrv_io_cmd`: q_id u16, tag u16, result i32, addr u64.
+pub(super) fn tag_command(queue: u16, tag: u16, result: i32, address: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[0..2].copy_from_slice(&queue.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&tag.to_ne_bytes());
+    bytes[4..8].copy_from_slice(&result.to_ne_bytes());
+    bytes[8..16].copy_from_slice(&address.to_ne_bytes());
+    bytes
 }
 
 /// Submits `entries` with the next enter, and empties it.
