@@ -21,6 +21,7 @@
 mod bell;
 pub mod buffers;
 pub mod counters;
+mod spell;
 mod tags;
 
 use std::io;
@@ -42,6 +43,7 @@ use throttle_core::time::Time;
 pub use bell::Bell;
 use buffers::Buffers;
 use counters::Counters;
+use spell::Spell;
 use tags::Tags;
 
 use crate::activity::Activity;
@@ -279,6 +281,9 @@ struct Queue<'a> {
     /// Requests that the gate is yet to be asked for, in the order in which they came.
     arrived: Vec<Arrived>,
     let_go: Vec<Tag>,
+    /// Answers of this turn.
+    answers: u32,
+    spell: Spell,
     fetched: u64,
     is_busy: bool,
     /// When the latest turn looked at the clock.
@@ -323,6 +328,8 @@ impl<'a> Queue<'a> {
             events: Vec::with_capacity(usize::from(depth) * 2 + 64),
             arrived: Vec::with_capacity(depth.into()),
             let_go: Vec::with_capacity(depth.into()),
+            answers: 0,
+            spell: Spell::default(),
             fetched: 0,
             is_busy: false,
             turned_at: Time::ZERO,
@@ -361,7 +368,11 @@ impl<'a> Queue<'a> {
     }
 
     fn turn(&mut self) -> io::Result<()> {
-        let wait = self.wait();
+        let answers = std::mem::take(&mut self.answers);
+        let mut wait = self.wait();
+        if self.spell.is_over(answers) && wait == Wait::Forever {
+            wait = Wait::AfterOthers;
+        }
         self.ring.turn(&mut self.entries, wait, &mut self.events)?;
         let now = clock::now();
         // What comes while the thread sleeps through comes early: those that were answered before it are sent on again.
@@ -614,6 +625,7 @@ impl<'a> Queue<'a> {
     /// Gives the tag back to the kernel, with the full length of its request or an error, never a part.
     fn commit(&mut self, tag: u16, result: i32) {
         self.tags.commit(tag);
+        self.answers += 1;
         self.ring.commit(tag, self.buffers.address(tag), result);
         if self.is_over {
             self.abort(tag);

@@ -18,6 +18,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::thread;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -177,6 +178,8 @@ const REGISTER_RING_FDS: u32 = 20;
 pub enum Wait {
     /// Until something happens.
     Forever,
+    /// The same, once other threads of this processor have had their turn.
+    AfterOthers,
     /// Until something happens, but no longer than until this instant of the one clock. The kernel is given the instant, not what
     /// is left of it: what passes between our look at the clock and its own would make each wait longer by as much.
     Until(Time),
@@ -296,6 +299,11 @@ impl<'a> QueueRing<'a> {
             unsafe { push_all(ring, entries) };
             let reaped = match wait {
                 Wait::Forever => enter_and_reap(door, ring, least, None, commands, events)?,
+                Wait::AfterOthers => {
+                    submit(door, ring)?;
+                    thread::yield_now();
+                    enter_and_reap(door, ring, least, None, commands, events)?
+                }
                 Wait::Until(instant) => enter_and_reap(door, ring, least, Some(instant), commands, events)?,
                 Wait::Through(instant) => {
                     if !ring.submission().is_empty() {
