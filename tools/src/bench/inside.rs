@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use super::bar::Bar;
 use super::bench::{Bench, Plan};
 use super::cases::{Case, Finding};
 use super::cgroup;
 use super::machine;
-use super::report::{self, Came, Outcome, Report};
+use super::report::{self, Came, INSTRUCTIONS, Outcome, Report};
 
 /// All of it; the exit code.
 pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u8> {
@@ -26,7 +27,8 @@ pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u
     };
     for (number, case) in cases.iter().enumerate() {
         println!("\n== {}/{} {}: {}", number + 1, cases.len(), case.name(), case.claim());
-        let outcome = one(*case, &bench);
+        let doubt = if report.clock == INSTRUCTIONS { case.doubt_in_instructions() } else { None };
+        let outcome = one(*case, &bench, doubt);
         print!("{}", report::text::case(&outcome));
         report.cases.push(outcome);
         // After each case: what was measured is there even if a later one takes the machine with it.
@@ -41,11 +43,15 @@ pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u
     Ok(u8::from(report.is_failed()))
 }
 
-fn one(case: Case, bench: &Bench) -> Outcome {
+fn one(case: Case, bench: &Bench, doubt: Option<&str>) -> Outcome {
     let start = Instant::now();
     let came = match case.run(bench) {
         Ok(Finding::Measured { sides, bars, notes }) => {
-            let judged = bars.iter().map(|bar| bar.judge(&sides)).collect();
+            let judge = |bar: &Bar| match doubt {
+                Some(why) => bar.judge(&sides).doubted(why),
+                None => bar.judge(&sides),
+            };
+            let judged = bars.iter().map(judge).collect();
             Came::Measured { sides, judged, notes }
         }
         Ok(Finding::Skipped(why)) => Came::Skipped(why),

@@ -113,6 +113,17 @@ impl Case {
         }
     }
 
+    /// Why its bars are not judged where a nanosecond is an instruction, if they are not.
+    pub const fn doubt_in_instructions(self) -> Option<&'static str> {
+        match self {
+            Case::File64k | Case::ZeroCopy => Some(
+                "most of it is copies, of which instructions do not tell the time: Linux takes one for 8 bytes to or from a process, and \
+                 three within itself; see `--clock host`",
+            ),
+            _ => None,
+        }
+    }
+
     /// Runs it.
     pub fn run(self, bench: &Bench) -> Result<Finding> {
         match self {

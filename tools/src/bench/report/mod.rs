@@ -10,6 +10,9 @@ use super::bar::{Judged, Verdict};
 use super::bench::Plan;
 use super::sample::Side;
 
+/// The clock that counts instructions, as `xtask vm` names it to its guest.
+pub const INSTRUCTIONS: &str = "instructions";
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -59,7 +62,7 @@ pub enum Came {
 impl Report {
     /// What a reader must know of the times.
     fn clock(&self) -> &'static str {
-        if self.clock == "instructions" { "a nanosecond is an instruction" } else { "time is the host's" }
+        if self.clock == INSTRUCTIONS { "a nanosecond is an instruction" } else { "time is the host's" }
     }
 
     /// Whether a case could not be run, or a bar was surely not met.
