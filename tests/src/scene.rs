@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::command::{self, Outcome, Started};
 use crate::daemon::Daemon;
@@ -175,6 +176,22 @@ impl Scene {
     /// The same, for a command that talks to the scene's daemon.
     pub fn ask<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Outcome> {
         self.begin_ask(words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
+    }
+
+    /// The devices of its daemon, as `list` tells of them.
+    pub fn devices(&self) -> Result<Vec<Value>> {
+        let listing = self.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+        listing["devices"].as_array().cloned().with_context(|| format!("no devices in {listing}"))
+    }
+
+    /// What `list` says of one of them.
+    pub fn listed(&self, name: &str) -> Result<Value> {
+        let devices = self.devices()?;
+        devices
+            .iter()
+            .find(|device| device["name"] == name)
+            .cloned()
+            .with_context(|| format!("no {name} in {devices:?}"))
     }
 
     /// Starts a command that talks to the scene's daemon.

@@ -13,7 +13,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::needs::Need;
@@ -123,17 +122,12 @@ fn ids() -> Result<BTreeSet<u64>> {
         .collect())
 }
 
-fn devices(scene: &Scene) -> Result<Vec<Value>> {
-    let listing = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
-    listing["devices"].as_array().cloned().context("devices")
-}
-
 fn listed(scene: &Scene) -> Result<BTreeSet<u64>> {
-    Ok(devices(scene)?.iter().filter_map(|device| device["id"].as_u64()).collect())
+    Ok(scene.devices()?.iter().filter_map(|device| device["id"].as_u64()).collect())
 }
 
 fn is_live(scene: &Scene, name: &str) -> Result<bool> {
-    Ok(devices(scene)?.iter().any(|device| device["name"] == name && device["state"] == "live"))
+    Ok(scene.devices()?.iter().any(|device| device["name"] == name && device["state"] == "live"))
 }
 
 /// Goes through the points, each in a state directory without a past.

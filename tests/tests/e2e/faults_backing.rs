@@ -62,13 +62,6 @@ fn expect_errno<T>(what: &str, result: io::Result<T>, errno: i32) -> Result<()> 
     Ok(())
 }
 
-/// What `list --json` says of the device.
-fn listed(scene: &Scene, name: &str) -> Result<serde_json::Value> {
-    let facts = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
-    let devices = facts["devices"].as_array().context("no devices")?;
-    devices.iter().find(|device| device["name"] == name).cloned().with_context(|| format!("no {name} in {facts}"))
-}
-
 fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Result<()> {
     // A bad stretch from 8 to 16 MiB: EIO there and nowhere else, counted; sound again without a restart.
     let disk = RamDisk::new(32)?;
@@ -86,7 +79,7 @@ fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Resul
     expect_errno("read of the bad stretch", direct.read(9 * MIB, 4096), EIO)?;
     expect_errno("write that reaches into it", direct.write(8 * MIB - 4096, 8192, 1), EIO)?;
     ensure!(direct.holds(0, 65536, 0xa5)? && direct.holds(20 * MIB, 65536, 0xa6)?, "sound parts have changed");
-    let status = listed(scene, "d")?;
+    let status = scene.listed("d")?;
     ensure!(status["errors"].as_u64() >= Some(3), "3 failed requests are listed as {}", status["errors"]);
     ensure!(status["state"] == "live", "state {}", status["state"]);
     mapped.become_all(Target::Linear)?;
@@ -110,18 +103,18 @@ fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(sce
         expect_errno("write to a disk in trouble", direct.write(MIB, 4096, 1), EIO)?;
         expect_errno("read of a disk in trouble", direct.read(0, 4096), EIO)?;
         failed += 2;
-        let status = listed(scene, "d")?;
+        let status = scene.listed("d")?;
         ensure!(status["health"] == "degraded" && status["state"] == "live", "{status}");
         std::thread::sleep(Duration::from_millis(500));
     }
-    let counted = listed(scene, "d")?["errors"].clone();
+    let counted = scene.listed("d")?["errors"].clone();
     ensure!(counted.as_u64() >= Some(failed), "{failed} failed requests are listed as {counted}");
     mapped.become_all(Target::Linear)?;
     ensure!(direct.holds(0, 65536, 0xa5)?, "what was there before reads wrong");
     direct.write(MIB, 4096, 0xa6)?;
     wait::until("the health", Duration::from_secs(15), || {
         direct.read(0, 4096)?;
-        Ok((listed(scene, "d")?["health"] == "ok").then_some(()))
+        Ok((scene.listed("d")?["health"] == "ok").then_some(()))
     })?;
     ensure!(direct.holds(MIB, 4096, 0xa6)? && device.node.exists(), "the device is hurt");
     drop(direct);
@@ -163,7 +156,7 @@ fn f24_reads_behind_the_end_of_a_truncated_file_are_errors_and_the_rest_works(sc
     expect_errno("read behind the end", direct.read(12 * MIB, 4096), EIO)?;
     expect_errno("read over the end", direct.read(8 * MIB, 4096), EIO)?;
     ensure!(direct.holds(4 * MIB, 65536, 0xa5)?, "the part before the end reads wrong");
-    let status = listed(scene, "d")?;
+    let status = scene.listed("d")?;
     ensure!(status["health"] == "degraded", "`list` says health {} after errors", status["health"]);
     direct.write(12 * MIB, 4096, 0xa6).context("a write behind the end makes the file longer")?;
     ensure!(direct.holds(12 * MIB, 4096, 0xa6)?, "what was written behind the end reads wrong");

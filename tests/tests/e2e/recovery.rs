@@ -16,7 +16,6 @@ use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde_json::Value;
 use ublk_target::ublk::control::Control;
 use ublk_target::ublk::leftovers;
 use ublk_throttle_tests::command;
@@ -79,13 +78,6 @@ fn kill(daemon: Daemon) -> Result<()> {
     daemon.kill(ANSWER_LIMIT).map(drop)
 }
 
-/// What `list` says of a device.
-fn listed(scene: &Scene, name: &str) -> Result<Value> {
-    let listing = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
-    let devices = listing["devices"].as_array().context("devices")?;
-    devices.iter().find(|device| device["name"] == name).cloned().with_context(|| format!("{name} in {listing}"))
-}
-
 /// A page is written and read.
 fn serves(device: &Device, byte: u8) -> Result<()> {
     let direct = Direct::open(&device.node)?;
@@ -133,7 +125,7 @@ fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> 
     std::thread::sleep(Duration::from_millis(200));
     kill(daemon)?;
     let daemon = scene.start(&config)?;
-    ensure!(listed(scene, "d")?["limits"]["iops-total"] == 70, "{}", listed(scene, "d")?);
+    ensure!(scene.listed("d")?["limits"]["iops-total"] == 70, "{}", scene.listed("d")?);
     let groups = scene.ask(&["list", "--json"])?.json()?["groups"].clone();
     let limit = |name: &str| {
         let group = groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == name));
@@ -141,12 +133,12 @@ fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> 
     };
     ensure!(limit("g") == Some(170.into()) && limit("made") == Some(30.into()), "{groups}");
     ensure!(scene.device("added")?.id == added.id, "another id");
-    ensure!(listed(scene, "added")?["group"] == "made", "{}", listed(scene, "added")?);
+    ensure!(scene.listed("added")?["group"] == "made", "{}", scene.listed("added")?);
     ensure!(Direct::open(&added.node)?.holds(4096, 4096, 0x77)?, "its bytes are gone");
     // What the file says anew counts from then on.
     kill(daemon)?;
     let daemon = scene.start(&config.replace("iops-total: 50", "iops-total: 51"))?;
-    ensure!(listed(scene, "d")?["limits"]["iops-total"] == 51, "{}", listed(scene, "d")?);
+    ensure!(scene.listed("d")?["limits"]["iops-total"] == 51, "{}", scene.listed("d")?);
     daemon.stop().map(drop)
 }
 
@@ -176,14 +168,14 @@ fn f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused(scene: &S
     kill(daemon)?;
     fs::rename(&place, &aside)?;
     let daemon = scene.start(&config)?;
-    ensure!(listed(scene, "away")?["state"] == "recovering", "{}", listed(scene, "away")?);
+    ensure!(scene.listed("away")?["state"] == "recovering", "{}", scene.listed("away")?);
     serves(&scene.device("other")?, 0x44)?;
     ensure!(!place.exists(), "an empty file was made in its place");
     fs::File::create(&place)?.set_len(fs::metadata(&aside)?.size())?;
     daemon.wait_for_log("is another file now", ANSWER_LIMIT)?;
-    ensure!(listed(scene, "away")?["state"] == "recovering", "{}", listed(scene, "away")?);
+    ensure!(scene.listed("away")?["state"] == "recovering", "{}", scene.listed("away")?);
     fs::rename(&aside, &place)?;
-    wait::until("the device", ANSWER_LIMIT, || Ok((listed(scene, "away")?["state"] == "live").then_some(())))?;
+    wait::until("the device", ANSWER_LIMIT, || Ok((scene.listed("away")?["state"] == "live").then_some(())))?;
     ensure!(Direct::open(&device.node)?.holds(4096, 4096, 0x33)?, "its bytes are gone");
     daemon.stop().map(drop)
 }

@@ -10,7 +10,7 @@
 //!
 //! 1. It waits in one place only: at its ring, or, while reads and writes that may come would be held until the gate's next deadline
 //!    anyhow, for the time alone, so that they do not wake it. It reads the clock once a turn, after the wait. Whether that ended by
-//!    time, event or signal does not matter: whatever is due by the clock is done.
+//!    time, event or signal does not matter: whatever is due by the clock is done. Nothing being due, it may yield before it (`spell`).
 //! 2. Only this thread touches the tags of its queue. Other threads ring its bell, nothing else.
 //! 3. A held request is a tag not given back: the kernel's queue fills up, and the client waits. Nothing is allocated.
 //! 4. It ends when the kernel has aborted every tag and the gate has retired: after that nobody refers to the queue.

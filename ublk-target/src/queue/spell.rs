@@ -15,9 +15,9 @@
 
 /// Answers of a turn that may be one of a spell.
 const FEW: u32 = 2;
-/// Turns of such that are a spell, in all since the last yield or long turn.
+/// So many of those between two turns of [`MANY`] are one.
 const SPELL: u32 = 4;
-/// Answers of a turn that end it: so many clients' requests are not kept waiting for a single one.
+/// Answers of a turn after which to yield: what its clients send now, they send undisturbed, and nobody waits for a single one.
 const MANY: u32 = 16;
 
 /// What has been seen of one.
