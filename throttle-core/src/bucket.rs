@@ -80,6 +80,11 @@ impl Bucket {
         (wait_ns > 0).then(|| self.drained_at.plus_nanos(wait_ns))
     }
 
+    /// Whether the bucket takes another request at the instant of the last one.
+    pub(crate) fn is_open(&self) -> bool {
+        self.level <= self.capacity && self.burst_capacity.is_none_or(|capacity| self.burst_level <= capacity)
+    }
+
     /// Whether the bucket took no request at `since`, if none was charged from then to `now` and it has not been empty.
     pub(crate) fn was_blocked(&mut self, since: Time, now: Time) -> bool {
         self.drain(now);
@@ -108,9 +113,9 @@ impl Bucket {
             && self.burst_level * 2 >= burst_capacity
             && self.level < self.capacity
         {
-            return (float(cost) / self.max as f64, true);
+            return (float(cost) / float(self.max.into()), true);
         }
-        (float(cost) / self.avg as f64, self.level * 2 >= self.capacity)
+        (float(cost) / float(self.avg.into()), self.level * 2 >= self.capacity)
     }
 
     /// How late whoever waits for it may look without rate being lost: when it is at its brim, it is empty after so long, and what
@@ -203,9 +208,15 @@ impl Bucket {
     }
 }
 
-/// The same as a float. Mostly below 2^64, which takes one instruction to convert; 128 bits take a routine.
+/// The same as a float. Mostly below 2^63, which takes one instruction to convert; 128 bits take a routine, and the compiler would
+/// call that for all if it could.
 fn float(units: NanoUnits) -> f64 {
-    u64::try_from(units).map_or(units as f64, |units| units as f64)
+    #[cold]
+    #[inline(never)]
+    fn long(units: NanoUnits) -> f64 {
+        units as f64
+    }
+    i64::try_from(units).map_or_else(|_| long(units), |units| units as f64)
 }
 
 /// Nanoseconds until `level` has drained to `capacity` at `rate` units a second, rounded up, at most `u64::MAX`.

@@ -27,25 +27,39 @@ pub struct Limiter {
 }
 
 /// What a request takes of a set of limits, as the time in which they earn it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Takes {
     /// The largest over the buckets that bind; 0 if none does.
     pub binding_ns: f64,
     /// The largest over all buckets; 0 without limits.
     pub any_ns: f64,
+    /// Whether they all take another one like it at the same instant.
+    pub leave_open: bool,
 }
 
 impl Takes {
+    /// Where there is no limit.
+    pub const NOTHING: Self = Self { binding_ns: 0.0, any_ns: 0.0, leave_open: true };
+
     /// Of both sets of limits together.
     #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self { binding_ns: self.binding_ns.max(other.binding_ns), any_ns: self.any_ns.max(other.any_ns) }
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            binding_ns: larger(self.binding_ns, other.binding_ns),
+            any_ns: larger(self.any_ns, other.any_ns),
+            leave_open: self.leave_open && other.leave_open,
+        }
     }
 
     /// The time that counts: that of the limits which bind, or where none does, of all.
     pub fn ns(self) -> f64 {
         if self.binding_ns > 0.0 { self.binding_ns } else { self.any_ns }
     }
+}
+
+/// [`f64::max`] without its care for what is not a number.
+fn larger(one: f64, other: f64) -> f64 {
+    if one > other { one } else { other }
 }
 
 /// What one limit has left.
@@ -109,14 +123,14 @@ impl Limiter {
     /// When every bucket takes a request of this cost, `None` if all take it now.
     pub fn ready_at(&mut self, cost: &Cost, now: Time) -> Option<Time> {
         let mut latest = None;
-        self.for_each_charge(cost, |bucket, _| latest = latest.max(bucket.ready_at(now)));
+        self.for_each_in(self.charged(cost), |_, bucket| latest = latest.max(bucket.ready_at(now)));
         latest
     }
 
     /// Whether some bucket did not take a request of this cost at `since`, as far as its level now tells.
     pub(crate) fn was_blocked(&mut self, cost: &Cost, since: Time, now: Time) -> bool {
         let mut was_blocked = false;
-        self.for_each_charge(cost, |bucket, _| was_blocked |= bucket.was_blocked(since, now));
+        self.for_each_in(self.charged(cost), |_, bucket| was_blocked |= bucket.was_blocked(since, now));
         was_blocked
     }
 
@@ -128,7 +142,7 @@ impl Limiter {
     /// What can be prepaid in a direction while no bucket gets fuller than [`CLEARLY_BELOW`] allows.
     pub(crate) fn room(&mut self, direction: Direction, now: Time) -> Prepaid {
         let mut room = Prepaid { operations: u64::MAX, bytes: u64::MAX };
-        self.for_each(direction, |kind, bucket| {
+        self.for_each_in(self.asked[direction as usize], |kind, bucket| {
             let free = bucket.room(CLEARLY_BELOW, now);
             let least = if kind.is_iops() { &mut room.operations } else { &mut room.bytes };
             *least = free.min(*least);
@@ -138,7 +152,7 @@ impl Limiter {
 
     /// Charges what is prepaid in a direction.
     pub(crate) fn prepay(&mut self, direction: Direction, prepaid: Prepaid, now: Time) {
-        self.for_each(direction, |kind, bucket| {
+        self.for_each_in(self.asked[direction as usize], |kind, bucket| {
             let units = if kind.is_iops() { prepaid.operations } else { prepaid.bytes };
             bucket.charge(u128::from(units) * UNIT, now);
         });
@@ -156,14 +170,12 @@ impl Limiter {
 
     /// Counts a request as let through at `now`, as [`Self::charge`] does. What it takes of these limits, at the levels before.
     pub(crate) fn take(&mut self, cost: &Cost, now: Time) -> Takes {
-        let mut takes = Takes::default();
+        let mut takes = Takes::NOTHING;
         self.for_each_charge(cost, |bucket, units| {
             let (ns, binds) = bucket.earns_in(units);
-            takes.any_ns = takes.any_ns.max(ns);
-            if binds {
-                takes.binding_ns = takes.binding_ns.max(ns);
-            }
             bucket.charge(units, now);
+            let binding_ns = if binds { ns } else { 0.0 };
+            takes = takes.and(Takes { binding_ns, any_ns: ns, leave_open: bucket.is_open() });
         });
         takes
     }
@@ -224,24 +236,27 @@ impl Limiter {
         [LimitKind::BpsTotal, LimitKind::IopsTotal].iter().any(|&kind| self.buckets[kind as usize].is_some())
     }
 
-    /// Calls `with` for each bucket that this cost is charged to.
+    /// The buckets that this cost is charged to, a bit for each [`LimitKind`].
+    fn charged(&self, cost: &Cost) -> u8 {
+        let bytes = if cost.bytes > 0 { BPS } else { 0 };
+        let operations = if cost.is_operation { !BPS } else { 0 };
+        self.asked[cost.direction as usize] & (bytes | operations)
+    }
+
+    /// Calls `with` for each of them and what it is charged.
     fn for_each_charge(&mut self, cost: &Cost, mut with: impl FnMut(&mut Bucket, NanoUnits)) {
-        if self.asked[cost.direction as usize] == 0 {
+        let charged = self.charged(cost);
+        if charged == 0 {
             return;
         }
         let bytes = u128::from(cost.bytes) * UNIT;
-        let operations = if cost.is_operation { self.operations(cost.bytes) } else { 0 };
-        self.for_each(cost.direction, |kind, bucket| {
-            let units = if kind.is_iops() { operations } else { bytes };
-            if units > 0 {
-                with(bucket, units);
-            }
-        });
+        let operations = self.operations(cost.bytes);
+        self.for_each_in(charged, |kind, bucket| with(bucket, if kind.is_iops() { operations } else { bytes }));
     }
 
-    /// Calls `with` for the buckets of a direction and the totals.
-    fn for_each(&mut self, direction: Direction, mut with: impl FnMut(LimitKind, &mut Bucket)) {
-        for kind in ones(self.asked[direction as usize]) {
+    /// Calls `with` for these buckets of ours, a bit for each [`LimitKind`].
+    fn for_each_in(&mut self, kinds: u8, mut with: impl FnMut(LimitKind, &mut Bucket)) {
+        for kind in ones(kinds) {
             if let Some(bucket) = &mut self.buckets[usize::from(kind)] {
                 with(LimitKind::ALL[usize::from(kind)], bucket);
             }
@@ -258,6 +273,9 @@ impl Limiter {
         }
     }
 }
+
+/// The buckets of bytes, a bit for each [`LimitKind`].
+const BPS: u8 = 1 << LimitKind::BpsTotal as u8 | 1 << LimitKind::BpsRead as u8 | 1 << LimitKind::BpsWrite as u8;
 
 /// Which of these buckets a request of each direction is asked of.
 fn asked(buckets: &[Option<Bucket>; 6]) -> [u8; Direction::ALL.len()] {

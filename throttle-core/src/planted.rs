@@ -27,6 +27,10 @@ pub(crate) enum Fault {
     HeldNotCounted,
     /// I6: the newest goes first.
     NewestFirst,
+    /// A request that comes behind another one waits without a look at what that changes.
+    JoinUnseen,
+    /// A line goes on as long as the limits let it, whoever else waits.
+    RunOverOthers,
     /// I7: a member leaves while it has a queue.
     LeaveWithQueue,
     /// I8: bells are rung with the lock held.

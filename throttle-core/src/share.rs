@@ -35,6 +35,6 @@ pub(crate) const LAG_MAX: Virtual = 50_000_000 * 1024;
 pub(crate) fn advance(group_ns: f64, weight: u32) -> Virtual {
     // At least one tick, so that children of a group without limits still take turns. Saturates far beyond any wait.
     let ticks = (group_ns * TICKS_PER_NS * f64::from(WEIGHT_DEFAULT) / f64::from(weight)).clamp(1.0, 1e30);
-    // Mostly below 2^64, which takes one instruction to convert; 128 bits take a routine.
-    if ticks < 1e19 { (ticks as u64).into() } else { ticks as Virtual }
+    // Mostly below 2^63, which takes few instructions to convert; 128 bits take a routine.
+    if ticks < 9e18 { ticks as i64 as Virtual } else { ticks as Virtual }
 }

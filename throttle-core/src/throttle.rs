@@ -198,7 +198,10 @@ impl Throttle {
     ) -> Asked {
         self.call(bells, |groups| {
             let mut is_one_held = false;
-            for &Request { tag, operation, bytes, since } in requests {
+            let mut arrived = groups.arrived(queue, now);
+            let mut next = requests;
+            while let Some((&Request { tag, operation, bytes, since }, after)) = next.split_first() {
+                next = after;
                 let direction = operation.direction();
                 let mut lease = leases.as_mut().map(|leases| &mut leases[direction as usize]);
                 if lease.as_mut().is_some_and(|lease| lease.spend(operation, bytes, now)) {
@@ -206,21 +209,23 @@ impl Throttle {
                     continue;
                 }
                 let wanted = lease.as_mut().and_then(|lease| lease.wants(bytes, now));
-                match groups.request(queue, tag, operation, bytes, since, now) {
+                match arrived.request(tag, operation, bytes, since) {
                     Verdict::Go => {
                         go(tag);
                         if let Some(lease) = lease {
-                            lease.take(wanted.and_then(|wanted| groups.prepay(queue, direction, wanted, now)), now);
+                            lease.take(wanted.and_then(|wanted| arrived.prepay(direction, wanted)), now);
                         }
                     }
                     Verdict::Held => {
                         is_one_held = true;
-                        leases.iter_mut().flat_map(|leases| leases.iter_mut()).for_each(Lease::end);
+                        // What comes after it may not overtake it.
+                        leases.take().into_iter().flatten().for_each(Lease::end);
+                        next = &after[arrived.join(after)..];
                     }
                 }
             }
             // Behind restart work that is yet to be collected requests are held without a limit, too: no pass to overtake them.
-            let is_free = !is_one_held && groups.is_free(queue);
+            let is_free = !is_one_held && arrived.are_free();
             Asked { is_one_held, pass: is_free.then(|| self.changes.pass()) }
         })
     }

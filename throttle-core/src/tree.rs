@@ -32,7 +32,7 @@ use crate::lease::{Grant, Prepaid, within};
 use crate::limiter::{Credit, Level, Limiter, Takes};
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
-use crate::share::{LAG_MAX, Virtual, advance};
+use crate::share::{LAG_MAX, Virtual, WEIGHT_DEFAULT, advance};
 use crate::time::Time;
 
 /// How many groups may stand above each other: a bound on the work of one decision.
@@ -48,9 +48,6 @@ const WAITED_PART: u64 = 2;
 
 /// No more than this part of what a limit's capacity forgives.
 const PATIENCE_PART: u64 = 8;
-
-/// A member, its groups and what is above them.
-const PATH_MAX: usize = DEPTH_MAX + 1;
 
 new_key_type! {
     /// A group or a member.
@@ -168,9 +165,15 @@ impl Node {
     }
 
     fn lines_mut(&mut self) -> &mut Lines {
-        match &mut self.kind {
-            Kind::Member(lines) => lines,
-            Kind::Group(_) => unreachable!("a group holds nothing itself"),
+        self.kind.lines_mut()
+    }
+}
+
+impl Kind {
+    fn lines_mut(&mut self) -> &mut Lines {
+        match self {
+            Self::Member(lines) => lines,
+            Self::Group(_) => unreachable!("a group holds nothing itself"),
         }
     }
 }
@@ -369,11 +372,11 @@ impl Tree {
     pub fn hold(&mut self, member: NodeId, held: Held, now: Time) -> bool {
         let direction = held.cost.direction;
         let node = &mut self.nodes[member];
-        let floor = node.clocks[node.clock(direction)].saturating_sub(LAG_MAX);
-        let line = &mut node.lines_mut()[direction as usize];
+        let clock = node.clock(direction);
+        let line = &mut node.kind.lines_mut()[direction as usize];
         let was_empty = line.first().is_none();
         if was_empty {
-            line.position = line.position.max(floor);
+            line.position = line.position.max(node.clocks[clock].saturating_sub(LAG_MAX));
         }
         line.push(held);
         let may_matter = line.len() <= 2;
@@ -382,6 +385,23 @@ impl Tree {
             self.settle(member, now);
         }
         may_matter
+    }
+
+    /// Requests begin to wait, none of which can change when to look at their tree: as many of them, from the first, as are charged and
+    /// have two before them in their line. How many that are.
+    pub fn join(&mut self, member: NodeId, held: impl Iterator<Item = Held>) -> u32 {
+        let lines = self.nodes[member].lines_mut();
+        let mut joined = 0;
+        for held in held {
+            let line = &mut lines[held.cost.direction as usize];
+            if held.cost.is_free() || line.len() < 2 && !planted(Fault::JoinUnseen) {
+                break;
+            }
+            line.push(held);
+            joined += 1;
+        }
+        self.count_held(member, i64::from(joined));
+        joined
     }
 
     /// Takes out the oldest request that a member holds in a direction, without charging anybody.
@@ -394,11 +414,11 @@ impl Tree {
         Some(held)
     }
 
-    fn count_held(&mut self, from: NodeId, change: i32) {
+    fn count_held(&mut self, from: NodeId, change: i64) {
         let mut next = Some(from);
         while let Some(id) = next {
             let node = &mut self.nodes[id];
-            node.held = node.held.checked_add_signed(change).expect("held requests are counted once");
+            node.held = u32::try_from(i64::from(node.held) + change).expect("held requests are counted once");
             next = node.parent;
         }
     }
@@ -411,47 +431,69 @@ impl Tree {
         self.nodes[root].waiting().iter().filter_map(|lane| self.wake(root, lane, now)).min()
     }
 
-    /// Lets the next request go that may, charging it to its member and all above: `None` if none may.
-    pub fn let_go(&mut self, root: NodeId, now: Time) -> Option<Held> {
-        let (member, direction) = self.next(root, now)?;
-        let node = &mut self.nodes[member];
-        let clock = node.clock(direction);
-        let line = &mut node.lines_mut()[direction as usize];
-        let position = line.position;
-        let held = line.pop()?;
-        node.clocks[clock] = node.clocks[clock].max(position);
-        self.count_held(member, -1);
+    /// Lets everything go that may, in the order of the turn, charging each request to its member and all above, and tells `post`.
+    pub fn let_go_due(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
+        while let Some((member, direction)) = self.next(root, now) {
+            let line = &self.nodes[member].lines()[direction as usize];
+            // Where nothing waits but this line, whose turn it is need not be asked for each request.
+            let is_alone = line.len() == self.nodes[root].held || planted(Fault::RunOverOthers);
+            self.let_go_of(member, direction, if is_alone { u32::MAX } else { 1 }, now, &mut post);
+        }
+    }
 
-        // What the request takes counts by all limits at or above the one who shares: collect them from here to the root …
-        let mut takes = [Takes::default(); PATH_MAX];
-        let mut length = 0;
-        let mut next = Some(member);
-        while let Some(id) = next {
-            let node = &mut self.nodes[id];
-            takes[length] = node.limiter.take(&held.cost, now);
-            length += 1;
-            next = node.parent;
+    /// Lets the first of a line go, whose turn it is, and up to `count` in all as long as they are of its lane and every limit lets
+    /// them.
+    fn let_go_of(&mut self, member: NodeId, direction: Direction, count: u32, now: Time, post: &mut impl FnMut(&Held)) {
+        let mut gone = 0;
+        loop {
+            let node = &mut self.nodes[member];
+            let clock = node.clock(direction);
+            let line = &mut node.kind.lines_mut()[direction as usize];
+            let Some(held) = line.pop() else { break };
+            let is_like_next = line.first().is_some_and(|next| Lane::of(&next.cost) == Lane::of(&held.cost));
+            node.clocks[clock] = node.clocks[clock].max(line.position);
+            let takes = self.take(member, &held.cost, now);
+            self.nodes[member].lines_mut()[direction as usize].position += advance(takes.ns(), WEIGHT_DEFAULT);
+            post(&held);
+            gone += 1;
+            if gone == count || !is_like_next || !takes.leave_open {
+                break;
+            }
         }
-        for level in (1..length).rev() {
-            takes[level - 1] = takes[level - 1].max(takes[level]);
-        }
-        // … and move everyone on the way on the clock of its parent.
-        self.nodes[member].lines_mut()[direction as usize].position +=
-            advance(takes[0].ns(), crate::share::WEIGHT_DEFAULT);
+        self.count_held(member, -i64::from(gone));
         let mut id = member;
-        for takes in &takes[1..length] {
-            let Some(parent) = self.nodes[id].parent else { break };
-            let clock = self.nodes[parent].clock(direction);
-            let node = &mut self.nodes[id];
-            let position = node.positions[clock];
-            node.positions[clock] += advance(takes.ns(), node.weight);
-            let parent_clock = &mut self.nodes[parent].clocks[clock];
-            *parent_clock = (*parent_clock).max(position);
-            self.rekey(id, parent, clock);
+        while let Some(parent) = self.nodes[id].parent {
+            self.rekey(id, parent, self.nodes[parent].clock(direction));
             id = parent;
         }
         self.settle(member, now);
-        Some(held)
+    }
+
+    /// Charges a node and all above it for a request whose turn it is. What that takes of all of them: it counts by the limits at or
+    /// above the one who shares.
+    #[inline]
+    fn take(&mut self, id: NodeId, cost: &Cost, now: Time) -> Takes {
+        let node = &mut self.nodes[id];
+        let takes = node.limiter.take(cost, now);
+        match node.parent {
+            None => takes,
+            Some(parent) => takes.and(self.take_above(id, parent, cost, now)),
+        }
+    }
+
+    /// The same for all above a node, which moves on the clock of its parent.
+    #[inline(never)]
+    fn take_above(&mut self, id: NodeId, parent: NodeId, cost: &Cost, now: Time) -> Takes {
+        let takes = self.take(parent, cost, now);
+        let clock = self.nodes[parent].clock(cost.direction);
+        let parent_clock = self.nodes[parent].clocks[clock];
+        let node = &mut self.nodes[id];
+        let position = node.positions[clock];
+        let reached = parent_clock.max(position);
+        // What it could not ask for, held back by a limit of its lane alone, is not owed.
+        node.positions[clock] = (position + advance(takes.ns(), node.weight)).max(reached.saturating_sub(LAG_MAX));
+        self.nodes[parent].clocks[clock] = reached;
+        takes
     }
 
     /// Someone whose oldest request is among the next to go: for choosing who watches the clock.
@@ -514,8 +556,8 @@ impl Tree {
     pub fn set_parent(&mut self, id: NodeId, parent: Option<NodeId>, now: Time) {
         self.detach(id, now);
         if let Some(parent) = parent {
-            let held = i32::try_from(self.nodes[id].held).expect("fewer than 2^31 requests are held");
-            self.count_held(parent, held);
+            let held = self.nodes[id].held;
+            self.count_held(parent, held.into());
             self.nodes[parent].group().children += 1;
             // It has had nothing here, and is owed nothing.
             let clocks = self.nodes[parent].clocks;
@@ -529,10 +571,10 @@ impl Tree {
     fn detach(&mut self, id: NodeId, now: Time) {
         let Some(parent) = self.nodes[id].parent else { return };
         self.take_out(id);
-        let held = i32::try_from(self.nodes[id].held).expect("fewer than 2^31 requests are held");
+        let held = self.nodes[id].held;
         self.nodes[id].parent = None;
         self.nodes[parent].group().children -= 1;
-        self.count_held(parent, -held);
+        self.count_held(parent, -i64::from(held));
         self.settle(parent, now);
     }
 
@@ -656,11 +698,7 @@ impl Tree {
 
     /// Has `id` stand where it stands by now on a clock of its parent, behind those who stand at the same place.
     fn rekey(&mut self, id: NodeId, parent: NodeId, clock: usize) {
-        // What it could not ask for, held back by a limit of its lane alone, is not owed either.
-        let floor = self.nodes[parent].clocks[clock].saturating_sub(LAG_MAX);
-        let position = &mut self.nodes[id].positions[clock];
-        *position = (*position).max(floor);
-        let position = *position;
+        let position = self.nodes[id].positions[clock];
         for lane in Lane::all() {
             let Standing::Ready { place } = self.nodes[id].standing[lane.index()] else { continue };
             if self.nodes[parent].clock(lane.direction()) != clock {
@@ -788,6 +826,26 @@ impl Standing {
 
 #[cfg(test)]
 impl Tree {
+    /// [`Self::let_go_due`] without runs: whose turn it is, is asked for each request.
+    pub fn let_go_singly(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
+        while let Some((member, direction)) = self.next(root, now) {
+            self.let_go_of(member, direction, 1, now, &mut post);
+        }
+    }
+
+    /// What each node has had of everything, and how it stands.
+    pub fn shares(&self) -> Vec<String> {
+        let of = |node: &Node| {
+            let lines = match &node.kind {
+                Kind::Member(lines) => lines.iter().map(|line| line.position).collect(),
+                Kind::Group(_) => Vec::new(),
+            };
+            let ready = node.standing.map(|standing| matches!(standing, Standing::Ready { .. }));
+            format!("{} {lines:?} {:?} {:?} {ready:?} {:?}", node.held, node.clocks, node.positions, node.limiter)
+        };
+        self.nodes.values().map(of).collect()
+    }
+
     /// Panics unless every path is settled and all counts are right.
     pub fn assert_invariants(&self) {
         for (id, node) in &self.nodes {

@@ -121,7 +121,7 @@ impl State {
         groups.go_live(member);
         let queue = groups.add_queue(member, 1);
         for tag in 0..rate as u32 / 10 {
-            assert_eq!(groups.request(queue, tag, Operation::Read, 512, Time::ZERO, Time::ZERO), Verdict::Go);
+            assert_eq!(groups.arrived(queue, Time::ZERO).request(tag, Operation::Read, 512, Time::ZERO), Verdict::Go);
         }
         groups.retire(queue).unwrap();
         groups.leave(member, Time::ZERO).unwrap();
@@ -165,7 +165,7 @@ impl State {
                 let side = &mut self.sides[index];
                 let number = side.sent;
                 side.sent += 1;
-                match self.groups.request(side.queue, number, Operation::Read, 512, self.now, self.now) {
+                match self.groups.arrived(side.queue, self.now).request(number, Operation::Read, 512, self.now) {
                     Verdict::Go => side.went.push(number),
                     Verdict::Held => side.is_in_turn = true,
                 }

@@ -31,13 +31,14 @@
 //! * I5  what a queue counts as held is what its member holds of it
 //! * I7  nothing refers to a queue that has retired or a member that has left: both are refused while anything does
 
-use slotmap::{SecondaryMap, SlotMap, new_key_type};
+mod arrivals;
+mod queues;
+
+use slotmap::{SecondaryMap, new_key_type};
 use thiserror::Error;
 
 use crate::charge::ChargeTable;
-use crate::cost::{Direction, Operation};
-use crate::held::Held;
-use crate::lease::{Grant, Prepaid};
+use crate::cost::Direction;
 use crate::limiter::{Credit, Level};
 use crate::limits::Limits;
 use crate::planted::{Fault, planted};
@@ -45,6 +46,8 @@ use crate::share::WEIGHT_DEFAULT;
 use crate::throttle::Tag;
 use crate::time::Time;
 use crate::tree::{BadParent, NodeId, Tree};
+
+use queues::Queues;
 
 /// A group of members that share limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -216,37 +219,18 @@ struct Member {
     queues: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Queue {
-    member: MemberId,
-    depth: u16,
-    /// Requests of this queue in the member's lines.
-    held: u32,
-    /// Restart work: tags let go that the thread has not collected.
-    let_go: Vec<Tag>,
-    /// When the thread was last told to look in: it does, whatever happens until then.
-    told: Option<Time>,
-    /// The thread has been rung, is looking in by itself, or is in the middle of a turn that ends in a poll: it needs no other ring.
-    owes_poll: bool,
-}
-
 /// Every group, member and queue of a daemon.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Groups {
     tree: Tree,
     members: SecondaryMap<NodeId, Member>,
-    queues: SlotMap<QueueId, Queue>,
+    queues: Queues,
     /// The armed deadline of each tree in which something waits, by its root.
     armed: SecondaryMap<NodeId, Armed>,
     /// The latest instant seen: threads read their clocks before they take the lock, so theirs may be a little earlier.
     now: Time,
     /// Whether requests may go a little late, together ([`Tree::company_at`]).
     is_company_sought: bool,
-    /// Effect of the last calls: the queues to be rung.
-    rings: Vec<QueueId>,
-    /// What [`Fault::PostAfterUnlock`] posts too late.
-    #[cfg(test)]
-    late: Vec<(QueueId, Tag)>,
 }
 
 impl Groups {
@@ -292,11 +276,9 @@ impl Groups {
     /// A queue of `member` that has room for `depth` requests.
     pub fn add_queue(&mut self, member: MemberId, depth: u16) -> QueueId {
         self.members[member.0].queues += 1;
-        let let_go = Vec::with_capacity(usize::from(depth));
-        let queue = self.queues.insert(Queue { member, depth, held: 0, let_go, told: None, owes_poll: false });
+        let queue = self.queues.add(member, depth);
         // All that the member can ever hold, so that holding allocates nothing.
-        let queues = self.queues.values().filter(|queue| queue.member == member);
-        self.tree.reserve(member.0, queues.map(|queue| usize::from(queue.depth)).sum());
+        self.tree.reserve(member.0, self.queues.of(member).map(|queue| usize::from(queue.depth)).sum());
         queue
     }
 
@@ -306,79 +288,6 @@ impl Groups {
         if member.mode == Mode::Exempt {
             member.mode = Mode::Live;
         }
-    }
-
-    /// A request has arrived on `queue`, at `since` or later. After [`Verdict::Held`] the caller polls in the same turn.
-    pub fn request(
-        &mut self,
-        queue: QueueId,
-        tag: Tag,
-        operation: Operation,
-        bytes: u64,
-        since: Time,
-        now: Time,
-    ) -> Verdict {
-        let now = self.see(now);
-        let MemberId(member) = self.queues[queue].member;
-        if self.members[member].mode != Mode::Live {
-            return self.go(queue, tag);
-        }
-        let cost = self.tree.charges(member).cost(operation, bytes);
-        if cost.is_free() {
-            return Verdict::Go;
-        }
-        let root = self.tree.root(member);
-        if self.tree.is_idle(root) && self.tree.ready_at(member, &cost, now).is_none() {
-            self.tree.charge(member, &cost, now);
-            return self.go(queue, tag);
-        }
-        let owed_poll = self.queues[queue].owes_poll;
-        self.queues[queue].held += 1;
-        self.queues[queue].owes_poll = true;
-        let may_matter = self.tree.hold(member, Held { queue, tag, cost, since }, now);
-        let is_in_time = || self.armed.get(root).is_some_and(|armed| armed.deadline > now);
-        if !may_matter && is_in_time() || planted(Fault::HoldWithoutRearm) {
-            return Verdict::Held;
-        }
-        self.let_go_due(root, Some(queue), now);
-
-        // Its turn may have come at once: then nobody need be asked again.
-        let armed = self.armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
-        let state = &mut self.queues[queue];
-        if state.let_go == [tag] && !owed_poll && armed == state.told {
-            state.let_go.clear();
-            state.owes_poll = false;
-            return Verdict::Go;
-        }
-        Verdict::Held
-    }
-
-    /// A queue that was just told to go asks for a lease. Given only while nothing waits in its tree, and only where there is a limit:
-    /// else it gets a pass, which unlike a lease ends at the very change that brings one.
-    pub fn prepay(&mut self, queue: QueueId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
-        let now = self.see(now);
-        let MemberId(member) = self.queues[queue].member;
-        let may = self.members[member].mode == Mode::Live
-            && self.tree.is_idle(self.tree.root(member))
-            && !self.tree.is_unlimited(member);
-        if may { self.tree.prepay(member, direction, wanted, now) } else { None }
-    }
-
-    /// Whether no limit is above the queue, so that whatever comes next goes as what has come just now, until something is changed.
-    pub fn is_free(&self, queue: QueueId) -> bool {
-        let MemberId(member) = self.queues[queue].member;
-        self.members[member].mode == Mode::Live && self.tree.is_unlimited(member)
-    }
-
-    /// A request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
-    fn go(&mut self, queue: QueueId, tag: Tag) -> Verdict {
-        let queue = &mut self.queues[queue];
-        if queue.let_go.is_empty() {
-            return Verdict::Go;
-        }
-        queue.let_go.push(tag);
-        queue.owes_poll = true;
-        Verdict::Held
     }
 
     /// The thread of `queue` looks in: because it was rung, because its deadline has passed, or for no reason.
@@ -407,7 +316,7 @@ impl Groups {
 
     /// Whether the thread of `queue` may sleep until the deadline, whatever comes.
     fn is_calm(&mut self, queue: QueueId, armed: Armed, now: Time) -> bool {
-        let Queue { member: MemberId(member), held, .. } = self.queues[queue];
+        let (MemberId(member), held) = (self.queues[queue].member, self.queues[queue].held);
         // The client of one that holds a single request waits for that, and sends nothing meanwhile.
         self.is_company_sought
             && held > 1
@@ -436,7 +345,7 @@ impl Groups {
                         self.tree.charge(above, &held.cost, now);
                     }
                 }
-                self.post(&held, None);
+                self.queues.post(&held, None, now);
             }
         }
         if planted(Fault::DrainWithoutRearm) {
@@ -578,7 +487,7 @@ impl Groups {
 
     /// The queues to be rung because of the calls since the last time, each once.
     pub fn take_rings(&mut self) -> impl Iterator<Item = QueueId> {
-        self.rings.drain(..)
+        self.queues.take_rings()
     }
 
     fn see(&mut self, now: Time) -> Time {
@@ -588,36 +497,9 @@ impl Groups {
 
     /// Lets go of everything that is due, in the order of the turn, and arms for what is not.
     fn let_go_due(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
-        while let Some(held) = self.tree.let_go(root, now) {
-            self.post(&held, caller);
-        }
+        let Self { tree, queues, .. } = self;
+        tree.let_go_due(root, now, |held| queues.post(held, caller, now));
         self.rearm(root, caller, now);
-    }
-
-    /// Posts a request that was let go and charged to its queue. Let go, charged, counted and posted under one lock.
-    fn post(&mut self, held: &Held, caller: Option<QueueId>) {
-        #[cfg(test)]
-        if planted(Fault::PostAfterUnlock) && Some(held.queue) != caller {
-            self.queues[held.queue].held -= 1;
-            self.late.push((held.queue, held.tag));
-            return;
-        }
-        let queue = &mut self.queues[held.queue];
-        queue.held -= u32::from(!planted(Fault::HeldNotCounted));
-        queue.let_go.push(held.tag);
-        self.ring(held.queue, caller);
-    }
-
-    fn ring(&mut self, queue: QueueId, caller: Option<QueueId>) {
-        let state = &mut self.queues[queue];
-        if !state.owes_poll {
-            debug_assert_ne!(Some(queue), caller, "a caller polls in its turn");
-            state.owes_poll = true;
-            // One whose instant has come looks in by itself.
-            if state.told.is_none_or(|told| told > self.now && !planted(Fault::ToldIsEnough)) {
-                self.rings.push(queue);
-            }
-        }
     }
 
     /// Arms a tree for the earliest instant at which something in it is due, on a queue that holds something of it.
@@ -642,7 +524,7 @@ impl Groups {
         self.armed.insert(root, Armed { owner, deadline, since: now });
         // Told of an earlier instant, the thread looks in for nothing and is told anew: no need to wake it for that.
         if self.queues[owner].told.is_none_or(|told| told > deadline && !planted(Fault::EarlierUntold)) {
-            self.ring(owner, caller);
+            self.queues.ring(owner, caller, now);
         }
     }
 }
@@ -651,13 +533,13 @@ impl Groups {
 impl Groups {
     /// See [`Fault::PostAfterUnlock`].
     pub fn take_late(&mut self) -> Vec<(QueueId, Tag)> {
-        std::mem::take(&mut self.late)
+        self.queues.take_late()
     }
 
     /// See [`Fault::PostAfterUnlock`].
     pub fn post_late(&mut self, queue: QueueId, tag: Tag) {
         self.queues[queue].let_go.push(tag);
-        self.ring(queue, None);
+        self.queues.ring(queue, None, self.now);
     }
 
     /// See [`Fault::LookThenSay`].
@@ -669,8 +551,7 @@ impl Groups {
     pub fn assert_invariants(&self) {
         self.tree.assert_invariants();
         for (id, member) in &self.members {
-            let queues = self.queues.values().filter(|queue| queue.member.0 == id);
-            assert_eq!(queues.count(), member.queues as usize);
+            assert_eq!(self.queues.of(MemberId(id)).count(), member.queues as usize);
             let mut held = self.tree.lines(id).iter().flat_map(|line| line.iter()).peekable();
             assert!(held.peek().is_none() || member.mode == Mode::Live, "a member that is not limited holds nothing");
             for held in held {
@@ -695,7 +576,7 @@ impl Groups {
                 "I1: the owner knows the deadline"
             );
         }
-        for (id, queue) in &self.queues {
+        for (id, queue) in self.queues.iter() {
             assert!(self.members.contains_key(queue.member.0), "I7: a queue has a member");
             let lines = self.tree.lines(queue.member.0);
             let held = lines.iter().flat_map(|line| line.iter()).filter(|held| held.queue == id).count();

@@ -1,0 +1,119 @@
+//! Requests that come to a queue at one instant.
+
+use super::{Groups, MemberId, Mode, QueueId, Verdict};
+use crate::charge::ChargeTable;
+use crate::cost::{Direction, Operation};
+use crate::held::Held;
+use crate::lease::{Grant, Prepaid};
+use crate::planted::{Fault, planted};
+use crate::throttle::{Request, Tag};
+use crate::time::Time;
+use crate::tree::NodeId;
+
+/// Requests that one queue asks for at one instant. Where it stands in its tree is looked up once for all of them.
+pub(crate) struct Arrivals<'a> {
+    groups: &'a mut Groups,
+    queue: QueueId,
+    member: NodeId,
+    root: NodeId,
+    is_live: bool,
+    charges: ChargeTable,
+    now: Time,
+}
+
+impl Groups {
+    /// Requests have arrived on `queue`, and are asked for one after the other.
+    pub fn arrived(&mut self, queue: QueueId, now: Time) -> Arrivals<'_> {
+        let now = self.see(now);
+        let MemberId(member) = self.queues[queue].member;
+        Arrivals {
+            queue,
+            member,
+            root: self.tree.root(member),
+            is_live: self.members[member].mode == Mode::Live,
+            charges: self.tree.charges(member),
+            now,
+            groups: self,
+        }
+    }
+}
+
+impl Arrivals<'_> {
+    /// One that was not there before `since`. After [`Verdict::Held`] the caller polls in the same turn.
+    pub fn request(&mut self, tag: Tag, operation: Operation, bytes: u64, since: Time) -> Verdict {
+        if !self.is_live {
+            return self.go(tag);
+        }
+        let cost = self.charges.cost(operation, bytes);
+        if cost.is_free() {
+            return Verdict::Go;
+        }
+        let Self { queue, member, root, now, .. } = *self;
+        let Groups { tree, queues, armed, .. } = &mut *self.groups;
+        if tree.is_idle(root) && tree.ready_at(member, &cost, now).is_none() {
+            tree.charge(member, &cost, now);
+            return self.go(tag);
+        }
+        let state = &mut queues[queue];
+        let owed_poll = std::mem::replace(&mut state.owes_poll, true);
+        state.held += 1;
+        let may_matter = tree.hold(member, Held { queue, tag, cost, since }, now);
+        let is_in_time = || armed.get(root).is_some_and(|armed| armed.deadline > now);
+        if !may_matter && is_in_time() || planted(Fault::HoldWithoutRearm) {
+            return Verdict::Held;
+        }
+        self.groups.let_go_due(root, Some(queue), now);
+
+        // Its turn may have come at once: then nobody need be asked again.
+        let Groups { queues, armed, .. } = &mut *self.groups;
+        let told = armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
+        let state = &mut queues[queue];
+        if state.let_go == [tag] && !owed_poll && told == state.told {
+            state.let_go.clear();
+            state.owes_poll = false;
+            return Verdict::Go;
+        }
+        Verdict::Held
+    }
+
+    /// The next of those that came, after [`Verdict::Held`] for the one before them: how many of them begin to wait as well, without a
+    /// look at anything else. That is where the deadline is yet to come, and those before them wait in company.
+    pub fn join(&mut self, next: &[Request]) -> usize {
+        let Groups { tree, queues, armed, .. } = &mut *self.groups;
+        if !self.is_live || armed.get(self.root).is_none_or(|armed| armed.deadline <= self.now) {
+            return 0;
+        }
+        let (queue, charges) = (self.queue, self.charges);
+        let held = next.iter().map(|&Request { tag, operation, bytes, since }| {
+            let cost = charges.cost(operation, bytes);
+            Held { queue, tag, cost, since }
+        });
+        let joined = tree.join(self.member, held);
+        queues[queue].held += joined;
+        joined as usize
+    }
+
+    /// The queue was just told to go, and asks for a lease. Given only while nothing waits in its tree, and only where there is a
+    /// limit: else it gets a pass, which unlike a lease ends at the very change that brings one.
+    pub fn prepay(&mut self, direction: Direction, wanted: Prepaid) -> Option<Grant> {
+        let tree = &mut self.groups.tree;
+        let may = self.is_live && tree.is_idle(self.root) && !tree.is_unlimited(self.member);
+        if may { tree.prepay(self.member, direction, wanted, self.now) } else { None }
+    }
+
+    /// Whether no limit is above the queue, so that whatever comes next goes as what has come just now, until something is changed.
+    pub fn are_free(&self) -> bool {
+        self.is_live && self.groups.tree.is_unlimited(self.member)
+    }
+
+    /// A request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
+    fn go(&mut self, tag: Tag) -> Verdict {
+        let queue = &mut self.groups.queues[self.queue];
+        if queue.let_go.is_empty() {
+            return Verdict::Go;
+        }
+        queue.let_go.push(tag);
+        queue.owes_poll = true;
+        Verdict::Held
+    }
+}

@@ -1,0 +1,144 @@
+//! Many requests that come or go at one instant take short cuts, and nobody can tell.
+//!
+//! Where two of a line wait, those behind them join it without a look at anything else; where one line is all that waits in its tree,
+//! its requests go without asking whose turn it is for each of them.
+
+use proptest::prelude::*;
+
+use super::world::limits;
+use crate::charge::ChargeTable;
+use crate::cost::Operation;
+use crate::group::QueueId;
+use crate::held::Held;
+use crate::limits::Limits;
+use crate::planted::{Fault, is_found};
+use crate::throttle::Tag;
+use crate::time::Time;
+use crate::tree::{NodeId, Tree};
+
+const MEMBERS: usize = 4;
+
+#[derive(Clone, Debug)]
+struct Step {
+    member: usize,
+    /// Of the first, the third, … and of the second, the fourth, …
+    operations: [Operation; 2],
+    bytes: u64,
+    count: u32,
+    then_ns: u64,
+}
+
+fn some_limits() -> impl Strategy<Value = Limits> {
+    prop::sample::select(vec![
+        "",
+        "iops-total=2000",
+        "bps-read=4000000",
+        "iops-write=500 bps-total=30000000",
+        "iops-total=300 iops-total-max=3000 iops-total-max-length=2",
+        "bps-total=8000000 iops-read=1000 iops-size=4096",
+    ])
+    .prop_map(limits)
+}
+
+fn some_step() -> impl Strategy<Value = Step> {
+    let operation =
+        || prop::sample::select(vec![Operation::Read, Operation::Write, Operation::Discard, Operation::Flush]);
+    let operations = prop_oneof![operation().prop_map(|one| [one; 2]), [operation(), operation()]];
+    let then_ns = prop_oneof![Just(0), 1_u64..2_000_000, 1_u64..300_000_000];
+    (0..MEMBERS, operations, 1_u64..100_000, 1_u32..40, then_ns)
+        .prop_map(|(member, operations, bytes, count, then_ns)| Step { member, operations, bytes, count, then_ns })
+}
+
+/// Two members in a group, one in a group below it, and one alone.
+fn tree(of: &[Limits; 6], weights: [u32; 5]) -> (Tree, [NodeId; MEMBERS]) {
+    let mut tree = Tree::default();
+    let above = tree.add_group(&of[0], weights[0], None);
+    let below = tree.add_group(&of[1], weights[1], None);
+    let members = [2, 3, 4, 5].map(|index| tree.add_member(&of[index], weights[index.min(4)]));
+    for (node, parent) in [(below, above), (members[0], above), (members[1], above), (members[2], below)] {
+        tree.set_parent(node, Some(parent), Time::ZERO);
+    }
+    for member in members {
+        tree.reserve(member, 4096);
+    }
+    (tree, members)
+}
+
+type Went = Vec<(NodeId, Tag)>;
+
+fn expect_short_cuts_to_be_as_one_by_one(of: &[Limits; 6], weights: [u32; 5], steps: &[Step]) {
+    let (mut many, members) = tree(of, weights);
+    let mut single = many.clone();
+    let (mut went, mut went_singly): (Went, Went) = (Vec::new(), Vec::new());
+    let (mut now, mut tag) = (Time::ZERO, 0);
+    for step in steps {
+        let member = members[step.member];
+        let mut came: Vec<Held> = Vec::new();
+        for operation in step.operations.into_iter().cycle().take(step.count as usize) {
+            let cost = ChargeTable::DEFAULT.cost(operation, step.bytes);
+            came.push(Held { queue: QueueId::default(), tag, cost, since: now });
+            tag += 1;
+        }
+        let is_charged = |held: &&Held| !held.cost.is_free();
+        came.iter().filter(is_charged).for_each(|&held| _ = single.hold(member, held, now));
+        let mut next = came.as_slice();
+        while let Some((&held, after)) = next.split_first() {
+            if is_charged(&&held) {
+                many.hold(member, held, now);
+            }
+            let joined = many.join(member, after.iter().copied());
+            next = &after[joined as usize..];
+        }
+        now = now.plus_nanos(step.then_ns);
+        let root = many.root(member);
+        many.let_go_due(root, now, |held| went.push((root, held.tag)));
+        single.let_go_singly(root, now, |held| went_singly.push((root, held.tag)));
+        assert_eq!(went, went_singly);
+        assert_eq!(many.wakes_at(root, now), single.wakes_at(root, now));
+        assert_eq!(many.shares(), single.shares());
+        many.assert_invariants();
+    }
+}
+
+proptest! {
+    #[test]
+    fn many_leave_everything_as_they_would_one_by_one(
+        of in [some_limits(), some_limits(), some_limits(), some_limits(), some_limits(), some_limits()],
+        weights in [1_u32..1000, 1_u32..1000, 1_u32..1000, 1_u32..1000, 1_u32..1000],
+        steps in prop::collection::vec(some_step(), 1..60),
+    ) {
+        expect_short_cuts_to_be_as_one_by_one(&of, weights, &steps);
+    }
+}
+
+#[test]
+fn a_run_ends_where_another_has_the_turn() {
+    // Two members under one limit. Without a look at the other the first of them would have all of it.
+    let of = ["iops-total=2000", "", "", "", "", ""].map(limits);
+    let steps = [(0, 400), (1, 400), (0, 1)].map(|(member, count)| Step {
+        member,
+        operations: [Operation::Read; 2],
+        bytes: 4096,
+        count,
+        then_ns: 50_000_000,
+    });
+    let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
+    compare();
+    assert!(is_found(Fault::RunOverOthers, compare), "a run over the turn of others was not found");
+}
+
+#[test]
+fn the_first_of_a_line_does_not_join_unseen() {
+    // A read is the first of its line among writes, and may be due before them: it has to find its place.
+    let of = ["bps-write=4000000", "", "", "", "", ""].map(limits);
+    let steps = [Step {
+        member: 0,
+        operations: [Operation::Write, Operation::Read],
+        bytes: 4096,
+        count: 400,
+        then_ns: 50_000_000,
+    }];
+    let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
+    compare();
+    assert!(is_found(Fault::JoinUnseen, compare), "a request that joins unseen was not found");
+}
