@@ -10,6 +10,7 @@
 //!          ├─ Fio       a job of fio-jobs/, its report, the instant of every completion
 //!          ├─ disks     RAM disks, a slow disk, mounts: what backends and users need
 //!          ├─ mapper    disks that fail, stall or wait on demand
+//!          ├─ Setting   what the kernel is set to, and what it was before
 //!          └─ process   what a process holds: memory, descriptors, threads
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod mapper;
 pub mod needs;
 pub mod process;
 pub mod scene;
+pub mod setting;
 pub mod socket;
 pub mod starvation;
 pub mod sysfs;

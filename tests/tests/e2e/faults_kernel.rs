@@ -15,6 +15,7 @@ use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::{self, Need};
 use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::setting::Setting;
 use ublk_throttle_tests::sysfs;
 use ublk_throttle_tests::wait;
 
@@ -120,26 +121,6 @@ fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Resu
     expect_within("from the abort to the end of every request", begin.elapsed(), ANSWER_LIMIT)?;
     scene.remove_devices();
     scene.expect_nothing_left()
-}
-
-/// Puts a kernel setting back when dropped.
-pub(crate) struct Setting {
-    path: &'static str,
-    before: String,
-}
-
-impl Setting {
-    pub(crate) fn set(path: &'static str, value: &str) -> Result<Self> {
-        let before = fs::read_to_string(path).context(path)?;
-        fs::write(path, value).with_context(|| format!("{value:?} to {path}"))?;
-        Ok(Self { path, before })
-    }
-}
-
-impl Drop for Setting {
-    fn drop(&mut self) {
-        let _ = fs::write(self.path, &self.before);
-    }
 }
 
 /// The driver, away until dropped.

@@ -25,9 +25,9 @@ use ublk_throttle_tests::disks::{Mount, RamDisk};
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::setting::Setting;
 use ublk_throttle_tests::wait;
 
-use crate::faults_kernel::Setting;
 use crate::measure::expect_within;
 use crate::{Case, cases, let_run, wait_until_busy};
 
