@@ -105,8 +105,9 @@ impl Bucket {
     }
 
     /// The nanoseconds in which the bucket earns `cost`, and whether it binds: whether it is so full that requests are
-    /// waiting for it, or nearly. At the level as last drained.
-    pub(crate) fn earns_in(&self, cost: NanoUnits) -> (f64, bool) {
+    /// waiting for it, or nearly.
+    pub(crate) fn earns_in(&mut self, cost: NanoUnits, now: Time) -> (f64, bool) {
+        self.drain(now);
         // A bucket that requests wait for is at the brim when one is let go, and a timer that is late by half of the
         // capacity is rarer than a bucket that is half full by chance; the shares err only while it happens.
         if let Some(burst_capacity) = self.burst_capacity

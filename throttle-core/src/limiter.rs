@@ -127,6 +127,11 @@ impl Limiter {
         latest
     }
 
+    /// Whether every bucket takes another request like the last one that was charged, at the same instant.
+    pub(crate) fn is_open(&self, cost: &Cost) -> bool {
+        ones(self.charged(cost)).all(|kind| self.buckets[usize::from(kind)].as_ref().is_none_or(Bucket::is_open))
+    }
+
     /// Whether some bucket did not take a request of this cost at `since`, as far as its level now tells.
     pub(crate) fn was_blocked(&mut self, cost: &Cost, since: Time, now: Time) -> bool {
         let mut was_blocked = false;
@@ -172,7 +177,7 @@ impl Limiter {
     pub(crate) fn take(&mut self, cost: &Cost, now: Time) -> Takes {
         let mut takes = Takes::NOTHING;
         self.for_each_charge(cost, |bucket, units| {
-            let (ns, binds) = bucket.earns_in(units);
+            let (ns, binds) = bucket.earns_in(units, now);
             bucket.charge(units, now);
             let binding_ns = if binds { ns } else { 0.0 };
             takes = takes.and(Takes { binding_ns, any_ns: ns, leave_open: bucket.is_open() });

@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     NewestFirst,
     /// A request that comes behind another one waits without a look at what that changes.
     JoinUnseen,
+    /// Who has let a request go keeps its place among those that may, whatever its limits say.
+    PlacesKept,
     /// A line goes on as long as the limits let it, whoever else waits.
     RunOverOthers,
     /// I7: a member leaves while it has a queue.

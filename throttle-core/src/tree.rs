@@ -433,40 +433,69 @@ impl Tree {
 
     /// Lets everything go that may, in the order of the turn, charging each request to its member and all above, and tells `post`.
     pub fn let_go_due(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
-        while let Some((member, direction)) = self.next(root, now) {
+        let mut lanes = self.open_lanes(root, now);
+        while let Some((member, direction)) = self.next(root, lanes, now) {
             let line = &self.nodes[member].lines()[direction as usize];
             // Where nothing waits but this line, whose turn it is need not be asked for each request.
             let is_alone = line.len() == self.nodes[root].held || planted(Fault::RunOverOthers);
-            self.let_go_of(member, direction, if is_alone { u32::MAX } else { 1 }, now, &mut post);
+            let count = if is_alone { u32::MAX } else { 1 };
+            if !self.let_go_of(member, direction, count, now, &mut post) {
+                lanes = self.open_lanes(root, now);
+            }
         }
     }
 
     /// Lets the first of a line go, whose turn it is, and up to `count` in all as long as they are of its lane and every limit lets
-    /// them.
-    fn let_go_of(&mut self, member: NodeId, direction: Direction, count: u32, now: Time, post: &mut impl FnMut(&Held)) {
+    /// them. Whether another one of that lane waits, and the limits let it go as well, so that the same lanes are open as before.
+    fn let_go_of(
+        &mut self,
+        member: NodeId,
+        direction: Direction,
+        count: u32,
+        now: Time,
+        post: &mut impl FnMut(&Held),
+    ) -> bool {
         let mut gone = 0;
-        loop {
+        let (keeps_places, goes_on) = loop {
             let node = &mut self.nodes[member];
             let clock = node.clock(direction);
             let line = &mut node.kind.lines_mut()[direction as usize];
-            let Some(held) = line.pop() else { break };
+            let Some(held) = line.pop() else { break (false, false) };
             let is_like_next = line.first().is_some_and(|next| Lane::of(&next.cost) == Lane::of(&held.cost));
             node.clocks[clock] = node.clocks[clock].max(line.position);
             let takes = self.take(member, &held.cost, now);
             self.nodes[member].lines_mut()[direction as usize].position += advance(takes.ns(), WEIGHT_DEFAULT);
             post(&held);
             gone += 1;
-            if gone == count || !is_like_next || !takes.leave_open {
-                break;
+            let goes_on = is_like_next && takes.leave_open;
+            if gone == count || !goes_on {
+                break (is_like_next && self.keeps_places(member, &held.cost), goes_on);
             }
-        }
+        };
         self.count_held(member, -i64::from(gone));
         let mut id = member;
         while let Some(parent) = self.nodes[id].parent {
             self.rekey(id, parent, self.nodes[parent].clock(direction));
             id = parent;
         }
-        self.settle(member, now);
+        if !keeps_places && !planted(Fault::PlacesKept) {
+            self.settle(member, now);
+        }
+        goes_on
+    }
+
+    /// Whether everyone from a node up still stands where it stood, after a request like the next one was charged: where all limits on
+    /// the way take that as well (but for the root's, which hold back all alike), and nobody is asleep in another lane.
+    fn keeps_places(&self, mut id: NodeId, cost: &Cost) -> bool {
+        while let Some(parent) = self.nodes[id].parent {
+            let node = &self.nodes[id];
+            let sleeps = node.standing.iter().any(|standing| matches!(standing, Standing::Asleep { .. }));
+            if sleeps || !node.limiter.is_open(cost) {
+                return false;
+            }
+            id = parent;
+        }
+        true
     }
 
     /// Charges a node and all above it for a request whose turn it is. What that takes of all of them: it counts by the limits at or
@@ -769,14 +798,19 @@ impl Tree {
         *which(self.nodes[parent].group()) = heap;
     }
 
-    /// Whose turn it is: down from the root, the child that stands first among those that may go.
-    fn next(&mut self, root: NodeId, now: Time) -> Option<(NodeId, Direction)> {
+    /// The lanes in which something waits in the tree of `root` and nothing at or below its limits holds all of it back.
+    fn open_lanes(&mut self, root: NodeId, now: Time) -> Lanes {
         let mut lanes = Lanes::default();
         for lane in self.nodes[root].waiting().iter() {
             if self.wake(root, lane, now).is_some_and(|wake| wake <= now) {
                 lanes.insert(lane);
             }
         }
+        lanes
+    }
+
+    /// Whose turn it is: down from the root, the child that stands first among those that may go in the open lanes.
+    fn next(&mut self, root: NodeId, mut lanes: Lanes, now: Time) -> Option<(NodeId, Direction)> {
         let mut id = root;
         while matches!(self.nodes[id].kind, Kind::Group(_)) {
             for lane in lanes.iter() {
@@ -826,24 +860,28 @@ impl Standing {
 
 #[cfg(test)]
 impl Tree {
-    /// [`Self::let_go_due`] without runs: whose turn it is, is asked for each request.
+    /// [`Self::let_go_due`] without short cuts: everything is asked anew for each request.
     pub fn let_go_singly(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
-        while let Some((member, direction)) = self.next(root, now) {
+        loop {
+            let lanes = self.open_lanes(root, now);
+            let Some((member, direction)) = self.next(root, lanes, now) else { return };
             self.let_go_of(member, direction, 1, now, &mut post);
+            self.settle(member, now);
         }
     }
 
     /// What each node has had of everything, and how it stands.
-    pub fn shares(&self) -> Vec<String> {
-        let of = |node: &Node| {
+    pub fn shares(&mut self, now: Time) -> Vec<String> {
+        let of = |node: &mut Node| {
+            let levels = node.limiter.levels(now);
             let lines = match &node.kind {
                 Kind::Member(lines) => lines.iter().map(|line| line.position).collect(),
                 Kind::Group(_) => Vec::new(),
             };
             let ready = node.standing.map(|standing| matches!(standing, Standing::Ready { .. }));
-            format!("{} {lines:?} {:?} {:?} {ready:?} {:?}", node.held, node.clocks, node.positions, node.limiter)
+            format!("{} {lines:?} {:?} {:?} {ready:?} {levels:?}", node.held, node.clocks, node.positions)
         };
-        self.nodes.values().map(of).collect()
+        self.nodes.values_mut().map(of).collect()
     }
 
     /// Panics unless every path is settled and all counts are right.

@@ -95,7 +95,7 @@ fn expect_short_cuts_to_be_as_one_by_one(of: &[Limits; 6], weights: [u32; 5], st
         single.let_go_singly(root, now, |held| went_singly.push((root, held.tag)));
         assert_eq!(went, went_singly);
         assert_eq!(many.wakes_at(root, now), single.wakes_at(root, now));
-        assert_eq!(many.shares(), single.shares());
+        assert_eq!(many.shares(now), single.shares(now));
         many.assert_invariants();
     }
 }
@@ -141,4 +141,20 @@ fn the_first_of_a_line_does_not_join_unseen() {
     let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
     compare();
     assert!(is_found(Fault::JoinUnseen, compare), "a request that joins unseen was not found");
+}
+
+#[test]
+fn who_has_reached_a_limit_of_its_own_loses_its_place() {
+    // Two members under a limit that lets both go on; the first has one of its own, which ends its turns long before.
+    let of = ["iops-total=100000", "", "iops-total=300", "", "", ""].map(limits);
+    let steps = [(0, 400), (1, 400), (0, 1)].map(|(member, count)| Step {
+        member,
+        operations: [Operation::Read; 2],
+        bytes: 4096,
+        count,
+        then_ns: 50_000_000,
+    });
+    let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
+    compare();
+    assert!(is_found(Fault::PlacesKept, compare), "a place that is kept for nothing was not found");
 }
