@@ -48,7 +48,7 @@ use cases::Case;
 
 /// Measure ours against its peers in a VM, and judge every bar: IOPS, CPU a request, latency, rates, lateness
 ///
-/// All cases take about half an hour with five rounds, emulated an hour. Ends with 0 unless a case could not be run or
+/// All cases take about half an hour with five rounds, emulated about two hours. Ends with 0 unless a case could not be run or
 /// a bar was surely not met. With --decisions: what a decision of the throttle costs, beside governor's, on this host;
 /// arguments after -- then go to criterion: a filter, --quick, --save-baseline NAME.
 #[derive(Args)]
