@@ -58,6 +58,8 @@ pub struct Bar {
     pub value: Value,
     /// What it must be.
     pub bound: Bound,
+    /// Why it is not judged where a nanosecond is an instruction, if it is not.
+    pub doubt_in_instructions: Option<&'static str>,
 }
 
 /// What became of it.
@@ -89,12 +91,17 @@ pub struct Judged {
 impl Bar {
     /// Of a ratio between two sides.
     pub fn ratio(metric: Metric, of: usize, to: usize, bound: Bound) -> Bar {
-        Bar { value: Value::Ratio(metric, of, to), bound }
+        Bar { value: Value::Ratio(metric, of, to), bound, doubt_in_instructions: None }
     }
 
     /// Of one side's own number.
     pub fn plain(metric: Metric, side: usize, bound: Bound) -> Bar {
-        Bar { value: Value::Plain(metric, side), bound }
+        Bar { value: Value::Plain(metric, side), bound, doubt_in_instructions: None }
+    }
+
+    /// The same, for that reason not judged where a nanosecond is an instruction.
+    pub fn not_in_instructions(self, why: &'static str) -> Bar {
+        Bar { doubt_in_instructions: Some(why), ..self }
     }
 
     /// Judges it by what the sides did.

@@ -27,8 +27,7 @@ pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u
     };
     for (number, case) in cases.iter().enumerate() {
         println!("\n== {}/{} {}: {}", number + 1, cases.len(), case.name(), case.claim());
-        let doubt = if report.clock == INSTRUCTIONS { case.doubt_in_instructions() } else { None };
-        let outcome = one(*case, &bench, doubt);
+        let outcome = one(*case, &bench, report.clock == INSTRUCTIONS);
         print!("{}", report::text::case(&outcome));
         report.cases.push(outcome);
         // After each case: what was measured is there even if a later one takes the machine with it.
@@ -43,13 +42,13 @@ pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u
     Ok(u8::from(report.is_failed()))
 }
 
-fn one(case: Case, bench: &Bench, doubt: Option<&str>) -> Outcome {
+fn one(case: Case, bench: &Bench, are_instructions_time: bool) -> Outcome {
     let start = Instant::now();
     let came = match case.run(bench) {
         Ok(Finding::Measured { sides, bars, notes }) => {
-            let judge = |bar: &Bar| match doubt {
-                Some(why) => bar.judge(&sides).doubted(why),
-                None => bar.judge(&sides),
+            let judge = |bar: &Bar| match bar.doubt_in_instructions {
+                Some(why) if are_instructions_time => bar.judge(&sides).doubted(why),
+                _ => bar.judge(&sides),
             };
             let judged = bars.iter().map(judge).collect();
             Came::Measured { sides, judged, notes }

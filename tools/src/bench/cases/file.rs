@@ -6,31 +6,50 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Finding, as_fast_as, loaded};
+use super::{COPIES, Finding, Start, as_fast_as, loaded, zero_copy};
+use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Rublk};
+use crate::bench::sample::Metric;
 
-/// In MiB: small enough for two of them in the guest's memory.
+/// In MiB: small enough for three of them in the guest's memory.
 const SIZE: u64 = 256;
 
-/// Runs the case.
+/// From here on the copies are most of a request.
+const LARGE: u32 = 65536;
+
+/// Runs the case. Where zero copy would be compared with rublk's copies, our copies are, too.
 pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
     let queues = bench.plan.queues;
     let (our_file, peer_file) = (written("ours")?, written("rublk")?);
-    let backend = format!("{{ file: {} }}", our_file.path.display());
-    let config = format!("devices:\n  file: {{ backend: {backend}, queues: {queues} }}\n");
+    let compares_copies = block >= LARGE && zero_copy::is_offered()?;
+    let our_copied = compares_copies.then(|| written("copied")).transpose()?;
+    let start = |name: &str, file: &Written, key: &str| {
+        let device = format!("{name}: {{ backend: {{ file: {} }}, queues: {queues}{key} }}", file.path.display());
+        Ours::start(name, &format!("devices:\n  {device}\n"))
+    };
     let load = Load { rw: "randread", block, seconds: bench.plan.seconds, rate: None };
-    let sides = loaded(
-        bench,
-        &[
-            ("ours file", Box::new(|| Ok(Box::new(Ours::start("file", &config)?)))),
-            ("rublk loop", Box::new(|| Ok(Box::new(Rublk::file(101, queues, &peer_file.path)?)))),
-        ],
-        load,
-    )?;
-    let notes = vec!["ours with the default, zero-copy: auto; both through the page cache, on tmpfs".to_owned()];
-    Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes })
+    let mut starts: Vec<(&str, Start<'_>)> = vec![
+        ("ours file", Box::new(|| Ok(Box::new(start("file", &our_file, "")?)))),
+        ("rublk loop", Box::new(|| Ok(Box::new(Rublk::file(101, queues, &peer_file.path)?)))),
+    ];
+    let mut bars = as_fast_as(1.0, 1.0);
+    if let Some(our_copied) = &our_copied {
+        starts.push((
+            "ours, zero-copy: off",
+            Box::new(|| Ok(Box::new(start("copied", our_copied, ", zero-copy: 'off'")?))),
+        ));
+        bars = bars.into_iter().map(|bar| bar.not_in_instructions(COPIES)).collect();
+        bars.extend([
+            Bar::ratio(Metric::Iops, 2, 1, Bound::AtLeast(1.0)),
+            Bar::ratio(Metric::CpuOwn, 2, 1, Bound::AtMost(1.0)),
+            Bar::ratio(Metric::CpuAll, 2, 1, Bound::AtMost(1.0)),
+        ]);
+    }
+    let sides = loaded(bench, &starts, load)?;
+    let notes = vec!["ours with the default, zero-copy: auto; all through the page cache, on tmpfs".to_owned()];
+    Ok(Finding::Measured { sides, bars, notes })
 }
 
 /// A file that is removed when dropped.

@@ -58,6 +58,10 @@ pub enum Case {
     Shares,
 }
 
+/// Why ways that copy differently are not compared where a nanosecond is an instruction.
+const COPIES: &str = "most of it is copies, of which instructions do not tell the time: Linux takes one for 8 bytes to or from a process, \
+                      and three within itself; see `--clock host`";
+
 /// What a case came to.
 pub enum Finding {
     /// Numbers, and what is demanded of them.
@@ -110,17 +114,6 @@ impl Case {
             }
             Case::IdleDevices => "64 devices x 2 queues that do nothing: 1 ms of CPU a second, 4 MiB a device",
             Case::Shares => "four devices of depths 1, 4, 16 and 32 share 1000 operations a second equally",
-        }
-    }
-
-    /// Why its bars are not judged where a nanosecond is an instruction, if they are not.
-    pub const fn doubt_in_instructions(self) -> Option<&'static str> {
-        match self {
-            Case::File64k | Case::ZeroCopy => Some(
-                "most of it is copies, of which instructions do not tell the time: Linux takes one for 8 bytes to or from a process, and \
-                 three within itself; see `--clock host`",
-            ),
-            _ => None,
         }
     }
 
