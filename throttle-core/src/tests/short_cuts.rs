@@ -111,50 +111,40 @@ proptest! {
     }
 }
 
+/// The comparison holds, and without that condition of a short cut it does not.
+fn expect_condition_to_be_needed(fault: Fault, of: [&str; 6], steps: &[Step]) {
+    let of = of.map(limits);
+    let compare = || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], steps);
+    compare();
+    assert!(is_found(fault, compare), "{fault:?} was not found");
+}
+
+fn step(member: usize, operations: [Operation; 2], count: u32) -> Step {
+    Step { member, operations, bytes: 4096, count, then_ns: 50_000_000 }
+}
+
+/// Reads of two members that wait together, and a look at them.
+fn two_that_wait() -> [Step; 3] {
+    [(0, 400), (1, 400), (0, 1)].map(|(member, count)| step(member, [Operation::Read; 2], count))
+}
+
 #[test]
 fn a_run_ends_where_another_has_the_turn() {
     // Two members under one limit. Without a look at the other the first of them would have all of it.
-    let of = ["iops-total=2000", "", "", "", "", ""].map(limits);
-    let steps = [(0, 400), (1, 400), (0, 1)].map(|(member, count)| Step {
-        member,
-        operations: [Operation::Read; 2],
-        bytes: 4096,
-        count,
-        then_ns: 50_000_000,
-    });
-    let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
-    compare();
-    assert!(is_found(Fault::RunOverOthers, compare), "a run over the turn of others was not found");
+    let of = ["iops-total=2000", "", "", "", "", ""];
+    expect_condition_to_be_needed(Fault::RunOverOthers, of, &two_that_wait());
 }
 
 #[test]
 fn the_first_of_a_line_does_not_join_unseen() {
     // A read is the first of its line among writes, and may be due before them: it has to find its place.
-    let of = ["bps-write=4000000", "", "", "", "", ""].map(limits);
-    let steps = [Step {
-        member: 0,
-        operations: [Operation::Write, Operation::Read],
-        bytes: 4096,
-        count: 400,
-        then_ns: 50_000_000,
-    }];
-    let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
-    compare();
-    assert!(is_found(Fault::JoinUnseen, compare), "a request that joins unseen was not found");
+    let of = ["bps-write=4000000", "", "", "", "", ""];
+    expect_condition_to_be_needed(Fault::JoinUnseen, of, &[step(0, [Operation::Write, Operation::Read], 400)]);
 }
 
 #[test]
 fn who_has_reached_a_limit_of_its_own_loses_its_place() {
     // Two members under a limit that lets both go on; the first has one of its own, which ends its turns long before.
-    let of = ["iops-total=100000", "", "iops-total=300", "", "", ""].map(limits);
-    let steps = [(0, 400), (1, 400), (0, 1)].map(|(member, count)| Step {
-        member,
-        operations: [Operation::Read; 2],
-        bytes: 4096,
-        count,
-        then_ns: 50_000_000,
-    });
-    let compare = move || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], &steps);
-    compare();
-    assert!(is_found(Fault::PlacesKept, compare), "a place that is kept for nothing was not found");
+    let of = ["iops-total=100000", "", "iops-total=300", "", "", ""];
+    expect_condition_to_be_needed(Fault::PlacesKept, of, &two_that_wait());
 }

@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::{COPIES, Finding, Start, as_fast_as, loaded, zero_copy};
-use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Rublk};
-use crate::bench::sample::Metric;
 
 /// In MiB: small enough for three of them in the guest's memory.
 const SIZE: u64 = 256;
@@ -34,18 +32,14 @@ pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
         ("ours file", Box::new(|| Ok(Box::new(start("file", &our_file, "")?)))),
         ("rublk loop", Box::new(|| Ok(Box::new(Rublk::file(101, queues, &peer_file.path)?)))),
     ];
-    let mut bars = as_fast_as(1.0, 1.0);
+    let mut bars = as_fast_as(0, 1, 1.0, 1.0);
     if let Some(our_copied) = &our_copied {
         starts.push((
             "ours, zero-copy: off",
             Box::new(|| Ok(Box::new(start("copied", our_copied, ", zero-copy: 'off'")?))),
         ));
         bars = bars.into_iter().map(|bar| bar.not_in_instructions(COPIES)).collect();
-        bars.extend([
-            Bar::ratio(Metric::Iops, 2, 1, Bound::AtLeast(1.0)),
-            Bar::ratio(Metric::CpuOwn, 2, 1, Bound::AtMost(1.0)),
-            Bar::ratio(Metric::CpuAll, 2, 1, Bound::AtMost(1.0)),
-        ]);
+        bars.extend(as_fast_as(2, 1, 1.0, 1.0));
     }
     let sides = loaded(bench, &starts, load)?;
     let notes = vec!["ours with the default, zero-copy: auto; all through the page cache, on tmpfs".to_owned()];

@@ -185,13 +185,13 @@ fn natural_rate(load: Load, peer: &dyn Peer) -> Result<f64> {
     Ok(load.run(peer.node(), peer.server())?.get(Metric::Iops))
 }
 
-/// The first side against the second: not fewer requests than `iops` times, not more CPU than `cpu` times. Latencies are shown.
-fn as_fast_as(iops: f64, cpu: f64) -> Vec<Bar> {
+/// One side against another: not fewer requests than `iops` times, not more CPU than `cpu` times. Latencies are shown.
+fn as_fast_as(of: usize, to: usize, iops: f64, cpu: f64) -> Vec<Bar> {
     vec![
-        Bar::ratio(Metric::Iops, 0, 1, Bound::AtLeast(iops)),
-        Bar::ratio(Metric::CpuOwn, 0, 1, Bound::AtMost(cpu)),
-        Bar::ratio(Metric::CpuAll, 0, 1, Bound::AtMost(cpu)),
-        Bar::ratio(Metric::P50, 0, 1, Bound::Shown),
-        Bar::ratio(Metric::P99, 0, 1, Bound::Shown),
+        Bar::ratio(Metric::Iops, of, to, Bound::AtLeast(iops)),
+        Bar::ratio(Metric::CpuOwn, of, to, Bound::AtMost(cpu)),
+        Bar::ratio(Metric::CpuAll, of, to, Bound::AtMost(cpu)),
+        Bar::ratio(Metric::P50, of, to, Bound::Shown),
+        Bar::ratio(Metric::P99, of, to, Bound::Shown),
     ]
 }

@@ -19,5 +19,5 @@ pub fn run(bench: &Bench, queues: u32) -> Result<Finding> {
         ],
         load,
     )?;
-    Ok(Finding::Measured { sides, bars: as_fast_as(1.0, 1.0), notes: Vec::new() })
+    Ok(Finding::Measured { sides, bars: as_fast_as(0, 1, 1.0, 1.0), notes: Vec::new() })
 }
