@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use ublk_throttle_tests::starvation::{Probe, WITHHELD};
 
-/// How often a void measurement is repeated.
-const ATTEMPTS: u32 = 4;
+/// How often a measurement is begun.
+const ATTEMPTS: usize = 4;
 
 /// A measurement on a machine slower than this says nothing: what one request at a time takes of the milliseconds between two
 /// tokens leaves half as much room.
@@ -38,6 +38,24 @@ static PATIENCE: Mutex<Duration> = Mutex::new(Duration::from_secs(600));
 thread_local! {
     /// Of the measurements under way, the innermost last.
     static PROBES: RefCell<Vec<Probe>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What makes a measurement void.
+#[derive(Debug)]
+enum Disturbance {
+    /// A CPU came so much too late.
+    Withheld(Duration),
+    /// All of them took so many times as long for the same work.
+    Slow(f64),
+}
+
+impl Display for Disturbance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Withheld(worst) => write!(f, "a CPU was withheld for {worst:?}"),
+            Self::Slow(slowness) => write!(f, "the CPUs were {slowness:.2} x as slow"),
+        }
+    }
 }
 
 /// A number out of its bounds.
@@ -100,10 +118,25 @@ pub(crate) fn expect_all(checks: impl IntoIterator<Item = Result<()>>) -> Result
 ///
 /// Around one measurement rather than around many: on a busy machine the chance that all of them get through is small.
 pub(crate) fn repeat_if_void(mut trial: impl FnMut() -> Result<()>) -> Result<()> {
-    let mut attempt = 1;
+    repeat(|_| trial(), |_| true)
+}
+
+/// The same for what can be measured with less load, too: the trial is told whether to, after it was void twice, or once because the
+/// machine was slow: waiting makes that one no faster, and is not done.
+pub(crate) fn repeat_with_less_if_void(mut trial: impl FnMut(bool) -> Result<()>) -> Result<()> {
+    let with_less = |voids: &[Disturbance]| {
+        voids.len() >= 2 || voids.iter().any(|disturbance| matches!(disturbance, Disturbance::Slow(_)))
+    };
+    repeat(|voids| trial(with_less(voids)), |voids| !with_less(voids))
+}
+
+/// Runs a trial until it is not void; it and `waits`, whether to wait for a quiet machine before the next attempt, are told what has
+/// made the attempts before void.
+fn repeat(mut trial: impl FnMut(&[Disturbance]) -> Result<()>, waits: impl Fn(&[Disturbance]) -> bool) -> Result<()> {
+    let mut voids = Vec::new();
     loop {
         PROBES.with_borrow_mut(|probes| probes.push(Probe::start()));
-        let result = trial();
+        let result = trial(&voids);
         let probe = PROBES.with_borrow_mut(Vec::pop).expect("pushed before, and whoever pushed meanwhile has popped");
         let Err(error) = result else {
             tell_slow(&probe);
@@ -112,14 +145,16 @@ pub(crate) fn repeat_if_void(mut trial: impl FnMut() -> Result<()>) -> Result<()
         if !error.is::<Missed>() {
             return Err(error);
         }
-        let Some(reason) = disturbance(probe) else { return Err(anyhow!("{error:#}")) };
-        let void = format!("void, as {reason} meanwhile: {error:#}");
-        if attempt == ATTEMPTS {
+        let Some(disturbance) = disturbance(probe) else { return Err(anyhow!("{error:#}")) };
+        let void = format!("void, as {disturbance} meanwhile: {error:#}");
+        voids.push(disturbance);
+        if voids.len() == ATTEMPTS {
             return Err(anyhow!("{void}\nthe machine is too busy to measure on, {ATTEMPTS} times in a row"));
         }
         eprintln!("          {void}");
-        wait_for_quiet();
-        attempt += 1;
+        if waits(&voids) {
+            wait_for_quiet();
+        }
     }
 }
 
@@ -131,13 +166,13 @@ fn tell_slow(probe: &Probe) {
     }
 }
 
-/// What was wrong with the machine, in words, if anything was.
-fn disturbance(probe: Probe) -> Option<String> {
+/// What was wrong with the machine, if anything was.
+fn disturbance(probe: Probe) -> Option<Disturbance> {
     let (slowness, worst) = (probe.slowness(), probe.worst());
     if worst >= WITHHELD {
-        return Some(format!("a CPU was withheld for {worst:?}"));
+        return Some(Disturbance::Withheld(worst));
     }
-    (slowness >= SLOW).then(|| format!("the CPUs were {slowness:.2} x as slow"))
+    (slowness >= SLOW).then_some(Disturbance::Slow(slowness))
 }
 
 /// Until nothing is wrong with the machine, or patience is at its end.

@@ -10,7 +10,7 @@ use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
-use crate::measure::{expect, expect_all, expect_near, repeat_if_void};
+use crate::measure::{expect, expect_all, expect_near, repeat_with_less_if_void};
 use crate::{Case, cases};
 
 const MIB: u64 = 1 << 20;
@@ -110,13 +110,11 @@ fn measure_each_alone(scene: &Scene, loads: &[Load]) -> Result<()> {
 
 /// Runs all loads at the same time, each on a device of its own, and compares each rate with its limit; all again if void.
 ///
-/// What was void twice is measured with a quarter of each limit: a machine that cannot do 1000 a second without a throttle tells
-/// nothing about one of 1000, and the claim is the same for 250.
+/// With less load that is a quarter of each limit: a machine that cannot do 1000 a second without a throttle tells nothing about
+/// one of 1000, and the claim is the same for 250.
 fn measure(scene: &Scene, loads: &[Load]) -> Result<()> {
-    let mut attempts = 0;
-    repeat_if_void(|| {
-        attempts += 1;
-        let loads = loads.iter().map(|load| if attempts <= 2 { *load } else { load.quartered() });
+    repeat_with_less_if_void(|with_less| {
+        let loads = loads.iter().map(|load| if with_less { load.quartered() } else { *load });
         measure_once(scene, &loads.collect::<Vec<_>>())
     })
 }
