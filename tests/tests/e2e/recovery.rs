@@ -24,6 +24,7 @@ use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::{Mount, RamDisk};
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::process;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::setting::Setting;
 use ublk_throttle_tests::wait;
@@ -345,9 +346,14 @@ fn begin_recovery(device: &Device) -> Result<()> {
 
 /// Serves requests of this CPU, and so of its queue.
 fn serves_on(cpu: usize, device: &Device) -> Result<()> {
+    on_cpu(cpu, || serves(device, 0x44))
+}
+
+/// Runs something on a thread that may be on one CPU only.
+fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let mut only = CpuSet::new();
     only.set(cpu)?;
-    let on_it = || sched_setaffinity(Pid::from_raw(0), &only).map_err(Into::into).and_then(|()| serves(device, 0x44));
+    let on_it = || sched_setaffinity(Pid::from_raw(0), &only).map_err(Into::into).and_then(|()| run());
     thread::scope(|scope| scope.spawn(on_it).join().expect("no panic"))
 }
 
@@ -363,16 +369,18 @@ fn f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for(scene: &Scene
     begin_recovery(&device)?;
     let info = Control::open()?.info(device.id)?;
     // Else the others get a 20th of the CPU all the same: before Linux 6.12 from the limit of real-time tasks, since then from the
-    // fair server, for 50 ms after each second without (0: never).
+    // fair server, for 50 ms after each second without (0: never). The kernel ends one that is under way only where a task that is
+    // not real-time is running, so it is told there.
     let _all = Setting::set("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
-    let _never = Path::new(FAIR_SERVER).exists().then(without_fair_server).transpose()?;
+    let _never = Path::new(FAIR_SERVER).exists().then(|| on_cpu(0, || Setting::set(FAIR_SERVER, "0"))).transpose()?;
     // Rings are closed, and with them their files, by work on any CPU: not on that one.
     let _elsewhere = Setting::set("/sys/devices/virtual/workqueue/cpumask", "2")?;
     let mut hog = Command::new("taskset");
     hog.args(["--cpu-list", "0", "chrt", "--fifo", "10", "sh", "-c", "while :; do :; done"]);
     let hog = command::start(scene.dir(), &mut hog)?;
     // Half a second of its own CPU time: before that its pages may still be read, and meanwhile others run.
-    wait::until("the hog", ANSWER_LIMIT, || Ok((ran(hog.pid())? >= Duration::from_millis(500)).then_some(())))?;
+    let has_run = || Ok(process::ran(hog.pid())?.iter().any(|(_, ran)| ran.ns >= 500_000_000).then_some(()));
+    wait::until("the hog", ANSWER_LIMIT, has_run)?;
     thread::scope(|scope| {
         let waiting = scope.spawn(|| leftovers::make_good(&info));
         // It takes milliseconds. Three periods of the fair server, so that one that runs is found.
@@ -386,23 +394,4 @@ fn f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for(scene: &Scene
     let daemon = scene.start(&config)?;
     serves(&device, 0x44)?;
     daemon.stop().map(drop)
-}
-
-/// Turns it off from the CPU it serves: the kernel ends one that is under way only where a task that is not real-time is running.
-fn without_fair_server() -> Result<Setting> {
-    thread::spawn(|| {
-        let mut first = CpuSet::new();
-        first.set(0)?;
-        sched_setaffinity(Pid::from_raw(0), &first)?;
-        Setting::set(FAIR_SERVER, "0")
-    })
-    .join()
-    .expect("no panic")
-}
-
-/// What a process has had of the CPUs.
-fn ran(pid: u32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/schedstat");
-    let text = fs::read_to_string(&path).context(path)?;
-    Ok(Duration::from_nanos(text.split_whitespace().next().context("no time")?.parse()?))
 }
