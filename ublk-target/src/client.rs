@@ -107,15 +107,14 @@ impl Client {
             ),
         };
         let address = UnixAddr::new(at).map_err(unreached)?;
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let descriptor: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        let descriptor: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .or_fail(Class::Resource, "cannot make a socket")?;
-        let began = Instant::now();
+        let stream = UnixStream::from(descriptor);
+        // Where its queue of new clients is full, the kernel lets in who has waited longest.
+        stream.set_write_timeout(Some(limit)).or_fail(Class::Failed, "cannot set up a socket")?;
         loop {
-            match connect(descriptor.as_raw_fd(), &address) {
+            match connect(stream.as_raw_fd(), &address) {
                 Ok(()) => break,
-                // Its queue of new clients is full.
-                Err(Errno::EAGAIN) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(20)),
                 Err(Errno::EAGAIN) => {
                     let what = format!("the daemon on {} takes no new client within {limit:?}", at.display());
                     return Err(Failure::new(Class::Timeout, what));
@@ -124,8 +123,6 @@ impl Client {
                 Err(errno) => return Err(unreached(errno)),
             }
         }
-        let stream = UnixStream::from(descriptor);
-        stream.set_nonblocking(false).or_fail(Class::Failed, "cannot set up a socket")?;
         stream.set_write_timeout(Some(ALIVE_LIMIT)).or_fail(Class::Failed, "cannot set up a socket")?;
         Ok(Self { stream, socket: at.to_owned(), pending: Vec::new(), id: 0 })
     }

@@ -38,6 +38,10 @@ const ANSWERS_BYTES: usize = 64 << 20;
 const SHORT: usize = 32 << 10;
 /// How long to wait when every seat is taken by somebody at work. They do not take long.
 const FULL: Duration = Duration::from_millis(5);
+/// So many clients are accepted, then those who are there have their turn. The ring hands what they have asked of it to the kernel
+/// only when no task is ready, which the accepting one is for as long as clients come: a flood of them would hold up everybody.
+const AT_ONCE: u64 = 16;
+const TURN: Duration = Duration::from_millis(1);
 /// For the one line to a client that is hung up on.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -55,7 +59,10 @@ struct Room {
 pub async fn serve(listener: UnixListener, daemon: Rc<Daemon>) {
     let (lines, answers) = (Budget::new(LINES_BYTES), Budget::new(ANSWERS_BYTES));
     let room = Rc::new(Room { daemon, seats: Seats::default(), lines, answers });
-    loop {
+    for number in 1_u64.. {
+        if number.is_multiple_of(AT_ONCE) {
+            tokio::time::sleep(TURN).await;
+        }
         while !room.seats.has_room() {
             tokio::time::sleep(FULL).await;
         }

@@ -9,14 +9,22 @@
 
 use std::cell::Cell;
 use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, chown};
 use tokio::net::UnixListener;
 
 use crate::error::{Class, Failure, OrFail, Outcome};
+
+/// Clients that wait to be accepted. A new one waits for all that are before it, and with the kernel's own bound (4096) a flood
+/// of them would make that seconds; one that finds no place waits for it in `connect`.
+const BACKLOG: i32 = 64;
 
 /// The socket.
 pub struct Socket {
@@ -34,13 +42,20 @@ impl Socket {
     /// Makes it. For root alone at first: nobody can connect between its making and the change of its mode.
     pub fn listen(&self) -> Outcome<UnixListener> {
         let before = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(&self.path);
+        let listener = self.bind();
         umask(before);
         let listener = listener.or_fail(Class::State, format!("cannot listen on {}", self.path.display()))?;
         if self.readers.get().is_some() {
             self.open_to(self.readers.get()).inspect_err(|_| self.remove())?;
         }
         Ok(listener)
+    }
+
+    fn bind(&self) -> io::Result<UnixListener> {
+        let descriptor = unix_socket()?;
+        bind(descriptor.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
+        listen(&descriptor, Backlog::new(BACKLOG)?)?;
+        UnixListener::from_std(net::UnixListener::from(descriptor))
     }
 
     /// Who may look besides root, by number.
@@ -74,6 +89,12 @@ impl Socket {
     }
 }
 
+/// One that blocks nobody.
+fn unix_socket() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Unix, SockType::Stream, flags, None)
+}
+
 /// The number of a group that a configuration names, or numbers. Asks the system, which may take a while.
 pub fn resolve(group: Option<&str>) -> Outcome<Option<u32>> {
     let Some(name) = group else { return Ok(None) };
@@ -92,6 +113,25 @@ pub fn resolve(group: Option<&str>) -> Outcome<Option<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn f32_a_flood_waits_in_connect_and_not_in_a_queue_of_thousands() {
+        let path = std::env::temp_dir().join(format!("ublk-throttle-socket-{}", std::process::id()));
+        let socket = Socket::new(path.clone(), PathBuf::new(), None);
+        tokio_uring::start(async {
+            let _listener = socket.bind().unwrap();
+            let address = UnixAddr::new(&path).unwrap();
+            let connect = || {
+                let client = unix_socket().unwrap();
+                nix::sys::socket::connect(client.as_raw_fd(), &address).map(|()| client)
+            };
+            // The kernel's bound is on those already there.
+            let waiting: Vec<_> = (0..=BACKLOG).map(|_| connect().unwrap()).collect();
+            assert_eq!(connect().unwrap_err(), nix::errno::Errno::EAGAIN);
+            drop(waiting);
+        });
+        socket.remove();
+    }
 
     #[test]
     fn a_group_is_found_by_name_and_by_number() {

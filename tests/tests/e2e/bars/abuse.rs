@@ -64,6 +64,10 @@ fn be_answered(scene: &Scene, daemon: &Daemon) -> Result<(Vec<Duration>, u64)> {
         let begin = Instant::now();
         scene.connect()?.must(&json!({"cmd": "ping"}), Duration::from_secs(10)).context("a new connection")?;
         took.push(begin.elapsed());
+        if took.len().is_multiple_of(20) {
+            // The command line finds a way in as well.
+            scene.ask(&["list"])?.expect_code(0)?;
+        }
         most_kib = most_kib.max(Holdings::of(daemon.pid())?.rss_kib);
         sleep(Duration::from_millis(20));
     }
