@@ -166,9 +166,11 @@ impl StateDir {
     fn replace(&self, name: &str, content: &impl Serialize) -> Outcome<()> {
         let (at, fresh) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         let write = || -> io::Result<()> {
+            // In one piece: a writer without a buffer is given each word and each comma by itself.
+            let content = serde_json::to_vec(content)?;
             let _ = fs::remove_file(&fresh);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&fresh)?;
-            serde_json::to_writer(&mut file, content)?;
+            file.write_all(&content)?;
             file.sync_all()?;
             crash_point::at(Point::StateBeside);
             fs::rename(&fresh, &at)?;
