@@ -47,13 +47,16 @@ enum Disturbance {
     Withheld(Duration),
     /// All of them took so many times as long for the same work.
     Slow(f64),
+    /// What was asked for is more than there is without the program under test, as a trial has found out.
+    TooMuch(String),
 }
 
 impl Display for Disturbance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Withheld(worst) => write!(f, "a CPU was withheld for {worst:?}"),
-            Self::Slow(slowness) => write!(f, "the CPUs were {slowness:.2} x as slow"),
+            Self::Withheld(worst) => write!(f, "a CPU was withheld for {worst:?} meanwhile"),
+            Self::Slow(slowness) => write!(f, "the CPUs were {slowness:.2} x as slow meanwhile"),
+            Self::TooMuch(what) => f.write_str(what),
         }
     }
 }
@@ -69,6 +72,21 @@ impl Display for Missed {
 }
 
 impl std::error::Error for Missed {}
+
+/// A number out of its bounds, and why it says nothing.
+#[derive(Debug)]
+pub(crate) struct Void {
+    pub(crate) missed: anyhow::Error,
+    pub(crate) because: String,
+}
+
+impl Display for Void {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.missed)
+    }
+}
+
+impl std::error::Error for Void {}
 
 /// Fails unless `measured` is within `tolerance` (a share of `expected`) of `expected`.
 pub(crate) fn expect_near(what: impl Display, measured: f64, expected: f64, tolerance: f64) -> Result<()> {
@@ -95,13 +113,23 @@ pub(crate) fn expect_in_time(what: impl Display, took: Duration, limit: Duration
     if took <= limit {
         return Ok(());
     }
-    let slowness = PROBES.with_borrow(|probes| probes.last().map_or(1.0, Probe::slowness));
+    let slowness = slowness();
     let here = limit.mul_f64(slowness);
     expect(took <= here, || {
         format!("{what} took {took:?}, at most {limit:?} (x {slowness:.2}, as the machine is slow)")
     })?;
     eprintln!("          {what}: {took:?} on a machine {slowness:.2} x as slow, on which that is at most {here:?}");
     Ok(())
+}
+
+/// Of the machine, during the measurement under way so far.
+fn slowness() -> f64 {
+    PROBES.with_borrow(|probes| probes.last().map_or(1.0, Probe::slowness))
+}
+
+/// Whether the measurement under way is void in any case, if it has missed a number.
+pub(crate) fn is_slow() -> bool {
+    slowness() >= SLOW
 }
 
 /// Runs checks to the last, so that a failure shows all that are wrong and not only the first.
@@ -122,10 +150,11 @@ pub(crate) fn repeat_if_void(mut trial: impl FnMut() -> Result<()>) -> Result<()
 }
 
 /// The same for what can be measured with less load, too: the trial is told whether to, after it was void twice, or once because the
-/// machine was slow: waiting makes that one no faster, and is not done.
+/// machine was slow or does not do that much: waiting makes that one no faster, and is not done.
 pub(crate) fn repeat_with_less_if_void(mut trial: impl FnMut(bool) -> Result<()>) -> Result<()> {
     let with_less = |voids: &[Disturbance]| {
-        voids.len() >= 2 || voids.iter().any(|disturbance| matches!(disturbance, Disturbance::Slow(_)))
+        let is_for_good = |disturbance| matches!(disturbance, &Disturbance::Slow(_) | &Disturbance::TooMuch(_));
+        voids.len() >= 2 || voids.iter().any(is_for_good)
     };
     repeat(|voids| trial(with_less(voids)), |voids| !with_less(voids))
 }
@@ -142,11 +171,13 @@ fn repeat(mut trial: impl FnMut(&[Disturbance]) -> Result<()>, waits: impl Fn(&[
             tell_slow(&probe);
             return Ok(());
         };
-        if !error.is::<Missed>() {
-            return Err(error);
-        }
-        let Some(disturbance) = disturbance(probe) else { return Err(anyhow!("{error:#}")) };
-        let void = format!("void, as {disturbance} meanwhile: {error:#}");
+        let disturbance = match error.downcast_ref() {
+            Some(Void { because, .. }) => Some(Disturbance::TooMuch(because.clone())),
+            None if error.is::<Missed>() => disturbance(probe),
+            None => return Err(error),
+        };
+        let Some(disturbance) = disturbance else { return Err(anyhow!("{error:#}")) };
+        let void = format!("void, as {disturbance}: {error:#}");
         voids.push(disturbance);
         if voids.len() == ATTEMPTS {
             return Err(anyhow!("{void}\nthe machine is too busy to measure on, {ATTEMPTS} times in a row"));
