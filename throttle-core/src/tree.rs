@@ -861,6 +861,7 @@ impl Standing {
 #[cfg(test)]
 impl Tree {
     /// [`Self::let_go_due`] without short cuts: everything is asked anew for each request.
+    #[cfg(not(any(loom, shuttle)))]
     pub fn let_go_singly(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
         loop {
             let lanes = self.open_lanes(root, now);
@@ -871,6 +872,7 @@ impl Tree {
     }
 
     /// What each node has had of everything, and how it stands.
+    #[cfg(not(any(loom, shuttle)))]
     pub fn shares(&mut self, now: Time) -> Vec<String> {
         let of = |node: &mut Node| {
             let levels = node.limiter.levels(now);
