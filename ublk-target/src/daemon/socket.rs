@@ -10,21 +10,18 @@
 use std::cell::Cell;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, chown};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixSocket};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
 
 /// Clients that wait to be accepted. A new one waits for all that are before it, and with the kernel's own bound (4096) a flood
 /// of them would make that seconds; one that finds no place waits for it in `connect`.
-const BACKLOG: i32 = 64;
+const BACKLOG: u32 = 64;
 
 /// The socket.
 pub struct Socket {
@@ -52,10 +49,9 @@ impl Socket {
     }
 
     fn bind(&self) -> io::Result<UnixListener> {
-        let descriptor = unix_socket()?;
-        bind(descriptor.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
-        listen(&descriptor, Backlog::new(BACKLOG)?)?;
-        UnixListener::from_std(net::UnixListener::from(descriptor))
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(&self.path)?;
+        socket.listen(BACKLOG)
     }
 
     /// Who may look besides root, by number.
@@ -89,12 +85,6 @@ impl Socket {
     }
 }
 
-/// One that blocks nobody.
-fn unix_socket() -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Unix, SockType::Stream, flags, None)
-}
-
 /// The number of a group that a configuration names, or numbers. Asks the system, which may take a while.
 pub fn resolve(group: Option<&str>) -> Outcome<Option<u32>> {
     let Some(name) = group else { return Ok(None) };
@@ -112,17 +102,21 @@ pub fn resolve(group: Option<&str>) -> Outcome<Option<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
+
     use super::*;
 
     #[test]
     fn f32_a_flood_waits_in_connect_and_not_in_a_queue_of_thousands() {
         let path = std::env::temp_dir().join(format!("ublk-throttle-socket-{}", std::process::id()));
-        let socket = Socket::new(path.clone(), PathBuf::new(), None);
+        let place = Socket::new(path.clone(), PathBuf::new(), None);
         tokio_uring::start(async {
-            let _listener = socket.bind().unwrap();
+            let _listener = place.bind().unwrap();
             let address = UnixAddr::new(&path).unwrap();
             let connect = || {
-                let client = unix_socket().unwrap();
+                let client = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
                 nix::sys::socket::connect(client.as_raw_fd(), &address).map(|()| client)
             };
             // The kernel's bound is on those already there.
@@ -130,7 +124,7 @@ mod tests {
             assert_eq!(connect().unwrap_err(), nix::errno::Errno::EAGAIN);
             drop(waiting);
         });
-        socket.remove();
+        place.remove();
     }
 
     #[test]
