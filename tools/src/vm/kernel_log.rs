@@ -17,10 +17,22 @@ const TROUBLE: [&str; 10] = [
     "refcount_t:",
 ];
 
+/// What follows a complaint: registers, and how it came to that.
+const TRACE: usize = 50;
+
 /// The lines that complain, in order.
 pub fn trouble(log: &str) -> Vec<&str> {
-    let since = log.find(START).unwrap_or(0);
-    log[since..].lines().filter(|line| complains(message(line))).collect()
+    since_start(log).filter(|line| complains(message(line))).collect()
+}
+
+/// The first complaint with what the kernel says about it. The others mostly follow from it.
+pub fn first_trace(log: &str) -> String {
+    let lines = since_start(log).skip_while(|line| !complains(message(line)));
+    lines.take(TRACE).collect::<Vec<_>>().join("\n")
+}
+
+fn since_start(log: &str) -> impl Iterator<Item = &str> {
+    log[log.find(START).unwrap_or(0)..].lines()
 }
 
 fn complains(message: &str) -> bool {
@@ -47,6 +59,8 @@ mod tests {
                    [  122.0] WARNING: CPU: 1 PID: 12 at block/genhd.c:700 del_gendisk+0x1/0x2\n";
         assert_eq!(trouble(log).len(), 2);
         assert!(trouble(log)[0].contains("fio:311"));
+        let trace = first_trace(log);
+        assert!(trace.starts_with("[  121.5] INFO: task fio:311") && trace.ends_with("del_gendisk+0x1/0x2"), "{trace}");
     }
 
     #[test]

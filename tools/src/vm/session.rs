@@ -41,6 +41,8 @@ pub struct Ended {
     status: Option<u8>,
     timed_out: bool,
     trouble: Vec<String>,
+    /// Of the first of it.
+    trace: String,
 }
 
 /// Boots, runs `command`, waits for the end.
@@ -94,8 +96,9 @@ pub fn run(
     if matches!(command, Command::Shell) {
         let _ = Process::new("stty").arg("sane").status();
     }
-    let trouble = kernel_log::trouble(&out.read("dmesg")).into_iter().map(str::to_owned).collect();
-    Ok(Ended { status: out.status(), out, timed_out, trouble })
+    let log = out.read("dmesg");
+    let trouble = kernel_log::trouble(&log).into_iter().map(str::to_owned).collect();
+    Ok(Ended { status: out.status(), out, timed_out, trouble, trace: kernel_log::first_trace(&log) })
 }
 
 impl Ended {
@@ -103,6 +106,9 @@ impl Ended {
     pub fn report(self, options: &Options) -> u8 {
         for line in &self.trouble {
             eprintln!("xtask: the guest's kernel logged: {line}");
+        }
+        if !self.trace.is_empty() {
+            eprintln!("xtask: the first of it:\n{}", self.trace);
         }
         let code = match self.status {
             _ if self.timed_out => {
