@@ -99,6 +99,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     ensure!(machine.daemon()? == first, "the watchdog ended a daemon that works");
     let log = fs::read_to_string(scene.dir().join("unit.log"))?;
     ensure!(!log.contains("W-PARTITIONS"), "the sandbox does not let it look for partitions:\n{log}");
+    ensure!(!log.contains("W-NICE"), "the sandbox does not let it prefer its control thread:\n{log}");
     ensure!(machine.show("WatchdogTimestampMonotonic")? != "0", "the daemon does not tell the watchdog that it lives");
 
     configure(400)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use ublk_throttle_tests::fio::{Completions, Job};
+use ublk_throttle_tests::process::{Thread, prefer_this_thread};
 use ublk_throttle_tests::scene::Scene;
 
 use crate::measure::{expect, expect_all, expect_in_time, expect_near, repeat_if_void};
@@ -22,6 +23,10 @@ pub(super) fn ten_thousand_sets_under_load_take_50_ms_each_and_lose_nothing(scen
              groups:\n  g: { limits: { iops-total: 500 } }\n\
              devices:\n  a: { backend: { memory: 16MiB }, group: g }\n  b: { backend: { memory: 16MiB }, group: g }\n",
         )?;
+        // One of its threads is preferred to its queues and to those who use them: the one that answers.
+        let preferred: Vec<_> = Thread::all_of(daemon.pid())?.into_iter().filter(|thread| thread.nice != 0).collect();
+        let is_control = |thread: &Thread| thread.name == "ublk-throttle" && thread.nice == -5;
+        ensure!(matches!(&preferred[..], [thread] if is_control(thread)), "preferred: {preferred:?}");
         let devices = [scene.device("a")?, scene.device("b")?];
         let logs = ["a", "b"].map(|name| scene.dir().join(name));
         let jobs = [0, 1].map(|number| {
@@ -79,6 +84,7 @@ pub(super) fn ten_thousand_sets_under_load_take_50_ms_each_and_lose_nothing(scen
 
 /// Sends 5000 questions over one connection, each after the answer to the one before; how long each took.
 fn five_thousand(scene: &Scene, question: impl Fn(u32) -> Value) -> Result<Vec<Duration>> {
+    prefer_this_thread()?;
     let mut client = scene.connect()?;
     let ask = |number| {
         let begin = Instant::now();
