@@ -32,6 +32,9 @@ use crate::ublk::{DeviceInfo, DiskState, Owner, leftovers};
 
 /// How often a backend that cannot be had is tried.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What was known of partitions is known still. Looking again for those that were not waits until the other devices of a daemon
+/// that was killed are served, too: it is a process for each, and theirs are waited for.
+const PARTITIONS_AFTER: Duration = Duration::from_secs(2);
 /// How often START_RECOVERY is tried while the kernel has not done with the old daemon.
 const BUSY_AGAIN: Duration = Duration::from_millis(20);
 /// When that is told. Some kernels need 30 s where every tag of a queue was taken.
@@ -136,7 +139,7 @@ impl DeviceThread {
         self.shared.set_state(State::Live);
         if control.features().is_ok_and(must_come_later) {
             // The daemon may have been killed before it came to that.
-            self.look_for_partitions(Duration::ZERO);
+            self.partitions_at = Some(Instant::now() + PARTITIONS_AFTER);
         }
         Ok(Try::Live)
     }

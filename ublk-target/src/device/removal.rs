@@ -17,7 +17,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_throttle_config::OnCrash;
 
@@ -51,7 +51,13 @@ impl DeviceThread {
                 answer(self.resize(size));
                 continue;
             }
-            self.receive(is_watching.then_some(LOOK));
+            let until_partitions = self.partitions_at.map(|at| at.saturating_duration_since(Instant::now()));
+            if until_partitions == Some(Duration::ZERO) {
+                self.partitions_at = None;
+                self.look_for_partitions(Duration::ZERO);
+                continue;
+            }
+            self.receive(until_partitions.into_iter().chain(is_watching.then_some(LOOK)).min());
         }
     }
 

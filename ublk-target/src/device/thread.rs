@@ -79,6 +79,8 @@ pub(super) struct DeviceThread {
     pub(super) removals: Vec<Waiting>,
     pub(super) resizes: VecDeque<(u64, super::Answer<u64>)>,
     pub(super) is_watched: Arc<AtomicBool>,
+    /// When partitions are to be looked for, if they are.
+    pub(super) partitions_at: Option<Instant>,
     // How the removal goes.
     /// The helper that has stopped the device, and will delete it.
     pub(super) helper: Option<Helper>,
@@ -129,6 +131,7 @@ impl DeviceThread {
             removals: Vec::new(),
             resizes: VecDeque::new(),
             is_watched: Arc::new(AtomicBool::new(false)),
+            partitions_at: None,
             helper: None,
             late_removal: None,
             is_going: false,
