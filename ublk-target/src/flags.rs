@@ -232,61 +232,6 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
-    /// START in a process of its own
-    #[command(name = "__start", hide = true)]
-    HelpStart {
-        /// The N of /dev/ublkbN
-        id: u32,
-        /// What ADD stored
-        nonce: u32,
-        /// The process that serves it
-        server: u32,
-    },
-    /// END_RECOVERY in a process of its own
-    #[command(name = "__recover", hide = true)]
-    HelpRecover {
-        /// The N of /dev/ublkbN
-        id: u32,
-        /// What ADD stored
-        nonce: u32,
-        /// The process that serves it
-        server: u32,
-    },
-    /// A removal in a process of its own
-    #[command(name = "__stop", hide = true)]
-    HelpStop {
-        /// The N of /dev/ublkbN
-        id: u32,
-        /// What ADD stored
-        nonce: u32,
-        /// Also if in use
-        #[arg(long)]
-        force: bool,
-    },
-    /// UPDATE_SIZE in a process of its own
-    #[command(name = "__resize", hide = true)]
-    HelpResize {
-        /// The N of /dev/ublkbN
-        id: u32,
-        /// What ADD stored
-        nonce: u32,
-        /// Bytes
-        size: u64,
-        /// Only if nobody uses it
-        #[arg(long)]
-        shrink: bool,
-    },
-    /// Finds out who is being stopped by others, in a process of its own
-    #[command(name = "__watch", hide = true)]
-    HelpWatch,
-    /// DEL in a process of its own
-    #[command(name = "__del", hide = true)]
-    HelpDel {
-        /// The N of /dev/ublkbN
-        id: u32,
-        /// What ADD stored
-        nonce: u32,
-    },
     /// Prints the points at which a trial may have the daemon killed
     #[cfg(feature = "crash-points")]
     #[command(name = "__crash-points", hide = true)]

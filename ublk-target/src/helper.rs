@@ -72,6 +72,38 @@ pub enum Errand {
     },
 }
 
+impl Errand {
+    /// The command line of a helper, without the program.
+    fn words(self, target: Target) -> Vec<String> {
+        let (name, more) = match self {
+            Self::Start { server } => (START, vec![server.to_string()]),
+            Self::Recover { server } => (RECOVER, vec![server.to_string()]),
+            Self::Stop { is_forced } => (STOP, is_forced.then(|| FORCE.to_owned()).into_iter().collect()),
+            Self::Delete => (DELETE, Vec::new()),
+            Self::Resize { size, is_shrinking } => {
+                (RESIZE, std::iter::once(size.to_string()).chain(is_shrinking.then(|| SHRINK.to_owned())).collect())
+            }
+        };
+        [name.to_owned(), target.id.to_string(), target.nonce.to_string()].into_iter().chain(more).collect()
+    }
+
+    /// What such a command line asks for; none if it is no such command line.
+    pub fn of_words(words: &[&str]) -> Option<(Target, Self)> {
+        let [name, id, nonce, more @ ..] = words else { return None };
+        let errand = match (*name, more) {
+            (START, [server]) => Self::Start { server: server.parse().ok()? },
+            (RECOVER, [server]) => Self::Recover { server: server.parse().ok()? },
+            (STOP, []) => Self::Stop { is_forced: false },
+            (STOP, [FORCE]) => Self::Stop { is_forced: true },
+            (DELETE, []) => Self::Delete,
+            (RESIZE, [size]) => Self::Resize { size: size.parse().ok()?, is_shrinking: false },
+            (RESIZE, [size, SHRINK]) => Self::Resize { size: size.parse().ok()?, is_shrinking: true },
+            _ => return None,
+        };
+        Some((Target { id: id.parse().ok()?, nonce: nonce.parse().ok()? }, errand))
+    }
+}
+
 /// Which device, and that it is really that one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -80,6 +112,14 @@ pub struct Target {
     /// What ADD stored.
     pub nonce: u32,
 }
+
+const START: &str = "__start";
+const RECOVER: &str = "__recover";
+const STOP: &str = "__stop";
+const DELETE: &str = "__del";
+const RESIZE: &str = "__resize";
+const FORCE: &str = "--force";
+const SHRINK: &str = "--shrink";
 
 const CLAIMED: &str = "claimed";
 const WRITTEN: &str = "written";
@@ -162,26 +202,7 @@ impl Helper {
         // The file this process runs, even if it was replaced on disk meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("ublk-throttle");
-        match errand {
-            Errand::Start { .. } => command.arg("__start"),
-            Errand::Recover { .. } => command.arg("__recover"),
-            Errand::Stop { .. } => command.arg("__stop"),
-            Errand::Delete => command.arg("__del"),
-            Errand::Resize { .. } => command.arg("__resize"),
-        };
-        command.arg(target.id.to_string()).arg(target.nonce.to_string());
-        match errand {
-            Errand::Start { server } | Errand::Recover { server } => {
-                command.arg(server.to_string());
-            }
-            Errand::Stop { is_forced: true } => {
-                command.arg("--force");
-            }
-            Errand::Resize { size, is_shrinking } => {
-                command.arg(size.to_string()).args(is_shrinking.then_some("--shrink"));
-            }
-            Errand::Stop { is_forced: false } | Errand::Delete => {}
-        }
+        command.args(errand.words(target));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -512,6 +533,30 @@ pub fn failure(what: &str, said: Option<Answer>, status: ExitStatus) -> Failure 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_helper_understands_its_command_line_and_no_other() {
+        let target = Target { id: 7, nonce: u32::MAX };
+        for errand in [
+            Errand::Start { server: 12 },
+            Errand::Recover { server: 12 },
+            Errand::Stop { is_forced: false },
+            Errand::Stop { is_forced: true },
+            Errand::Delete,
+            Errand::Resize { size: 1 << 40, is_shrinking: false },
+            Errand::Resize { size: 4096, is_shrinking: true },
+        ] {
+            let words = errand.words(target);
+            let words: Vec<_> = words.iter().map(String::as_str).collect();
+            assert_eq!(Errand::of_words(&words), Some((target, errand)), "{words:?}");
+            // Nothing is left out, added or guessed.
+            assert_eq!(Errand::of_words(&words[..2]), None);
+            assert_eq!(Errand::of_words(&[words.as_slice(), &["x"]].concat()), None, "{words:?}");
+        }
+        let others =
+            [&["__stop", "-1", "2"][..], &["__start", "1", "2"], &["del", "1", "2"], &["__resize", "1", "2", "3k"]];
+        others.iter().for_each(|words| assert_eq!(Errand::of_words(words), None, "{words:?}"));
+    }
 
     #[test]
     fn what_a_helper_says_is_understood() {

@@ -31,6 +31,9 @@ use crate::error::{Class, OrFail, Outcome};
 use crate::log;
 use crate::ublk::control::Control;
 
+/// The command line of the process.
+pub const WORD: &str = "__watch";
+
 const FREE: &str = "free ";
 const STUCK: &str = "stuck ";
 
@@ -104,7 +107,7 @@ impl Watcher {
     fn spawn(&self, desk: &mut Desk) -> Outcome<Running> {
         let mut child = Command::new("/proc/self/exe")
             .arg0("ublk-throttle")
-            .arg("__watch")
+            .arg(WORD)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

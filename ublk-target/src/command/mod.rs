@@ -22,11 +22,20 @@ use ublk_throttle_config::{Config, Warning, warning_lines};
 use crate::daemon;
 use crate::error::{Class, Failure, Outcome};
 use crate::flags::{Command, Flags};
-use crate::helper::{self, Errand, Target};
+use crate::helper::{self, Errand};
 use crate::{log, watcher};
 
 /// Runs the command line of this process; the exit code.
 pub fn main() -> u8 {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let words: Vec<_> = words.iter().filter_map(|word| word.to_str()).collect();
+    // Not by `Flags`: all that a user may say takes longer to lay out than most errands, and users wait for those.
+    if let Some((target, errand)) = Errand::of_words(&words) {
+        return helper::run(target, errand);
+    }
+    if words == [watcher::WORD] {
+        return watcher::run();
+    }
     let flags = Flags::parse();
     let outcome = match flags.command {
         Command::Run { config, takeover, place } => daemon::run(&config, &place, takeover),
@@ -45,23 +54,11 @@ pub fn main() -> u8 {
         Command::Simulate { config, trace, summary, json } => simulate::run(&config, &trace, summary, json),
         Command::Man { command } => manual::page(command.as_deref()),
         Command::Completions { shell } => manual::completions(shell),
-        Command::HelpStart { id, nonce, server } => return helper::run(Target { id, nonce }, Errand::Start { server }),
-        Command::HelpRecover { id, nonce, server } => {
-            return helper::run(Target { id, nonce }, Errand::Recover { server });
-        }
-        Command::HelpStop { id, nonce, force } => {
-            return helper::run(Target { id, nonce }, Errand::Stop { is_forced: force });
-        }
-        Command::HelpResize { id, nonce, size, shrink } => {
-            return helper::run(Target { id, nonce }, Errand::Resize { size, is_shrinking: shrink });
-        }
-        Command::HelpWatch => return watcher::run(),
         #[cfg(feature = "crash-points")]
         Command::CrashPoints => {
             crate::crash_point::list();
             Ok(())
         }
-        Command::HelpDel { id, nonce } => return helper::run(Target { id, nonce }, Errand::Delete),
     };
     match outcome {
         Ok(()) => 0,
