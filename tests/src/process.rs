@@ -56,11 +56,8 @@ impl Thread {
                 let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).context("no such line");
                 let name = value("Name:")?.trim().to_owned();
                 // The name stands in brackets and may hold anything; after it the third field is the first.
-                let nice = stat
-                    .rsplit(')')
-                    .next()
-                    .and_then(|rest| rest.split_whitespace().nth(16))
-                    .context("no nice value")?;
+                let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
+                let nice = fields.and_then(|fields| fields.split_whitespace().nth(16)).context("no nice value")?;
                 Ok(Self { name, cpus: cpu_list(value("Cpus_allowed_list:")?)?, nice: nice.parse()? })
             })
             .collect()
@@ -72,7 +69,7 @@ impl Thread {
 pub fn prefer_this_thread() -> Result<()> {
     let thread = gettid().to_string();
     let status = Command::new("renice").args(["-n", "-5", "-p", &thread]).stdout(Stdio::null()).status();
-    ensure!(status.context("renice (of util-linux)")?.success(), "renice failed");
+    ensure!(status.context("renice (of bsdutils)")?.success(), "renice failed");
     Ok(())
 }
 

@@ -40,9 +40,6 @@ pub struct Ended {
     /// The command's exit status, if the guest told it.
     status: Option<u8>,
     timed_out: bool,
-    trouble: Vec<String>,
-    /// Of the first of it.
-    trace: String,
 }
 
 /// Boots, runs `command`, waits for the end.
@@ -96,19 +93,19 @@ pub fn run(
     if matches!(command, Command::Shell) {
         let _ = Process::new("stty").arg("sane").status();
     }
-    let log = out.read("dmesg");
-    let trouble = kernel_log::trouble(&log).into_iter().map(str::to_owned).collect();
-    Ok(Ended { status: out.status(), out, timed_out, trouble, trace: kernel_log::first_trace(&log) })
+    Ok(Ended { status: out.status(), out, timed_out })
 }
 
 impl Ended {
     /// Says what went wrong and gives the exit code; the run's folder is kept when there is something to see in it.
     pub fn report(self, options: &Options) -> u8 {
-        for line in &self.trouble {
+        let log = self.out.read("dmesg");
+        let trouble = kernel_log::trouble(&log);
+        for line in &trouble {
             eprintln!("xtask: the guest's kernel logged: {line}");
         }
-        if !self.trace.is_empty() {
-            eprintln!("xtask: the first of it:\n{}", self.trace);
+        if !trouble.is_empty() {
+            eprintln!("xtask: the first of it:\n{}", kernel_log::first_trace(&log));
         }
         let code = match self.status {
             _ if self.timed_out => {
@@ -120,7 +117,7 @@ impl Ended {
                 eprintln!("xtask: the guest ended without telling an exit status");
                 125
             }
-            Some(0) if options.check_dmesg && !self.trouble.is_empty() => 126,
+            Some(0) if options.check_dmesg && !trouble.is_empty() => 126,
             Some(status) => status,
         };
         if self.status.is_none() {
@@ -129,7 +126,7 @@ impl Ended {
         if self.out.path.join("cut").exists() {
             eprintln!("xtask: programs that the command left behind hold its output; the end of it may be missing");
         }
-        if self.status.is_none() || !self.trouble.is_empty() {
+        if self.status.is_none() || !trouble.is_empty() {
             eprintln!("xtask: see {}", self.out.path.display());
         } else {
             self.out.remove();
