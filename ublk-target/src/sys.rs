@@ -127,43 +127,28 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>> {
     }
 }
 
-/// `struct sched_attr` of `<linux/sched/types.h>`, as Linux 5.3 and newer have it.
-#[repr(C)]
-#[derive(Default)]
-struct SchedAttr {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    /// How long a turn is, in nanoseconds; for threads that are scheduled fairly since Linux 6.12.
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-    util_min: u32,
-    util_max: u32,
-}
-
-/// `<linux/sched.h>`: threads that it starts are scheduled as if nothing had been asked for.
-const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
-
 /// Prefers this thread, and none that it starts, to others that are scheduled fairly: by its nice value, and by the length of its
 /// turns, which on Linux 6.12 and newer decides who is next. Nothing changes where somebody has chosen how it is scheduled. Needs
 /// `RLIMIT_NICE` or `CAP_SYS_NICE`.
 pub fn prefer_this_thread(nice: i32, turn: Duration) -> io::Result<()> {
-    let mut attr = SchedAttr::default();
-    let size = size_of::<SchedAttr>() as u32;
+    let mut attr = MaybeUninit::<libc::sched_attr>::zeroed();
+    let size = size_of::<libc::sched_attr>() as u32;
     // SAFETY: sched_getattr(2): 0 is the calling thread, at most `size` bytes are written to `attr`, which has that many; flags must
     // be 0.
-    let done = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, size, 0) };
+    let done = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, attr.as_mut_ptr(), size, 0) };
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
-    if attr.policy != libc::SCHED_OTHER as u32 || attr.nice != 0 {
+    // SAFETY: all bytes were zeroed, which is a valid value of every field, and the kernel then wrote some of them.
+    let mut attr = unsafe { attr.assume_init() };
+    if attr.sched_policy != libc::SCHED_OTHER as u32 || attr.sched_nice != 0 {
         return Ok(());
     }
-    let turn = turn.as_nanos() as u64;
-    let attr = SchedAttr { size, flags: SCHED_FLAG_RESET_ON_FORK, nice, runtime: turn, ..SchedAttr::default() };
+    attr.size = size;
+    // Threads that it starts are scheduled as if nothing had been asked for.
+    attr.sched_flags = libc::SCHED_FLAG_RESET_ON_FORK as u64;
+    attr.sched_nice = nice;
+    attr.sched_runtime = turn.as_nanos() as u64;
     // SAFETY: sched_setattr(2): 0 is the calling thread, `attr` is a structure of the size that it tells; flags must be 0.
     let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -23,8 +23,8 @@ use crate::{log, sys};
 pub const CAP_SYS_ADMIN: u32 = 21;
 const CAP_IPC_LOCK: u32 = 14;
 
-/// Of the control thread: three times the weight of a thread that nobody prefers, and turns of about a third of the usual ones. It
-/// waits for commands nearly always; what it takes from others is what they ask for.
+/// Of the control thread: three times the weight of a thread that nobody prefers, and shorter turns than usual (3 ms with eight CPUs
+/// and more, 1.5 with two). It waits for commands nearly always; what it takes from others is what they ask for.
 const NICE: i32 = -5;
 const TURN: Duration = Duration::from_millis(1);
 
