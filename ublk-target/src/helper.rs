@@ -1,4 +1,4 @@
-//! START, STOP, DEL and UPDATE_SIZE, each in a short-lived process of its own: this binary, executed again.
+//! START, END_RECOVERY, STOP, DEL and UPDATE_SIZE, each in a short-lived process of its own: this binary, executed again.
 //!
 //! ```text
 //!   daemon                                  helper of a removal
@@ -75,16 +75,15 @@ pub enum Errand {
 impl Errand {
     /// The command line of a helper, without the program.
     fn words(self, target: Target) -> Vec<String> {
-        let (name, more) = match self {
-            Self::Start { server } => (START, vec![server.to_string()]),
-            Self::Recover { server } => (RECOVER, vec![server.to_string()]),
-            Self::Stop { is_forced } => (STOP, is_forced.then(|| FORCE.to_owned()).into_iter().collect()),
-            Self::Delete => (DELETE, Vec::new()),
-            Self::Resize { size, is_shrinking } => {
-                (RESIZE, std::iter::once(size.to_string()).chain(is_shrinking.then(|| SHRINK.to_owned())).collect())
-            }
+        let (name, number, flag) = match self {
+            Self::Start { server } => (START, Some(server.to_string()), None),
+            Self::Recover { server } => (RECOVER, Some(server.to_string()), None),
+            Self::Stop { is_forced } => (STOP, None, is_forced.then_some(FORCE)),
+            Self::Delete => (DELETE, None, None),
+            Self::Resize { size, is_shrinking } => (RESIZE, Some(size.to_string()), is_shrinking.then_some(SHRINK)),
         };
-        [name.to_owned(), target.id.to_string(), target.nonce.to_string()].into_iter().chain(more).collect()
+        let device = [name.to_owned(), target.id.to_string(), target.nonce.to_string()];
+        device.into_iter().chain(number).chain(flag.map(str::to_owned)).collect()
     }
 
     /// What such a command line asks for; none if it is no such command line.
@@ -188,6 +187,22 @@ pub enum Answer {
     Failed(String),
 }
 
+/// Executes this binary again, with other words: they are read in [`crate::command::main`].
+pub fn spawn(words: impl IntoIterator<Item = String>) -> Outcome<Child> {
+    // The file this process runs, even if it was replaced on disk meanwhile.
+    Command::new("/proc/self/exe")
+        .arg0("ublk-throttle")
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        // Control-C on a terminal goes to the whole process group; a helper must see its errand through.
+        .process_group(0)
+        .current_dir("/")
+        .spawn()
+        .or_fail(Class::Resource, "cannot start a helper process (/proc/self/exe)")
+}
+
 /// A helper at work.
 pub struct Helper {
     child: Child,
@@ -199,19 +214,7 @@ pub struct Helper {
 impl Helper {
     /// Sends one out.
     pub fn spawn(target: Target, errand: Errand) -> Outcome<Self> {
-        // The file this process runs, even if it was replaced on disk meanwhile.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("ublk-throttle");
-        command.args(errand.words(target));
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            // Control-C on a terminal goes to the whole process group; a helper must see its errand through.
-            .process_group(0)
-            .current_dir("/")
-            .spawn()
-            .or_fail(Class::Resource, "cannot start a helper process (/proc/self/exe)")?;
+        let mut child = spawn(errand.words(target))?;
         let input = child.stdin.take();
         let output = child.stdout.take().expect("asked for a pipe");
         Ok(Self { child, input, output, heard: Vec::new() })

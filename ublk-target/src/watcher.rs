@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -28,8 +27,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::error::{Class, OrFail, Outcome};
-use crate::log;
 use crate::ublk::control::Control;
+use crate::{helper, log};
 
 /// The command line of the process.
 pub const WORD: &str = "__watch";
@@ -105,16 +104,7 @@ impl Watcher {
     }
 
     fn spawn(&self, desk: &mut Desk) -> Outcome<Running> {
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("ublk-throttle")
-            .arg(WORD)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .current_dir("/")
-            .spawn()
-            .or_fail(Class::Resource, "cannot start a helper process (/proc/self/exe)")?;
+        let mut child = helper::spawn([WORD.to_owned()])?;
         let input = child.stdin.take().expect("asked for a pipe");
         let output = child.stdout.take().expect("asked for a pipe");
         // Nobody waits for one that does not read.

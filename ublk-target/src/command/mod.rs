@@ -27,14 +27,15 @@ use crate::{log, watcher};
 
 /// Runs the command line of this process; the exit code.
 pub fn main() -> u8 {
+    // Not by `Flags`: to lay out all that a user may say takes a third of a helper's time, and users wait for helpers.
     let words: Vec<_> = std::env::args_os().skip(1).collect();
-    let words: Vec<_> = words.iter().filter_map(|word| word.to_str()).collect();
-    // Not by `Flags`: all that a user may say takes longer to lay out than most errands, and users wait for those.
-    if let Some((target, errand)) = Errand::of_words(&words) {
-        return helper::run(target, errand);
-    }
-    if words == [watcher::WORD] {
-        return watcher::run();
+    if let Some(words) = words.iter().map(|word| word.to_str()).collect::<Option<Vec<_>>>() {
+        if let Some((target, errand)) = Errand::of_words(&words) {
+            return helper::run(target, errand);
+        }
+        if words == [watcher::WORD] {
+            return watcher::run();
+        }
     }
     let flags = Flags::parse();
     let outcome = match flags.command {

@@ -32,8 +32,8 @@ use crate::ublk::{DeviceInfo, DiskState, Owner, leftovers};
 
 /// How often a backend that cannot be had is tried.
 const AGAIN: Duration = Duration::from_secs(1);
-/// What was known of partitions is known still. Looking again for those that were not waits until the other devices of a daemon
-/// that was killed are served, too: it is a process for each, and theirs are waited for.
+/// When partitions are looked for: what was known of them is known still, and a process for each device would take CPUs from those
+/// whose users still wait.
 const PARTITIONS_AFTER: Duration = Duration::from_secs(2);
 /// How often START_RECOVERY is tried while the kernel has not done with the old daemon.
 const BUSY_AGAIN: Duration = Duration::from_millis(20);

@@ -51,12 +51,11 @@ impl DeviceThread {
                 answer(self.resize(size));
                 continue;
             }
-            let until_partitions = self.partitions_at.map(|at| at.saturating_duration_since(Instant::now()));
-            if until_partitions == Some(Duration::ZERO) {
-                self.partitions_at = None;
+            if self.partitions_at.take_if(|at| *at <= Instant::now()).is_some() {
                 self.look_for_partitions(Duration::ZERO);
                 continue;
             }
+            let until_partitions = self.partitions_at.map(|at| at.saturating_duration_since(Instant::now()));
             self.receive(until_partitions.into_iter().chain(is_watching.then_some(LOOK)).min());
         }
     }
