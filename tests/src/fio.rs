@@ -117,6 +117,14 @@ impl Fio {
         Ok(Report { code: outcome.code, jobs, text })
     }
 
+    /// Ends the job now; fails if one of its requests did.
+    pub fn stop(self) -> Result<()> {
+        self.interrupt()?;
+        let report = self.finish_any(Duration::ZERO)?;
+        ensure!(report.errors().is_empty(), "errors: {:?}\n{}", report.errors(), report.text);
+        Ok(())
+    }
+
     /// Asks the job to end now (SIGINT): fio waits for what is in flight and reports.
     pub fn interrupt(&self) -> Result<()> {
         self.started.signal(Signal::SIGINT)
@@ -229,15 +237,6 @@ struct Completion {
     bytes: u64,
 }
 
-/// A time without a completion, in milliseconds since 1970.
-#[derive(Clone, Copy, Debug)]
-pub struct Gap {
-    /// The completion before it, or the beginning of the window.
-    pub from_ms: u64,
-    /// The completion after it, or the end of the window.
-    pub to_ms: u64,
-}
-
 impl Completions {
     /// Reads `PREFIX_lat.1.log`, where `prefix` was the `write_lat_log` of a file with one job.
     pub fn read(prefix: &Path) -> Result<Self> {
@@ -270,6 +269,11 @@ impl Completions {
         self.done[self.done.len() - 1].at_ms
     }
 
+    /// How many completed in all, and the seconds from the first to the last.
+    pub fn in_all(&self) -> (u64, f64) {
+        (self.done.len() as u64, (self.last_ms() + 1 - self.first_ms()) as f64 / 1000.0)
+    }
+
     /// How many completed from `from_ms` up to, not including, `to_ms`.
     pub fn count(&self, from_ms: u64, to_ms: u64) -> usize {
         self.within(from_ms, to_ms).len()
@@ -291,24 +295,14 @@ impl Completions {
     }
 
     /// The longest time without a completion inside a window.
-    pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Gap {
+    pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Duration {
         let inside = self.within(from_ms, to_ms).iter().map(|completion| completion.at_ms);
-        let mut longest = Gap { from_ms, to_ms: from_ms };
-        let mut last = from_ms;
+        let (mut longest_ms, mut last) = (0, from_ms);
         for at in inside.chain([to_ms]) {
-            if at - last > longest.to_ms - longest.from_ms {
-                longest = Gap { from_ms: last, to_ms: at };
-            }
+            longest_ms = longest_ms.max(at - last);
             last = at;
         }
-        longest
-    }
-}
-
-impl Gap {
-    /// How long nothing completed.
-    pub fn length(self) -> Duration {
-        Duration::from_millis(self.to_ms - self.from_ms)
+        Duration::from_millis(longest_ms)
     }
 }
 
@@ -341,8 +335,8 @@ mod tests {
     fn section_gets_its_name_and_parameters_and_loses_the_comment() {
         // What is run is the job of the file, only the name and the device differ.
         let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", "/dev/ublkb7").set("RW", "randread");
-        assert!(job.section_named("x").is_err(), "BLOCK and DEPTH are not set");
-        let text = job.set("BLOCK", 4096).set("DEPTH", 1).section_named("x").unwrap();
+        assert!(job.section_named("x").is_err(), "BLOCK, DEPTH and SECONDS are not set");
+        let text = job.set("BLOCK", 4096).set("DEPTH", 1).set("SECONDS", 8).section_named("x").unwrap();
         assert!(text.starts_with("[x]\nfilename=/dev/ublkb7\nrw=randread\nbs=4096\niodepth=1\n"), "{text}");
         assert!(!text.contains("${"), "{text}");
     }
@@ -372,8 +366,8 @@ mod tests {
     fn gap_reaches_to_both_ends_of_the_window() {
         // Nothing at the end is as much of a gap as nothing in the middle.
         let done = pages_at(&[10, 20, 60]);
-        assert_eq!(done.longest_gap(0, 70).length(), Duration::from_millis(40));
-        assert_eq!(done.longest_gap(0, 200).length(), Duration::from_millis(140));
-        assert_eq!(done.longest_gap(0, 55).length(), Duration::from_millis(35));
+        assert_eq!(done.longest_gap(0, 70), Duration::from_millis(40));
+        assert_eq!(done.longest_gap(0, 200), Duration::from_millis(140));
+        assert_eq!(done.longest_gap(0, 55), Duration::from_millis(35));
     }
 }

@@ -6,12 +6,12 @@
 //!          ├─ Daemon    the real binary, from its line `ready` to SIGTERM and exit 0
 //!          ├─ Command   the same binary's short commands, each with a time limit
 //!          ├─ Client    a bare client of its socket: whole questions, half lines, garbage, silence
-//!          ├─ Probe     did the machine keep up while something was measured?
 //!          ├─ Fio       a job of fio-jobs/, its report, the instant of every completion
 //!          ├─ disks     RAM disks, a slow disk, mounts: what backends and users need
 //!          ├─ mapper    disks that fail, stall or wait on demand
 //!          ├─ Setting   what the kernel is set to, and what it was before
 //!          └─ process   what a process holds: memory, descriptors, threads
+//!   mode           judgement of a run, and the number of its repetitions
 //! ```
 //!
 //! Nothing here knows a claim: those are in `tests/e2e/` and `fio-jobs/`. Nothing waits without a limit: a hang is a
@@ -24,11 +24,11 @@ pub mod disks;
 mod faults;
 pub mod fio;
 pub mod mapper;
+pub mod mode;
 pub mod needs;
 pub mod process;
 pub mod scene;
 pub mod setting;
 pub mod socket;
-pub mod starvation;
 pub mod sysfs;
 pub mod wait;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::disks::{output, run, text};
+use crate::disks::{RamDisk, output, run, text};
 
 /// What the mapper does with requests to a part of the disk.
 #[derive(Clone, Copy, Debug)]
@@ -33,18 +33,31 @@ pub struct Mapped {
     node: PathBuf,
     below: PathBuf,
     sectors: u64,
+    /// Dropped after `drop` has removed the disk above it.
+    _ram: Option<RamDisk>,
 }
 
 impl Mapped {
+    /// All of a RAM disk of its own, passed on.
+    pub fn on_ram(mebibytes: u64) -> Result<Self> {
+        let ram = RamDisk::new(mebibytes)?;
+        let below = ram.node().to_owned();
+        Self::over(&below, Some(ram))
+    }
+
     /// All of a disk, passed on.
     pub fn new(below: &Path) -> Result<Self> {
+        Self::over(below, None)
+    }
+
+    fn over(below: &Path, ram: Option<RamDisk>) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         for module in ["dm-mod", "dm-delay"] {
             run("modprobe", &[module])?;
         }
         let name = format!("e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let sectors = output("blockdev", &["--getsz", text(below)?])?.trim().parse().context("blockdev --getsz")?;
-        let mut mapped = Self { name, node: PathBuf::new(), below: below.to_owned(), sectors };
+        let mut mapped = Self { name, node: PathBuf::new(), below: below.to_owned(), sectors, _ram: ram };
         dmsetup(&["create", &mapped.name, "--table", &mapped.table(&[(sectors, Target::Linear)])?])?;
         let minor = dmsetup(&["info", "-c", "--noheadings", "-o", "minor", &mapped.name])?;
         mapped.node = format!("/dev/dm-{}", minor.trim()).into();

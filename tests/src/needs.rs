@@ -2,6 +2,9 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::thread;
+
+use crate::mode;
 
 /// Set to 1 (as CI does): whatever is missing fails the trial instead of skipping it.
 pub const REQUIRE_ALL: &str = "UBLK_THROTTLE_REQUIRE_ALL";
@@ -27,6 +30,8 @@ pub enum Need {
     Man,
     /// systemd, not necessarily running.
     Systemd,
+    /// Two CPUs at the same instant.
+    TwoCpus,
     /// The ublk driver, and the right to use it.
     Ublk,
     /// The program `fio`.
@@ -39,22 +44,23 @@ pub enum Need {
     Rublk,
     /// A RAM disk module: `brd` or `null_blk`.
     RamDisk,
-    /// The program `dmsetup`, and the kernel's device mapper.
+    /// The program `dmsetup`, and the kernel's device mapper: a disk that fails, stalls or waits on demand.
     Mapper,
     /// The kernel's loop devices, and the program `losetup`.
     Loop,
     /// `null_blk` with a latency of its own, for a backend that answers late.
     NullBlk,
-    /// The program `dmsetup`, and the device mapper: a backend that can be suspended.
-    DeviceMapper,
 }
 
 impl Need {
     /// Why it is not met here; `None` if it is.
     pub fn missing(self) -> Option<String> {
         match self {
-            Self::OwnMachine => (env::var(OWN_MACHINE).as_deref() != Ok("1"))
+            Self::OwnMachine => (!mode::is_set(OWN_MACHINE))
                 .then(|| format!("{OWN_MACHINE}=1 is not set: this changes settings of the whole machine")),
+            Self::TwoCpus => thread::available_parallelism()
+                .is_ok_and(|cpus| cpus.get() < 2)
+                .then(|| "one CPU: this needs two at the same instant".into()),
             Self::Ublk if !nix::unistd::geteuid().is_root() => Some("not root".into()),
             Self::Ublk => (!Path::new("/dev/ublk-control").exists())
                 .then(|| "no /dev/ublk-control: `modprobe ublk_drv`, or run the suite by `cargo xtask test`".into()),
@@ -70,10 +76,11 @@ impl Need {
             Self::Rublk => rublk().is_none().then(|| "no rublk: `cargo install rublk`".into()),
             Self::RamDisk => (missing_module("brd").is_some() && missing_module("null_blk").is_some())
                 .then(|| "neither brd nor null_blk among the kernel's modules".into()),
-            Self::Mapper => missing_program("dmsetup").or_else(|| missing_module("dm-mod")),
+            Self::Mapper => {
+                missing_program("dmsetup").or_else(|| missing_program("blockdev")).or_else(|| missing_module("dm-mod"))
+            }
             Self::Loop => missing_program("losetup").or_else(|| missing_module("loop")),
             Self::NullBlk => missing_module("null_blk"),
-            Self::DeviceMapper => missing_program("dmsetup").or_else(|| missing_module("dm_mod")),
         }
     }
 }

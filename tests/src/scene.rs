@@ -178,9 +178,14 @@ impl Scene {
         self.begin_ask(words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
     }
 
+    /// What `list` tells.
+    pub fn listing(&self) -> Result<Value> {
+        self.ask(&["list", "--json"])?.expect_code(0)?.json()
+    }
+
     /// The devices of its daemon, as `list` tells of them.
     pub fn devices(&self) -> Result<Vec<Value>> {
-        let listing = self.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+        let listing = self.listing()?;
         listing["devices"].as_array().cloned().with_context(|| format!("no devices in {listing}"))
     }
 

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::Value;
 
+use crate::wait;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
@@ -45,8 +47,9 @@ impl Client {
         Ok(sent)
     }
 
-    /// The next line without its end, at most `limit` from now; `None` where the daemon hung up instead.
+    /// The next line without its end, at most `limit` from now (see [`wait::patience`]); `None` if the daemon hung up.
     pub fn line(&mut self, limit: Duration) -> Result<Option<String>> {
+        let limit = wait::patience(limit);
         let end = Instant::now() + limit;
         loop {
             if let Some(at) = self.pending.iter().position(|&byte| byte == b'\n') {
@@ -69,7 +72,7 @@ impl Client {
 
     /// Asks and waits for the answer: the whole of it, with `ok`.
     pub fn ask(&mut self, question: &Value, limit: Duration) -> Result<Value> {
-        self.send(format!("{question}\n").as_bytes(), limit)?;
+        self.send(format!("{question}\n").as_bytes(), wait::patience(limit))?;
         let line = self.line(limit).with_context(|| format!("{question}"))?;
         let line = line.with_context(|| format!("{question}: the daemon hung up"))?;
         serde_json::from_str(&line).with_context(|| line)

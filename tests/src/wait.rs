@@ -6,12 +6,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::mode::Judge;
+
 /// How often a condition is looked at. Short against every bound of the suite, long against what a look costs.
 const STEP: Duration = Duration::from_millis(10);
 
-/// Waits until `look` yields something, at most for `limit`; the error says what was waited for.
+/// The time after which a wait counts as a hang: `limit`, or ten times `limit` where times are not judged, since the
+/// host may stop the guest for seconds.
+pub fn patience(limit: Duration) -> Duration {
+    match Judge::of_this_run() {
+        Judge::Everything => limit,
+        Judge::Correctness => 10 * limit,
+    }
+}
+
+/// Waits until `look` yields something, at most for `limit` (see [`patience`]). The error names the wait.
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let begin = Instant::now();
+    let (begin, limit) = (Instant::now(), patience(limit));
     loop {
         if let Some(found) = look()? {
             return Ok(found);

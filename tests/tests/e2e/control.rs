@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::wait;
 
 use crate::measure::{expect_all, expect_near, expect_within};
-use crate::{Case, cases, wait_until_busy};
+use crate::{Case, WRITES, cases, load};
 
 /// An answer of a daemon that has other things to do.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// The device or group of that name, as `list` shows it.
 fn listed(scene: &Scene, what: &str, name: &str) -> Result<Option<Value>> {
-    let facts = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let facts = scene.listing()?;
     let all = facts[what].as_array().with_context(|| format!("no {what}: {facts}"))?;
     Ok(all.iter().find(|one| one["name"] == name).cloned())
 }
@@ -167,7 +167,7 @@ const CHANGED: &str = "version: 1\n\
 fn reload_tells_its_plan_and_carries_it_out(scene: &Scene) -> Result<()> {
     // --dry-run prints the same differences and changes nothing; afterwards there are none left.
     let daemon = scene.start(PAIR)?;
-    let before = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let before = scene.listing()?;
     fs::write(daemon.config(), CHANGED)?;
     let plan = scene.ask(&["reload", "--dry-run"])?.expect_code(0)?.stdout;
     for line in
@@ -175,7 +175,7 @@ fn reload_tells_its_plan_and_carries_it_out(scene: &Scene) -> Result<()> {
     {
         ensure!(plan.contains(line), "{line:?} is not in the plan:\n{plan}");
     }
-    let after = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let after = scene.listing()?;
     let names = |facts: &Value| -> Vec<String> {
         let of = |what: &str| facts[what].as_array().cloned().unwrap_or_default();
         of("devices").iter().chain(&of("groups")).map(|one| one["name"].to_string()).collect()
@@ -197,7 +197,7 @@ fn reload_tells_its_plan_and_carries_it_out(scene: &Scene) -> Result<()> {
 fn reload_that_fails_in_the_middle_changes_nothing(scene: &Scene) -> Result<()> {
     // A broken file, what cannot change live, a device that cannot be made, one to be removed that is in use.
     let daemon = scene.start(PAIR)?;
-    let before = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let before = scene.listing()?;
     let unusable = CHANGED.to_owned() + "  d: { backend: { file: /no/such/file } }\n";
     let cases = [
         (CHANGED.replace("iops-read: 5", "iops-read: fast"), 3, "E-CONFIG"),
@@ -208,7 +208,7 @@ fn reload_that_fails_in_the_middle_changes_nothing(scene: &Scene) -> Result<()> 
     for (text, code, class) in &cases[..3] {
         fs::write(daemon.config(), text)?;
         scene.ask(&["reload"])?.expect_code(*code)?.expect_stderr(&[class])?;
-        let after = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+        let after = scene.listing()?;
         ensure!(after["groups"] == before["groups"], "groups changed: {after}");
         ensure!(after["devices"].as_array().map(Vec::len) == Some(2), "devices changed: {after}");
         expect_listed(scene, "devices", "a", &[("group", json!("g")), ("limits", json!({}))])?;
@@ -262,13 +262,13 @@ fn systemd_hears_of_the_start_a_reload_and_the_watchdog(scene: &Scene) -> Result
     // What sd_notify(3) wants: READY once, RELOADING with a time before READY again, WATCHDOG twice in its interval.
     let path = scene.dir().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path)?;
-    socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+    socket.set_read_timeout(Some(wait::patience(ANSWER_LIMIT)))?;
     let place = format!("NOTIFY_SOCKET={}", path.display());
     let daemon = scene.start_under(&["env", &place, "WATCHDOG_USEC=400000"], PAIR)?;
     let mut heard = Vec::new();
     let mut hear = |wanted: &str| -> Result<()> {
         let began = Instant::now();
-        while began.elapsed() < ANSWER_LIMIT {
+        while began.elapsed() < wait::patience(ANSWER_LIMIT) {
             let mut told = [0; 256];
             let count = socket.recv(&mut told).with_context(|| format!("no {wanted} in {heard:?}"))?;
             let told = String::from_utf8_lossy(&told[..count]).into_owned();
@@ -298,9 +298,7 @@ fn raised_limit_lets_held_requests_go_at_once(scene: &Scene) -> Result<()> {
     let device = scene.device("d")?;
     for setting in ["iops-total=1000000", "iops-total=unlimited"] {
         scene.ask(&["set", "device", "d", "iops-total=1"])?.expect_code(0)?;
-        let job = Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node());
-        let load = scene.fio(job)?;
-        wait_until_busy(&device)?;
+        let load = load(scene, WRITES, &device)?;
         let before = listed(scene, "devices", "d")?.context("d")?["requests"].as_u64().context("requests")?;
         let began = Instant::now();
         scene.ask(&["set", "device", "d", setting])?.expect_code(0)?;
@@ -320,9 +318,7 @@ fn stats_tell_what_was_let_through_and_what_waited(scene: &Scene) -> Result<()> 
          devices:\n  d: { backend: { null: 1GiB }, group: g }\n",
     )?;
     let device = scene.device("d")?;
-    let job = Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node());
-    let load = scene.fio(job)?;
-    wait_until_busy(&device)?;
+    let load = load(scene, WRITES, &device)?;
     let told = scene.ask(&["stats", "--interval", "3s", "--count", "1", "--json"])?.expect_code(0)?.json()?;
     for row in [&told["devices"][0], &told["groups"][0]] {
         let rate = row["requests"].as_f64().context("requests")? / told["seconds"].as_f64().context("seconds")?;

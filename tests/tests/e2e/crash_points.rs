@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Scene, crashing_binary};
 use ublk_throttle_tests::wait;
@@ -157,11 +158,15 @@ fn f05_an_add_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) 
     })
 }
 
+/// Starts that go on after their daemon.
+const LATE_STARTS: Times = Times { ci: 1, thorough: 3 };
+
 fn f05_a_disk_started_after_its_daemon_died_is_made_anew(scene: &Scene) -> Result<()> {
     // The kernel had begun with START, and got to making the disk only when the queues had gone. Linux 6.12 calls the disk live then
     // and never notices: it takes no new server.
     let text = config(scene, &["a"], 10_000);
-    for point in ["helper-starting/late"; 3] {
+    let point = "helper-starting/late";
+    for _ in 0..LATE_STARTS.get() {
         let _ = fs::remove_dir_all(scene.state_dir());
         arm(scene, point)?;
         died(scene.start_crashing(&text)?, scene, point)?;

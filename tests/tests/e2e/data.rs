@@ -54,8 +54,7 @@ fn file_backend_keeps_data(scene: &Scene) -> Result<()> {
 
 fn block_backend_that_must_wait_keeps_data(scene: &Scene) -> Result<()> {
     // One that takes no request that may not wait (REQ_NOWAIT), as many a target of the device mapper.
-    let disk = RamDisk::new(64)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(64)?;
     mapped.become_all(Target::Delay(Duration::ZERO))?;
     for is_direct in [true, false] {
         keeps_data(scene, &format!("block: {}, direct: {is_direct}", mapped.node().display()))?;
@@ -116,7 +115,7 @@ fn keeps_data(scene: &Scene, backend: &str) -> Result<()> {
 /// The same of device `d` of a configuration, whose data gets to the daemon in one of these ways.
 fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> {
     let daemon = scene.start(config)?;
-    let listed = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let listed = scene.listing()?;
     let transfer = listed["devices"][0]["transfer"].as_str().context("no transfer")?;
     ensure!(transfers.contains(&transfer), "its transfer is {transfer}, not {transfers:?}");
     let device = scene.device("d")?;

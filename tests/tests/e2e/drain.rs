@@ -6,20 +6,19 @@
 //! ```
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use ublk_throttle_tests::daemon::Daemon;
-use ublk_throttle_tests::disks::{Mount, RamDisk};
-use ublk_throttle_tests::fio::{Fio, Job};
+use ublk_throttle_tests::fio::Fio;
+use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
-use ublk_throttle_tests::sysfs;
+use ublk_throttle_tests::{sysfs, wait};
 
-use crate::measure::expect_within;
-use crate::{Case, cases, has_zero_copy, let_run, wait_until_busy};
+use crate::measure::{Unmeasured, expect_within};
+use crate::{Case, WRITES, cases, has_zero_copy, let_run, load};
 
 /// Bound of any answer, whatever is stuck.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -33,58 +32,16 @@ pub(crate) fn cases() -> Vec<Case> {
         removals_under_load_one_after_the_other_take_two_seconds_each,
         forced_removal_of_an_open_device_says_who_keeps_its_id,
     ];
-    let stall = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::DeviceMapper];
+    let stall = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper];
         forced_removal_does_not_wait_for_a_backend_that_does_not_answer,
         removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on,
         removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so,
         sigterm_takes_a_device_down_whose_backend_does_not_answer,
-        disk_below_a_device_mapper_is_named_and_left_alone,
     ];
-    let foreign = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::DeviceMapper, Need::Rublk];
+    let foreign = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper, Need::Rublk];
         removal_by_another_client_does_not_wait_for_a_stalled_backend,
     ];
-    let ext4 = cases![[Need::Ublk, Need::Ext4]; forced_removal_of_a_mounted_device_keeps_what_was_written];
-    fio.into_iter().chain(stall).chain(foreign).chain(ext4).collect()
-}
-
-/// A RAM disk below a device mapper that can be suspended. Resumed and gone when dropped.
-struct Stall<'a> {
-    scene: &'a Scene,
-    name: &'static str,
-    _disk: RamDisk,
-}
-
-impl<'a> Stall<'a> {
-    fn new(scene: &'a Scene, name: &'static str) -> Result<Self> {
-        let disk = RamDisk::new(32)?;
-        let table = format!("0 {} linear {} 0", 32 * 2048, disk.node().display());
-        scene.tool("dmsetup", &["create", "--noudevsync", "--noudevrules", name, "--table", &table])?;
-        scene.tool("dmsetup", &["mknodes", name])?;
-        Ok(Self { scene, name, _disk: disk })
-    }
-
-    fn node(&self) -> String {
-        format!("/dev/mapper/{}", self.name)
-    }
-
-    fn suspend(&self) -> Result<()> {
-        self.scene.tool("dmsetup", &["suspend", "--noudevsync", "--nolockfs", "--noflush", self.name]).map(drop)
-    }
-
-    fn resume(&self) -> Result<()> {
-        self.scene.tool("dmsetup", &["resume", "--noudevsync", self.name]).map(drop)
-    }
-}
-
-impl Drop for Stall<'_> {
-    fn drop(&mut self) {
-        let _ = self.resume();
-        let _ = self.scene.try_tool("dmsetup", &["remove", "--noudevsync", "--retry", self.name]);
-    }
-}
-
-fn load(device: &Device) -> Job {
-    Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node())
+    fio.into_iter().chain(stall).chain(foreign).collect()
 }
 
 fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) -> Result<()> {
@@ -97,8 +54,7 @@ fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) 
     let mut longest = Duration::ZERO;
     for name in &names {
         let device = scene.device(name)?;
-        let fio = scene.fio(load(&device))?;
-        wait_until_busy(&device)?;
+        let fio = load(scene, WRITES, &device)?;
         let del = scene.ask(&["del", "--force", name])?.expect_code(0)?;
         longest = longest.max(del.took);
         fio.finish_any(ANSWER_LIMIT)?;
@@ -121,24 +77,23 @@ fn forced_removal_of_an_open_device_says_who_keeps_its_id(scene: &Scene) -> Resu
 }
 
 /// A device on a stalled disk with requests in flight to it, and one that has nothing to do with it.
-fn stalled<'a>(scene: &'a Scene, name: &'static str) -> Result<(Stall<'a>, Daemon, Device, Fio)> {
-    let stall = Stall::new(scene, name)?;
-    let daemon = scene.start(&stuck_and_other(&stall))?;
+fn stalled(scene: &Scene, zero_copy: &str) -> Result<(Mapped, Daemon, Device, Fio)> {
+    let disk = Mapped::on_ram(32)?;
+    let daemon = scene.start(&stuck_and_other(&disk, zero_copy))?;
     let device = scene.device("stuck")?;
-    let fio = scene.fio(load(&device))?;
-    wait_until_busy(&device)?;
-    stall.suspend()?;
+    let fio = load(scene, WRITES, &device)?;
+    disk.suspend()?;
     let_run(1);
     ensure!(sysfs::in_flight(&device.disk)? >= 20, "the disk is suspended, and few requests are in flight");
-    Ok((stall, daemon, device, fio))
+    Ok((disk, daemon, device, fio))
 }
 
-fn stuck_and_other(stall: &Stall<'_>) -> String {
+fn stuck_and_other(disk: &Mapped, zero_copy: &str) -> String {
     format!(
         "version: 1\n\
-         devices:\n  stuck: {{ backend: {{ block: {}, direct: true }}, zero-copy: off }}\n  \
+         devices:\n  stuck: {{ backend: {{ block: {}, direct: true }}, zero-copy: {zero_copy} }}\n  \
          other: {{ backend: {{ memory: 4MiB }} }}\n",
-        stall.node()
+        disk.node().display()
     )
 }
 
@@ -152,7 +107,7 @@ fn others_are_served(scene: &Scene) -> Result<()> {
 
 fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene) -> Result<()> {
     // What the backend has had for 3 s gets EIO; the disk goes, the lock of its backend stays until the backend answers.
-    let (stall, daemon, device, fio) = stalled(scene, "e2e-forced")?;
+    let (disk, daemon, device, fio) = stalled(scene, "off")?;
     let del = scene.begin_ask(&["del", "--force", "stuck"])?;
     others_are_served(scene)?;
     let del = del.finish(ANSWER_LIMIT)?.expect_code(0)?;
@@ -161,7 +116,7 @@ fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene
     fio.finish_any(ANSWER_LIMIT)?;
     daemon.wait_for_log("W-BACKEND-STUCK", AT_ONCE)?;
     others_are_served(scene)?;
-    stall.resume()?;
+    disk.resume()?;
     daemon.wait_for_log("state=released", ANSWER_LIMIT)?;
     daemon.stop().map(drop)
 }
@@ -170,10 +125,10 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
     // Not forced: what is dirty is not given up, but whoever asked is told in time what it waits for; and a forced removal
     // that joins does not wait.
     for force in [false, true] {
-        let stall = Stall::new(scene, "e2e-unforced")?;
-        let daemon = scene.start(&stuck_and_other(&stall))?;
+        let disk = Mapped::on_ram(32)?;
+        let daemon = scene.start(&stuck_and_other(&disk, "off"))?;
         let device = scene.device("stuck")?;
-        stall.suspend()?;
+        disk.suspend()?;
         // Closes it with dirty pages, and waits there for them: nobody has it open any more, and yet there is something to lose.
         let to = format!("of={}", device.node());
         let writer = scene.begin_tool("dd", &["if=/dev/zero", &to, "bs=64k", "count=4", "conv=notrunc"])?;
@@ -186,9 +141,8 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
             let del = scene.ask(&["del", "--force", "stuck"])?.expect_code(0)?;
             expect_within("the forced one that joins", del.took, ANSWER_LIMIT)?;
         }
-        stall.resume()?;
-        let is_gone = || Ok((!device.node.exists()).then_some(()));
-        ublk_throttle_tests::wait::until("end of the device", ANSWER_LIMIT, is_gone)?;
+        disk.resume()?;
+        wait::until("end of the device", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
         writer.finish(ANSWER_LIMIT)?;
         daemon.stop()?;
     }
@@ -199,36 +153,29 @@ fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: 
     // The backend has the pages of the client itself, and no kernel takes those away from it: whoever removes the device hears in
     // time what it waits for, the others are served, and it is gone as soon as the backend answers.
     if !has_zero_copy(scene)? {
-        return Ok(());
+        bail!(Unmeasured::Kernel("this kernel has no zero copy".into()));
     }
-    let stall = Stall::new(scene, "e2e-zero-copy")?;
-    let daemon = scene.start(&stuck_and_other(&stall).replace("zero-copy: off", "zero-copy: on"))?;
-    let device = scene.device("stuck")?;
-    let fio = scene.fio(load(&device))?;
-    wait_until_busy(&device)?;
-    stall.suspend()?;
-    let_run(1);
+    let (disk, daemon, device, fio) = stalled(scene, "on")?;
     let told = scene.ask(&["del", "--force", "stuck"])?.expect_code(7)?;
     let told = told
         .expect_stderr(&["error[E-TIMEOUT]", "the kernel waits for the backend, which has the pages of the clients"])?;
     expect_within("the answer", told.took, ANSWER_LIMIT)?;
     others_are_served(scene)?;
-    stall.resume()?;
-    let is_gone = || Ok((!device.node.exists()).then_some(()));
-    ublk_throttle_tests::wait::until("end of the device", ANSWER_LIMIT, is_gone)?;
+    disk.resume()?;
+    wait::until("end of the device", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
     fio.finish_any(ANSWER_LIMIT)?;
     daemon.stop().map(drop)
 }
 
 fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> Result<()> {
     // The disk is gone in time; the process itself has to wait for the kernel, which has its requests.
-    let (stall, mut daemon, device, fio) = stalled(scene, "e2e-sigterm")?;
+    let (disk, mut daemon, device, fio) = stalled(scene, "off")?;
     let begin = Instant::now();
     daemon.signal(Signal::SIGTERM)?;
-    ublk_throttle_tests::wait::until("end of the disk", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
+    wait::until("end of the disk", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
     expect_within("end of the disk", begin.elapsed(), ANSWER_LIMIT)?;
     fio.finish_any(ANSWER_LIMIT)?;
-    stall.resume()?;
+    disk.resume()?;
     let code = daemon.wait_for_end(ANSWER_LIMIT)?;
     ensure!(code == Some(0), "exit code {code:?}:\n{}", daemon.log()?);
     Ok(())
@@ -236,7 +183,7 @@ fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> R
 
 fn removal_by_another_client_does_not_wait_for_a_stalled_backend(scene: &Scene) -> Result<()> {
     // DEL by another client holds a lock of all ublk devices: it must end although our backend never answers.
-    let (stall, daemon, device, fio) = stalled(scene, "e2e-foreign")?;
+    let (disk, daemon, device, fio) = stalled(scene, "off")?;
     let begin = Instant::now();
     let del = scene.begin_tool("rublk", &["del", "-n", &device.id.to_string()])?;
     daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
@@ -245,45 +192,7 @@ fn removal_by_another_client_does_not_wait_for_a_stalled_backend(scene: &Scene) 
     expect_within("rublk del", del.took, ANSWER_LIMIT)?;
     fio.finish_any(ANSWER_LIMIT)?;
     others_are_served(scene)?;
-    stall.resume()?;
+    disk.resume()?;
     daemon.wait_for_log("state=released", ANSWER_LIMIT)?;
-    daemon.stop().map(drop)
-}
-
-fn disk_below_a_device_mapper_is_named_and_left_alone(scene: &Scene) -> Result<()> {
-    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 4MiB } }\n")?;
-    let device = scene.device("d")?;
-    let table = format!("0 8192 linear {} 0", device.node());
-    scene.tool("dmsetup", &["create", "--noudevsync", "--noudevrules", "e2e-holder", "--table", &table])?;
-    let refused = scene.ask(&["del", "d"])?.expect_code(5);
-    scene.tool("dmsetup", &["remove", "--noudevsync", "--retry", "e2e-holder"])?;
-    let refused = refused?.expect_stderr(&["error[E-BUSY]", "held by /dev/dm-"])?;
-    expect_within("the refusal", refused.took, AT_ONCE)?;
-    scene.ask(&["del", "d"])?.expect_code(0)?;
-    daemon.stop().map(drop)
-}
-
-fn forced_removal_of_a_mounted_device_keeps_what_was_written(scene: &Scene) -> Result<()> {
-    // 24 MiB in the page cache of a mounted ext4: they are with the backend before the disk goes.
-    let image = scene.dir().join("image");
-    let config = format!(
-        "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 64MiB, create: true, direct: false }} }}\n",
-        image.display()
-    );
-    let daemon = scene.start(&config)?;
-    let mount = Mount::new(&scene.device("d")?.node, &scene.dir().join("mount"))?;
-    let written: Vec<u8> = (0..24 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
-    fs::write(mount.point().join("file"), &written)?;
-    let del = scene.ask(&["del", "--force", "d"])?.expect_code(0)?;
-    expect_within("del", del.took, ANSWER_LIMIT)?;
-    daemon.wait_for_log("mounted at", AT_ONCE)?;
-    let point: PathBuf = mount.point().to_owned();
-    mount.unmount()?;
-    daemon.stop()?;
-    let daemon = scene.start(&config)?;
-    let mount = Mount::existing(&scene.device("d")?.node, &point)?;
-    let read = fs::read(mount.point().join("file"))?;
-    mount.unmount()?;
-    ensure!(read == written, "{} of {} bytes are there, or others", read.len(), written.len());
     daemon.stop().map(drop)
 }

@@ -29,7 +29,7 @@ fn list_tells_devices_and_groups(scene: &Scene) -> Result<()> {
     for part in ["first", "second", "tenant", first.node(), second.node(), "iops-total", "3000", "bps-write"] {
         ensure!(text.contains(part), "`list` does not say {part:?}:\n{text}");
     }
-    let facts = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let facts = scene.listing()?;
     let devices = facts["devices"].as_array().with_context(|| format!("no devices in {facts}"))?;
     let names: Vec<_> = devices.iter().map(|device| &device["name"]).collect();
     ensure!(names == ["first", "second"], "`list --json`: devices {names:?}");

@@ -16,7 +16,7 @@ use ublk_throttle_tests::fio::{Completions, Job};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
-use crate::measure::{expect, expect_all, expect_near};
+use crate::measure::{expect, expect_all, expect_at_least, expect_near};
 use crate::{Case, cases};
 
 /// What the jobs run for.
@@ -187,8 +187,7 @@ pub(crate) fn expect_jain(shares: &[f64], least: f64) -> Result<()> {
     let index = jain(shares);
     let sum: f64 = shares.iter().sum();
     let parts = shares.iter().map(|share| format!("{:.2} %", 100.0 * share / sum)).collect::<Vec<_>>().join(" : ");
-    eprintln!("          shares {parts}, Jain's index {index:.5}, at least {least}");
-    expect(index >= least, || format!("shares {parts}: Jain's index {index:.4}, expected at least {least}"))
+    expect_at_least(format!("shares {parts}, Jain's index"), index, least)
 }
 
 /// The square of the sum over n times the sum of the squares: 1 if all get the same, 1/n if one gets all.

@@ -13,25 +13,24 @@ use nix::libc::{EIO, ENOSPC};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::{LoopDisk, Mount, RamDisk, Tmpfs};
-use ublk_throttle_tests::fio::{Completions, Job};
 use ublk_throttle_tests::mapper::{Mapped, Target};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::{sysfs, wait};
 
-use crate::measure::{expect_all, expect_near, expect_within};
-use crate::{Case, cases, let_run, now_ms, wait_until_busy};
+use crate::measure::{expect, expect_all, expect_near, expect_within};
+use crate::{Case, READS, WRITES, cases, completions, let_run, load, now_ms};
 
 const MIB: u64 = 1 << 20;
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mapper = cases![[Need::Ublk, Need::RamDisk, Need::Mapper, Need::UtilLinux];
+    let mapper = cases![[Need::Ublk, Need::RamDisk, Need::Mapper];
         f21_an_error_of_the_backend_reaches_that_request_only,
         f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart,
         f26_a_slow_backend_is_waited_for_without_an_error,
         f30_a_failed_flush_is_told_and_the_next_epoch_is_sound,
     ];
-    let load = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper, Need::UtilLinux];
+    let load = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper];
         f26_a_stalled_backend_holds_no_tokens_of_its_group,
     ];
     let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4]; f25_a_file_system_unmounted_lazily_serves_on];
@@ -64,8 +63,7 @@ fn expect_errno<T>(what: &str, result: io::Result<T>, errno: i32) -> Result<()> 
 
 fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Result<()> {
     // A bad stretch from 8 to 16 MiB: EIO there and nowhere else, counted; sound again without a restart.
-    let disk = RamDisk::new(32)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(32)?;
     let (daemon, device, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
     let part = 8 * MIB / 512;
     mapped.become_parts(&[
@@ -93,8 +91,7 @@ fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Resul
 fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(scene: &Scene) -> Result<()> {
     // Every request fails for 15 s: the device stays, each error is passed on and counted, `list` says so all the while. Then
     // the disk is sound again: so is the device, at once, and 10 s later `list` says that too.
-    let disk = RamDisk::new(32)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(32)?;
     let (daemon, device, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
     direct.write(0, 65536, 0xa5)?;
     mapped.become_all(Target::Error)?;
@@ -206,15 +203,14 @@ fn f25_a_file_system_unmounted_lazily_serves_on(scene: &Scene) -> Result<()> {
 
 fn f26_a_slow_backend_is_waited_for_without_an_error(scene: &Scene) -> Result<()> {
     // 300 ms a request: no error, and each waits as long as that and not much longer.
-    let disk = RamDisk::new(16)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(16)?;
     let (daemon, _, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
     mapped.become_all(Target::Delay(Duration::from_millis(300)))?;
     for number in 0..3 {
         let begin = std::time::Instant::now();
         direct.write(number * 65536, 65536, 0xa5)?;
         let took = begin.elapsed();
-        ensure!(took >= Duration::from_millis(300), "a request of 300 ms took {took:?}");
+        expect(took >= Duration::from_millis(300), || format!("a request of 300 ms took {took:?}"))?;
         expect_within("a request of 300 ms", took, Duration::from_secs(2))?;
     }
     ensure!(direct.holds(0, 3 * 65536, 0xa5)?, "reads wrong");
@@ -225,8 +221,7 @@ fn f26_a_slow_backend_is_waited_for_without_an_error(scene: &Scene) -> Result<()
 
 fn f26_a_stalled_backend_holds_no_tokens_of_its_group(scene: &Scene) -> Result<()> {
     // Two of a group of 200 a second; one's backend answers nothing: the other gets all 200. Then it answers, without an error.
-    let disk = RamDisk::new(16)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(16)?;
     let daemon = scene.start(&format!(
         "version: 1\n\
          groups:\n  g: {{ limits: {{ iops-total: 200 }} }}\n\
@@ -236,29 +231,19 @@ fn f26_a_stalled_backend_holds_no_tokens_of_its_group(scene: &Scene) -> Result<(
     ))?;
     mapped.suspend()?;
     let stalled = scene.device("stalled")?;
-    let job = Job::new("requests-are-held-when-the-device-goes").set("DEVICE", stalled.node());
-    let stalled_load = scene.fio(job)?;
-    wait_until_busy(&stalled)?;
-    let log = scene.dir().join("other");
+    let stalled_load = load(scene, WRITES, &stalled)?;
     let other = scene.device("other")?;
-    let job =
-        Job::new("neighbour-keeps-its-rate-through-a-removal").set("DEVICE", other.node()).set("LOG", log.display());
-    let load = scene.fio(job)?;
-    wait_until_busy(&other)?;
+    let load = load(scene, READS, &other)?;
     let begin = now_ms()? + 1000;
     let_run(5);
-    load.interrupt()?;
-    let report = load.finish_any(Duration::ZERO)?;
-    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    load.stop()?;
     let in_flight = sysfs::in_flight(&stalled.disk)?;
     ensure!(in_flight >= 30, "{in_flight} requests in flight on the stalled device");
     mapped.resume()?;
     let_run(1);
-    stalled_load.interrupt()?;
-    let report = stalled_load.finish_any(Duration::ZERO).context("the load of the stalled device")?;
-    ensure!(report.errors().is_empty(), "errors of the stalled device: {:?}", report.errors());
-    let done = Completions::read(&log)?;
-    expect_all([expect_near("beside a stalled device", done.rate(begin, begin + 4000), 200.0, 0.02)])?;
+    stalled_load.stop().context("the load of the stalled device")?;
+    let rate = completions(scene, &other)?.rate(begin, begin + 4000);
+    expect_near("beside a stalled device", rate, 200.0, 0.02)?;
     daemon.stop().map(drop)
 }
 
@@ -339,8 +324,7 @@ fn f29_a_block_larger_than_the_wanted_one_is_told_with_both_numbers(scene: &Scen
 
 fn f30_a_failed_flush_is_told_and_the_next_epoch_is_sound(scene: &Scene) -> Result<()> {
     // Buffered writes below, which fail when they are written back: the fsync above says so; once it is sound, so is the next.
-    let disk = RamDisk::new(16)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(16)?;
     let (daemon, _, direct) = one(scene, &format!("block: {}, direct: false", mapped.node().display()))?;
     direct.write(0, 65536, 0xa5)?;
     direct.flush().context("on a sound disk")?;

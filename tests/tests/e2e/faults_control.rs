@@ -14,15 +14,14 @@ use serde_json::{Value, json};
 use ublk_throttle_tests::command::Started;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::Tmpfs;
-use ublk_throttle_tests::fio::{Completions, Job};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::process::Holdings;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::socket::Client;
 use ublk_throttle_tests::wait;
 
-use crate::measure::{expect_all, expect_in_time, expect_near, repeat_if_void};
-use crate::{Case, cases, now_ms, wait_until_busy};
+use crate::measure::{expect_all, expect_in_time, expect_limit_held, expect_near, expect_within};
+use crate::{Case, READS, cases, completions, let_run, load, now_ms};
 
 /// A client that behaves gets its answer within this, whatever others do.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -64,54 +63,45 @@ const ONE: &str = "version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n";
 
 fn f11_a_reload_during_a_burst_leaves_others_without_a_gap(scene: &Scene) -> Result<()> {
     // 500 a second on a device that the new file leaves as it is: no gap above 50 ms, no request more for it; the changes hold.
-    repeat_if_void(|| {
-        let config = |other: u32, more: &str| {
-            format!(
-                "version: 1\n\
-                 groups:\n  g: {{ limits: {{ iops-total: 500 }} }}\n  other: {{ limits: {{ iops-total: {other} }} }}\n\
-                 devices:\n  steady: {{ backend: {{ null: 1GiB }}, group: g }}\n  \
-                   changed: {{ backend: {{ null: 1GiB }}, group: other }}\n{more}"
-            )
-        };
-        let daemon = scene.start(&config(100, ""))?;
-        let path = daemon.config().to_owned();
-        let device = scene.device("steady")?;
-        let log = scene.dir().join("steady");
-        let job = Job::new("neighbour-keeps-its-rate-through-a-removal")
-            .set("DEVICE", device.node())
-            .set("LOG", log.display());
-        let load = scene.fio(job)?;
-        wait_until_busy(&device)?;
-        crate::let_run(1);
-        let begin = now_ms()?;
-        fs::write(&path, config(200, "  added: { backend: { memory: 1MiB } }\n"))?;
-        scene.ask(&["reload"])?.expect_code(0)?;
-        let reloaded = now_ms()?;
-        crate::let_run(1);
-        fs::write(&path, config(300, ""))?;
-        daemon.signal(Signal::SIGHUP)?;
-        wait::until("the group's new limit", Duration::from_secs(5), || {
-            let groups = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?["groups"].clone();
-            let other = groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == "other"));
-            Ok(other.filter(|group| group["limits"]["iops-total"] == 300).map(drop))
-        })?;
-        wait::until("end of the device that is in the file no more", Duration::from_secs(5), || {
-            Ok(scene.device("added").is_err().then_some(()))
-        })?;
-        crate::let_run(1);
-        let end = now_ms()?;
-        load.interrupt()?;
-        let report = load.finish_any(Duration::ZERO)?;
-        ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
-        daemon.stop()?;
-        let done = Completions::read(&log)?;
-        let gap = done.longest_gap(begin, end).length();
-        eprintln!("          reload {} ms, longest gap {gap:?}", reloaded - begin);
-        expect_all([
-            expect_near("beside two reloads", done.rate(begin, end), 500.0, 0.01),
-            expect_in_time("the longest gap through a reload", gap, Duration::from_millis(50)),
-        ])
-    })
+    let config = |other: u32, more: &str| {
+        format!(
+            "version: 1\n\
+             groups:\n  g: {{ limits: {{ iops-total: 500 }} }}\n  other: {{ limits: {{ iops-total: {other} }} }}\n\
+             devices:\n  steady: {{ backend: {{ null: 1GiB }}, group: g }}\n  \
+               changed: {{ backend: {{ null: 1GiB }}, group: other }}\n{more}"
+        )
+    };
+    let daemon = scene.start(&config(100, ""))?;
+    let path = daemon.config().to_owned();
+    let device = scene.device("steady")?;
+    let load = load(scene, READS, &device)?;
+    let_run(1);
+    let begin = now_ms()?;
+    fs::write(&path, config(200, "  added: { backend: { memory: 1MiB } }\n"))?;
+    scene.ask(&["reload"])?.expect_code(0)?;
+    let_run(1);
+    fs::write(&path, config(300, ""))?;
+    daemon.signal(Signal::SIGHUP)?;
+    wait::until("the group's new limit", Duration::from_secs(5), || {
+        let groups = scene.listing()?["groups"].clone();
+        let other = groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == "other"));
+        Ok(other.filter(|group| group["limits"]["iops-total"] == 300).map(drop))
+    })?;
+    wait::until("end of the device that is in the file no more", Duration::from_secs(5), || {
+        Ok(scene.device("added").is_err().then_some(()))
+    })?;
+    let_run(1);
+    let end = now_ms()?;
+    load.stop()?;
+    daemon.stop()?;
+    let done = completions(scene, &device)?;
+    let (count, seconds) = done.in_all();
+    let gap = done.longest_gap(begin, end);
+    expect_all([
+        expect_near("beside two reloads", done.rate(begin, end), 500.0, 0.01),
+        expect_limit_held("beside two reloads, over all", count, 500.0, seconds, 32),
+        expect_within("the longest gap through a reload", gap, Duration::from_millis(50)),
+    ])
 }
 
 fn f32_clients_that_misbehave_hold_up_nobody(scene: &Scene) -> Result<()> {
@@ -258,7 +248,7 @@ fn f47_a_group_in_use_is_not_removed(scene: &Scene) -> Result<()> {
          devices:\n  member: { backend: { memory: 1MiB }, group: new }\n",
     )?;
     scene.ask(&["reload"])?.expect_code(0)?;
-    let facts = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let facts = scene.listing()?;
     let groups: Vec<_> = facts["groups"].as_array().context("no groups")?.iter().map(|group| &group["name"]).collect();
     ensure!(groups == ["new"] && facts["devices"][0]["group"] == "new", "after the reload: {facts}");
     daemon.stop().map(drop)

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::Mount;
-use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::{self, Need};
 use ublk_throttle_tests::scene::Scene;
@@ -20,7 +19,7 @@ use ublk_throttle_tests::sysfs;
 use ublk_throttle_tests::wait;
 
 use crate::measure::{expect_in_time, expect_within};
-use crate::{Case, cases, wait_until_busy};
+use crate::{Case, WRITES, cases, load};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,7 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let own = cases![[Need::Ublk, Need::OwnMachine]; f12_without_the_driver_or_its_rings_run_says_what_to_do];
     let fio = cases![[Need::Ublk, Need::Fio]; f09_a_daemon_that_aborts_under_load_ends_every_request];
     let rublk = cases![[Need::Ublk, Need::Rublk]; f16_an_id_of_other_software_is_refused_and_another_one_picked];
-    let mapper = cases![[Need::Ublk, Need::Mapper, Need::UtilLinux];
+    let mapper = cases![[Need::Ublk, Need::Mapper];
         f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused,
     ];
     let ext4 = cases![[Need::Ublk, Need::Ext4]; f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id];
@@ -58,7 +57,8 @@ fn f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused(scene: &Scene
     let mapped = Mapped::new(&device.node)?;
     let above = Direct::open(mapped.node())?;
     let holder = mapped.node().display().to_string();
-    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &holder])?;
+    let refused = scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &holder])?;
+    expect_within("the refusal", refused.took, Duration::from_secs(1))?;
     above.write(0, 65536, 0xa5).context("through the holder, after the refusal")?;
     ensure!(above.holds(0, 65536, 0xa5)?, "the holder reads wrong");
     drop((above, mapped));
@@ -108,8 +108,7 @@ fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Resu
          devices:\n  a: { backend: { null: 1GiB }, limits: { iops-total: 1 }, on-crash: fail }\n  b: { backend: { memory: 16MiB } }\n",
     )?;
     let (a, b) = (scene.device("a")?, scene.device("b")?);
-    let load = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", a.node()))?;
-    wait_until_busy(&a)?;
+    let load = load(scene, WRITES, &a)?;
     let begin = Instant::now();
     daemon.signal(Signal::SIGABRT)?;
     daemon.wait_for_end(ANSWER_LIMIT)?;

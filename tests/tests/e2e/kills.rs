@@ -9,16 +9,20 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::disks::RamDisk;
-use ublk_throttle_tests::fio::{Completions, Fio, Job};
+use ublk_throttle_tests::fio::Fio;
+use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::wait;
 
-use crate::measure::expect;
-use crate::{Case, cases, let_run, now_ms, wait_until_busy};
+use crate::measure::{expect_limit_held, expect_near};
+use crate::{Case, READS, WRITES, cases, completions, let_run, load, now_ms};
 
 /// Bound for everything to be gone after SIGKILL in the VM.
 const GONE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Kills during a removal, at one delay each. The removal takes some 100 ms: the first delays are inside it.
+const KILLS: Times = Times { ci: 2, thorough: 5 };
 
 pub(crate) fn cases() -> Vec<Case> {
     let rublk = cases![[Need::Ublk, Need::Fio, Need::Rublk];
@@ -34,13 +38,13 @@ pub(crate) fn cases() -> Vec<Case> {
 fn daemon_killed_during_a_del_with_held_requests_leaves_no_process_behind(scene: &Scene) -> Result<()> {
     // A daemon killed in its own STOP can never die, and takes every other ublk device with it; a helper's STOP has no such
     // cycle. Killed at several points of a removal, as the window is narrow.
-    for delay_ms in [0, 20, 60, 120, 250] {
+    for delay_ms in [60, 120, 0, 20, 250].into_iter().take(KILLS.get()) {
         let daemon = scene.start(
             "version: 1\n\
              devices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n",
         )?;
         let device = scene.device("d")?;
-        let fio = busy(scene, &device)?;
+        let fio = load(scene, WRITES, &device)?;
         kill_during_del(scene, daemon, &device, fio, Duration::from_millis(delay_ms))
             .with_context(|| format!("killed {delay_ms} ms after del"))?;
     }
@@ -56,15 +60,8 @@ fn daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind(scene:
     let daemon =
         scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {node}, direct: true }} }}\n"))?;
     let device = scene.device("d")?;
-    let fio = busy(scene, &device)?;
+    let fio = load(scene, WRITES, &device)?;
     kill_during_del(scene, daemon, &device, fio, Duration::from_millis(400))
-}
-
-/// A job on the device, with requests in flight.
-fn busy(scene: &Scene, device: &Device) -> Result<Fio> {
-    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
-    wait_until_busy(device)?;
-    Ok(fio)
 }
 
 fn kill_during_del(scene: &Scene, daemon: Daemon, device: &Device, fio: Fio, delay: Duration) -> Result<()> {
@@ -97,12 +94,8 @@ fn f07_daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Re
         "version: 1\n\
          devices:\n  d: { backend: { null: 1GiB }, queues: 2, limits: { iops-total: 100 } }\n",
     )?;
-    let log = scene.dir().join("stopped");
-    let job = Job::new("neighbour-keeps-its-rate-through-a-removal")
-        .set("DEVICE", scene.device("d")?.node())
-        .set("LOG", log.display());
-    let fio = scene.fio(job)?;
-    wait_until_busy(&scene.device("d")?)?;
+    let device = scene.device("d")?;
+    let fio = load(scene, READS, &device)?;
     let_run(1);
     daemon.signal(Signal::SIGSTOP)?;
     let_run(2);
@@ -112,17 +105,14 @@ fn f07_daemon_stopped_for_a_while_serves_on_without_a_burst(scene: &Scene) -> Re
     let continued = now_ms()?;
     daemon.signal(Signal::SIGCONT)?;
     let_run(3);
-    fio.interrupt()?;
-    let report = fio.finish_any(Duration::ZERO)?;
-    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    fio.stop()?;
     ensure!(daemon.is_running()?, "the daemon ended:\n{}", daemon.log()?);
-    let done = Completions::read(&log)?;
+    let done = completions(scene, &device)?;
     ensure!(done.count(continued - 1500, continued) == 0, "requests completed while the daemon was stopped");
     let next_second = done.count(continued, continued + 1000);
-    eprintln!("          in the second after SIGCONT: {next_second}");
     // 100 for the second, 10 of capacity, one at the brim; what completed before the stop is in flight no more.
-    expect((95..=111).contains(&next_second), || {
-        format!("{next_second} operations in the second after SIGCONT at 100 a second")
-    })?;
+    expect_near("operations in the second after SIGCONT", next_second as f64, 103.0, 8.0 / 103.0)?;
+    let (count, seconds) = done.in_all();
+    expect_limit_held("operations in all", count, 100.0, seconds, 32)?;
     daemon.stop().map(drop)
 }

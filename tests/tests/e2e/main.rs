@@ -5,8 +5,15 @@
 //!   cargo xtask vm -- cargo test -p ublk-throttle-tests     the same by hand; add `-- WORDS` to choose trials
 //! ```
 //!
-//! Trials run one at a time: most of them measure. What a trial needs and the machine lacks is a skip that is counted and
-//! says why; with `UBLK_THROTTLE_REQUIRE_ALL=1` it is a failure. A trial also fails if it leaves anything behind.
+//! Trials run one at a time: most of them measure. A trial whose needs the machine does not meet is skipped with the
+//! reason; with `UBLK_THROTTLE_REQUIRE_ALL=1` it fails. A trial also fails if it leaves anything behind.
+//!
+//! | variable | value | effect |
+//! | --- | --- | --- |
+//! | `UBLK_THROTTLE_SELECTION` | `every-kernel`, `two-cpus`, `smoke` | the trials of this list ([`selection`]) |
+//! | `UBLK_THROTTLE_TRIALS` | names, with commas | these trials alone |
+//! | `UBLK_THROTTLE_JUDGE` | `correctness` | times and rates are printed and not judged ([`measure`]) |
+//! | `UBLK_THROTTLE_THOROUGH` | 1 | the higher numbers of repetitions |
 
 mod bars;
 mod burst;
@@ -33,6 +40,7 @@ mod recovery;
 mod refusals;
 mod removal;
 mod scale;
+mod selection;
 mod shapes;
 mod takeover;
 
@@ -43,33 +51,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, Failed, Trial};
+use ublk_throttle_tests::fio::{Completions, Fio, Job};
+use ublk_throttle_tests::mode::{self, Judge};
 use ublk_throttle_tests::needs::{Need, REQUIRE_ALL};
 use ublk_throttle_tests::scene::{Device, Scene};
-use ublk_throttle_tests::{sysfs, wait};
+use ublk_throttle_tests::{fio, sysfs, wait};
 
-/// Most trials take less than half a minute under emulation. One that hangs is ended, so that the others are run.
+use crate::measure::Unmeasured;
+
+/// Most trials take less than half a minute. A trial that hangs is ended, so that the rest of the suite runs.
 const TRIAL_LIMIT: Duration = Duration::from_secs(300);
-
-/// Set to run [`ON_EVERY_KERNEL`] only.
-const SELECTION: &str = "UBLK_THROTTLE_ON_EVERY_KERNEL";
-/// What goes another way through the driver where that can do more: how data comes and goes, in batches and without a copy, and how
-/// a queue ends. The rest is the same on every kernel.
-const ON_EVERY_KERNEL: [&str; 13] = [
-    "file_data_is_kept_with_and_without_a_copy",
-    "block_data_is_kept_with_and_without_a_copy",
-    "memory_data_is_kept_with_and_without_a_copy",
-    "null_backend_reads_zeros",
-    "f30_flushes_reach_the_device_and_are_not_charged",
-    "each_iops_limit_of_1000_is_met",
-    "f01_forced_del_under_load_leaves_the_neighbour_unhurt",
-    "f01_forced_del_lets_requests_held_at_one_a_second_go_at_once",
-    "f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt",
-    "f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second",
-    "f06_a_daemon_killed_while_it_recovers_is_recovered_from",
-    "f26_a_stalled_backend_holds_no_tokens_of_its_group",
-    "f44_any_depth_and_number_of_queues_serves_or_is_refused_with_the_bound",
-];
 
 /// One trial before it is one: its name is its function's, and that is a sentence.
 struct Case {
@@ -103,8 +95,20 @@ fn main() -> ExitCode {
     if let Some(code) = foreign::errand() {
         return code;
     }
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(1);
+    match run(&Arguments::from_args()) {
+        Ok(conclusion) => conclusion.exit_code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Conclusion> {
+    let kind = match Judge::from_environment()? {
+        Judge::Everything => "",
+        Judge::Correctness => "correctness",
+    };
     let cases = [
         facts::cases(),
         refusals::cases(),
@@ -132,43 +136,48 @@ fn main() -> ExitCode {
         bars::cases(),
         package::cases(),
     ];
-    let cases: Vec<Case> = cases.into_iter().flatten().collect();
-    for name in ON_EVERY_KERNEL {
-        assert!(cases.iter().any(|case| case.name == name), "there is no trial {name}");
-    }
-    let is_selected = |case: &Case| std::env::var_os(SELECTION).is_none() || ON_EVERY_KERNEL.contains(&case.name);
-    let trials = cases
+    let trials = selection::of_this_run(cases.into_iter().flatten().collect())?
         .into_iter()
-        .filter(is_selected)
-        .map(|case| Trial::ignorable_test(case.name, move || perform(&case)))
+        .map(|case| Trial::ignorable_test(case.name, move || perform(&case)).with_kind(kind))
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let arguments = Arguments { test_threads: arguments.test_threads.or(Some(1)), ..arguments.clone() };
+    Ok(libtest_mimic::run(&arguments, trials))
 }
 
 fn perform(case: &Case) -> Result<Completion, Failed> {
     let missing: Vec<_> = case.needs.iter().filter_map(|need| need.missing()).collect();
     if !missing.is_empty() {
-        let reason = missing.join("; ");
-        if std::env::var(REQUIRE_ALL).is_ok_and(|value| value == "1") {
-            return Err(format!("{REQUIRE_ALL}=1, and {reason}").into());
-        }
-        return Ok(Completion::ignored_with(reason));
+        return unmeasured(Unmeasured::Missed(missing.join("; ")));
     }
     // Measurements follow on lines of their own.
     eprintln!();
     let begin = Instant::now();
     let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
-    let result = measure::repeat_if_void(|| {
-        within(case.limit, &scene, || (case.run)(&scene).and_then(|()| scene.expect_nothing_left()))
-    });
+    let result = within(wait::patience(case.limit), &scene, || (case.run)(&scene));
+    let result = match result {
+        Err(error) if !error.is::<Unmeasured>() => Err(error),
+        result => scene.expect_nothing_left().and(result),
+    };
     eprintln!("{:6.1} s  {}", begin.elapsed().as_secs_f64(), case.name);
-    let result = result.map_err(|error| {
-        // At once, besides the summary at the end: a run that is cut short has none.
-        eprintln!("          {error:#}");
-        format!("{error:#}\n{}", scene.logs()).into()
-    });
+    let logs = result.as_ref().err().map(|_| scene.logs());
     scene.clear();
-    result.map(|()| Completion::Completed)
+    match result.map_err(|error| error.downcast::<Unmeasured>()) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Ok(reason)) => unmeasured(reason),
+        Err(Err(error)) => {
+            // At once, besides the summary at the end: a run that is cut short has none.
+            eprintln!("          {error:#}");
+            Err(format!("{error:#}\n{}", logs.unwrap_or_default()).into())
+        }
+    }
+}
+
+/// Skips a trial that measured nothing, or fails it.
+fn unmeasured(reason: Unmeasured) -> Result<Completion, Failed> {
+    match reason {
+        Unmeasured::Missed(reason) if mode::is_set(REQUIRE_ALL) => Err(format!("{REQUIRE_ALL}=1, and {reason}").into()),
+        reason => Ok(Completion::ignored_with(reason)),
+    }
 }
 
 /// Runs a trial; when it has not ended after `limit`, kills the daemons and helpers of its scene.
@@ -214,6 +223,25 @@ fn let_run(seconds: u64) {
     thread::sleep(Duration::from_secs(seconds));
 }
 
+/// Jobs of 32 requests at a time that end when they are interrupted. `READS` and `VERIFIED` log each completion;
+/// `VERIFIED` writes, and reads each block to compare it.
+const WRITES: &str = "requests-are-held-when-the-device-goes";
+const READS: &str = "neighbour-keeps-its-rate-through-a-removal";
+const VERIFIED: &str = "neighbour-verifies-through-removals";
+
+/// Starts one of them; returns once its requests are in flight.
+fn load(scene: &Scene, claim: &str, device: &Device) -> Result<Fio> {
+    let log = scene.dir().join(&device.disk);
+    let fio = scene.fio(Job::new(claim).set("DEVICE", device.node()).set("LOG", log.display()))?;
+    wait_until_busy(device)?;
+    Ok(fio)
+}
+
+/// The log of the load of a device.
+fn completions(scene: &Scene, device: &Device) -> Result<Completions> {
+    Completions::read(&scene.dir().join(&device.disk))
+}
+
 /// Waits until a job of depth 32 has come up to its depth on a device. fio itself may take seconds to start.
 fn wait_until_busy(device: &Device) -> Result<()> {
     wait::until(&format!("30 requests in flight on {}", device.node()), Duration::from_secs(20), || {
@@ -223,5 +251,5 @@ fn wait_until_busy(device: &Device) -> Result<()> {
 
 /// The present instant as it stands in fio's logs.
 fn now_ms() -> Result<u64> {
-    ublk_throttle_tests::fio::unix_ms(std::time::SystemTime::now()).context("the clock")
+    fio::unix_ms(std::time::SystemTime::now()).context("the clock")
 }

@@ -23,7 +23,7 @@ use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::{sysfs, wait};
 
 use crate::measure::expect_near;
-use crate::{Case, cases};
+use crate::{Case, VERIFIED, cases, load};
 
 const PROGRAM: &str = "/usr/bin/ublk-throttle";
 const CONFIG: &str = "/etc/ublk-throttle.yaml";
@@ -93,7 +93,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     // Two of the watchdog's intervals go by meanwhile, and more.
     let node = scene.device("mem")?;
     let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", node.node()).set("RW", "randwrite");
-    let report = scene.fio(job.set("BLOCK", 4096).set("DEPTH", 8))?.finish(Duration::from_secs(9))?;
+    let report = scene.fio(job.set("BLOCK", 4096).set("DEPTH", 8).set("SECONDS", 8))?.finish(Duration::from_secs(9))?;
     expect_near("operations a second in the sandbox", report.only()?.iops(4096), 200.0, 0.01)?;
     scene.tool("dd", &["if=/dev/zero", "of=/dev/ublk-throttle/img", "bs=1M", "count=8", "oflag=direct"])?;
     ensure!(machine.daemon()? == first, "the watchdog ended a daemon that works");
@@ -117,10 +117,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     drop(opener);
 
     // The unit's main process alone, as the OOM killer would; and whoever uses the device with a file behind it does not notice.
-    let verified = scene.dir().join("verified");
-    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", scene.device("img")?.node());
-    let load = scene.fio(job.set("LOG", verified.display()))?;
-    crate::wait_until_busy(&scene.device("img")?)?;
+    let load = load(scene, VERIFIED, &scene.device("img")?)?;
     machine.systemctl(&["kill", "--kill-who=main", "--signal=KILL", "ublk-throttle"])?;
     let second = machine.daemon_after(first)?;
     machine.run(PROGRAM, &["list"])?.expect_code(0)?;
@@ -128,9 +125,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     machine.run("kill", &["-STOP", &second.to_string()])?.expect_code(0)?;
     let third = machine.daemon_after(second)?;
     ensure!(machine.limit("mem")? == 400 && third != second, "the daemon after the watchdog serves something else");
-    load.interrupt()?;
-    let report = load.finish_any(Duration::ZERO)?;
-    ensure!(report.errors().is_empty(), "errors of the load over both: {:?}", report.errors());
+    load.stop().context("the load over both")?;
 
     machine.systemctl(&["stop", "ublk-throttle"])?;
     machine.expect_stopped()?;

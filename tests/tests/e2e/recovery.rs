@@ -18,19 +18,18 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use ublk_target::ublk::control::Control;
 use ublk_target::ublk::leftovers;
-use ublk_throttle_tests::command;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::{Mount, RamDisk};
 use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
-use ublk_throttle_tests::process;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::setting::Setting;
-use ublk_throttle_tests::wait;
+use ublk_throttle_tests::{command, process, sysfs, wait};
 
 use crate::measure::expect_within;
-use crate::{Case, cases, let_run, wait_until_busy};
+use crate::{Case, VERIFIED, WRITES, cases, let_run, load};
 
 /// From SIGKILL until every device serves again.
 const BACK_LIMIT: Duration = Duration::from_secs(2);
@@ -41,6 +40,10 @@ const FAIR_SERVER: &str = "/sys/kernel/debug/sched/fair_server/cpu0/runtime";
 /// A kernel that gives up a queue without a free tag only after 30 s, and what comes after.
 const FULL_LIMIT: Duration = Duration::from_secs(40);
 
+/// Kills in the middle of a removal or a recovery, at one delay each. The trials of `crash_points` go through every
+/// step.
+const KILLS: Times = Times { ci: 2, thorough: 5 };
+
 pub(crate) fn cases() -> Vec<Case> {
     let plain = cases![[Need::Ublk];
         f04_what_set_and_add_made_survives_a_daemon_that_is_killed,
@@ -48,6 +51,8 @@ pub(crate) fn cases() -> Vec<Case> {
         f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused,
         f04_a_device_left_behind_can_be_removed_before_it_is_served,
         f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else,
+    ];
+    let two_cpus = cases![[Need::Ublk, Need::TwoCpus];
         f06_a_server_that_died_between_its_queues_is_recovered_from,
         f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for,
     ];
@@ -59,7 +64,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let slow = cases![[Need::Ublk, Need::Ext4, Need::NullBlk];
         sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons,
     ];
-    plain.into_iter().chain(fio).chain(slow).collect()
+    plain.into_iter().chain(two_cpus).chain(fio).chain(slow).collect()
 }
 
 fn image(scene: &Scene, name: &str) -> PathBuf {
@@ -129,7 +134,7 @@ fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> 
     kill(daemon)?;
     let daemon = scene.start(&config)?;
     ensure!(scene.listed("d")?["limits"]["iops-total"] == 70, "{}", scene.listed("d")?);
-    let groups = scene.ask(&["list", "--json"])?.json()?["groups"].clone();
+    let groups = scene.listing()?["groups"].clone();
     let limit = |name: &str| {
         let group = groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == name));
         group.map(|group| group["limits"]["iops-total"].clone())
@@ -203,10 +208,8 @@ fn f04_a_queue_without_a_free_tag_is_waited_for(scene: &Scene) -> Result<()> {
     );
     let daemon = scene.start(&config)?;
     let device = scene.device("full")?;
-    let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
-    wait::until("4 in flight", ANSWER_LIMIT, || {
-        Ok((ublk_throttle_tests::sysfs::in_flight(&device.disk)? >= 4).then_some(()))
-    })?;
+    let fio = scene.fio(Job::new(WRITES).set("DEVICE", device.node()))?;
+    wait::until("4 in flight", ANSWER_LIMIT, || Ok((sysfs::in_flight(&device.disk)? >= 4).then_some(())))?;
     let begin = Instant::now();
     kill(daemon)?;
     let daemon = scene.start_without_waiting(&config)?;
@@ -253,11 +256,10 @@ fn f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else(scene: 
 
 fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> Result<()> {
     // Forced, with requests held: whoever carries it out outlives the daemon.
-    for delay_ms in [0, 60, 150, 300, 500] {
+    for delay_ms in [60, 150, 0, 300, 500].into_iter().take(KILLS.get()) {
         let daemon = scene.start(&config("  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n"))?;
         let device = scene.device("d")?;
-        let fio = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
-        wait_until_busy(&device)?;
+        let fio = load(scene, WRITES, &device)?;
         let del = scene.begin_ask(&["del", "--force", "d"])?;
         std::thread::sleep(Duration::from_millis(delay_ms));
         kill(daemon)?;
@@ -288,11 +290,8 @@ fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Res
     let config = config(&in_a_file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }"));
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;
-    let log = scene.dir().join("recovered");
-    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", device.node()).set("LOG", log.display());
-    let fio = scene.fio(job)?;
-    wait_until_busy(&device)?;
-    for delays_ms in [[10, 20], [30, 40], [50, 60], [80, 100]] {
+    let fio = load(scene, VERIFIED, &device)?;
+    for delays_ms in [[10, 20], [50, 60], [30, 40], [80, 100]].into_iter().take(KILLS.get()) {
         kill(daemon)?;
         for delay_ms in delays_ms {
             let half = scene.start_without_waiting(&config)?;
@@ -306,9 +305,7 @@ fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Res
         ensure!(scene.device("d")?.id == device.id, "another id");
     }
     let_run(1);
-    fio.interrupt()?;
-    let report = fio.finish_any(Duration::ZERO)?;
-    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    fio.stop()?;
     daemon.stop().map(drop)
 }
 

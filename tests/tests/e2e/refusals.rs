@@ -17,8 +17,8 @@ use ublk_throttle_tests::scene::{COMMAND_LIMIT, Scene};
 use crate::measure::{expect_all, expect_in_time};
 use crate::{Case, cases, error_count};
 
-/// An answer to a broken file must come within a second; the rest is emulation.
-const CHECK_LIMIT: Duration = Duration::from_secs(3);
+/// An answer to a broken file must come within this.
+const CHECK_LIMIT: Duration = Duration::from_secs(1);
 
 /// More lines than this nobody reads.
 const MESSAGE_LINES: usize = 40;

@@ -15,12 +15,12 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
-use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
 use crate::measure::expect_within;
-use crate::{Case, cases, let_run, wait_until_busy};
+use crate::{Case, VERIFIED, cases, let_run, load};
 
 /// For whoever uses a device.
 const PAUSE_LIMIT: Duration = Duration::from_secs(2);
@@ -34,12 +34,12 @@ pub(crate) fn cases() -> Vec<Case> {
         a_takeover_without_a_daemon_is_a_start,
     ];
     let fio = cases![[Need::Ublk, Need::Fio];
-        f19_twenty_takeovers_under_load_are_pauses_and_no_errors,
+        f19_takeovers_under_load_are_pauses_and_no_errors,
     ];
     plain.into_iter().chain(fio).collect()
 }
 
-/// Reads one after the other until told to stop, and the longest that one took since asked.
+/// Reads a millisecond apart until it is stopped, and the longest duration of a read since the last call of `longest`.
 struct Probe {
     ends: Arc<AtomicBool>,
     longest_ns: Arc<AtomicU64>,
@@ -56,6 +56,7 @@ impl Probe {
                 let begin = Instant::now();
                 direct.read(0, 4096)?;
                 longest.fetch_max(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
             }
             Ok(())
         });
@@ -88,19 +89,19 @@ fn ends_well(mut daemon: Daemon) -> Result<()> {
     Ok(())
 }
 
-fn f19_twenty_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
+/// Takeovers, at each of which requests are held and in flight.
+const TAKEOVERS: Times = Times { ci: 5, thorough: 20 };
+
+fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
     // One device writes and verifies at its limit, so that requests are held at each takeover; the other reads without a limit.
     let devices = file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }") + &file(scene, "probe", "");
     let config = config(&devices);
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;
-    let log = scene.dir().join("verified");
-    let job = Job::new("neighbour-verifies-through-removals").set("DEVICE", device.node()).set("LOG", log.display());
-    let mut fio = scene.fio(job)?;
-    wait_until_busy(&device)?;
+    let mut fio = load(scene, VERIFIED, &device)?;
     let probe = Probe::start(&scene.device("probe")?.node)?;
     let mut pauses = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..TAKEOVERS.get() {
         let_run(1);
         probe.longest();
         let new = scene.take_over(&config)?;
@@ -113,9 +114,7 @@ fn f19_twenty_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Re
         ensure!(scene.device("d")?.id == device.id, "another id");
         ensure!(fio.is_running()?, "fio has ended:\n{:?}", fio.finish_any(Duration::ZERO)?.errors());
     }
-    fio.interrupt()?;
-    let report = fio.finish_any(Duration::ZERO)?;
-    ensure!(report.errors().is_empty(), "errors: {:?}", report.errors());
+    fio.stop()?;
     probe.stop()?;
     let longest = pauses.iter().max().copied().unwrap_or_default();
     expect_within(format!("longest pause of {pauses:?}"), longest, PAUSE_LIMIT)?;
@@ -142,7 +141,7 @@ fn f10_sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene
     ensure!(scene.device("kept")?.id == kept.id, "another id");
     ensure!(Direct::open(&kept.node)?.holds(4096, 4096, 0x5a)?, "something else is read");
     probe.stop()?;
-    let listed = scene.ask(&["list", "--json"])?.expect_code(0)?.json()?;
+    let listed = scene.listing()?;
     ensure!(listed["devices"][1]["limits"]["iops-total"] == 500, "what was set is lost: {listed}");
     // For good: what is kept is removed by name.
     scene.ask(&["del", "kept"])?.expect_code(0)?;

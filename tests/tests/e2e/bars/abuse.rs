@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::process::Holdings;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::socket::Client;
 
-use crate::measure::{expect_in_time, repeat_if_void};
+use crate::measure::{expect, expect_within};
 
 /// How long the abuse lasts at least, and how many answers it lasts at least.
 const ABUSED: Duration = Duration::from_secs(5);
@@ -20,34 +20,32 @@ const ANSWERS: usize = 50;
 pub(super) fn abuse_of_the_socket_holds_up_nobody_and_takes_no_memory(scene: &Scene) -> Result<()> {
     // Garbage, half lines, 300 idle clients, readers that never read, a line of 1 GiB, all at once: somebody else is answered
     // within half a second each time, and the daemon takes no more than 32 MiB for it.
-    repeat_if_void(|| {
-        let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
-        let before = Holdings::of(daemon.pid())?.rss_kib;
-        let over = AtomicBool::new(false);
-        let (answers, most_kib) = thread::scope(|scope| -> Result<(Vec<Duration>, u64)> {
-            let somebody = scope.spawn(|| {
-                let answers = be_answered(scene, &daemon);
-                over.store(true, Ordering::Relaxed);
-                answers
-            });
-            let abusers = [
-                scope.spawn(|| endless_line(scene)),
-                scope.spawn(|| garbage(scene, &over)),
-                scope.spawn(|| deaf_readers(scene, &over)),
-                scope.spawn(|| idle_and_half_lines(scene, &over)),
-            ];
-            for abuser in abusers {
-                abuser.join().map_err(|_| anyhow!("a client panicked"))??;
-            }
-            somebody.join().map_err(|_| anyhow!("a client panicked"))?
-        })?;
-        daemon.stop()?;
-        let worst = answers.iter().max().copied().unwrap_or_default();
-        let grown = most_kib.saturating_sub(before);
-        eprintln!("          {} answers meanwhile, each within {worst:?}; {grown} KiB more at most", answers.len());
-        ensure!(grown <= 32 << 10, "the daemon grew by {grown} KiB");
-        expect_in_time("an answer", worst, Duration::from_millis(500))
-    })
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
+    let before = Holdings::of(daemon.pid())?.rss_kib;
+    let over = AtomicBool::new(false);
+    let (answers, most_kib) = thread::scope(|scope| -> Result<(Vec<Duration>, u64)> {
+        let somebody = scope.spawn(|| {
+            let answers = be_answered(scene, &daemon);
+            over.store(true, Ordering::Relaxed);
+            answers
+        });
+        let abusers = [
+            scope.spawn(|| endless_line(scene)),
+            scope.spawn(|| garbage(scene, &over)),
+            scope.spawn(|| deaf_readers(scene, &over)),
+            scope.spawn(|| idle_and_half_lines(scene, &over)),
+        ];
+        for abuser in abusers {
+            abuser.join().map_err(|_| anyhow!("a client panicked"))??;
+        }
+        somebody.join().map_err(|_| anyhow!("a client panicked"))?
+    })?;
+    daemon.stop()?;
+    let worst = answers.iter().max().copied().unwrap_or_default();
+    let grown = most_kib.saturating_sub(before);
+    eprintln!("          {} answers, {grown} KiB more at most", answers.len());
+    expect(grown <= 32 << 10, || format!("the daemon grew by {grown} KiB"))?;
+    expect_within("the slowest answer", worst, Duration::from_millis(500))
 }
 
 /// Asks on new and on old connections; how long each answer took, and the most memory the daemon had.

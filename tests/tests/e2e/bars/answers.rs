@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ublk_throttle_tests::daemon::Daemon;
-use ublk_throttle_tests::disks::{Mount, RamDisk};
-use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::disks::Mount;
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::wait;
 
 use crate::measure::{expect_all, expect_in_time, expect_within};
-use crate::{let_run, wait_until_busy};
+use crate::{WRITES, load};
 
 /// What every command answers within, whatever state a device is in.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -83,9 +82,7 @@ pub(super) fn every_command_answers_in_five_seconds_while_a_device_is_mounted_or
 pub(super) fn every_command_answers_in_five_seconds_while_queues_are_busy(scene: &Scene) -> Result<()> {
     // 32 in flight without a limit: both queue threads never rest.
     let daemon = with_device(scene, "null: 1GiB")?;
-    let load =
-        scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", scene.device("d")?.node()))?;
-    let_run(2);
+    let load = load(scene, WRITES, &scene.device("d")?)?;
     ask_everything(scene, "busy")?;
     del_force(scene, "busy")?;
     load.finish_any(Duration::ZERO)?;
@@ -97,15 +94,13 @@ pub(super) fn every_command_answers_in_five_seconds_while_a_backend_is_stalled_f
 ) -> Result<()> {
     // 32 requests that the backend does not answer: everything else goes on; forced, the device goes without them; when the
     // backend is back, so can the device be.
-    let disk = RamDisk::new(16)?;
-    let mapped = Mapped::new(disk.node())?;
+    let mapped = Mapped::on_ram(16)?;
     let backend = format!("block: {}, direct: true", mapped.node().display());
     let daemon = with_device(scene, &backend)?;
     let device = scene.device("d")?;
     mapped.suspend()?;
     let begin = Instant::now();
-    let load = scene.fio(Job::new("requests-are-held-when-the-device-goes").set("DEVICE", device.node()))?;
-    wait_until_busy(&device)?;
+    let load = load(scene, WRITES, &device)?;
     ask_everything(scene, "stalled")?;
     sleep(Duration::from_secs(50).saturating_sub(begin.elapsed()));
     ask_everything(scene, "stalled for 50 s")?;
