@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::command::Started;
 use ublk_throttle_tests::disks::RamDisk;
 use ublk_throttle_tests::fio::Fio;
 use ublk_throttle_tests::mode::Times;
@@ -15,14 +14,16 @@ use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::wait;
 
-use crate::measure::{expect_limit_held, expect_near};
+use crate::measure::{expect_limit_held, expect_near, expect_within};
+use crate::removal::{held_at_one_a_second, kill_during_dels};
 use crate::{Case, READS, WRITES, cases, completions, let_run, load, now_ms};
 
-/// Bound for everything to be gone after SIGKILL in the VM.
+/// Bound for everything to be gone after SIGKILL.
 const GONE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Kills during a removal, at one delay each. The removal takes some 100 ms: the first delays are inside it.
+/// Kills during a removal, at one delay each.
 const KILLS: Times = Times { ci: 2, thorough: 5 };
+const ONCE: Times = Times { ci: 1, thorough: 1 };
 
 pub(crate) fn cases() -> Vec<Case> {
     let rublk = cases![[Need::Ublk, Need::Fio, Need::Rublk];
@@ -38,17 +39,12 @@ pub(crate) fn cases() -> Vec<Case> {
 fn daemon_killed_during_a_del_with_held_requests_leaves_no_process_behind(scene: &Scene) -> Result<()> {
     // A daemon killed in its own STOP can never die, and takes every other ublk device with it; a helper's STOP has no such
     // cycle. Killed at several points of a removal, as the window is narrow.
-    for delay_ms in [60, 120, 0, 20, 250].into_iter().take(KILLS.get()) {
-        let daemon = scene.start(
-            "version: 1\n\
-             devices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n",
-        )?;
-        let device = scene.device("d")?;
-        let fio = load(scene, WRITES, &device)?;
-        kill_during_del(scene, daemon, &device, fio, Duration::from_millis(delay_ms))
-            .with_context(|| format!("killed {delay_ms} ms after del"))?;
-    }
-    Ok(())
+    kill_during_dels(
+        scene,
+        KILLS,
+        || held_at_one_a_second(scene),
+        |device, fio, del, killed| expect_gone(scene, &device, fio, del, killed),
+    )
 }
 
 fn daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind(scene: &Scene) -> Result<()> {
@@ -56,19 +52,18 @@ fn daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind(scene:
     // Direct: a buffered write is in the page cache at once, and what takes long is the end of the daemon, whose last close of
     // the disk writes everything back at 64 pages a second.
     let disk = RamDisk::slow(16, Duration::from_secs(1))?;
-    let node = disk.node().display();
-    let daemon =
-        scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {node}, direct: true }} }}\n"))?;
-    let device = scene.device("d")?;
-    let fio = load(scene, WRITES, &device)?;
-    kill_during_del(scene, daemon, &device, fio, Duration::from_millis(400))
+    let config =
+        format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {}, direct: true }} }}\n", disk.node().display());
+    let begin = || {
+        let daemon = scene.start(&config)?;
+        let device = scene.device("d")?;
+        let fio = load(scene, WRITES, &device)?;
+        Ok((daemon, device, fio))
+    };
+    kill_during_dels(scene, ONCE, begin, |device, fio, del, killed| expect_gone(scene, &device, fio, del, killed))
 }
 
-fn kill_during_del(scene: &Scene, daemon: Daemon, device: &Device, fio: Fio, delay: Duration) -> Result<()> {
-    let del = scene.begin_ask(&["del", "--force", "d"])?;
-    sleep(delay);
-    let begin = Instant::now();
-    daemon.kill(GONE_LIMIT)?;
+fn expect_gone(scene: &Scene, device: &Device, fio: Fio, del: Started, killed: Instant) -> Result<()> {
     // What the device's users see now is another claim (`on-crash`); here another client ends it, if it is still there.
     let character_node = format!("/dev/ublkc{}", device.id);
     wait::until("a device or none", GONE_LIMIT, || {
@@ -82,7 +77,7 @@ fn kill_during_del(scene: &Scene, daemon: Daemon, device: &Device, fio: Fio, del
     del.finish(GONE_LIMIT).context("the del whose daemon was killed")?;
     fio.finish_any(GONE_LIMIT).context("the load of the device whose daemon was killed")?;
     wait::until("end of helpers", GONE_LIMIT, || Ok(scene.processes().is_empty().then_some(())))?;
-    eprintln!("          killed {delay:?} after del: everything gone after {:?}", begin.elapsed());
+    expect_within("end of everything after the kill", killed.elapsed(), GONE_LIMIT)?;
     // Neither the driver's locks nor our own are stuck: the same device comes up again.
     scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?.stop()?;
     scene.expect_nothing_left()

@@ -18,17 +18,19 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use ublk_target::ublk::control::Control;
 use ublk_target::ublk::leftovers;
+use ublk_throttle_tests::command::{self, Started};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::{Mount, RamDisk};
-use ublk_throttle_tests::fio::Job;
+use ublk_throttle_tests::fio::{Fio, Job};
 use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::setting::Setting;
-use ublk_throttle_tests::{command, process, sysfs, wait};
+use ublk_throttle_tests::{process, sysfs, wait};
 
 use crate::measure::expect_within;
+use crate::removal::kill_during_dels;
 use crate::{Case, VERIFIED, WRITES, cases, let_run, load};
 
 /// From SIGKILL until every device serves again.
@@ -256,22 +258,18 @@ fn f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else(scene: 
 
 fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> Result<()> {
     // Forced, with requests held: whoever carries it out outlives the daemon.
-    for delay_ms in [60, 150, 0, 300, 500].into_iter().take(KILLS.get()) {
+    let begin = || {
         let daemon = scene.start(&config("  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n"))?;
         let device = scene.device("d")?;
         let fio = load(scene, WRITES, &device)?;
-        let del = scene.begin_ask(&["del", "--force", "d"])?;
-        std::thread::sleep(Duration::from_millis(delay_ms));
-        kill(daemon)?;
-        let begin = Instant::now();
+        Ok((daemon, device, fio))
+    };
+    let check = |device: Device, fio: Fio, del: Started, killed: Instant| {
         del.finish(ANSWER_LIMIT)?;
         // Either it has begun, and is carried through; or it has not, and the device waits for the next daemon.
         wait::until("end of helpers", Duration::from_secs(10), || Ok(scene.processes().is_empty().then_some(())))?;
-        let is_there = Path::new(&device.node).exists();
-        eprintln!(
-            "          killed {delay_ms} ms after del: after {:?} the device is there: {is_there}",
-            begin.elapsed()
-        );
+        let is_there = device.node.exists();
+        eprintln!("          {:?} after the kill the device is there: {is_there}", killed.elapsed());
         let daemon = scene.start(&config("  d: { backend: { null: 1GiB } }\n"))?;
         if is_there {
             ensure!(scene.device("d")?.id == device.id, "it was not taken up");
@@ -280,9 +278,9 @@ fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> R
         fio.interrupt()?;
         fio.finish_any(Duration::ZERO)?;
         daemon.stop()?;
-        scene.expect_nothing_left()?;
-    }
-    Ok(())
+        scene.expect_nothing_left()
+    };
+    kill_during_dels(scene, KILLS, begin, check)
 }
 
 fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Result<()> {

@@ -1,18 +1,21 @@
 //! Removal under load, whoever asks for it: our own command, SIGTERM, another client of the driver.
 
 use std::fs;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use ublk_throttle_tests::command::Started;
 use ublk_throttle_tests::daemon::{Daemon, STOP_LIMIT};
 use ublk_throttle_tests::disks::{self, Mount};
 use ublk_throttle_tests::fio::Fio;
+use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::sysfs;
 
-use crate::measure::{expect_all, expect_limit_held, expect_near, expect_within};
+use crate::measure::{Unmeasured, expect_all, expect_limit_held, expect_near, expect_within};
 use crate::{Case, READS, WRITES, cases, completions, let_run, load, now_ms};
 
 /// Bound of a removal under load.
@@ -67,7 +70,7 @@ impl Pair {
         victims_load.finish_any(REMOVAL_LIMIT).context("the load of the removed device")?;
         // Half a second to settle, three to measure.
         let measured_by_ms = end_ms + 3700;
-        std::thread::sleep(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?)));
+        sleep(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?)));
         neighbours_load.stop().context("the neighbour")?;
         let done = completions(scene, &neighbour)?;
         let (count, seconds) = done.in_all();
@@ -91,6 +94,31 @@ pub(crate) fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio
     let device = scene.device("slow")?;
     let fio = load(scene, WRITES, &device)?;
     Ok((daemon, device, fio))
+}
+
+/// Kills the daemon in the middle of a forced `del`, at moments of which one at least is inside the removal.
+///
+/// `check` is given the command under way and the instant of the kill.
+pub(crate) fn kill_during_dels(
+    scene: &Scene,
+    times: Times,
+    begin: impl Fn() -> Result<(Daemon, Device, Fio)>,
+    check: impl Fn(Device, Fio, Started, Instant) -> Result<()>,
+) -> Result<()> {
+    let mut inside = 0;
+    for delay in [20, 0, 50, 100, 200].into_iter().take(times.get()).map(Duration::from_millis) {
+        let (mut daemon, device, fio) = begin()?;
+        let del = scene.begin_ask(&["del", "--force", device.node()])?;
+        daemon.wait_for_log(" state=stopping", REMOVAL_LIMIT)?;
+        sleep(delay);
+        let killed = Instant::now();
+        daemon.signal(Signal::SIGKILL)?;
+        daemon.wait_for_end(STOP_LIMIT)?;
+        inside += usize::from(!daemon.log()?.contains(" state=gone"));
+        check(device, fio, del, killed).with_context(|| format!("killed {delay:?} after the first step"))?;
+    }
+    eprintln!("          {inside} of {} kills were inside the removal", times.get());
+    if inside > 0 { Ok(()) } else { bail!(Unmeasured::Missed("each removal had ended before the kill".into())) }
 }
 
 fn f01_forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {

@@ -119,7 +119,7 @@ pub(super) fn f04_kills_under_verified_writes_lose_nothing_and_show_no_error(sce
     }
     let stamps = stampers.into_iter().map(Stamper::stop).sum::<Result<u64>>()?;
     fio.stop()?;
-    ensure!(stamps >= KILLS.get() as u64, "{stamps} stamps in {KILLS:?} rounds");
+    ensure!(stamps >= KILLS.get() as u64, "{stamps} stamps over {} kills", KILLS.get());
     eprintln!("          {stamps} stamps, each found again");
     daemon.stop()?;
     expect_within("longest pause", longest, BACK_LIMIT)

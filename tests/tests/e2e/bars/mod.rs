@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use ublk_throttle_tests::command::Started;
 use ublk_throttle_tests::disks::{self, Mount, RamDisk};
+use ublk_throttle_tests::fio::Fio;
 use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
@@ -35,7 +37,7 @@ use self::crash::{
 use self::cycles::devices_come_and_go_and_leave_nothing;
 use self::removals::removals_under_load_hurt_no_neighbour;
 use crate::measure::expect_within;
-use crate::removal::held_at_one_a_second;
+use crate::removal::{held_at_one_a_second, kill_during_dels};
 use crate::{Case, cases, foreign};
 
 /// For a trial of many rounds.
@@ -125,28 +127,22 @@ fn foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it(scene: &Sc
 
 fn daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds(scene: &Scene) -> Result<()> {
     // Neither it nor its helper stays behind, the driver's locks are free, and another device comes up at once.
-    for delay_ms in [20, 100, 0, 50, 200].into_iter().take(KILLS.get()) {
-        let (daemon, _, fio) = held_at_one_a_second(scene)?;
-        let del = scene.begin_ask(&["del", "slow", "--force"])?;
-        sleep(Duration::from_millis(delay_ms));
-        let begin = Instant::now();
-        daemon.kill(Duration::from_secs(10))?;
+    let check = |_, fio: Fio, del: Started, killed: Instant| {
         let helpers_gone = || Ok(scene.processes().iter().all(|&pid| pid == del.pid()).then_some(()));
         wait::until("end of daemon and helpers", Duration::from_secs(10), helpers_gone)?;
-        let gone = begin.elapsed();
+        let gone = killed.elapsed();
         let begin = Instant::now();
         let again = scene.start("version: 1\ndevices:\n  other: { backend: { null: 1MiB } }\n")?;
         let added = begin.elapsed();
         del.finish(Duration::from_secs(10))?;
-        // A removal that had not begun yet: the device waits, and this daemon has taken it up.
         again.stop()?;
         fio.finish_any(Duration::ZERO)?;
         scene.remove_devices();
         scene.expect_nothing_left()?;
-        expect_within(format!("killed {delay_ms} ms after del, everything gone"), gone, KILLED_LIMIT)?;
-        expect_within("another daemon and its device", added, KILLED_LIMIT)?;
-    }
-    Ok(())
+        expect_within("everything gone", gone, KILLED_LIMIT)?;
+        expect_within("another daemon and its device", added, KILLED_LIMIT)
+    };
+    kill_during_dels(scene, KILLS, || held_at_one_a_second(scene), check)
 }
 
 fn forced_del_of_a_mounted_file_system_keeps_the_24_mib_just_written(scene: &Scene) -> Result<()> {
