@@ -118,11 +118,11 @@ impl Fio {
     }
 
     /// Ends the job now; fails if one of its requests did.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(self) -> Result<Report> {
         self.interrupt()?;
         let report = self.finish_any(Duration::ZERO)?;
         ensure!(report.errors().is_empty(), "errors: {:?}\n{}", report.errors(), report.text);
-        Ok(())
+        Ok(report)
     }
 
     /// Asks the job to end now (SIGINT): fio waits for what is in flight and reports.

@@ -3,7 +3,7 @@
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use nix::sys::time::TimeSpec;
@@ -76,11 +76,11 @@ fn f41_a_wall_clock_that_jumps_by_years_changes_no_rate(scene: &Scene) -> Result
 }
 
 fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result<()> {
-    // The daemon at nice 10 beside two busy loops on each CPU. Its weight (110 beside 2 x 1024) gives it a 20th of a
-    // CPU, and its threads wake up some 60 ms late. A limit has 100 ms in hand, so no rate is lost, and no more than
-    // that is saved up.
+    // The daemon at nice 5 beside two busy loops on each CPU. Its weight (335 beside 2 x 1024) gives it a 7th of a CPU,
+    // and its threads wake up some 20 ms late. A limit has 100 ms in hand, so no rate is lost, and no more than that is
+    // saved up.
     let daemon = scene.start_under(
-        &["nice", "-n", "10"],
+        &["nice", "-n", "5"],
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 400 } }\n\
          devices:\n  a: { backend: { null: 1GiB }, group: g }\n  b: { backend: { null: 1GiB }, group: g }\n",
@@ -94,17 +94,16 @@ fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result
         let fio = scene.fio(job)?;
         wait_until_busy(&b)?;
         let_run(7);
-        fio.interrupt()?;
-        fio.finish(Duration::ZERO)
+        fio.stop()
     })?;
     drop(busy);
     let shares = [report.job("a")?.iops(4096), report.job("b")?.iops(4096)];
     // At most 43.5 above the rate in any spell. A limit 3 % too high lets 12 a second more through: 84 in 7 s, and the
-    // capacity. The first 40 go at once, so a whole spell has at least 400 a second; a limit 3 % too low has 84 - 40 =
-    // 44 fewer.
+    // capacity. The first 40 go at once, so a whole spell has at least 400 a second, less 1 % (29 of 2900) for the two
+    // looks that bound it. A limit 3 % too low has 84 - 40 = 44 fewer, and the looks as well.
     expect_all([
         expect_limit_held("without CPU", spell.reads, 400.0, spell.seconds, 0),
-        expect_at_least("without CPU, of 400 a second", spell.reads as f64 / spell.seconds, 400.0),
+        expect_at_least("without CPU, of 400 a second", spell.reads as f64 / spell.seconds, 396.0),
         expect_jain(&shares, 0.9),
     ])?;
     daemon.stop().map(drop)

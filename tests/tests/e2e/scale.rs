@@ -99,7 +99,7 @@ fn ran(scene: &Scene) -> Result<BTreeMap<(u32, String), Ran>> {
 }
 
 /// Rounds of a measurement of `add` and `del`, of which the median counts.
-const ROUNDS: Times = Times { ci: 5, thorough: 21 };
+const ROUNDS: Times = Times { ci: 11, thorough: 21 };
 
 /// Devices beside the one that comes and goes.
 const MANY: Times = Times { ci: 32, thorough: 100 };
