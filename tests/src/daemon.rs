@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::wait;
 
-/// Time for every device to come up. One takes about half a second under emulation.
+/// Time for every device to come up: a limit for hangs.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Time for an exit that the product promises (faults.md has 10 s for removal in the VM).

@@ -87,7 +87,7 @@ impl Fio {
 
     /// Starts several jobs of one section each in one process; the report has them in this order.
     ///
-    /// A fio needs a second or more of CPU time to start under emulation. A dozen of them would still be starting while
+    /// A fio needs up to a second of CPU time to start. A dozen of them would still be starting while
     /// the first already measures.
     pub(crate) fn start_together(dir: &Path, jobs: &[Job]) -> Result<Self> {
         let sections = jobs.iter().enumerate().map(|(number, job)| job.section_named(&format!("job-{number}")));

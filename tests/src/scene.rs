@@ -23,7 +23,7 @@ use crate::socket::Client;
 use crate::sysfs;
 use crate::wait;
 
-/// Time for a short command. The product promises an answer within seconds; the rest is emulation.
+/// Time for a short command: a limit for hangs. The product promises an answer within seconds.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 /// Time for nodes and helper processes to be gone once the daemon has ended; the kernel does its last work late.

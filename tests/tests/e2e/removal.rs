@@ -67,7 +67,7 @@ impl Pair {
     /// The claims of the neighbour's job, given when the removal began and ended.
     fn expect_neighbour_unhurt(self, scene: &Scene, begin_ms: u64, end_ms: u64) -> Result<()> {
         let Self { daemon, neighbour, victims_load, neighbours_load, .. } = self;
-        victims_load.finish_any(REMOVAL_LIMIT).context("the load of the removed device")?;
+        victims_load.finish_any(Duration::ZERO).context("the load of the removed device")?;
         // Half a second to settle, three to measure.
         let measured_by_ms = end_ms + 3700;
         sleep(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?)));
@@ -141,7 +141,7 @@ fn f03_del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> 
     let held = sysfs::in_flight(&device.disk)?;
     ensure!(held >= 20, "{held} requests in flight after a refused del, 30 before it");
     daemon.stop()?;
-    fio.finish_any(REMOVAL_LIMIT).map(drop)
+    fio.finish_any(Duration::ZERO).map(drop)
 }
 
 fn f01_forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
@@ -149,7 +149,7 @@ fn f01_forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
     let del = scene.ask(&["del", "--force", device.node()])?.expect_code(0)?;
     expect_within("del", del.took, REMOVAL_LIMIT)?;
-    fio.finish_any(REMOVAL_LIMIT)?;
+    fio.finish_any(Duration::ZERO)?;
     daemon.stop().map(drop)
 }
 
@@ -159,12 +159,12 @@ fn f34_two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Resul
     let dels = [(); 2].map(|()| scene.begin_ask(&["del", "--force", "slow"]));
     let mut codes = Vec::new();
     for del in dels {
-        codes.push(del?.finish(REMOVAL_LIMIT)?.expect_no_panic()?.code);
+        codes.push(del?.finish(STOP_LIMIT)?.expect_no_panic()?.code);
     }
     ensure!(codes.contains(&Some(0)), "no del succeeded: {codes:?}");
     ensure!(codes.iter().all(|code| matches!(code, Some(0 | 5))), "exit codes {codes:?}, expected 0 or 5");
     ensure!(!device.node.exists(), "{} is still there", device.node());
-    fio.finish_any(REMOVAL_LIMIT)?;
+    fio.finish_any(Duration::ZERO)?;
     daemon.stop().map(drop)
 }
 
@@ -172,7 +172,7 @@ fn f10_sigterm_ends_a_daemon_that_holds_requests_at_one_a_second(scene: &Scene) 
     // Exit 0 in bounded time with 30 requests held (QEMU's R42), and every request ends.
     let (daemon, _, fio) = held_at_one_a_second(scene)?;
     expect_within("SIGTERM to exit", daemon.stop()?, STOP_LIMIT)?;
-    fio.finish_any(REMOVAL_LIMIT).map(drop)
+    fio.finish_any(Duration::ZERO).map(drop)
 }
 
 fn f10_sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
@@ -188,7 +188,7 @@ fn f10_sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
     }
     expect_within("SIGTERM to exit", daemon.stop()?, STOP_LIMIT)?;
     for load in loads {
-        load.finish_any(REMOVAL_LIMIT)?;
+        load.finish_any(Duration::ZERO)?;
     }
     Ok(())
 }
@@ -207,7 +207,7 @@ fn f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &
     let pair = Pair::start(scene)?;
     let id = pair.victim.id.to_string();
     let begin = now_ms()?;
-    let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(REMOVAL_LIMIT)?.expect_code(0)?;
+    let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(STOP_LIMIT)?.expect_code(0)?;
     let end = now_ms()?;
     eprintln!("          rublk del: {:?}", del.took);
     pair.daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
@@ -220,10 +220,10 @@ fn f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second
     // The stop waits for what is held: the daemon must notice it by itself, and let go.
     let (mut daemon, device, fio) = held_at_one_a_second(scene)?;
     let id = device.id.to_string();
-    let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(REMOVAL_LIMIT)?.expect_code(0)?;
+    let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(STOP_LIMIT)?.expect_code(0)?;
     eprintln!("          rublk del: {:?}", del.took);
     daemon.wait_for_log("W-REMOVED-EXTERNALLY", Duration::from_secs(2))?;
-    fio.finish_any(REMOVAL_LIMIT)?;
+    fio.finish_any(Duration::ZERO)?;
     ensure!(daemon.is_running()?, "the daemon ended with its device:\n{}", daemon.log()?);
     expect_id_is_free(scene, &id)?;
     daemon.stop().map(drop)
