@@ -26,6 +26,7 @@ mod demo;
 mod dist;
 mod fio;
 mod install;
+mod kublk;
 mod lock;
 mod process;
 mod simulate;

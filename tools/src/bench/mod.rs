@@ -42,7 +42,7 @@ use clap::{Args, ValueEnum};
 
 use crate::vm;
 use crate::workspace;
-use crate::{build, install};
+use crate::{build, install, kublk};
 use bench::Plan;
 use cases::Case;
 
@@ -99,6 +99,7 @@ pub fn main(flags: &Flags) -> Result<u8> {
     }
     install::packages(&[install::BUILD, install::VM, install::MEASURE, install::PEERS])?;
     install::RUBLK.install()?;
+    kublk::install()?;
     eprintln!("xtask: building the daemon (release)");
     build::daemon()?;
     fs::create_dir_all(folder()).with_context(|| format!("cannot create {}", folder().display()))?;
