@@ -16,6 +16,7 @@
 //! Every chore installs what it needs (as root) or says the one command that does. Nothing is pinned to a machine: all
 //! that is fetched or built lies below the cargo target directory.
 
+mod apt;
 mod bench;
 mod blockstat;
 mod build;
@@ -25,6 +26,7 @@ mod demo;
 mod dist;
 mod fio;
 mod install;
+mod kublk;
 mod lock;
 mod process;
 mod simulate;

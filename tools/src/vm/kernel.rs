@@ -5,8 +5,7 @@
 //!   apt with its own sources and lists ──► .deb ──dpkg -x──► target/vm/kernel/6.12/VERSION/{boot,lib/modules,…}
 //! ```
 //!
-//! Versions come and go in the archive, so the metapackage is resolved (again after a week), never pinned. The host's own
-//! sources are neither used nor touched: the same kernel comes to every host, whatever its release.
+//! Versions come and go in the archive, so the metapackage is resolved (again after a week), never pinned.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,16 +15,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::apt::{Apt, dependencies, field};
 use crate::lock;
 use crate::process;
 use crate::workspace;
 
 /// How long a resolved version is used before the archive is asked again.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Where the Debian keyring may lie; newer releases changed the suffix.
-const KEYRINGS: [&str; 2] =
-    ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
 
 /// Beginnings of the names of packages that hold a part of a kernel.
 const PARTS: [&str; 4] = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
@@ -50,11 +46,19 @@ impl Wanted {
         }
     }
 
-    /// The archive's line for apt, without the keyring, and the metapackage in it.
-    fn source(self) -> (&'static str, &'static str) {
+    /// The suite that has it, as [`Apt::update`] takes it.
+    pub fn suite(self) -> &'static str {
         match self {
-            Wanted::Lts => ("http://deb.debian.org/debian-security bookworm-security main", "linux-image-6.12-amd64"),
-            Wanted::Newest => ("http://deb.debian.org/debian trixie-backports main", "linux-image-amd64"),
+            Wanted::Lts => "http://deb.debian.org/debian-security bookworm-security main",
+            Wanted::Newest => "http://deb.debian.org/debian trixie-backports main",
+        }
+    }
+
+    /// The package that depends on it, whatever its version.
+    fn metapackage(self) -> &'static str {
+        match self {
+            Wanted::Lts => "linux-image-6.12-amd64",
+            Wanted::Newest => "linux-image-amd64",
         }
     }
 }
@@ -112,12 +116,8 @@ fn is_fresh(file: &Path) -> bool {
 
 /// Asks the archive; downloads and unpacks what is new. The version, which names the folder.
 fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
-    let (_, metapackage) = wanted.source();
-    let apt = Apt::new(wanted, &folder.join("apt"))?;
-    process::output(apt.command("apt-get").args(["-q", "update"]))?;
-    let (version, packages) = resolve(metapackage, |name| {
-        process::output(apt.command("apt-cache").args(["show", "--no-all-versions", name]))
-    })?;
+    let apt = Apt::update(wanted.suite(), &folder.join("apt"))?;
+    let (version, packages) = resolve(wanted.metapackage(), |name| apt.record(name))?;
     let tree = folder.join(&version);
     if open(&tree).is_ok() {
         return Ok(version);
@@ -125,12 +125,8 @@ fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
     eprintln!("xtask: fetching kernel {version}: {}", packages.join(" "));
     let staging = folder.join("staging");
     let _ = fs::remove_dir_all(&staging);
-    let (debs, unpacked) = (staging.join("debs"), staging.join("tree"));
-    fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
-    process::output(apt.command("apt-get").arg("-q").arg("download").args(&packages).current_dir(&debs))?;
-    for deb in fs::read_dir(&debs)? {
-        process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&unpacked))?;
-    }
+    let unpacked = staging.join("tree");
+    apt.unpack(&packages, &unpacked)?;
     let release = release(&unpacked)?;
     // From 7.2 on the packages have only usr/lib; depmod and modprobe look below lib.
     if !unpacked.join("lib").exists() {
@@ -144,51 +140,6 @@ fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
     fs::rename(&unpacked, &tree).with_context(|| format!("cannot move the kernel to {}", tree.display()))?;
     let _ = fs::remove_dir_all(&staging);
     Ok(version)
-}
-
-/// apt that knows one suite and none of the host's settings, packages or preferences.
-struct Apt {
-    folder: PathBuf,
-}
-
-impl Apt {
-    fn new(wanted: Wanted, folder: &Path) -> Result<Apt> {
-        for sub in ["sources", "lists/partial", "cache/archives/partial"] {
-            let path = folder.join(sub);
-            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        }
-        let Some(keyring) = KEYRINGS.iter().find(|path| Path::new(path).exists()) else {
-            bail!("no Debian keyring found (looked for {}); install debian-archive-keyring", KEYRINGS.join(", "));
-        };
-        let (line, _) = wanted.source();
-        fs::write(folder.join("sources/debian.list"), format!("deb [arch=amd64 signed-by={keyring}] {line}\n"))?;
-        fs::write(folder.join("status"), "")?;
-        Ok(Apt { folder: folder.to_owned() })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let folder = self.folder.display();
-        let mut command = Command::new(program);
-        for option in [
-            "Dir::Etc::SourceList=/dev/null".to_owned(),
-            format!("Dir::Etc::SourceParts={folder}/sources"),
-            "Dir::Etc::Preferences=/dev/null".to_owned(),
-            "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
-            format!("Dir::State::Lists={folder}/lists"),
-            // An empty package status: what the host has installed would take part in choosing the version.
-            format!("Dir::State::Status={folder}/status"),
-            format!("Dir::Cache={folder}/cache"),
-            "Acquire::Languages=none".to_owned(),
-            "Acquire::Retries=3".to_owned(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        if nix::unistd::geteuid().is_root() {
-            // apt would download as the user _apt, who may not write below the target directory.
-            command.args(["-o", "APT::Sandbox::User=root"]);
-        }
-        command
-    }
 }
 
 /// The version of the metapackage, and every package that holds a part of the kernel it stands for.
@@ -212,23 +163,10 @@ fn resolve(metapackage: &str, mut show: impl FnMut(&str) -> Result<String>) -> R
     Ok((version.to_owned(), packages))
 }
 
-/// The value of a one-line field in a package record.
-fn field<'a>(record: &'a str, name: &str) -> Option<&'a str> {
-    record.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
-}
-
 /// Dependencies that hold a part of a kernel; `linux-base-…` (unlike `linux-base`) says which modules are built in.
 fn kernel_parts(record: &str) -> Vec<String> {
-    ["Depends", "Pre-Depends"]
-        .iter()
-        .filter_map(|name| field(record, name))
-        .flat_map(|list| list.split(','))
-        // "a (= 1) | b": the first alternative is what the archive itself installs.
-        .filter_map(|dependency| dependency.split(['|', '(']).next())
-        .map(str::trim)
-        .filter(|name| PARTS.iter().any(|part| name.starts_with(part)))
-        .map(str::to_owned)
-        .collect()
+    let holds_a_part = |name: &&str| PARTS.iter().any(|part| name.starts_with(part));
+    dependencies(record).filter(holds_a_part).map(str::to_owned).collect()
 }
 
 /// The kernel in an unpacked tree; an error where a part is missing.

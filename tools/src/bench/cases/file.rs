@@ -1,4 +1,4 @@
-//! A file on tmpfs, against rublk's loop: both through the page cache, with the same queues and depth.
+//! A file on tmpfs, against the loop targets of kublk and rublk: all through the page cache, with the same queues and depth.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -6,22 +6,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{COPIES, Finding, Start, as_fast_as, loaded, zero_copy};
+use super::{COPIES, Finding, Start, as_fast_as, is_offered, loaded, without_batches, zero_copy};
+use crate::bench::bar::Bar;
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
-use crate::bench::peers::{Ours, Rublk};
+use crate::bench::peers::{Commands, Kublk, Ours, Rublk};
 
-/// In MiB: small enough for three of them in the guest's memory.
+/// In MiB: small enough for five of them in half of the guest's memory, which is what its tmpfs may have.
 const SIZE: u64 = 256;
 
 /// From here on the copies are most of a request.
 const LARGE: u32 = 65536;
 
-/// Runs the case. Where zero copy would be compared with rublk's copies, our copies are, too.
+/// Runs the case. Where zero copy would be compared with the peers' copies, our copies are, too.
 pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
     let queues = bench.plan.queues;
-    let (our_file, peer_file) = (written("ours")?, written("rublk")?);
-    let compares_copies = block >= LARGE && zero_copy::is_offered()?;
+    let (our_file, rublk_file, kublk_file) = (written("ours")?, written("rublk")?, written("kublk")?);
+    let without_batches = without_batches()?;
+    let batched_file = without_batches.is_none().then(|| written("batched")).transpose()?;
+    let compares_copies = block >= LARGE && is_offered(zero_copy::FEATURE)?;
     let our_copied = compares_copies.then(|| written("copied")).transpose()?;
     let start = |name: &str, file: &Written, key: &str| {
         let device = format!("{name}: {{ backend: {{ file: {} }}, queues: {queues}{key} }}", file.path.display());
@@ -30,19 +33,32 @@ pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
     let load = Load { rw: "randread", block, seconds: bench.plan.seconds, rate: None };
     let mut starts: Vec<(&str, Start<'_>)> = vec![
         ("ours file", Box::new(|| Ok(Box::new(start("file", &our_file, "")?)))),
-        ("rublk loop", Box::new(|| Ok(Box::new(Rublk::file(101, queues, &peer_file.path)?)))),
+        ("rublk loop", Box::new(|| Ok(Box::new(Rublk::file(101, queues, &rublk_file.path)?)))),
+        ("kublk loop", Box::new(|| Ok(Box::new(Kublk::file(105, queues, Commands::EachTag, &kublk_file.path)?)))),
     ];
-    let mut bars = as_fast_as(0, 1, 1.0, 1.0);
+    if let Some(file) = &batched_file {
+        starts.push((
+            "kublk loop -b",
+            Box::new(|| Ok(Box::new(Kublk::file(106, queues, Commands::Batched, &file.path)?))),
+        ));
+    }
+    let peers = 1..starts.len();
+    let mut bars: Vec<Bar> = peers.clone().flat_map(|peer| as_fast_as(0, peer, 1.0, 1.0)).collect();
     if let Some(our_copied) = &our_copied {
+        let place = starts.len();
         starts.push((
             "ours, zero-copy: off",
             Box::new(|| Ok(Box::new(start("copied", our_copied, ", zero-copy: 'off'")?))),
         ));
         bars = bars.into_iter().map(|bar| bar.not_in_instructions(COPIES)).collect();
-        bars.extend(as_fast_as(2, 1, 1.0, 1.0));
+        bars.extend(peers.flat_map(|peer| as_fast_as(place, peer, 1.0, 1.0)));
     }
     let sides = loaded(bench, &starts, load)?;
-    let notes = vec!["ours with the default, zero-copy: auto; all through the page cache, on tmpfs".to_owned()];
+    let mut notes = vec![
+        "ours with the default, zero-copy: auto; all through the page cache, on tmpfs".to_owned(),
+        "kublk opens its file with O_DIRECT, which tmpfs serves out of the page cache all the same".to_owned(),
+    ];
+    notes.extend(without_batches);
     Ok(Finding::Measured { sides, bars, notes })
 }
 

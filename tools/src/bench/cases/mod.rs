@@ -12,8 +12,11 @@ mod shares;
 mod throttled;
 mod zero_copy;
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use serde_json::Value;
 
 use super::bar::{Bar, Bound};
 use super::bench::{Bench, order, settle};
@@ -21,18 +24,19 @@ use super::load::Load;
 use super::peers::Peer;
 use super::sample::{Metric, Sample, Side};
 use super::slices::Slices;
+use crate::{build, process};
 
 /// A case by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Case {
-    /// null without limits, against rublk's
+    /// null without limits, against kublk's and rublk's
     NullUnlimited,
     /// the same with a queue for each job
     NullQueueEach,
-    /// a file on tmpfs in 4k, against rublk's loop
+    /// a file on tmpfs in 4k, against the loop targets of kublk and rublk
     #[value(name = "file-4k")]
     File4k,
-    /// a file on tmpfs in 64k, against rublk's loop
+    /// a file on tmpfs in 64k, against the loop targets of kublk and rublk
     #[value(name = "file-64k")]
     File64k,
     /// a file on tmpfs and memory in 64k, with zero copy against without
@@ -86,13 +90,17 @@ impl Case {
     /// What it shows.
     pub fn claim(self) -> &'static str {
         match self {
-            Case::NullUnlimited => "null, no limits, 4k randread qd32 x 2: not slower and not dearer than rublk null",
-            Case::NullQueueEach => {
-                "null, no limits, the same with a queue for each job: not slower and not dearer than rublk null"
+            Case::NullUnlimited => {
+                "null, no limits, 4k randread qd32 x 2: not slower and not dearer than null of kublk and of rublk"
             }
-            Case::File4k => "file on tmpfs, no limits, 4k randread qd32 x 2: not slower and not dearer than rublk loop",
+            Case::NullQueueEach => {
+                "null, no limits, the same with a queue for each job: not slower and not dearer than null of kublk and of rublk"
+            }
+            Case::File4k => {
+                "file on tmpfs, no limits, 4k randread qd32 x 2: not slower and not dearer than loop of kublk and of rublk"
+            }
             Case::File64k => {
-                "file on tmpfs, no limits, 64k randread qd32 x 2: not slower and not dearer than rublk loop"
+                "file on tmpfs, no limits, 64k randread qd32 x 2: not slower and not dearer than loop of kublk and of rublk"
             }
             Case::ZeroCopy => "file on tmpfs, and memory, 64k: zero copy is 1.5 times as fast as the copy path",
             Case::LimitsFarAbove => {
@@ -183,6 +191,20 @@ fn loaded(bench: &Bench, starts: &[(&str, Start<'_>)], load: Load) -> Result<Vec
 fn natural_rate(load: Load, peer: &dyn Peer) -> Result<f64> {
     load.run(peer.node(), peer.server())?;
     Ok(load.run(peer.node(), peer.server())?.get(Metric::Iops))
+}
+
+/// Whether the kernel's ublk can do something; by the kernel's name for it.
+fn is_offered(feature: &str) -> Result<bool> {
+    let said = process::output(Command::new(build::daemon_path()).args(["features", "--json"]))?;
+    let said: Value = serde_json::from_str(&said).context("ublk-throttle features --json")?;
+    let features = said["features"].as_array().context("ublk-throttle features --json names no features")?;
+    Ok(features.iter().any(|offered| offered["name"] == feature && offered["offered"] == true))
+}
+
+/// Why there is no side for kublk with `-b`, where there is none.
+fn without_batches() -> Result<Option<String>> {
+    let why = "kublk -b is skipped: this kernel's ublk has no BATCH_IO (Linux 7.0 or newer)";
+    Ok(if is_offered("BATCH_IO")? { None } else { Some(why.to_owned()) })
 }
 
 /// One side against another: not fewer requests than `iops` times, not more CPU than `cpu` times. Latencies are shown.

@@ -1,25 +1,21 @@
 //! What zero copy is worth: 64k on a file and on memory, with the key `zero-copy` on and off.
 
-use std::process::Command;
-
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::Result;
 
 use super::file::{Written, fill, written};
-use super::{COPIES, Finding, loaded};
+use super::{COPIES, Finding, is_offered, loaded};
 use crate::bench::bar::{Bar, Bound};
 use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Peer};
 use crate::bench::sample::Metric;
-use crate::{build, process};
 
 /// The kernel's name for it.
-const FEATURE: &str = "AUTO_BUF_REG";
+pub const FEATURE: &str = "AUTO_BUF_REG";
 
 /// Runs the case, where the kernel can do it.
 pub fn run(bench: &Bench) -> Result<Finding> {
-    if !is_offered()? {
+    if !is_offered(FEATURE)? {
         return Ok(Finding::Skipped(format!("this kernel's ublk has no {FEATURE} (Linux 6.16 or newer)")));
     }
     let start = |name: &str, backend: &str, key: &str| -> Result<Box<dyn Peer>> {
@@ -55,12 +51,4 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     });
     let bars = bars.collect();
     Ok(Finding::Measured { sides, bars, notes: Vec::new() })
-}
-
-/// Whether the kernel can do it.
-pub fn is_offered() -> Result<bool> {
-    let said = process::output(Command::new(build::daemon_path()).args(["features", "--json"]))?;
-    let said: Value = serde_json::from_str(&said).context("ublk-throttle features --json")?;
-    let features = said["features"].as_array().context("ublk-throttle features --json names no features")?;
-    Ok(features.iter().any(|feature| feature["name"] == FEATURE && feature["offered"] == true))
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   ours     ublk-throttle                    null, file, with any configuration
-//!   rublk    rublk (crates.io)                null, loop: no throttle, so the bound for all
+//!   kublk    kublk (Linux's self-tests)       null, loop: the kernel's own server without a throttle, so the bound for all
+//!   rublk    rublk (crates.io)                null, loop: another without a throttle
 //!   io.max   the kernel's, over a rublk null  the client is in a control group with a limit
 //!   qsd      qemu-storage-daemon              throttle group over null-co ── NBD, unix socket ── kernel's nbd
 //!   nbdkit   nbdkit's filter `rate`           over its null ───────────────── NBD, unix socket ── kernel's nbd
@@ -11,6 +12,7 @@
 //! The last two reach their block device through a socket: what they cost a request includes that, as it does for their users.
 
 mod io_max;
+mod kublk;
 mod nbd;
 mod nbdkit;
 mod ours;
@@ -30,6 +32,7 @@ use super::cgroup::Cgroup;
 use crate::process;
 
 pub use io_max::IoMax;
+pub use kublk::{Commands, Kublk};
 pub use nbdkit::Nbdkit;
 pub use ours::Ours;
 pub use qsd::Qsd;
