@@ -69,6 +69,8 @@ impl DeviceThread {
                 Ok(Try::Live) => return TakenUp::Live,
                 Ok(Try::Lost) => {
                     self.give_back();
+                    // The daemon that gave it its name is dead, and whoever removed it does not know of the name.
+                    traces::remove_link(self.name(), left.target.id);
                     self.target = None;
                     return TakenUp::Lost;
                 }
