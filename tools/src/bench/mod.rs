@@ -42,7 +42,7 @@ use clap::{Args, ValueEnum};
 
 use crate::vm;
 use crate::workspace;
-use crate::{build, install, kublk};
+use crate::{build, install, kublk, process};
 use bench::Plan;
 use cases::Case;
 
@@ -98,7 +98,7 @@ pub fn main(flags: &Flags) -> Result<u8> {
         return inside::run(&flags.plan(), &flags.cases(), flags.kernel.name(), &folder());
     }
     install::packages(&[install::BUILD, install::VM, install::MEASURE, install::PEERS])?;
-    install::RUBLK.install()?;
+    install::RUBLK.install(process::run)?;
     kublk::install()?;
     eprintln!("xtask: building the daemon (release)");
     build::daemon()?;
@@ -112,7 +112,7 @@ pub fn main(flags: &Flags) -> Result<u8> {
         cpus: flags.cpus,
         memory: "3G".to_owned(),
         timeout: Some(START + ROUND * flags.rounds as u32),
-        share: vec![folder()],
+        files: vm::Files::Host { share: vec![folder()] },
         check_dmesg: true,
     };
     env::set_current_dir(workspace::root())?;

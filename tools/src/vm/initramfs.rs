@@ -18,7 +18,8 @@ use crate::process;
 use crate::workspace;
 
 const INIT: &str = include_str!("init.sh");
-const BUSYBOX: &str = "/bin/busybox";
+/// Linked statically, so that it runs alone.
+pub const BUSYBOX: &str = "/bin/busybox";
 
 /// Built into some kernels, modules in others: modprobe tells which.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"];
@@ -74,21 +75,21 @@ fn fill(staging: &Path, kernel: &Kernel) -> Result<()> {
 fn modules_in_order(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let mut ordered: Vec<PathBuf> = Vec::new();
     for module in MODULES {
-        let said = process::output(
-            Command::new("modprobe").env("PATH", process::path_with_sbin()).arg("-d").arg(&kernel.tree).args([
-                "-S",
-                &kernel.release,
-                "--show-depends",
-                module,
-            ]),
-        )?;
-        for file in said.lines().filter_map(insmod_file) {
+        for file in module_files(kernel, module)? {
             if !ordered.contains(&file) {
                 ordered.push(file);
             }
         }
     }
     Ok(ordered)
+}
+
+/// Files of a module and of all it needs, in an order in which `insmod` takes them; none for one that is built in.
+pub fn module_files(kernel: &Kernel, module: &str) -> Result<Vec<PathBuf>> {
+    let mut modprobe = Command::new("modprobe");
+    modprobe.env("PATH", process::path_with_sbin()).arg("-d").arg(&kernel.tree);
+    modprobe.args(["-S", &kernel.release, "--show-depends", module]);
+    Ok(process::output(&mut modprobe)?.lines().filter_map(insmod_file).collect())
 }
 
 /// `insmod PATH PARAMETERS` of `modprobe --show-depends`; other lines say `builtin NAME`.

@@ -10,12 +10,16 @@
 //!   out-N/status ◄─── written last ────────── exit status of COMMAND, or no such file: then the run has failed
 //! ```
 //!
+//! With `--in-memory` the guest has no file of the host but those that it was given before it began ([`image`]), and its output comes
+//! through serial ports. On the counted clock that makes it deterministic: the same command does the same, to the instruction.
+//!
 //! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with this program, however
 //! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest. Its processors are kept apart on the
 //! host's ([`placement`]), or its time is the number of instructions it has executed ([`Clock`]): then nothing that the host does can
 //! be seen in a time, and nothing that instructions do not tell (a cache, two processors at once). Where nobody has anything to do
 //! until a timer is due, it is due at once; so while all wait for the host, for a file of it, time flies.
 
+mod image;
 mod initramfs;
 mod kernel;
 mod kernel_log;
@@ -62,8 +66,14 @@ pub struct Flags {
     #[arg(long, value_name = "SECS")]
     timeout: Option<u64>,
     /// A folder that the guest may write to, at the same path; may be given several times
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "in_memory")]
     share: Vec<PathBuf>,
+    /// All files are in the guest's memory before it begins: usual programs, those of --with, and nothing else of this host
+    #[arg(long)]
+    in_memory: bool,
+    /// A file or folder of this host that such a guest has, at the same path; may be given several times
+    #[arg(long, value_name = "PATH", requires = "in_memory")]
+    with: Vec<PathBuf>,
     /// Fail (126) when the kernel logged a warning, BUG, oops or hung task while the command ran
     #[arg(long)]
     check_dmesg: bool,
@@ -84,10 +94,24 @@ pub struct Options {
     pub memory: String,
     /// The guest is killed after this long.
     pub timeout: Option<Duration>,
-    /// Folders that the guest may write to.
-    pub share: Vec<PathBuf>,
+    /// Where its files come from.
+    pub files: Files,
     /// Whether trouble in the kernel's log is a failure.
     pub check_dmesg: bool,
+}
+
+/// Where a guest's files come from.
+pub enum Files {
+    /// From the host while it runs.
+    Host {
+        /// Folders that the guest may write to.
+        share: Vec<PathBuf>,
+    },
+    /// From its memory.
+    Image {
+        /// Files and folders of the host that go there besides the usual programs.
+        with: Vec<PathBuf>,
+    },
 }
 
 impl Default for Options {
@@ -98,7 +122,7 @@ impl Default for Options {
             cpus: None,
             memory: "2G".to_owned(),
             timeout: Some(Duration::from_secs(900)),
-            share: Vec::new(),
+            files: Files::Host { share: Vec::new() },
             check_dmesg: false,
         }
     }
@@ -122,19 +146,30 @@ pub fn main(flags: Flags) -> Result<u8> {
         cpus: flags.cpus,
         memory: flags.memory,
         timeout,
-        share: flags.share,
+        files: if flags.in_memory { Files::Image { with: flags.with } } else { Files::Host { share: flags.share } },
         check_dmesg: flags.check_dmesg,
     };
     let command = if shell { Command::Shell } else { Command::Run(flags.command) };
     run(&options, &command)
 }
 
+/// What the time of a guest with this clock is here: instructions, or the host's.
+pub fn clock(kernel: Kernel, clock: Clock) -> Result<Clock> {
+    let kernel = kernel::fetch(kernel)?;
+    let counts = machine::accelerator(&kernel, &initramfs::build(&kernel)?, clock)? == machine::Accelerator::TcgClock;
+    Ok(if counts { Clock::Instructions } else { Clock::Host })
+}
+
 /// Boots, runs the command, says what went wrong; the exit code (see [`Flags`]).
 pub fn run(options: &Options, command: &Command) -> Result<u8> {
     install::packages(&[install::VM])?;
     let kernel = kernel::fetch(options.kernel)?;
-    let initramfs = initramfs::build(&kernel)?;
-    let accelerator = machine::accelerator(&kernel, &initramfs, options.clock)?;
+    let small = initramfs::build(&kernel)?;
+    let accelerator = machine::accelerator(&kernel, &small, options.clock)?;
+    let initramfs = match &options.files {
+        Files::Host { .. } => small,
+        Files::Image { with } => image::build(&kernel, with)?,
+    };
     let ended = session::run(options, command, &kernel, &initramfs, accelerator)
         .with_context(|| format!("the VM with kernel {} did not run", kernel.release))?;
     Ok(ended.report(options))

@@ -2,20 +2,24 @@
 
 use std::env;
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use super::Options;
+use super::image;
 use super::kernel::Kernel;
 use super::kernel_log;
-use super::machine::{self, Accelerator};
+use super::machine::{self, Accelerator, Boot};
 use super::out::Out;
 use super::placement::{self, Placed};
+use super::{Files, Options};
 use crate::process::{last_lines, quote};
 use crate::workspace;
 
@@ -29,7 +33,7 @@ pub enum Command {
 
 /// Variables that the guest's command gets from ours, by name or by the beginning of their names.
 const ENVIRONMENT: [&str; 8] = ["PATH", "HOME", "LANG", "CI", "TERM", "USER", "CARGO_TARGET_DIR", "NO_COLOR"];
-const ENVIRONMENT_PREFIXES: [&str; 4] = ["UBLK_THROTTLE_", "RUST_", "PROPTEST_", "XTASK_"];
+const ENVIRONMENT_PREFIXES: [&str; 5] = ["UBLK_THROTTLE_", "RUBLK", "RUST_", "PROPTEST_", "XTASK_"];
 
 /// The status is written before the guest ends, which takes a moment.
 const LAST_MOMENT: Duration = Duration::from_secs(5);
@@ -51,11 +55,41 @@ pub fn run(
     accelerator: Accelerator,
 ) -> Result<Ended> {
     let out = Out::create()?;
-    let shares = shares(&options.share)?;
-    tell(&out, command, kernel, accelerator, &shares)?;
-
     let cpus = options.cpus.unwrap_or(accelerator.cpus());
-    let mut qemu = machine::qemu(accelerator, kernel, initramfs, cpus, &options.memory, "");
+    // All virtual CPUs are one thread when they take turns.
+    let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
+    let boot = |initramfs, in_memory| {
+        let extra = "";
+        machine::qemu(&Boot { accelerator, kernel, initramfs, cpus, memory: &options.memory, extra, in_memory })
+    };
+    let timed_out = match &options.files {
+        Files::Host { share } => {
+            if matches!(command, Command::Shell) {
+                eprintln!("xtask: kernel {}, {accelerator:?}; `exit` ends the VM", kernel.release);
+            }
+            let shares = shares(share)?;
+            tell(&out, command, kernel, accelerator, &shares)?;
+            run_on_host_files(&out, command, boot(initramfs, false), &shares, |child| {
+                wait(child, &out, options.timeout, cpus, placed)
+            })?
+        }
+        Files::Image { .. } => {
+            let image = out.path.join("image");
+            image::with_files(initramfs, &run_files(command, accelerator)?, &image)?;
+            run_in_memory(&out, boot(&image, true), |child| wait(child, &out, options.timeout, cpus, placed))?
+        }
+    };
+    Ok(Ended { status: out.status(), out, timed_out })
+}
+
+/// A guest with this host's files, whose output comes through virtio ports.
+fn run_on_host_files(
+    out: &Out,
+    command: &Command,
+    mut qemu: Process,
+    shares: &[PathBuf],
+    wait: impl FnOnce(&mut Child) -> Result<bool>,
+) -> Result<bool> {
     machine::virtfs(&mut qemu, Path::new("/"), "host", true);
     machine::virtfs(&mut qemu, &out.path, "out", false);
     for (number, folder) in shares.iter().enumerate() {
@@ -67,7 +101,6 @@ pub fn run(
         Command::Shell => {
             // signal=off: ^C is for the guest's shell.
             qemu.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
-            eprintln!("xtask: kernel {}, {accelerator:?}; `exit` ends the VM", kernel.release);
             child = machine::spawn(&mut qemu)?;
         }
         Command::Run(_) => {
@@ -84,16 +117,30 @@ pub fn run(
             copies.push(copy(child.stderr.take().expect("piped"), io::stderr()));
         }
     }
-    // All virtual CPUs are one thread when they take turns.
-    let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
-    let timed_out = wait(&mut child, &out, options.timeout, cpus, placed)?;
+    let timed_out = wait(&mut child)?;
     for copy in copies {
         let _ = copy.join();
     }
     if matches!(command, Command::Shell) {
         let _ = Process::new("stty").arg("sane").status();
     }
-    Ok(Ended { status: out.status(), out, timed_out })
+    Ok(timed_out)
+}
+
+/// A guest whose files are in its memory, and whose output comes through serial ports (see `image.sh`).
+fn run_in_memory(out: &Out, mut qemu: Process, wait: impl FnOnce(&mut Child) -> Result<bool>) -> Result<bool> {
+    for name in ["console", "output", "dmesg", "status"] {
+        let path = out.path.join(name);
+        out.write(name, "")?;
+        qemu.args(["-serial", &format!("file:{}", machine::comma(&path))]);
+    }
+    let mut child = machine::spawn(qemu.stdin(Stdio::null()))?;
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let follower = follow(out.path.join("output"), Arc::clone(&has_ended))?;
+    let timed_out = wait(&mut child);
+    has_ended.store(true, Ordering::Release);
+    let _ = follower.join();
+    timed_out
 }
 
 impl Ended {
@@ -143,13 +190,10 @@ fn shares(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     folders.iter().map(canonical).collect()
 }
 
-/// Writes the files that `init.sh` and `guest.sh` read.
+/// Writes the files that `init.sh` and `guest.sh` read, for a guest with this host's files.
 fn tell(out: &Out, command: &Command, kernel: &Kernel, accelerator: Accelerator, shares: &[PathBuf]) -> Result<()> {
     let folder = |path: &Path| quote(&path.to_string_lossy());
     let at = folder(&out.path);
-    let here = env::current_dir().unwrap_or_else(|_| workspace::root().to_owned());
-    let here = if here.starts_with(workspace::root()) { here } else { workspace::root().to_owned() };
-
     let mut mounts = format!("OUT={at}\nkeep {}\nkeep {}\n", folder(workspace::root()), folder(&workspace::target()));
     writeln!(mounts, "modules {} {}", folder(&kernel.modules()), quote(&kernel.release))?;
     for (number, share) in shares.iter().enumerate() {
@@ -157,27 +201,54 @@ fn tell(out: &Out, command: &Command, kernel: &Kernel, accelerator: Accelerator,
     }
     out.write("mounts.sh", &mounts)?;
 
-    let mut script = format!("OUT={at}\nFOLDER={}\n", folder(&here));
-    for (name, value) in env::vars().filter(|(name, _)| is_passed_on(name)) {
-        writeln!(script, "export {name}={}", quote(&value))?;
-    }
-    writeln!(script, "export PATH=\"$PATH:/usr/sbin:/sbin:/usr/bin:/bin\" XTASK_VM_OUT={at}")?;
-    let counts = accelerator == Accelerator::TcgClock;
-    writeln!(script, "export XTASK_VM_CLOCK={}", if counts { "instructions" } else { "host" })?;
+    let mut script = format!("OUT={at}\nexport XTASK_VM_OUT={at}\n");
+    script.push_str(&preparation(accelerator, is_passed_on)?);
     script.push_str(include_str!("guest.sh"));
     out.write("guest.sh", &script)?;
 
     match command {
         Command::Shell => out.write("shell", &terminal_size()),
-        Command::Run(words) => {
-            let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
-            out.write("command.sh", &format!("exec {}\n", words.join(" ")))
-        }
+        Command::Run(words) => out.write("command.sh", &exec(words)),
     }
 }
 
+/// The files that `image.sh` goes on with, by name.
+fn run_files(command: &Command, accelerator: Accelerator) -> Result<[(&'static str, String); 2]> {
+    let Command::Run(words) = command else {
+        bail!("a guest whose files are in its memory has no shell: name a command")
+    };
+    // What differs from host to host stays there: where it lies in memory is a part of what the guest does.
+    let script = preparation(accelerator, is_ours)? + include_str!("image_run.sh");
+    Ok([("guest.sh", script), ("command.sh", exec(words))])
+}
+
+/// The beginning of what a guest runs: its folder, its environment, what every command finds.
+fn preparation(accelerator: Accelerator, is_passed_on: impl Fn(&str) -> bool) -> Result<String> {
+    let here = env::current_dir().unwrap_or_else(|_| workspace::root().to_owned());
+    let here = if here.starts_with(workspace::root()) { here } else { workspace::root().to_owned() };
+    let mut script = format!("FOLDER={}\n", quote(&here.to_string_lossy()));
+    for (name, value) in env::vars().filter(|(name, _)| is_passed_on(name)) {
+        writeln!(script, "export {name}={}", quote(&value))?;
+    }
+    writeln!(script, "export PATH=\"$PATH:/usr/sbin:/sbin:/usr/bin:/bin\"")?;
+    let counts = accelerator == Accelerator::TcgClock;
+    writeln!(script, "export XTASK_VM_CLOCK={}", if counts { "instructions" } else { "host" })?;
+    script.push_str(include_str!("prepare.sh"));
+    Ok(script)
+}
+
+/// The command as a script.
+fn exec(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
+    format!("exec {}\n", words.join(" "))
+}
+
 fn is_passed_on(name: &str) -> bool {
-    ENVIRONMENT.contains(&name) || ENVIRONMENT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    ENVIRONMENT.contains(&name) || is_ours(name)
+}
+
+fn is_ours(name: &str) -> bool {
+    ENVIRONMENT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// `rows R cols C` for stty: a serial line does not tell its size.
@@ -198,6 +269,24 @@ fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'stati
             let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
         }
     })
+}
+
+/// Copies to standard output what QEMU writes to a file, until QEMU has ended.
+fn follow(path: PathBuf, has_ended: Arc<AtomicBool>) -> Result<JoinHandle<()>> {
+    let mut file = fs::File::open(&path).with_context(|| path.display().to_string())?;
+    Ok(thread::spawn(move || {
+        loop {
+            // Asked before reading: what is written between the two is read.
+            let is_last = has_ended.load(Ordering::Acquire);
+            let mut out = io::stdout().lock();
+            let _ = io::copy(&mut file, &mut out).and_then(|_| out.flush());
+            drop(out);
+            if is_last {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }))
 }
 
 /// Waits for QEMU's end, and spreads its threads when they are there unless they are `placed`; kills it when the time is over (then

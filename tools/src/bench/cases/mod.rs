@@ -195,7 +195,7 @@ fn natural_rate(load: Load, peer: &dyn Peer) -> Result<f64> {
 
 /// Whether the kernel's ublk can do something; by the kernel's name for it.
 fn is_offered(feature: &str) -> Result<bool> {
-    let said = process::output(Command::new(build::daemon_path()).args(["features", "--json"]))?;
+    let said = process::output(Command::new(build::daemon_path("release")).args(["features", "--json"]))?;
     let said: Value = serde_json::from_str(&said).context("ublk-throttle features --json")?;
     let features = said["features"].as_array().context("ublk-throttle features --json names no features")?;
     Ok(features.iter().any(|offered| offered["name"] == feature && offered["offered"] == true))

@@ -28,7 +28,7 @@ impl Ours {
         let file = folder.join("config.yaml");
         fs::write(&file, format!("version: 1\n{config}")).with_context(|| file.display().to_string())?;
         let server = Cgroup::create(device)?;
-        let daemon = Daemon::spawn(&build::daemon_path(), &file, &folder, Log::Kept)?;
+        let daemon = Daemon::spawn(&build::daemon_path("release"), &file, &folder, Log::Kept)?;
         server.add(daemon.pid())?;
         daemon.wait_until_ready()?;
         Ok(Ours { daemon, server, folder, node: Path::new("/dev/ublk-throttle").join(device) })
