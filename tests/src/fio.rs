@@ -27,7 +27,7 @@ pub struct Job {
 impl Job {
     /// The job file `fio-jobs/CLAIM.fio`.
     pub fn new(claim: &str) -> Self {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fio-jobs").join(format!("{claim}.fio"));
+        let file = crate::workspace().join("fio-jobs").join(format!("{claim}.fio"));
         Self { file, parameters: Vec::new(), section: None }
     }
 

@@ -32,3 +32,8 @@ pub mod setting;
 pub mod socket;
 pub mod sysfs;
 pub mod wait;
+
+/// The workspace that this crate lies in.
+pub fn workspace() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in a folder of the workspace")
+}

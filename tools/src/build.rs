@@ -28,24 +28,37 @@ pub fn daemon_command() -> Command {
     build
 }
 
-/// The release build of the daemon that can be killed between its steps; where it is. Cargo keeps both builds, and links the
-/// one that was asked for last to the same place.
+/// Where the daemon's build of this profile is: `release` or `debug`.
+pub fn daemon_path(profile: &str) -> PathBuf {
+    workspace::target().join(profile).join("ublk-throttle")
+}
+
+/// The cargo call that builds the daemon that can be killed between its steps. Not what ships, so not optimized as that is.
+pub fn crashing_daemon_command() -> Command {
+    let mut build = cargo();
+    build.args(["build", "--package", "ublk-target", "--bin", "ublk-throttle", "--features", "crash-points"]);
+    build
+}
+
+/// Builds the daemon that can be killed between its steps; where it is. Cargo keeps the build without that feature as well, and links
+/// the one that was asked for last to the same place.
 pub fn crashing_daemon() -> Result<PathBuf> {
-    process::run(daemon_command().args(["--features", "crash-points"]))?;
-    let path = workspace::target().join("release/ublk-throttle-crashing");
-    std::fs::copy(daemon_path(), &path).with_context(|| path.display().to_string())?;
+    process::run(&mut crashing_daemon_command())?;
+    let path = workspace::target().join("debug/ublk-throttle-crashing");
+    std::fs::copy(daemon_path("debug"), &path).with_context(|| path.display().to_string())?;
     Ok(path)
 }
 
-/// Where the daemon's release build is.
-pub fn daemon_path() -> PathBuf {
-    workspace::target().join("release/ublk-throttle")
+/// The cargo call that builds the end-to-end suite.
+pub fn e2e_command() -> Command {
+    let mut build = cargo();
+    build.args(["test", "--package", "ublk-throttle-tests", "--test", "e2e", "--no-run"]);
+    build
 }
 
 /// Builds the end-to-end suite; its program.
 pub fn e2e() -> Result<PathBuf> {
-    let mut build = cargo();
-    build.args(["test", "--release", "--package", "ublk-throttle-tests", "--test", "e2e", "--no-run"]);
+    let mut build = e2e_command();
     // Rendered: cargo prints the compiler's messages for people as well, on its standard error.
     build.arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit());
     let messages = build.output().with_context(|| format!("cannot run {}", process::line(&build)))?;

@@ -34,15 +34,17 @@ pub fn main() -> Result<u8> {
     let mut compile = build::daemon_command();
     compile.env("CARGO_TARGET_DIR", &target).env("CARGO_ENCODED_RUSTFLAGS", remapping(&hidden));
     process::run(&mut compile)?;
+    install::CARGO_DEB.install(process::run)?;
     let package = package(&target, &folder)?;
     expect_no_paths(&package, &hidden)?;
     println!("{}", package.display());
     Ok(0)
 }
 
-/// The package of the release build that the tests run, made anew.
-pub fn of_release() -> Result<PathBuf> {
-    build::daemon()?;
+/// The package of the release build that the tests run, made anew; `run` runs what builds.
+pub fn of_release(mut run: impl FnMut(&mut Command) -> Result<()>) -> Result<PathBuf> {
+    run(&mut build::daemon_command())?;
+    install::CARGO_DEB.install(run)?;
     let folder = release_folder();
     let _ = fs::remove_dir_all(&folder);
     package(&workspace::target(), &folder)
@@ -53,17 +55,16 @@ pub fn of_this_release() -> Option<PathBuf> {
     let package =
         fs::read_dir(release_folder()).ok()?.flatten().map(|entry| entry.path()).find(|path| is_package(path))?;
     let made = |path: &Path| path.metadata()?.modified();
-    (made(&package).ok()? >= made(&build::daemon_path()).ok()?).then_some(package)
+    (made(&package).ok()? >= made(&build::daemon_path("release")).ok()?).then_some(package)
 }
 
-/// Fails where the unit gives the daemon more than it has to.
-pub fn expect_sandbox() -> Result<()> {
+/// Fails where the unit gives the daemon more than it has to; what the score is.
+pub fn expect_sandbox() -> Result<String> {
     let unit = workspace::root().join("ublk-target/packaging").join(format!("{PROGRAM}.service"));
     let mut analyze = Command::new("systemd-analyze");
     analyze.args(["security", "--no-pager", "--offline=true", "--threshold", EXPOSURE_MAX]).arg(&unit);
     let said = process::output(&mut analyze)?;
-    println!("{}", process::last_lines(said.trim_end(), 1));
-    Ok(())
+    Ok(process::last_lines(said.trim_end(), 1))
 }
 
 fn release_folder() -> PathBuf {
@@ -76,7 +77,6 @@ fn is_package(path: &Path) -> bool {
 
 /// Packs the program that was built in `target`.
 fn package(target: &Path, into: &Path) -> Result<PathBuf> {
-    install::CARGO_DEB.install()?;
     let release = target.join("release");
     write_shared(&release.join(PROGRAM), &release.join("package/share"))?;
     fs::create_dir_all(into).with_context(|| into.display().to_string())?;

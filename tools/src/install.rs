@@ -48,13 +48,15 @@ pub struct Program {
     pub name: &'static str,
     /// Of the crate.
     pub version: &'static str,
+    /// Whether it is used for longer than it takes to optimize it.
+    pub optimized: bool,
 }
 
 /// The foreign control client: another program that removes our devices.
-pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15" };
+pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15", optimized: true };
 
 /// Makes Debian packages.
-pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.7.0" };
+pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.7.0", optimized: false };
 
 impl Program {
     /// Where it is, once it is there.
@@ -62,19 +64,19 @@ impl Program {
         programs().join(self.name)
     }
 
-    /// Builds it, unless an earlier run did.
-    pub fn install(&self) -> Result<()> {
-        let Self { name, version } = self;
+    /// Builds it, unless an earlier run did; `run` runs what builds.
+    pub fn install(&self, run: impl FnOnce(&mut Command) -> Result<()>) -> Result<()> {
+        let Self { name, version, optimized } = self;
         let root = workspace::target().join("tools");
         let installed = fs::read_to_string(root.join(".crates.toml")).unwrap_or_default();
         if installed.contains(&format!("\"{name} {version} ")) && self.path().exists() {
-            println!("{name} {version} is there from an earlier run");
             return Ok(());
         }
         let mut install = cargo();
         // A build directory of its own, thrown away: nothing of it is shared with the workspace.
         install.env_remove("CARGO_TARGET_DIR").args(["install", name, "--version", version, "--root"]).arg(root);
-        process::run(&mut install)
+        install.args((!optimized).then_some("--debug"));
+        run(&mut install)
     }
 }
 

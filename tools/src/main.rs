@@ -1,7 +1,7 @@
 //! `cargo xtask`: the one entry for every chore of this workspace.
 //!
 //! ```text
-//!   ci ──► test ──► tally       steps of cargo, then the end-to-end suite ─┐
+//!   ci ──► test ──► e2e         steps of cargo, then the end-to-end suite ─┐
 //!          simulate             the example traces, in virtual time
 //!          dist                 the Debian package
 //!          bench                against the peers, with every bar judged ──┤
@@ -24,6 +24,7 @@ mod ci;
 mod daemon;
 mod demo;
 mod dist;
+mod e2e;
 mod fio;
 mod install;
 mod kublk;

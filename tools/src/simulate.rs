@@ -20,7 +20,7 @@ pub fn main() -> Result<u8> {
     let examples = workspace::root().join("config/examples");
     for (config, trace) in EXAMPLES {
         println!("\n== ublk-throttle simulate {config} --trace traces/{trace} --summary");
-        let mut simulate = Command::new(build::daemon_path());
+        let mut simulate = Command::new(build::daemon_path("release"));
         simulate
             .current_dir(&examples)
             .args(["simulate", config, "--summary", "--trace"])

@@ -41,8 +41,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs a command with its output on ours; what it counted and how it ended.
-pub fn run(command: &mut Command) -> Result<(Tally, ExitStatus)> {
+/// Runs a command and passes on its standard output; what it counted and how it ended.
+pub fn run(command: &mut Command, mut output: impl Write) -> Result<(Tally, ExitStatus)> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -53,7 +53,7 @@ pub fn run(command: &mut Command) -> Result<(Tally, ExitStatus)> {
     let mut line = Vec::new();
     // Bytes, not text: a test may print anything.
     while lines.read_until(b'\n', &mut line)? > 0 {
-        std::io::stdout().write_all(&line)?;
+        output.write_all(&line)?;
         if let Some(counted) = parse(&String::from_utf8_lossy(&line)) {
             tally += counted;
         }

@@ -43,7 +43,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// The files of a folder of the configuration crate with this extension, in order.
 pub(crate) fn files(folder: &str, extension: &str) -> Result<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(folder);
+    let folder = ublk_throttle_tests::workspace().join("config").join(folder);
     let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     paths.retain(|path| path.extension() == Some(OsStr::new(extension)));

@@ -46,7 +46,7 @@ pub struct Flags {
 
 /// The chore `demo`.
 pub fn main(flags: &Flags) -> Result<u8> {
-    let binary = build::daemon_path();
+    let binary = build::daemon_path("release");
     if flags.inside {
         return tour::run(&binary);
     }
