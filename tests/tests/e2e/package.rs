@@ -329,8 +329,7 @@ impl<'a> Machine<'a> {
 
     /// The daemon that follows one that has ended, once it is ready.
     fn daemon_after(&self, before: u32) -> Result<u32> {
-        // A daemon gives what its predecessor left 35 s to go before it is ready (LIMIT in daemon/recover.rs).
-        wait::until("a new daemon", Duration::from_secs(45), || {
+        wait::until("a new daemon", Duration::from_secs(20), || {
             let is_ready = self.show("ActiveState")? == "active";
             let pid = self.daemon()?;
             Ok((is_ready && pid != 0 && pid != before).then_some(pid))
