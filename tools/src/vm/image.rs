@@ -74,7 +74,7 @@ const LEFT_OUT: [&str; 6] = [
 /// The kernel's modules that a command in the guest may load.
 const MODULES: [&str; 8] = ["ublk_drv", "null_blk", "brd", "loop", "dm-mod", "dm-delay", "ext4", "configfs"];
 
-/// Files of the host besides: who is who, and what dpkg knows of the packages.
+/// Further files of the host: user and group names, the library cache, the database of dpkg.
 const FILES: [&str; 8] = [
     "/etc/passwd",
     "/etc/group",

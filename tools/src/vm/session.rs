@@ -127,7 +127,7 @@ fn run_on_host_files(
     Ok(timed_out)
 }
 
-/// A guest whose files are in its memory, and whose output comes through serial ports (see `image.sh`).
+/// Runs a guest from an initramfs with all its files. Output, kernel log and status come through serial ports (`image.sh`).
 fn run_in_memory(out: &Out, mut qemu: Process, wait: impl FnOnce(&mut Child) -> Result<bool>) -> Result<bool> {
     for name in ["console", "output", "dmesg", "status"] {
         let path = out.path.join(name);
@@ -217,12 +217,12 @@ fn run_files(command: &Command, accelerator: Accelerator) -> Result<[(&'static s
     let Command::Run(words) = command else {
         bail!("a guest whose files are in its memory has no shell: name a command")
     };
-    // What differs from host to host stays there: where it lies in memory is a part of what the guest does.
+    // Only our own variables: the environment lies on the stack, so PATH or HOME of the host would shift its addresses.
     let script = preparation(accelerator, is_ours)? + include_str!("image_run.sh");
     Ok([("guest.sh", script), ("command.sh", exec(words))])
 }
 
-/// The beginning of what a guest runs: its folder, its environment, what every command finds.
+/// The first part of the guest's script: working folder, environment variables, `prepare.sh`.
 fn preparation(accelerator: Accelerator, is_passed_on: impl Fn(&str) -> bool) -> Result<String> {
     let here = env::current_dir().unwrap_or_else(|_| workspace::root().to_owned());
     let here = if here.starts_with(workspace::root()) { here } else { workspace::root().to_owned() };
