@@ -1,6 +1,7 @@
 //! Removal under load, whoever asks for it: our own command, SIGTERM, another client of the driver.
 
 use std::fs;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use ublk_throttle_tests::fio::Fio;
 use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
-use ublk_throttle_tests::sysfs;
+use ublk_throttle_tests::{sysfs, wait};
 
 use crate::measure::{Unmeasured, expect_all, expect_limit_held, expect_near, expect_within};
-use crate::{Case, READS, WRITES, cases, completions, let_run, load, now_ms};
+use crate::{Case, READS, WRITES, cases, completions, foreign, let_run, load, now_ms};
 
 /// Bound of a removal under load.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(2);
@@ -35,8 +36,9 @@ pub(crate) fn cases() -> Vec<Case> {
         f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt,
         f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second,
     ];
+    let own = cases![[Need::Ublk]; f02_a_client_that_stops_and_then_deletes_succeeds_at_both];
     let ext4 = cases![[Need::Ublk, Need::Ext4]; f03_del_of_a_mounted_device_is_refused_and_names_the_mount_point];
-    fio.into_iter().chain(rublk).chain(ext4).collect()
+    fio.into_iter().chain(rublk).chain(own).chain(ext4).collect()
 }
 
 /// Two busy devices of a group of 400 operations a second.
@@ -226,6 +228,33 @@ fn f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second
     fio.finish_any(Duration::ZERO)?;
     ensure!(daemon.is_running()?, "the daemon ended with its device:\n{}", daemon.log()?);
     expect_id_is_free(scene, &id)?;
+    daemon.stop().map(drop)
+}
+
+fn f02_a_client_that_stops_and_then_deletes_succeeds_at_both(scene: &Scene) -> Result<()> {
+    // The daemon leaves DEL to the client that sent STOP for 1 s: 300 ms are a client on a busy host. A client that sends
+    // no DEL in that second leaves nothing behind all the same, and our own `del` does not wait for it.
+    let patient = Duration::from_millis(300);
+    let never = Duration::from_secs(60);
+    let daemon = scene.start(
+        "version: 1\n\
+         devices:\n  a: { backend: { null: 1MiB } }\n  b: { backend: { null: 1MiB } }\n  c: { backend: { null: 1MiB } }\n",
+    )?;
+    let [a, b, c] = ["a", "b", "c"].map(|name| scene.device(name));
+    let (a, b, c) = (a?, b?, c?);
+    foreign::begin_stop_and_delete(scene.dir(), a.id, patient)?.finish(STOP_LIMIT)?.expect_code(0)?;
+    let begin = Instant::now();
+    let stop_only = foreign::begin_stop_and_delete(scene.dir(), b.id, never)?;
+    let is_deleted = |device: &Device| !Path::new("/sys/class/ublk-char").join(format!("ublkc{}", device.id)).exists();
+    wait::until("DEL of b by the daemon", Duration::from_secs(10), || Ok(is_deleted(&b).then_some(())))?;
+    expect_within("STOP to DEL by the daemon", begin.elapsed(), Duration::from_millis(1500))?;
+    stop_only.signal(Signal::SIGKILL)?;
+    let stop_only = foreign::begin_stop_and_delete(scene.dir(), c.id, never)?;
+    daemon.wait_for_log("device=c state=draining", Duration::from_secs(2))?;
+    let del = scene.ask(&["del", "c"])?.expect_code(0)?;
+    expect_within("del of a stopped device", del.took, Duration::from_millis(500))?;
+    ensure!(is_deleted(&c), "device c is still there after del");
+    stop_only.signal(Signal::SIGKILL)?;
     daemon.stop().map(drop)
 }
 

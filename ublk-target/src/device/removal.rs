@@ -31,6 +31,9 @@ use crate::log;
 
 /// How long a helper may look for who keeps the id of a deleted device.
 const DELETE_LIMIT: Duration = Duration::from_secs(2);
+/// How long the client that sent STOP may take to send DEL, before we delete the device. rublk and kublk send both within
+/// milliseconds; a client on a busy host gets a scheduler's delay on top.
+const DEL_OF_OTHER_CLIENT: Duration = Duration::from_secs(1);
 /// How often a device that is busy is looked at for the sign of a foreign STOP.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -99,6 +102,7 @@ impl DeviceThread {
 
     /// Another ublk client stopped the device: let go of what is held, and serve until the last abort.
     fn follow_foreign_stop(&mut self) {
+        self.is_stopped = true;
         self.drain();
         log::warn("W-REMOVED-EXTERNALLY", format_args!("device={} state=draining", self.name()));
         self.shared.set_state(State::Stopping);
@@ -255,9 +259,20 @@ impl DeviceThread {
         let Some(target) = self.target.take() else { return };
         traces::remove_link(self.name(), target.id);
         crash_point::at(Point::Unlinked);
+        if self.is_stopped && self.helper.is_none() {
+            self.wait_for_del_of_other_client(target);
+        }
         self.delete(target);
         crash_point::at(Point::Deleted);
         self.surroundings.state_dir.forget(self.name());
+    }
+
+    /// A client that stops a device deletes it next. Its DEL fails with ENODEV, and most clients die of that, if the daemon
+    /// deletes the device in between. So the daemon waits until the character device is gone, which DEL does first. Its own DEL
+    /// follows in any case: a client may want STOP only, and a `del` of ours ends the wait.
+    fn wait_for_del_of_other_client(&mut self, target: Target) {
+        self.stage = "DEL of the client that sent STOP";
+        self.wait(DEL_OF_OTHER_CLIENT, |this| this.is_removal_wanted() || !traces::has_char_device(target.id));
     }
 
     fn delete(&mut self, target: Target) {

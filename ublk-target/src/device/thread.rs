@@ -73,7 +73,7 @@ pub(super) struct DeviceThread {
     pub(super) ready: usize,
     pub(super) ended: usize,
     pub(super) is_ending: bool,
-    /// Somebody else waits in STOP for what is with us.
+    /// Another ublk client has sent STOP: it waits for the requests that are with us, or has returned.
     pub(super) is_stopped: bool,
     pub(super) queue_failure: Option<Failure>,
     pub(super) removals: Vec<Waiting>,

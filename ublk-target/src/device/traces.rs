@@ -28,6 +28,11 @@ pub fn has_node(id: u32) -> bool {
     fs::metadata(node(id)).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
+/// Whether the driver has the character device of disk `id`: DEL takes it away before it waits for the last close.
+pub fn has_char_device(id: u32) -> bool {
+    Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists()
+}
+
 /// Publishes the stable name, in place of one that an earlier daemon left.
 pub fn make_link(name: &str, id: u32) -> Outcome<()> {
     let at = PathBuf::from(link(name));
