@@ -35,6 +35,8 @@ use crate::ublk::{DeviceInfo, DiskState};
 /// How long a leftover may take. It has no requests to wait for, but on some kernels a queue that was full when its daemon
 /// died takes 30 s to fail them.
 const LIMIT: Duration = Duration::from_secs(35);
+/// When that is told.
+const TOLD: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// What the daemon begins with.
@@ -303,10 +305,16 @@ fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) -> Outcome
     for (record, helper) in helpers {
         let status = record.status;
         let is_deleted = helper.is_none_or(|mut helper| {
+            let mut is_told = false;
             // Said, or ended without a word: then the id is somebody else's.
             while helper.heard().is_none() && helper.ended().is_none() {
                 if began.elapsed() > LIMIT {
                     return false;
+                }
+                if began.elapsed() > TOLD && !is_told {
+                    is_told = true;
+                    let what = "the start waits for STOP and DEL of what an earlier daemon left";
+                    log::warn("W-SLOW", format_args!("device={} {what}, at most {LIMIT:?}", status.name));
                 }
                 std::thread::sleep(LOOK);
             }
