@@ -327,12 +327,15 @@ impl<'a> Machine<'a> {
         pid.parse().with_context(|| pid)
     }
 
-    /// The daemon that follows one that has ended, once it is ready.
+    /// The daemon that follows one that has ended, once it is ready. Both properties are read in one call: between two,
+    /// systemd may notice the end of the old daemon, and a new one that is not ready would pass for ready.
     fn daemon_after(&self, before: u32) -> Result<u32> {
+        let words = ["show", "--property=ActiveState", "--property=MainPID", "ublk-throttle"];
         wait::until("a new daemon", Duration::from_secs(20), || {
-            let is_ready = self.show("ActiveState")? == "active";
-            let pid = self.daemon()?;
-            Ok((is_ready && pid != 0 && pid != before).then_some(pid))
+            let shown = self.run("systemctl", &words)?.expect_code(0)?.stdout;
+            let value = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            let pid = value("MainPID").context("no MainPID")?.parse()?;
+            Ok((value("ActiveState") == Some("active") && pid != 0 && pid != before).then_some(pid))
         })
     }
 
