@@ -45,7 +45,11 @@ pub fn crashing_daemon_command() -> Command {
 pub fn crashing_daemon() -> Result<PathBuf> {
     process::run(&mut crashing_daemon_command())?;
     let path = workspace::target().join("debug/ublk-throttle-crashing");
-    std::fs::copy(daemon_path("debug"), &path).with_context(|| path.display().to_string())?;
+    // Renamed into place: another step may be reading it.
+    let fresh = path.with_extension(format!("{:?}", std::thread::current().id()));
+    std::fs::copy(daemon_path("debug"), &fresh)
+        .and_then(|_| std::fs::rename(&fresh, &path))
+        .with_context(|| path.display().to_string())?;
     Ok(path)
 }
 

@@ -1,15 +1,17 @@
 //! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
 //!
 //! ```text
-//!   lane 1   fmt ─ clippy ─ unit ─────────────────┐
-//!                                                 ├─► e2e ─ newest ─ two-cpus      (in VMs, with their kernels' logs watched)
-//!   lane 2   build ─ rublk ─ dist ─ loom ─ shuttle┘
+//!   fmt ─ clippy ─ unit ───────────────────┐           ┌─ newest ──┐
+//!                                          ├─► e2e ─►──┤           ├─►     in VMs, with their kernels' logs watched
+//!   build ─ rublk ─ dist ─ loom ─ shuttle ─┘           └─ two-cpus ┘
 //! ```
 //!
-//! The lanes run side by side: they share no build directory, and each has spells in which one CPU is all that it can use.
+//! Lanes run side by side. The first two share no build directory, and for a part of their time each can use one CPU only.
+//! The trials of `two-cpus` sleep for a part of theirs.
 
 use std::fs;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -54,6 +56,9 @@ pub struct Flags {
     /// The time of the end-to-end suite: by default the host's where KVM works, else instructions
     #[arg(long, value_enum, default_value_t = Clock::Auto)]
     clock: Clock,
+    /// Seed of the random numbers in the end-to-end suite's VMs: another seed is another order of events
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
     /// Arguments for the end-to-end suite
     #[arg(last = true, value_name = "ARGS")]
     e2e: Vec<String>,
@@ -91,7 +96,8 @@ enum Step {
 /// Steps that run side by side, then those that come after.
 const LANES: [&[Step]; 2] =
     [&[Step::Fmt, Step::Clippy, Step::Unit], &[Step::Build, Step::Rublk, Step::Dist, Step::Loom, Step::Shuttle]];
-const AFTER: [Step; 3] = [Step::E2e, Step::Newest, Step::TwoCpus];
+const THEN: [Step; 2] = [Step::Smoke, Step::E2e];
+const LAST: [&[Step]; 2] = [&[Step::Newest], &[Step::TwoCpus]];
 const QUICK: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Smoke];
 
 /// How often a terminal is told what runs.
@@ -113,12 +119,10 @@ pub fn main(flags: &Flags) -> Result<u8> {
         [] => **step != Step::Smoke,
         only => only.contains(step),
     };
-    let lanes = LANES.map(|lane| lane.iter().filter(is_wanted).copied().collect::<Vec<_>>());
-    let mut done = side_by_side(&lanes, flags);
-    for &step in [Step::Smoke].iter().chain(&AFTER).filter(is_wanted) {
-        println!("\n== {}", step.name());
-        done.push(step.timed(flags, &mut Output::Ours));
-    }
+    let wanted = |lane: &[Step]| lane.iter().filter(is_wanted).copied().collect::<Vec<_>>();
+    let mut done = side_by_side(&LANES.map(wanted), flags);
+    done.extend(wanted(&THEN).into_iter().map(|step| captured(step, flags, &Mutex::default())));
+    done.extend(side_by_side(&LAST.map(wanted), flags));
     println!("\n{}", summary(&done, start.elapsed()));
     Ok(u8::from(done.iter().any(|done| done.outcome.is_err())))
 }
@@ -150,14 +154,18 @@ fn side_by_side(lanes: &[Vec<Step>], flags: &Flags) -> Vec<Done> {
 fn captured(step: Step, flags: &Flags, running: &Mutex<Vec<(Step, Instant)>>) -> Done {
     let is_this = |(other, _): &(Step, Instant)| *other == step;
     running.lock().expect("no panic while it is held").push((step, Instant::now()));
-    let path = workspace::target().join(format!("xtask-{}.log", step.name()));
-    let done = step.timed(flags, &mut Output::File(path.clone()));
+    if step.is_live() {
+        println!("\n== {}", step.name());
+    }
+    let log = Log(workspace::target().join(format!("xtask-{}.log", step.name())));
+    let done = step.timed(flags, &log);
     let mut running = running.lock().expect("no panic while it is held");
     running.retain(|entry| !is_this(entry));
-    let said = fs::read(&path).unwrap_or_default();
+    let said = fs::read(&log.0).unwrap_or_default();
     let mut out = std::io::stdout().lock();
     let clear = if out.is_terminal() { "\r\x1b[K" } else { "" };
-    let _ = write!(out, "{clear}\n== {}\n{}", step.name(), String::from_utf8_lossy(&said));
+    let head = if step.is_live() { String::new() } else { format!("\n== {}\n", step.name()) };
+    let _ = write!(out, "{clear}{head}{}", String::from_utf8_lossy(&said));
     done
 }
 
@@ -169,26 +177,16 @@ fn show_progress(running: &[(Step, Instant)]) {
     }
 }
 
-/// Where what a step prints goes.
-enum Output {
-    /// To our own standard output.
-    Ours,
-    /// To a file, which is printed later.
-    File(std::path::PathBuf),
-}
+/// The file that the commands of a step print to. It is shown when the step has ended.
+struct Log(PathBuf);
 
-impl Output {
+impl Log {
     /// Runs a command; its counts, or an error if it fails.
-    fn counted(&mut self, command: &mut Command) -> Result<Tally> {
-        let (tally, status) = match self {
-            Output::Ours => tally::run(command, std::io::stdout())?,
-            Output::File(path) => {
-                let open = || fs::File::options().create(true).append(true).open(&*path);
-                let file = open().with_context(|| path.display().to_string())?;
-                command.stderr(file.try_clone()?);
-                tally::run(command, file)?
-            }
-        };
+    fn counted(&self, command: &mut Command) -> Result<Tally> {
+        let open = || fs::File::options().create(true).append(true).open(&self.0);
+        let file = open().with_context(|| self.0.display().to_string())?;
+        command.stderr(file.try_clone()?);
+        let (tally, status) = tally::run(command, file)?;
         if tally.failed > 0 {
             bail!("{tally}");
         }
@@ -199,7 +197,7 @@ impl Output {
     }
 
     /// Says a line.
-    fn say(&mut self, line: &str) -> Result<()> {
+    fn say(&self, line: &str) -> Result<()> {
         self.counted(Command::new("echo").arg(line)).map(drop)
     }
 }
@@ -209,19 +207,22 @@ impl Step {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn timed(self, flags: &Flags, output: &mut Output) -> Done {
-        if let Output::File(path) = output {
-            let _ = fs::remove_file(path);
-        }
+    /// Whether it prints what its trials say as they end.
+    fn is_live(self) -> bool {
+        matches!(self, Step::Smoke | Step::E2e | Step::Newest | Step::TwoCpus)
+    }
+
+    fn timed(self, flags: &Flags, log: &Log) -> Done {
+        let _ = fs::remove_file(&log.0);
         let start = Instant::now();
-        let outcome = self.run(flags, output);
+        let outcome = self.run(flags, log);
         if let Err(error) = &outcome {
-            let _ = output.say(&format!("error: {}: {error:#}", self.name()));
+            let _ = log.say(&format!("error: {}: {error:#}", self.name()));
         }
         Done { step: self, took: start.elapsed(), outcome }
     }
 
-    fn run(self, flags: &Flags, output: &mut Output) -> Result<Tally> {
+    fn run(self, flags: &Flags, log: &Log) -> Result<Tally> {
         let run = |kernel: Kernel, selection| {
             let clock = vm::clock(kernel, flags.clock)?;
             let name = [kernel.name()].into_iter().chain(selection).collect::<Vec<_>>().join("-");
@@ -232,37 +233,36 @@ impl Step {
                 selection,
                 correctness_only: false,
                 thorough: flags.thorough,
+                seed: flags.seed,
             })
         };
         match self {
             Step::Fmt => {
                 component("fmt", "rustfmt")?;
-                output.counted(cargo().args(["fmt", "--all", "--check"]))
+                log.counted(cargo().args(["fmt", "--all", "--check"]))
             }
             Step::Clippy => {
                 component("clippy", "clippy")?;
-                output.counted(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+                log.counted(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
             }
             Step::Unit => {
-                let mut tally = output.counted(cargo().args(["test", "--workspace", "--exclude", E2E]))?;
-                tally += output.counted(cargo().args(["test", "--package", E2E, "--lib"]))?;
+                let mut tally = log.counted(cargo().args(["test", "--workspace", "--exclude", E2E]))?;
+                tally += log.counted(cargo().args(["test", "--package", E2E, "--lib"]))?;
                 // Built here, where nothing else waits for the build directory: the steps in VMs begin with all they need.
-                output.counted(&mut build::e2e_command())?;
-                output.counted(&mut build::crashing_daemon_command())?;
+                log.counted(&mut build::e2e_command())?;
+                log.counted(&mut build::crashing_daemon_command())?;
                 Ok(tally)
             }
-            Step::Build => output.counted(&mut build::daemon_command()),
-            Step::Rublk => {
-                install::RUBLK.install(|command| output.counted(command).map(drop)).map(|()| Tally::default())
-            }
+            Step::Build => log.counted(&mut build::daemon_command()),
+            Step::Rublk => install::RUBLK.install(|command| log.counted(command).map(drop)).map(|()| Tally::default()),
             Step::Dist => {
-                output.say(&dist::expect_sandbox()?)?;
-                let package = dist::of_release(|command| output.counted(command).map(drop))?;
-                output.say(&package.display().to_string())?;
+                log.say(&dist::expect_sandbox()?)?;
+                let package = dist::of_release(|command| log.counted(command).map(drop))?;
+                log.say(&package.display().to_string())?;
                 Ok(Tally::default())
             }
-            Step::Loom => output.counted(&mut models("loom")),
-            Step::Shuttle => output.counted(&mut models("shuttle")),
+            Step::Loom => log.counted(&mut models("loom")),
+            Step::Shuttle => log.counted(&mut models("shuttle")),
             Step::Smoke => e2e::run(&debug_programs()?, &run(flags.kernel, Some("smoke"))?, &flags.e2e),
             Step::E2e => e2e::run(&programs()?, &run(flags.kernel, None)?, &flags.e2e),
             Step::Newest => e2e::run(&programs()?, &run(Kernel::Newest, Some("every-kernel"))?, &flags.e2e),
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn every_step_runs_once() {
-        let all: Vec<Step> = LANES.concat().into_iter().chain(AFTER).chain([Step::Smoke]).collect();
+        let all: Vec<Step> = [LANES.concat(), THEN.into(), LAST.concat()].concat();
         let times = |step: &Step| all.iter().filter(|other| *other == step).count();
         assert!(Step::value_variants().iter().all(|step| times(step) == 1), "{all:?}");
         assert!(QUICK.iter().all(|step| all.contains(step)));

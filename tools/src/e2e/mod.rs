@@ -16,7 +16,7 @@ mod shards;
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -63,6 +63,8 @@ pub struct Run {
     pub selection: Option<&'static str>,
     /// Judges no rate and no time: what two CPUs of a busy host do in a second says nothing.
     pub correctness_only: bool,
+    /// Of the guests' random numbers.
+    pub seed: u32,
     /// Repeats what is repeated as often as it takes to trust it, not as often as CI has time for.
     pub thorough: bool,
 }
@@ -192,6 +194,7 @@ fn itself_in_vm(programs: &Programs, run: &Run) -> Result<Command> {
     let clock = if run.clock == Clock::Instructions { "instructions" } else { "host" };
     vm.args(["--kernel", run.kernel.name(), "--clock", clock, "--cpus", "2", "--memory", MEMORY]);
     vm.args(["--check-dmesg", "--timeout", &SECONDS_MAX.to_string(), "--in-memory"]);
+    vm.args(["--seed", &run.seed.to_string()]);
     let files = ["fio-jobs", "config/examples", "config/tests/broken"].map(|folder| workspace::root().join(folder));
     let binaries = [&programs.suite, &programs.daemon, &programs.crashing].map(|path| path.to_path_buf());
     let all = files.into_iter().chain(binaries).chain([install::RUBLK.path()]).chain(programs.package.clone());
@@ -214,8 +217,11 @@ impl Report<'_> {
         self.tally += ended.tally();
         let number = self.done.len() + 1;
         let mut out = std::io::stdout().lock();
+        // A line of progress may stand there.
+        let clear = if out.is_terminal() { "\r\x1b[K" } else { "" };
         let host = ended.host.as_secs();
-        writeln!(out, "{}[{number:3}/{}] {}, {host} s of the host", ended.text, self.count, ended.line())?;
+        let run = &self.run.name;
+        writeln!(out, "{clear}{}[{run} {number:3}/{}] {}, {host} s of the host", ended.text, self.count, ended.line())?;
         self.done.push(ended);
         Ok(())
     }

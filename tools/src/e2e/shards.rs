@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use crate::workspace;
 
 /// At most so many: a guest boots for a quarter of a minute.
-const SHARDS_MAX: usize = 6;
+const SHARDS_MAX: usize = 4;
 
 /// What makes another guest worth its boot, in seconds of an emulating host.
-const WORTH_A_BOOT: f64 = 60.0;
+const WORTH_A_BOOT: f64 = 100.0;
 
 /// Of a trial that the table does not have yet.
 const UNKNOWN: f64 = 5.0;

@@ -105,7 +105,7 @@ fn boots_with_kvm(kernel: &Kernel, initramfs: &Path) -> Result<bool> {
     let console = workspace::vm().join("kvm.console");
     let accelerator = Accelerator::Kvm;
     let mut probe =
-        qemu(&Boot { accelerator, kernel, initramfs, cpus: 1, memory: "256M", extra: "vm.probe", in_memory: false });
+        qemu(&Boot { accelerator, kernel, initramfs, cpus: 1, memory: "256M", extra: "vm.probe", seed: None });
     probe.args(["-serial", &format!("file:{}", comma(&console))]);
     let mut child = probe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let child = child.as_mut().map_err(|error| anyhow::anyhow!("cannot start qemu-system-x86_64: {error}"))?;
@@ -133,8 +133,8 @@ pub struct Boot<'a> {
     pub memory: &'a str,
     /// More for the kernel's command line.
     pub extra: &'a str,
-    /// Whether all of its files are in the initramfs.
-    pub in_memory: bool,
+    /// Of its random numbers, for a guest whose files are all in the initramfs.
+    pub seed: Option<u32>,
 }
 
 /// When a deterministic guest begins.
@@ -164,11 +164,11 @@ pub fn qemu(boot: &Boot<'_>) -> Command {
     let mut line =
         "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 mitigations=off"
             .to_owned();
-    if boot.in_memory && boot.accelerator == Accelerator::TcgClock {
+    if let (Some(seed), Accelerator::TcgClock) = (boot.seed, boot.accelerator) {
         // Nothing is left to chance: the date, what the processor's random number generator gives, where the kernel lies, and where
         // programs do. The last one is worth more: QEMU keeps the code that it has translated by its address, so a program that
         // starts at the same one again costs the host a tenth (120 starts of ours: 15 s, and less than 1 s without randomization).
-        command.args(["-seed", "1", "-rtc", &format!("base={BEGIN},clock=vm")]);
+        command.args(["-seed", &seed.to_string(), "-rtc", &format!("base={BEGIN},clock=vm")]);
         line.push_str(" nokaslr norandmaps");
     }
     command.args(["-append", format!("{line} {}", boot.extra).trim_end()]);

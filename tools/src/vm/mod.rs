@@ -74,6 +74,9 @@ pub struct Flags {
     /// A file or folder of this host that such a guest has, at the same path; may be given several times
     #[arg(long, value_name = "PATH", requires = "in_memory")]
     with: Vec<PathBuf>,
+    /// Seed of the random numbers that such a guest gets; with --clock instructions, another seed is another order of events
+    #[arg(long, requires = "in_memory", default_value_t = 1)]
+    seed: u32,
     /// Fail (126) when the kernel logged a warning, BUG, oops or hung task while the command ran
     #[arg(long)]
     check_dmesg: bool,
@@ -111,6 +114,8 @@ pub enum Files {
     Image {
         /// Files and folders of the host that go there besides the usual programs.
         with: Vec<PathBuf>,
+        /// Of random numbers. On the counted clock a run with the same files and the same seed is the same run.
+        seed: u32,
     },
 }
 
@@ -146,7 +151,11 @@ pub fn main(flags: Flags) -> Result<u8> {
         cpus: flags.cpus,
         memory: flags.memory,
         timeout,
-        files: if flags.in_memory { Files::Image { with: flags.with } } else { Files::Host { share: flags.share } },
+        files: if flags.in_memory {
+            Files::Image { with: flags.with, seed: flags.seed }
+        } else {
+            Files::Host { share: flags.share }
+        },
         check_dmesg: flags.check_dmesg,
     };
     let command = if shell { Command::Shell } else { Command::Run(flags.command) };
@@ -168,7 +177,7 @@ pub fn run(options: &Options, command: &Command) -> Result<u8> {
     let accelerator = machine::accelerator(&kernel, &small, options.clock)?;
     let initramfs = match &options.files {
         Files::Host { .. } => small,
-        Files::Image { with } => image::build(&kernel, with)?,
+        Files::Image { with, .. } => image::build(&kernel, with)?,
     };
     let ended = session::run(options, command, &kernel, &initramfs, accelerator)
         .with_context(|| format!("the VM with kernel {} did not run", kernel.release))?;

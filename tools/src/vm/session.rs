@@ -58,9 +58,9 @@ pub fn run(
     let cpus = options.cpus.unwrap_or(accelerator.cpus());
     // All virtual CPUs are one thread when they take turns.
     let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
-    let boot = |initramfs, in_memory| {
+    let boot = |initramfs, seed| {
         let extra = "";
-        machine::qemu(&Boot { accelerator, kernel, initramfs, cpus, memory: &options.memory, extra, in_memory })
+        machine::qemu(&Boot { accelerator, kernel, initramfs, cpus, memory: &options.memory, extra, seed })
     };
     let timed_out = match &options.files {
         Files::Host { share } => {
@@ -69,14 +69,14 @@ pub fn run(
             }
             let shares = shares(share)?;
             tell(&out, command, kernel, accelerator, &shares)?;
-            run_on_host_files(&out, command, boot(initramfs, false), &shares, |child| {
+            run_on_host_files(&out, command, boot(initramfs, None), &shares, |child| {
                 wait(child, &out, options.timeout, cpus, placed)
             })?
         }
-        Files::Image { .. } => {
+        Files::Image { seed, .. } => {
             let image = out.path.join("image");
             image::with_files(initramfs, &run_files(command, accelerator)?, &image)?;
-            run_in_memory(&out, boot(&image, true), |child| wait(child, &out, options.timeout, cpus, placed))?
+            run_in_memory(&out, boot(&image, Some(*seed)), |child| wait(child, &out, options.timeout, cpus, placed))?
         }
     };
     Ok(Ended { status: out.status(), out, timed_out })
