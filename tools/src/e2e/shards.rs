@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn shards_are_balanced_and_have_every_trial_once() {
-        let table = Lengths([("a", 70.0), ("b", 50.0), ("c", 20.0)].map(|(name, of)| (name.to_owned(), of)).into());
+        let table = Lengths([("a", 140.0), ("b", 100.0), ("c", 40.0)].map(|(name, of)| (name.to_owned(), of)).into());
         let found = split(&names(&["c", "b", "a", "new"]), &table);
         assert_eq!(found, [names(&["a", "new"]), names(&["c", "b"])]);
     }
