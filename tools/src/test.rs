@@ -1,9 +1,9 @@
 //! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
 //!
 //! ```text
-//!   fmt ─ clippy ─ unit ───────────────────┐           ┌─ newest ──┐
-//!                                          ├─► e2e ─►──┤           ├─►     in VMs, with their kernels' logs watched
-//!   build ─ rublk ─ dist ─ loom ─ shuttle ─┘           └─ two-cpus ┘
+//!   fmt ─ clippy ─ unit ─ shuttle ─┐           ┌─ newest ──┐
+//!                                  ├─► e2e ─►──┤           ├─►     in VMs, with their kernels' logs watched
+//!   build ─ rublk ─ dist ─ loom ───┘           └─ two-cpus ┘
 //! ```
 //!
 //! Lanes run side by side. The first two share no build directory, and for a part of their time each can use one CPU only.
@@ -95,7 +95,7 @@ enum Step {
 
 /// Steps that run side by side, then those that come after.
 const LANES: [&[Step]; 2] =
-    [&[Step::Fmt, Step::Clippy, Step::Unit], &[Step::Build, Step::Rublk, Step::Dist, Step::Loom, Step::Shuttle]];
+    [&[Step::Fmt, Step::Clippy, Step::Unit, Step::Shuttle], &[Step::Build, Step::Rublk, Step::Dist, Step::Loom]];
 const THEN: [Step; 2] = [Step::Smoke, Step::E2e];
 const LAST: [&[Step]; 2] = [&[Step::Newest], &[Step::TwoCpus]];
 const QUICK: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Smoke];
