@@ -425,12 +425,12 @@ fn write_back(disk: &Disk, claim: Option<Arc<File>>, urgency: Urgency, orders: &
             // A failure is the disk's: what could not be written back has been reported to its users.
             Some(claim) => drop(claim.sync_all()),
             None => {
-                work.sync_mounts();
+                work.sync_above();
                 // Once more for what was written meanwhile, which is little.
                 if is_recoverable {
-                    work.sync_mounts();
-                    work.sync();
+                    work.sync_above();
                 }
+                work.sync();
             }
         }
         // Nobody hears it if it was given up.

@@ -1,11 +1,11 @@
-//! Who uses a disk: mounts, swap, other disks on top of it, processes that have it open.
+//! Who uses a disk: mounts, swap, other disks on top of it, programs of the kernel, processes that have it open.
 //!
 //! ```text
-//!   /sys/block/ublkbN/dev, ublkbN/*/dev   the numbers of the disk and its partitions
+//!   /sys/block, /sys/fs/btrfs             the disk, its partitions, and what stands on them: see [`crate::stack`]
 //!   /proc/PID/mountinfo                   mounts of any of them, in every mount namespace
 //!   /proc/swaps                           swap
-//!   /sys/block/ublkbN/holders, …          device mapper, md, …
-//!   /proc/PID/fd                          open by a process
+//!   /sys/kernel/config                    nvmet and LIO, which export disks to other hosts
+//!   /proc/PID/fd, /proc/PID/map_files     open or mapped by a process, under whatever name
 //! ```
 //!
 //! Runs in a helper process, as root. An exclusive open keeps the disk from being mounted while it is being stopped; it
@@ -20,6 +20,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::stack::{Devices, Sysfs, entries, number, unescape};
 use crate::sys;
 
 /// How often a user must be seen to count as one.
@@ -30,14 +31,14 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Disk {
     id: u32,
-    /// Of the disk and its partitions, as they are known even after the disk has gone.
-    numbers: BTreeSet<String>,
+    /// The disk with its partitions, and what stands on them, as it is known even after the disk has gone.
+    levels: Vec<Devices>,
 }
 
 impl Disk {
     /// `/dev/ublkbN` for `id`.
     pub fn find(id: u32) -> Self {
-        Self { id, numbers: numbers(id) }
+        Self { id, levels: Sysfs::of_host().levels_above(&format!("ublkb{id}")) }
     }
 
     /// Opens the disk exclusively if nobody uses it; else tells who does. Forced, it does not matter who has it open, only
@@ -75,17 +76,33 @@ impl Disk {
         how.clone().write(true).open(&path).or_else(|_| how.open(&path))
     }
 
-    /// Writes back every file system on the disk, wherever it is mounted.
-    pub fn sync_mounts(&self) {
-        for (pid, mountinfo) in mount_tables() {
-            for mount in mounts_of(&mountinfo, &self.numbers) {
-                // Through the process, because the mount may not be visible to us.
-                let path = PathBuf::from(format!("/proc/{pid}/root{}", mount.display()));
-                if let Ok(root) = File::open(path) {
-                    // A failure was reported to those who wrote; STOP tries once more.
-                    let _ = sys::sync_filesystem(root.as_fd());
+    /// Writes back what is dirty above the disk, from the top of the stack down: each file system of a level, wherever it is
+    /// mounted, then the devices of that level, which are below the file systems of the next one.
+    pub fn sync_above(&self) {
+        let mut is_all_seen = true;
+        for (height, level) in self.levels.iter().enumerate().rev() {
+            for (pid, mountinfo) in mount_tables() {
+                for mount in Mounts::of(level).find(&mountinfo) {
+                    // Through the process, because the mount may not be visible to us.
+                    let path = PathBuf::from(format!("/proc/{pid}/root{}", mount.display()));
+                    match File::open(path) {
+                        // A failure was reported to those who wrote; STOP tries once more.
+                        Ok(root) => drop(sys::sync_filesystem(root.as_fd())),
+                        // A root of mode 0700 of another user.
+                        Err(_) => is_all_seen = false,
+                    }
                 }
             }
+            // The disk itself is written back by who has claimed it.
+            for name in level.keys().filter(|_| height > 0) {
+                if let Ok(device) = File::open(Path::new("/dev").join(name)) {
+                    let _ = device.sync_all();
+                }
+            }
+        }
+        // A user that no table names, such as a pool of ZFS: everything of the host is written back.
+        if !is_all_seen || self.lasting_users().is_empty() {
+            nix::unistd::sync();
         }
     }
 
@@ -109,64 +126,112 @@ impl Disk {
         self.lasting_users().into_iter().chain(self.openers()).collect()
     }
 
-    /// Those who do not go by themselves: mounts, swap, other disks.
+    /// Those who do not go by themselves: mounts, swap, other disks, exports.
     fn lasting_users(&self) -> BTreeSet<String> {
         let mut users = BTreeSet::new();
-        for (_, mountinfo) in mount_tables() {
-            users.extend(mounts_of(&mountinfo, &self.numbers).map(|at| format!("mounted at {}", at.display())));
-        }
-        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-        for path in swap_paths(&swaps) {
-            if std::fs::metadata(path).is_ok_and(|metadata| self.numbers.contains(&number(metadata.rdev()))) {
-                users.insert(format!("swap on {path}"));
+        for (height, level) in self.levels.iter().enumerate() {
+            let mounts = Mounts::of(level);
+            for (_, mountinfo) in mount_tables() {
+                users.extend(mounts.find(&mountinfo).map(|at| format!("mounted at {}", at.display())));
+            }
+            if height > 0 {
+                users.extend(level.keys().map(|name| format!("held by /dev/{name}")));
             }
         }
-        users.extend(holders(self.id).into_iter().map(|name| format!("held by /dev/{name}")));
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        for path in swap_paths(&swaps).filter(|path| self.is_node(Path::new(path))) {
+            users.insert(format!("swap on {path}"));
+        }
+        for (export, path) in exports(Path::new("/sys/kernel/config")) {
+            if self.is_node(&path) {
+                users.insert(format!("exported by {export}"));
+            }
+        }
         users
     }
 
-    /// Processes other than this one that have the disk or a partition open.
+    /// Whether a path leads to the disk, or to something that stands on it.
+    fn is_node(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|node| {
+            let number = number(node.rdev());
+            node.file_type().is_block_device() && self.levels.iter().flat_map(Devices::values).any(|own| *own == number)
+        })
+    }
+
+    /// Processes other than this one that have the disk or a partition open, or mapped.
     fn openers(&self) -> Vec<String> {
         let own = std::process::id();
-        let has_open = |pid: &u32| {
-            entries(Path::new(&format!("/proc/{pid}/fd"))).into_iter().any(|fd| {
-                let link = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
-                // By name first: looking at the file behind a link may mean a round trip to a server.
-                let is_named = std::fs::read_link(&link).is_ok_and(|to| to.to_string_lossy().contains("ublkb"));
-                let is_ours = |file: std::fs::Metadata| {
-                    file.file_type().is_block_device() && self.numbers.contains(&number(file.rdev()))
-                };
-                is_named && std::fs::metadata(&link).is_ok_and(is_ours)
-            })
+        let numbers: BTreeSet<&String> = self.levels[0].values().collect();
+        let is_ours = |link: &Path| sys::block_number(link).is_some_and(|device| numbers.contains(&number(device)));
+        let mut mapped = BTreeMap::new();
+        let has_open = |pid: u32| {
+            let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+            entries(&folder).into_iter().any(|entry| is_ours(&folder.join(entry)))
         };
-        let named = |pid: u32| {
+        let name = |pid: u32| {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("open by {} (pid {pid})", name.trim())
+            // Whoever may open the disk chooses it, and it goes to logs and terminals.
+            name.trim().escape_default().to_string()
         };
-        processes().into_iter().filter(|pid| *pid != own).filter(has_open).map(named).collect()
+        let mut users = Vec::new();
+        for pid in processes().into_iter().filter(|pid| *pid != own) {
+            if has_open(pid) {
+                users.push(format!("open by {} (pid {pid})", name(pid)));
+            } else if maps_a_device(pid, &mut mapped, &is_ours) {
+                users.push(format!("mapped by {} (pid {pid})", name(pid)));
+            }
+        }
+        users
     }
 }
 
-/// "major:minor", as the kernel writes it.
-fn number(device: u64) -> String {
-    format!("{}:{}", libc::major(device), libc::minor(device))
+/// Whether a process has mapped such a device. A file that many processes map is looked at once: `seen` has what was found.
+///
+/// A line of /proc/PID/maps: `7f0c54000000-7f0c54021000 rw-s 00000000 00:05 1234   /dev/ublkb0`; field four and five are the
+/// file's. The same range is the name of a link in map_files.
+fn maps_a_device(pid: u32, seen: &mut BTreeMap<String, bool>, is_it: &impl Fn(&Path) -> bool) -> bool {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(range), Some(device), Some(inode)) = (fields.next(), fields.nth(2), fields.next()) else {
+            return false;
+        };
+        inode != "0"
+            && *seen
+                .entry(format!("{device} {inode}"))
+                .or_insert_with(|| is_it(Path::new(&format!("/proc/{pid}/map_files/{range}"))))
+    })
 }
 
-/// The numbers of the disk and its partitions.
-fn numbers(id: u32) -> BTreeSet<String> {
-    let disk = PathBuf::from(format!("/sys/block/ublkb{id}"));
-    let parts = entries(&disk).into_iter().map(|name| disk.join(name));
-    std::iter::once(disk.clone())
-        .chain(parts)
-        .filter_map(|part| std::fs::read_to_string(part.join("dev")).ok())
-        .map(|number| number.trim().to_owned())
-        .collect()
-}
-
-/// The names in a directory; none if it cannot be read.
-fn entries(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+/// What nvmet and LIO export, in words, with the paths of the disks. Both open a disk from inside the kernel, where no process
+/// has it open.
+fn exports(configfs: &Path) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    let mut add = |what: String, file: PathBuf| {
+        let path = std::fs::read_to_string(file).unwrap_or_default();
+        let path = path.trim_matches(['\n', '\0', ' ']);
+        found.extend((!path.is_empty()).then(|| (what, PathBuf::from(path))));
+    };
+    let subsystems = configfs.join("nvmet/subsystems");
+    for subsystem in entries(&subsystems) {
+        let namespaces = subsystems.join(&subsystem).join("namespaces");
+        for namespace in entries(&namespaces) {
+            let folder = namespaces.join(&namespace);
+            if std::fs::read_to_string(folder.join("enable")).is_ok_and(|enable| enable.trim() == "1") {
+                add(format!("nvmet ({subsystem}, namespace {namespace})"), folder.join("device_path"));
+            }
+        }
+    }
+    let core = configfs.join("target/core");
+    for hba in entries(&core) {
+        for name in entries(&core.join(&hba)) {
+            let folder = core.join(&hba).join(&name);
+            if std::fs::read_to_string(folder.join("enable")).is_ok_and(|enable| enable.trim() == "1") {
+                add(format!("LIO ({hba}/{name})"), folder.join("udev_path"));
+            }
+        }
+    }
+    found
 }
 
 /// One mountinfo for each mount namespace, with a process that lives in it.
@@ -185,25 +250,47 @@ fn processes() -> Vec<u32> {
     entries(Path::new("/proc")).iter().filter_map(|name| name.parse().ok()).collect()
 }
 
-/// The mount points of devices with one of these numbers.
-///
-/// A line: `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`; the third field is the device, the fifth the
-/// mount point, with blanks as `\040`.
-fn mounts_of<'a>(mountinfo: &'a str, numbers: &'a BTreeSet<String>) -> impl Iterator<Item = PathBuf> + 'a {
-    mountinfo.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let number = fields.nth(2)?;
-        let at = fields.nth(1)?;
-        numbers.contains(number).then(|| PathBuf::from(unescape(at)))
-    })
+/// What the mounts of some devices look like in a table of mounts.
+struct Mounts {
+    numbers: BTreeSet<String>,
+    /// Of those devices, and of the others of their btrfs.
+    sources: BTreeSet<String>,
 }
 
-/// Undoes the kernel's octal escapes of blank, tab, newline and backslash.
-fn unescape(text: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"]
-        .iter()
-        .zip([" ", "\t", "\n", "\\"])
-        .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+impl Mounts {
+    fn of(devices: &Devices) -> Self {
+        let sysfs = Sysfs::of_host();
+        let members = sysfs.btrfs_on(devices);
+        let members = members.iter().filter_map(|name| sysfs.number_of_node(&Path::new("/dev").join(name)));
+        Self {
+            numbers: devices.values().cloned().collect(),
+            sources: members.chain(devices.values().cloned()).collect(),
+        }
+    }
+
+    /// Their mount points.
+    ///
+    /// A line: `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`; the third field is the device, the fifth the
+    /// mount point, with blanks as `\040`, and behind the dash are kind and source. A file system of several devices has a number
+    /// that is no device's, with 0 before the colon: then the source counts.
+    fn find<'a>(&'a self, mountinfo: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+        mountinfo.lines().filter_map(|line| {
+            let mut fields = line.split(' ');
+            let number = fields.nth(2)?;
+            let at = fields.nth(1)?;
+            let source = || line.split_once(" - ").and_then(|(_, tail)| tail.split(' ').nth(1)).unwrap_or_default();
+            let is_theirs = self.numbers.contains(number) || (number.starts_with("0:") && self.has_source(source()));
+            is_theirs.then(|| PathBuf::from(unescape(at)))
+        })
+    }
+
+    /// Whether one of several devices with colons between them is one of them.
+    fn has_source(&self, source: &str) -> bool {
+        let source = unescape(source);
+        let nodes = source.split(':').filter(|path| path.starts_with("/dev/"));
+        let numbers = nodes.filter_map(|path| Sysfs::of_host().number_of_node(Path::new(path)));
+        numbers.into_iter().any(|number| self.sources.contains(&number))
+    }
 }
 
 /// The first column of /proc/swaps, below its head.
@@ -211,16 +298,14 @@ fn swap_paths(swaps: &str) -> impl Iterator<Item = &str> {
     swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next())
 }
 
-/// Disks on top of this one or of its partitions.
-fn holders(id: u32) -> Vec<String> {
-    let disk = PathBuf::from(format!("/sys/block/ublkb{id}"));
-    let parts: Vec<PathBuf> = entries(&disk).into_iter().map(|name| disk.join(name)).collect();
-    std::iter::once(disk).chain(parts).flat_map(|part| entries(&part.join("holders"))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Those of a disk whose number is 259:3.
+    fn mounts() -> Mounts {
+        Mounts::of(&BTreeMap::from([("ublkb0".to_owned(), "259:3".to_owned())]))
+    }
 
     #[test]
     fn a_mount_is_found_by_the_number_of_its_device() {
@@ -229,15 +314,13 @@ mod tests {
                      36 21 259:3 / /srv/data rw,noatime shared:1 master:2 - ext4 /dev/ublkb0 rw\n\
                      37 21 259:30 / /other rw - ext4 /dev/ublkb9 rw\n\
                      38 21 259:3 /sub /srv/two\\040words rw - ext4 /dev/ublkb0 rw\n";
-        let numbers = BTreeSet::from(["259:3".to_owned()]);
-        let found: Vec<PathBuf> = mounts_of(table, &numbers).collect();
+        let found: Vec<PathBuf> = mounts().find(table).collect();
         assert_eq!(found, [PathBuf::from("/srv/data"), PathBuf::from("/srv/two words")]);
     }
 
     #[test]
     fn a_cut_off_table_is_no_reason_to_stumble() {
-        let numbers = BTreeSet::from(["259:3".to_owned()]);
-        assert_eq!(mounts_of("36 21 259:3 /\n\n36 21\n", &numbers).count(), 0);
+        assert_eq!(mounts().find("36 21 259:3 /\n\n36 21\n").count(), 0);
     }
 
     #[test]

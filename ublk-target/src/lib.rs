@@ -32,6 +32,7 @@ pub mod protocol;
 pub mod queue;
 pub mod settings;
 pub mod simulate;
+pub mod stack;
 pub mod state_dir;
 pub mod sys;
 pub mod ublk;

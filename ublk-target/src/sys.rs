@@ -6,6 +6,8 @@ use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// What `O_DIRECT` demands of a file, in bytes.
@@ -33,6 +35,24 @@ pub fn direct_alignment(file: BorrowedFd<'_>) -> io::Result<Option<DirectAlignme
     let answer = unsafe { answer.assume_init() };
     let told = answer.stx_mask & libc::STATX_DIOALIGN != 0 && answer.stx_dio_offset_align != 0;
     Ok(told.then_some(DirectAlignment { memory: answer.stx_dio_mem_align, offset: answer.stx_dio_offset_align }))
+}
+
+/// The number of the block device that a path leads to; none if it leads to something else. A server of the file behind the
+/// path is not asked, so this does not wait for one that is away.
+pub fn block_number(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut answer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: statx(2): the path is a NUL-terminated string, `answer` is a writable statx structure.
+    let done = unsafe {
+        libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_STATX_DONT_SYNC, libc::STATX_TYPE, answer.as_mut_ptr())
+    };
+    if done != 0 {
+        return None;
+    }
+    // SAFETY: all bytes were zeroed, which is a valid value of every field, and the kernel then wrote some of them.
+    let answer = unsafe { answer.assume_init() };
+    let is_block = libc::mode_t::from(answer.stx_mode) & libc::S_IFMT == libc::S_IFBLK;
+    is_block.then(|| libc::makedev(answer.stx_rdev_major, answer.stx_rdev_minor))
 }
 
 /// What a block device says of itself.

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::stack::{self, Sysfs};
 
 /// How to open a place.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,11 @@ pub struct Access {
 /// Opens `path`, or fails with [`Class::Backing`].
 pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
     check_links(path)?;
+    let is_to_be_made = access.flags & libc::O_CREAT != 0 && !path.exists();
+    if let Some(folder) = path.parent().filter(|_| is_to_be_made).and_then(|folder| File::open(folder).ok()) {
+        // Before there is a file that nobody wanted.
+        expect_no_ublk_below(path, &folder)?;
+    }
     let direct = if access.is_direct { libc::O_DIRECT } else { 0 };
     let file = OpenOptions::new()
         .read(true)
@@ -40,14 +46,19 @@ pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
         .open(path)
         .map_err(|cause| refused(path, access, &cause))?;
     let metadata = file.metadata().or_fail(Class::Backing, path.display())?;
-    let below = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
-    if let Some(name) = ublk_disk(below) {
-        return Err(Failure::new(
-            Class::Backing,
-            format!("{} is on the ublk device {name}, and a throttle must not wait for a throttle", path.display()),
-        ));
-    }
+    expect_no_ublk_below(path, &file)?;
     Ok((file, metadata))
+}
+
+fn expect_no_ublk_below(path: &Path, file: &File) -> Outcome<()> {
+    let below = stack::below(file).or_fail(Class::Backing, path.display())?;
+    match below.iter().find_map(|number| Sysfs::of_host().ublk_below(number)) {
+        Some(chain) => Err(Failure::new(
+            Class::Backing,
+            format!("{} is on a ublk device ({chain}), and a throttle must not wait for a throttle", path.display()),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Opens the same file once more, in the same way: the kernel tells a failed write-back once to each opening of a file.
@@ -155,6 +166,14 @@ pub fn lock(file: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     }
 }
 
+/// Refuses a file that a loop device serves: both would cache and reorder what the other writes, and a loop device locks nothing.
+pub fn expect_no_loop(path: &Path, metadata: &Metadata) -> Outcome<()> {
+    let Some(name) = Sysfs::of_host().loop_over(metadata) else { return Ok(()) };
+    let what =
+        format!("{} is the backing file of /dev/{name}; detach that first (`losetup -d /dev/{name}`)", path.display());
+    Err(Failure::new(Class::Backing, what))
+}
+
 /// The logical block of a device on `path`, which takes requests in units of `needed` bytes.
 pub fn block(path: &Path, needed: u32, wanted: Option<u32>) -> Outcome<u32> {
     match wanted {
@@ -168,14 +187,6 @@ pub fn block(path: &Path, needed: u32, wanted: Option<u32>) -> Outcome<u32> {
         )),
         wanted => Ok(wanted.unwrap_or(needed)),
     }
-}
-
-/// The name of the ublk disk with this device number, whole or partition.
-fn ublk_disk(device: u64) -> Option<String> {
-    let (major, minor) = (libc::major(device), libc::minor(device));
-    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
-    let names = link.components().filter_map(|part| part.as_os_str().to_str());
-    names.filter(|name| name.starts_with("ublkb")).map(str::to_owned).next()
 }
 
 /// Refuses a path that leads over a link which neither root nor we own.

@@ -1,0 +1,387 @@
+//! Which block devices stand on which, as sysfs shows it: what is above a disk (who would lose data), and what is below a
+//! backend (whether it ends at a disk of ours).
+//!
+//! ```text
+//!   above   ublkb0 ─ holders/ ─► dm-0 ─ holders/ ─► md127         loop3/loop/backing_file ─► /dev/ublkb0p1
+//!   below   dm-0 ─ slaves/ ─► loop3 ─ loop/backing_file ─► /srv/a.img ─ its file system ─► ublkb0
+//! ```
+//!
+//! Device mapper (LVM, LUKS, multipath), md and bcache have `holders` and `slaves`. A loop device has neither, so its backing
+//! file is asked. btrfs has devices below `/sys/fs/btrfs`, and device numbers of its own in the tables of mounts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// A tree of `/sys`: the host's, or one that a test has made.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+/// Block devices by name (`dm-0`), with their numbers (`253:0`).
+pub type Devices = BTreeMap<String, String>;
+
+impl Sysfs {
+    /// The host's.
+    pub fn of_host() -> Self {
+        Self { root: "/sys".into() }
+    }
+
+    /// A disk and its partitions.
+    pub fn disk(&self, name: &str) -> Devices {
+        let disk = self.block(name);
+        let number = |path: &Path| Some(fs::read_to_string(path.join("dev")).ok()?.trim().to_owned());
+        let partitions = entries(&disk).into_iter().filter(|entry| entry.starts_with(name));
+        let all = std::iter::once((name.to_owned(), disk.clone()))
+            .chain(partitions.map(|partition| (partition.clone(), disk.join(partition))));
+        all.filter_map(|(name, path)| Some((name, number(&path)?))).collect()
+    }
+
+    /// What stands on a disk, level by level: the disk with its partitions, what has those open, and so on. No device is in
+    /// two levels.
+    pub fn levels_above(&self, name: &str) -> Vec<Devices> {
+        let mut levels = vec![self.disk(name)];
+        let mut known: BTreeSet<String> = levels[0].keys().cloned().collect();
+        let loops = self.loops();
+        loop {
+            let below = &levels[levels.len() - 1];
+            let mut next = BTreeSet::new();
+            for name in below.keys() {
+                next.extend(entries(&self.device(name).join("holders")));
+            }
+            let numbers: BTreeSet<&String> = below.values().collect();
+            next.extend(
+                loops.iter().filter(|(_, backing)| backing.is_on(&numbers, below)).map(|(name, _)| name.clone()),
+            );
+            let level: Devices = next
+                .into_iter()
+                .flat_map(|name| self.disk(&name))
+                .filter(|(name, _)| known.insert(name.clone()))
+                .collect();
+            if level.is_empty() {
+                return levels;
+            }
+            levels.push(level);
+        }
+    }
+
+    /// The names of all devices of those btrfs file systems that have one of `devices`.
+    pub fn btrfs_on(&self, devices: &Devices) -> BTreeSet<String> {
+        let systems = self.root.join("fs/btrfs");
+        let members = entries(&systems).into_iter().map(|system| entries(&systems.join(system).join("devices")));
+        members.filter(|members| members.iter().any(|name| devices.contains_key(name))).flatten().collect()
+    }
+
+    /// The loop device whose backing file this is, if there is one.
+    pub fn loop_over(&self, file: &fs::Metadata) -> Option<String> {
+        let is_same = |backing: &Backing| {
+            fs::metadata(&backing.path).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
+        };
+        self.loops().into_iter().find(|(_, backing)| is_same(backing)).map(|(name, _)| name)
+    }
+
+    /// The ublk disk at the end of the chain below a block device with this number, with the chain in words; or below the file
+    /// system with it.
+    pub fn ublk_below(&self, number: &str) -> Option<String> {
+        let mut pending = vec![(number.to_owned(), Vec::new())];
+        let mut known = BTreeSet::new();
+        while let Some((number, chain)) = pending.pop() {
+            let Some(name) = self.name(&number) else { continue };
+            if !known.insert(number) {
+                continue;
+            }
+            let chain: Vec<String> = chain.into_iter().chain([name.clone()]).collect();
+            if name.starts_with("ublkb") {
+                return Some(chain.join(" on "));
+            }
+            for lower in entries(&self.device(&name).join("slaves")) {
+                pending.extend(self.number(&lower).map(|number| (number, chain.clone())));
+            }
+            // A partition has nothing of that; its disk has.
+            let disk = self.whole(&name);
+            if disk != name {
+                pending.extend(self.number(&disk).map(|number| (number, chain.clone())));
+            }
+            if let Some(backing) = self.backing(&name) {
+                let below = below_of(&backing.path);
+                pending.extend(below.into_iter().map(|number| (number, chain.clone())));
+            }
+        }
+        None
+    }
+
+    /// The numbers of devices that a name in a table of mounts (`/dev/sda1`, or several with colons) may mean.
+    pub fn number_of_node(&self, path: &Path) -> Option<String> {
+        let by_node = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device());
+        by_node.map(|node| number(node.rdev())).or_else(|| self.number(path.file_name()?.to_str()?))
+    }
+
+    /// Loop devices that have a backing file.
+    fn loops(&self) -> Vec<(String, Backing)> {
+        let names = entries(&self.root.join("block")).into_iter().filter(|name| name.starts_with("loop"));
+        names.filter_map(|name| Some((name.clone(), self.backing(&name)?))).collect()
+    }
+
+    fn backing(&self, name: &str) -> Option<Backing> {
+        let path = fs::read_to_string(self.block(name).join("loop/backing_file")).ok()?;
+        Some(Backing { path: PathBuf::from(path.trim_end_matches('\n').trim_end_matches(" (deleted)")) })
+    }
+
+    fn block(&self, name: &str) -> PathBuf {
+        self.root.join("block").join(name)
+    }
+
+    /// A whole disk or a partition.
+    fn device(&self, name: &str) -> PathBuf {
+        let disk = self.whole(name);
+        if disk == name { self.block(name) } else { self.block(&disk).join(name) }
+    }
+
+    /// The disk that a device is, or is a partition of.
+    fn whole(&self, name: &str) -> String {
+        if self.block(name).exists() {
+            return name.to_owned();
+        }
+        let disks = entries(&self.root.join("block"));
+        let disk =
+            disks.into_iter().find(|disk| name.starts_with(disk.as_str()) && self.block(disk).join(name).exists());
+        disk.unwrap_or_else(|| name.to_owned())
+    }
+
+    fn number(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.device(name).join("dev")).ok().map(|number| number.trim().to_owned())
+    }
+
+    fn name(&self, number: &str) -> Option<String> {
+        let link = fs::read_link(self.root.join("dev/block").join(number)).ok()?;
+        Some(link.file_name()?.to_str()?.to_owned())
+    }
+}
+
+/// What a loop device stands on.
+#[derive(Debug)]
+struct Backing {
+    path: PathBuf,
+}
+
+impl Backing {
+    /// Whether it is one of these devices, or a file on one.
+    fn is_on(&self, numbers: &BTreeSet<&String>, devices: &Devices) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(file) if file.file_type().is_block_device() => numbers.contains(&number(file.rdev())),
+            Ok(file) => numbers.contains(&number(file.dev())),
+            // The node may be that of another namespace, or gone with its disk.
+            Err(_) => {
+                self.path.file_name().and_then(|name| name.to_str()).is_some_and(|name| devices.contains_key(name))
+            }
+        }
+    }
+}
+
+/// The numbers of what a file or a block device stands on: itself, if it is a device; else what its file system is on.
+pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
+    use std::os::fd::AsRawFd;
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        return Ok(vec![number(metadata.rdev())]);
+    }
+    let mut numbers = vec![number(metadata.dev())];
+    // btrfs, bcachefs and overlayfs have numbers of their own: the table of mounts has the devices.
+    if libc::major(metadata.dev()) == 0 {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+        let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let sources = mount.map(|mount| sources(&table, mount)).unwrap_or_default();
+        let sysfs = Sysfs::of_host();
+        for number in sources.iter().flat_map(|path| below_of(path)) {
+            // The table has one device of a btrfs of several.
+            let device: Devices = sysfs.name(&number).map(|name| (name, number.clone())).into_iter().collect();
+            numbers.extend(sysfs.btrfs_on(&device).iter().filter_map(|name| sysfs.number(name)));
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+fn below_of(path: &Path) -> Vec<String> {
+    let node = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device());
+    match node {
+        Some(node) => vec![number(node.rdev())],
+        None => fs::File::open(path).and_then(|file| below(&file)).unwrap_or_default(),
+    }
+}
+
+/// What the mount with this id stands on: devices, or the folders of an overlay.
+fn sources(mountinfo: &str, id: &str) -> Vec<PathBuf> {
+    let Some(line) = mountinfo.lines().find(|line| line.split(' ').next() == Some(id)) else { return Vec::new() };
+    let Some((_, tail)) = line.split_once(" - ") else { return Vec::new() };
+    let mut fields = tail.split(' ');
+    let (Some(kind), Some(source), options) = (fields.next(), fields.next(), fields.next().unwrap_or_default()) else {
+        return Vec::new();
+    };
+    if kind == "overlay" {
+        let folders = options
+            .split(',')
+            .filter_map(|option| option.strip_prefix("upperdir=").or_else(|| option.strip_prefix("lowerdir=")));
+        return folders.flat_map(|folders| folders.split(':')).map(|folder| PathBuf::from(unescape(folder))).collect();
+    }
+    let source = unescape(source);
+    // A share of another host has a colon, too.
+    let devices = source.split(':').filter(|_| source.starts_with('/'));
+    devices.filter(|path| path.starts_with('/')).map(PathBuf::from).collect()
+}
+
+/// "major:minor", as the kernel writes it.
+pub fn number(device: u64) -> String {
+    format!("{}:{}", libc::major(device), libc::minor(device))
+}
+
+/// Undoes the kernel's octal escapes of blank, tab, newline and backslash.
+pub fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+}
+
+/// The names in a directory; none if it cannot be read.
+pub fn entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A tree of sysfs below a folder of its own.
+    struct Fake(Sysfs);
+
+    impl Fake {
+        fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("ublk-throttle-sysfs-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&root);
+            fs::create_dir_all(root.join("dev/block")).unwrap();
+            Self(Sysfs { root })
+        }
+
+        /// A disk, or a partition (`sda/sda1`).
+        fn with(self, device: &str, number: &str) -> Self {
+            let path = self.0.root.join("block").join(device);
+            fs::create_dir_all(path.join("holders")).unwrap();
+            fs::create_dir_all(path.join("slaves")).unwrap();
+            fs::write(path.join("dev"), format!("{number}\n")).unwrap();
+            symlink(format!("../../block/{device}"), self.0.root.join("dev/block").join(number)).unwrap();
+            self
+        }
+
+        fn on(self, upper: &str, lower: &str) -> Self {
+            let block = self.0.root.join("block");
+            let name = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+            fs::create_dir_all(block.join(lower).join("holders").join(name(upper))).unwrap();
+            fs::create_dir_all(block.join(upper).join("slaves").join(name(lower))).unwrap();
+            self
+        }
+
+        fn backed(self, name: &str, by: &Path) -> Self {
+            let folder = self.0.root.join("block").join(name).join("loop");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("backing_file"), format!("{}\n", by.display())).unwrap();
+            self
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0.root);
+        }
+    }
+
+    fn names(levels: &[Devices]) -> Vec<Vec<&str>> {
+        levels.iter().map(|level| level.keys().map(String::as_str).collect()).collect()
+    }
+
+    #[test]
+    fn a_stack_is_found_level_by_level() {
+        // LVM on a partition, md on that and on the other partition: each device once, below all that stands on it.
+        let fake = Fake::new("levels")
+            .with("ublkb0", "259:0")
+            .with("ublkb0/ublkb0p1", "259:1")
+            .with("ublkb0/ublkb0p2", "259:2")
+            .with("dm-0", "253:0")
+            .with("md127", "9:127")
+            .on("dm-0", "ublkb0/ublkb0p1")
+            .on("md127", "dm-0")
+            .on("md127", "ublkb0/ublkb0p2");
+        let levels = fake.0.levels_above("ublkb0");
+        assert_eq!(names(&levels), [vec!["ublkb0", "ublkb0p1", "ublkb0p2"], vec!["dm-0", "md127"]]);
+        assert_eq!(levels[1]["dm-0"], "253:0");
+    }
+
+    #[test]
+    fn a_loop_device_over_a_node_that_is_gone_is_found_by_the_name() {
+        let fake = Fake::new("loop")
+            .with("ublkb7", "259:7")
+            .with("loop0", "7:0")
+            .with("loop1", "7:1")
+            .backed("loop0", Path::new("/nowhere/ublkb7"))
+            .backed("loop1", Path::new("/nowhere/ublkb71"));
+        assert_eq!(names(&fake.0.levels_above("ublkb7")), [vec!["ublkb7"], vec!["loop0"]]);
+    }
+
+    #[test]
+    fn a_loop_device_over_a_file_stands_on_what_the_file_is_on() {
+        let path = std::env::temp_dir().join(format!("ublk-throttle-backing-{}", std::process::id()));
+        fs::write(&path, "x").unwrap();
+        let on = number(fs::metadata(&path).unwrap().dev());
+        let fake = Fake::new("file").with("ublkb0", &on).with("loop0", "7:0").backed("loop0", &path);
+        assert_eq!(names(&fake.0.levels_above("ublkb0")), [vec!["ublkb0"], vec!["loop0"]]);
+        assert_eq!(fake.0.ublk_below("7:0").as_deref(), Some("loop0 on ublkb0"));
+        assert_eq!(fake.0.loop_over(&fs::metadata(&path).unwrap()).as_deref(), Some("loop0"));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(fake.0.ublk_below("7:0"), None);
+    }
+
+    #[test]
+    fn the_ublk_disk_below_a_stack_is_told_with_the_chain() {
+        let fake = Fake::new("below")
+            .with("sda", "8:0")
+            .with("ublkb3", "259:3")
+            .with("ublkb3/ublkb3p1", "259:4")
+            .with("dm-0", "253:0")
+            .with("dm-1", "253:1")
+            .on("dm-0", "ublkb3/ublkb3p1")
+            .on("dm-1", "dm-0")
+            .on("dm-1", "sda");
+        assert_eq!(fake.0.ublk_below("253:1").as_deref(), Some("dm-1 on dm-0 on ublkb3p1"));
+        assert_eq!([fake.0.ublk_below("8:0"), fake.0.ublk_below("0:45")], [None, None]);
+    }
+
+    #[test]
+    fn a_btrfs_of_several_devices_is_found_by_any_of_them() {
+        let fake = Fake::new("btrfs").with("ublkb0", "259:0").with("sda", "8:0");
+        fs::create_dir_all(fake.0.root.join("fs/btrfs/5f1e/devices/ublkb0")).unwrap();
+        fs::create_dir_all(fake.0.root.join("fs/btrfs/5f1e/devices/sda")).unwrap();
+        fs::create_dir_all(fake.0.root.join("fs/btrfs/77aa/devices/sdb")).unwrap();
+        let found = fake.0.btrfs_on(&fake.0.disk("ublkb0"));
+        assert_eq!(found, ["sda", "ublkb0"].map(str::to_owned).into());
+    }
+
+    #[test]
+    fn a_mount_tells_its_devices_or_the_folders_of_an_overlay() {
+        let table = "30 1 0:45 / /srv rw - btrfs /dev/sda1 rw,space_cache\n\
+                     31 1 0:46 / /two rw shared:7 - bcachefs /dev/sdb:/dev/sdc rw\n\
+                     32 1 0:47 / /merged rw - overlay overlay rw,lowerdir=/low:/lower\\040two,upperdir=/up,workdir=/work\n\
+                     33 1 0:48 / /net rw - nfs4 host:/share rw\n";
+        let paths = |id| sources(table, id).into_iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+        assert_eq!(paths("30"), ["/dev/sda1"]);
+        assert_eq!(paths("31"), ["/dev/sdb", "/dev/sdc"]);
+        assert_eq!(paths("32"), ["/low", "/lower two", "/up"]);
+        assert!(paths("33").is_empty() && paths("99").is_empty());
+    }
+}
