@@ -79,15 +79,33 @@ pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
+/// Of a piece: `PIPE_BUF` is 4096, and " …" and a line feed follow.
+const PIECE_MAX: usize = 4096 - 5;
+
 fn write(line: String) {
     let _serial = STDERR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let lost = LOST.load(Ordering::Relaxed);
     if lost > TOLD.load(Ordering::Relaxed) && put(&format!("warning[W-LOG]: lines lost since the start: {lost}\n")) {
         TOLD.store(lost, Ordering::Relaxed);
     }
-    if !put(&line) {
-        LOST.fetch_add(1, Ordering::Relaxed);
+    for piece in pieces(&line) {
+        if !put(&piece) {
+            LOST.fetch_add(1, Ordering::Relaxed);
+        }
     }
+}
+
+/// A line in pieces that a pipe or a socket which is ready takes at once: more would wait for its reader, with the lock above.
+fn pieces(line: &str) -> Vec<String> {
+    let mut pieces = Vec::new();
+    let mut rest = line.trim_end_matches('\n');
+    while rest.len() > PIECE_MAX {
+        let cut = (0..=PIECE_MAX).rev().find(|at| rest.is_char_boundary(*at)).unwrap_or(PIECE_MAX);
+        pieces.push(format!("{} …\n", &rest[..cut]));
+        rest = &rest[cut..];
+    }
+    pieces.push(format!("{rest}\n"));
+    pieces
 }
 
 /// One write per line, so that lines of several processes on one stderr do not mix.
@@ -118,4 +136,19 @@ pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
     // Cannot fail: `kept` is open and descriptor 2 exists.
     let _ = nix::unistd::dup2_stderr(&kept);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f59_a_line_is_written_in_pieces_that_a_pipe_takes_at_once() {
+        // A pipe that is ready has room for 4096 bytes; a longer write waits for its reader.
+        let line: String = "ä→x".repeat(3000);
+        let pieces = pieces(&line);
+        assert!(pieces.iter().all(|piece| piece.len() <= 4096 && piece.ends_with('\n')));
+        assert_eq!(pieces.concat().replace(" …\n", "").trim_end(), line);
+        assert_eq!(super::pieces("short\n"), ["short\n"]);
+    }
 }
