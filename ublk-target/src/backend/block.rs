@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use io_uring::opcode;
 use nix::errno::Errno;
@@ -24,7 +25,7 @@ const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 
 /// An open block device.
 pub struct BlockBackend {
-    device: File,
+    device: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
 }
@@ -79,7 +80,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         discard: limits.discard,
         write_zeroes_bytes_max: limits.write_zeroes_bytes_max,
     };
-    Ok(BlockBackend { device, path: path.to_owned(), geometry })
+    Ok(BlockBackend { device: device.into(), path: path.to_owned(), geometry })
 }
 
 /// What sysfs says about a block device's queue.
@@ -120,7 +121,8 @@ impl Backend for BlockBackend {
     }
 
     fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>> {
-        Ok(Box::new(BlockLane { device: place::again(&self.device)?, epochs: Epochs::new(depth) }))
+        let claimed = Arc::clone(&self.device);
+        Ok(Box::new(BlockLane { device: place::again(&self.device)?, claimed, epochs: Epochs::new(depth) }))
     }
 
     fn resize(&self, size: u64) -> Outcome<()> {
@@ -143,12 +145,18 @@ impl Backend for BlockBackend {
 
 struct BlockLane {
     device: File,
+    /// The descriptor with the exclusive claim. Over dirty pages fallocate(2) needs a claim for a moment: through another
+    /// descriptor it finds the device claimed, by ourselves, and fails with EBUSY. Errors of a write-back are not told by it.
+    claimed: Arc<File>,
     epochs: Epochs,
 }
 
 impl Lane for BlockLane {
-    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
+    fn begin(&mut self, tag: u16, request: &Request) {
         self.epochs.begin(tag, request);
+    }
+
+    fn issue(&mut self, _tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
         let device = &self.device;
         Step::Submit(match request.operation {
             Operation::Read => range::read(device, request, data, done),
@@ -164,9 +172,9 @@ impl Lane for BlockLane {
                     .build()
             }
             Operation::WriteZeroes { .. } if request.keeps_space => {
-                range::fallocate(device, request, libc::FALLOC_FL_ZERO_RANGE)
+                range::fallocate(&self.claimed, request, libc::FALLOC_FL_ZERO_RANGE)
             }
-            Operation::WriteZeroes { .. } => range::fallocate(device, request, libc::FALLOC_FL_PUNCH_HOLE),
+            Operation::WriteZeroes { .. } => range::fallocate(&self.claimed, request, libc::FALLOC_FL_PUNCH_HOLE),
         })
     }
     fn settle(&mut self, tag: u16, request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {

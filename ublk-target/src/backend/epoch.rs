@@ -8,6 +8,9 @@
 //!
 //! The kernel notes a failed write-back with the file and gives it to the first who asks; the others would be told that all is
 //! durable. The lost pages are clean by then, so a flush that begins later is right to succeed.
+//!
+//! A FUA write asks, too (it ends with an fsync of the whole file), and may be told of the failure of a plain write of another
+//! client. Its own failure says nothing of other ranges. So a FUA write that fails owes an error to the next flush of the lane.
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;
@@ -17,6 +20,8 @@ use super::Request;
 /// The epochs of one lane.
 pub struct Epochs {
     failures: u64,
+    /// A FUA write has failed, and no flush since.
+    owes: bool,
     /// For each tag: how many failures there had been when its flush began.
     began: Vec<u64>,
 }
@@ -24,7 +29,7 @@ pub struct Epochs {
 impl Epochs {
     /// For tags below `depth`.
     pub fn new(depth: u16) -> Self {
-        Self { failures: 0, began: vec![0; depth.into()] }
+        Self { failures: 0, owes: false, began: vec![0; depth.into()] }
     }
 
     /// A request goes to the backend.
@@ -40,11 +45,15 @@ impl Epochs {
             return outcome;
         }
         match outcome {
-            Err(_) => self.failures += 1,
-            Ok(()) if self.began[usize::from(tag)] != self.failures => return Err(Errno::EIO),
-            Ok(()) => {}
+            Err(_) => {
+                self.failures += 1;
+                self.owes = request.is_fua;
+                outcome
+            }
+            Ok(()) if self.began[usize::from(tag)] != self.failures => Err(Errno::EIO),
+            Ok(()) if request.operation == Operation::Flush && std::mem::take(&mut self.owes) => Err(Errno::EIO),
+            Ok(()) => Ok(()),
         }
-        outcome
     }
 }
 
@@ -72,5 +81,17 @@ mod tests {
         assert_eq!(epochs.settle(1, &FUA, Ok(())), Err(Errno::EIO));
         assert_eq!(epochs.settle(2, &Request { is_fua: false, ..FUA }, Ok(())), Ok(()), "promises nothing");
         assert_eq!(epochs.settle(3, &FLUSH, Ok(())), Ok(()));
+    }
+
+    #[test]
+    fn f58_a_fua_write_that_fails_owes_an_error_to_the_next_flush_and_to_one_only() {
+        // It may have been told what a plain write of another client has lost.
+        let mut epochs = Epochs::new(2);
+        epochs.begin(0, &FUA);
+        assert_eq!(epochs.settle(0, &FUA, Err(Errno::ENOSPC)), Err(Errno::ENOSPC));
+        for expected in [Err(Errno::EIO), Ok(())] {
+            epochs.begin(1, &FLUSH);
+            assert_eq!(epochs.settle(1, &FLUSH, Ok(())), expected);
+        }
     }
 }

@@ -7,17 +7,20 @@
 //!
 //! Never mapped: a file truncated by someone else gives an error to the request, not a signal to the daemon.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, fstatfs};
 use throttle_core::cost::Operation;
 
 use super::epoch::Epochs;
 use super::place::{self, Access};
-use super::{Backend, Data, Lane, Request, Step, range};
+use super::{Backend, Data, Lane, Remark, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::sys::{self, DirectAlignment};
 use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
@@ -44,6 +47,7 @@ pub struct FileBackend {
     file: File,
     path: PathBuf,
     geometry: Geometry,
+    remarks: Vec<Remark>,
 }
 
 /// A file system page: what a buffered file handles best.
@@ -57,16 +61,21 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         is_direct: wanted.is_direct,
         flags: if creates { libc::O_CREAT } else { 0 },
     };
+    let is_new = creates && !path.exists();
     let (file, metadata) = place::open(path, access)?;
     if !metadata.is_file() {
         let kind = place::kind(&metadata);
         return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a regular file", path.display())));
     }
-    place::lock(&file, path, wanted.is_read_only || wanted.is_shared)?;
+    let is_shared = wanted.is_read_only || wanted.is_shared;
+    place::lock(&file, path, is_shared)?;
+    if !is_shared {
+        place::expect_no_loop(path, &metadata)?;
+    }
     let size = settle_size(&file, path, metadata.len(), wanted, creates)?;
     let needed = needed(&file, path, wanted.is_direct)?;
     let logical_block = place::block(path, needed.offset, wanted.block)?;
-    let holes = Holes::probe(&file, size, wanted.is_read_only);
+    let holes = Holes::probe(&file, path, wanted.is_read_only);
     let geometry = Geometry {
         size,
         logical_block,
@@ -83,27 +92,100 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
             format!("{} has {size} bytes, less than one block of {logical_block}", path.display()),
         ));
     }
-    Ok(FileBackend { file, path: path.to_owned(), geometry })
+    let remarks = remarks(path, metadata.len(), is_new, size);
+    Ok(FileBackend { file, path: path.to_owned(), geometry, remarks })
 }
 
 /// What the file system can do with a range besides writing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holes {
     punch: bool,
     zero: bool,
 }
 
 impl Holes {
-    /// Tries both on a page behind the end, where nothing is lost; the second undoes the first. Offering what the file
-    /// system refuses would make the kernel complain in its log before it helps itself.
-    fn probe(file: &File, size: u64, is_read_only: bool) -> Self {
-        let behind = size.next_multiple_of(PAGE.into());
+    const NONE: Self = Self { punch: false, zero: false };
+
+    /// Tries both on a file without a name in the same folder: opening a backend must not write to it, not even behind the end of
+    /// the device, where the file may go on. Offering what the file system refuses would make the kernel complain in its log
+    /// before it helps itself.
+    fn probe(file: &File, path: &Path, is_read_only: bool) -> Self {
+        if is_read_only {
+            return Self::NONE;
+        }
+        let Some(scratch) = scratch_beside(file, path) else { return Self::of_kind(file) };
         let can = |mode: FallocateFlags| {
             let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            !is_read_only && fallocate(file, mode, behind as i64, PAGE.into()) != Err(Errno::EOPNOTSUPP)
+            // A full file system has the call all the same.
+            fallocate(&scratch, mode, 0, PAGE.into()) != Err(Errno::EOPNOTSUPP)
         };
-        let zero = can(FallocateFlags::FALLOC_FL_ZERO_RANGE);
-        Self { zero, punch: can(FallocateFlags::FALLOC_FL_PUNCH_HOLE) }
+        Self { zero: can(FallocateFlags::FALLOC_FL_ZERO_RANGE), punch: can(FallocateFlags::FALLOC_FL_PUNCH_HOLE) }
     }
+
+    /// What file systems of this kind can do, where no file can be made: a folder that is read-only to us.
+    fn of_kind(file: &File) -> Self {
+        const XFS: FsType = FsType(0x5846_5342);
+        let kind = fstatfs(file).map(|system| system.filesystem_type());
+        let has_both = kind.is_ok_and(|kind| [EXT4_SUPER_MAGIC, XFS, BTRFS_SUPER_MAGIC, TMPFS_MAGIC].contains(&kind));
+        Self { punch: has_both, zero: has_both }
+    }
+}
+
+/// A file without a name on the file system of `file`. None if its folder is on another one, as that of a bind mount is.
+fn scratch_beside(file: &File, path: &Path) -> Option<File> {
+    let folder = std::fs::canonicalize(path).ok()?.parent()?.to_owned();
+    let mut open = OpenOptions::new();
+    let scratch = open.read(true).write(true).custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(folder).ok()?;
+    let is_beside = scratch.metadata().ok()?.dev() == file.metadata().ok()?.dev();
+    is_beside.then_some(scratch)
+}
+
+/// Formats that a device shows as they are, with their heads in the way of what is in them; by their first bytes.
+const FORMATS: [(&[u8], &str); 11] = [
+    (b"QFI\xfb", "a qcow2 image"),
+    (b"KDMV", "a VMDK image"),
+    (b"# Disk DescriptorFile", "a VMDK descriptor"),
+    (b"conectix", "a VHD image"),
+    (b"vhdxfile", "a VHDX image"),
+    (b"LUKS\xba\xbe", "a LUKS container"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\x04\x22\x4d\x18", "an lz4 archive"),
+];
+
+/// What a file is that is no raw image, if its first bytes say so.
+fn format_of(path: &Path) -> Option<&'static str> {
+    let mut head = Vec::new();
+    // Opened once more: `O_DIRECT` reads whole blocks only.
+    File::open(path).ok()?.take(32).read_to_end(&mut head).ok()?;
+    FORMATS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
+}
+
+/// What the user may not have meant.
+fn remarks(path: &Path, before: u64, is_new: bool, size: u64) -> Vec<Remark> {
+    let path_text = path.display();
+    let mut remarks = Vec::new();
+    if is_new {
+        remarks.push(Remark {
+            code: "W-CREATED",
+            text: format!("{path_text} was not there and is made, {size} bytes of zeros"),
+        });
+    } else if before < size {
+        let text = format!("{path_text} had {before} bytes and is extended with zeros to {size}");
+        remarks.push(Remark { code: "W-EXTENDED", text });
+    } else if before > size {
+        let text = format!(
+            "{path_text} has {before} bytes, the device {size}: what is behind them is kept and cannot be reached"
+        );
+        remarks.push(Remark { code: "W-SIZE", text });
+    }
+    if let Some(format) = format_of(path) {
+        let text = format!("{path_text} is {format}, and the device shows the file as it is, its head included");
+        remarks.push(Remark { code: "W-FORMAT", text });
+    }
+    remarks
 }
 
 /// The size of the device, after the file was made long enough for it.
@@ -171,6 +253,10 @@ impl Backend for FileBackend {
     fn identity(&self) -> Option<(u64, u64)> {
         place::identity(&self.file)
     }
+
+    fn remarks(&self) -> &[Remark] {
+        &self.remarks
+    }
 }
 
 struct FileLane {
@@ -179,8 +265,11 @@ struct FileLane {
 }
 
 impl Lane for FileLane {
-    fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
+    fn begin(&mut self, tag: u16, request: &Request) {
         self.epochs.begin(tag, request);
+    }
+
+    fn issue(&mut self, _tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step {
         let file = &self.file;
         Step::Submit(match request.operation {
             Operation::Read => range::read(file, request, data, done),
@@ -235,6 +324,51 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let message = refused.unwrap().message;
         assert!(message.contains("1000 bytes") && message.contains("1048576"), "{message}");
+    }
+
+    #[test]
+    fn f56_opening_a_file_that_is_longer_than_its_device_changes_no_byte_of_it() {
+        // The page behind the end of the device was punched, to see whether that can be done.
+        let path = scratch("longer");
+        let before: Vec<u8> = (0..64 << 10).map(|place| (place % 251) as u8 + 1).collect();
+        std::fs::write(&path, &before).unwrap();
+        let wanted = Wanted { size: Some(32 << 10), ..WANTED };
+        let backend = open(&path, &wanted).unwrap();
+        let after = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            before == after,
+            "the first byte that differs: {:?}",
+            (0..before.len()).find(|at| before[*at] != after[*at])
+        );
+        assert_eq!(backend.remarks().iter().map(|remark| remark.code).collect::<Vec<_>>(), ["W-SIZE"]);
+    }
+
+    #[test]
+    fn a_hole_can_be_punched_where_the_file_system_has_holes() {
+        // The suite's own folder is on such a file system, whether or not a file can be made there.
+        let path = scratch("holes");
+        std::fs::write(&path, "x").unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let found = [Holes::probe(&file, &path, false), Holes::of_kind(&file), Holes::probe(&file, &path, true)];
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found[0], found[1]);
+        assert_eq!(found[2], Holes::NONE);
+    }
+
+    #[test]
+    fn f57_a_file_that_is_made_extended_or_no_raw_image_is_told() {
+        let path = scratch("told");
+        let codes = |wanted: &Wanted| {
+            let backend = open(&path, wanted).unwrap();
+            backend.remarks().iter().map(|remark| remark.code).collect::<Vec<_>>()
+        };
+        let found = [codes(&WANTED), codes(&WANTED), codes(&Wanted { size: Some(2 << 20), ..WANTED })];
+        std::fs::write(&path, b"QFI\xfb\x00\x00\x00\x03".repeat(1 << 17)).unwrap();
+        let qcow2 = codes(&WANTED);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found, [vec!["W-CREATED"], vec![], vec!["W-EXTENDED"]]);
+        assert_eq!(qcow2, ["W-FORMAT"]);
     }
 
     #[test]

@@ -102,10 +102,27 @@ pub trait Backend: Send + Sync {
     fn identity(&self) -> Option<(u64, u64)> {
         None
     }
+
+    /// What is to be told when a new device begins to use it.
+    fn remarks(&self) -> &[Remark] {
+        &[]
+    }
+}
+
+/// What the user of a backend may not have meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// In the log: `W-…`.
+    pub code: &'static str,
+    /// In words.
+    pub text: String,
 }
 
 /// A backend as one queue thread uses it.
 pub trait Lane {
+    /// A request begins: it is issued next, perhaps more than once.
+    fn begin(&mut self, _tag: u16, _request: &Request) {}
+
     /// Does the rest of a request of which `done` bytes are done, 0 for a new one. `data` is all of it.
     fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step;
 
@@ -122,6 +139,8 @@ pub enum Progress {
     Done(Result<(), Errno>),
     /// So many bytes are done; [`Lane::issue`] has to be called for the rest.
     Continue(usize),
+    /// The kernel had no thread for it: [`Lane::issue`] has to be called again, a moment later.
+    Again,
 }
 
 /// Reads the `result` of an entry (bytes or -errno) of a request that had `done` bytes done.
@@ -130,6 +149,9 @@ pub fn progress(request: &Request, done: usize, result: i32) -> Progress {
         return match Errno::from_raw(-result) {
             // The kernel gave up waiting, nothing happened: again from the same place.
             Errno::EINTR => Progress::Continue(done),
+            // Only who has asked for it cancels an entry, and we do not: a flush or a buffered write needs a thread of the kernel,
+            // and the host or our control group has reached its limit of threads.
+            Errno::ECANCELED => Progress::Again,
             errno => Progress::Done(Err(presentable(errno))),
         };
     }
@@ -146,10 +168,10 @@ pub fn progress(request: &Request, done: usize, result: i32) -> Progress {
 }
 
 /// An error as a client may see it. EAGAIN would make the block layer try for ever; ENODEV is the mark of an aborted
-/// command between kernel and server.
+/// command between kernel and server. EBUSY is a lack of resources to the block layer, which then waits for one.
 pub fn presentable(errno: Errno) -> Errno {
     match errno {
-        Errno::EAGAIN | Errno::ENODEV | Errno::ECANCELED => Errno::EIO,
+        Errno::EAGAIN | Errno::ENODEV | Errno::EBUSY => Errno::EIO,
         other => other,
     }
 }
@@ -196,7 +218,9 @@ mod tests {
         assert_eq!(progress(&READ, 0, -libc::ENOSPC), Progress::Done(Err(Errno::ENOSPC)));
         assert_eq!(progress(&READ, 0, -libc::EAGAIN), Progress::Done(Err(Errno::EIO)));
         assert_eq!(progress(&READ, 0, -libc::ENODEV), Progress::Done(Err(Errno::EIO)));
+        assert_eq!(progress(&READ, 0, -libc::EBUSY), Progress::Done(Err(Errno::EIO)));
         assert_eq!(progress(&READ, 512, -libc::EINTR), Progress::Continue(512));
+        assert_eq!(progress(&READ, 512, -libc::ECANCELED), Progress::Again);
     }
 
     #[test]

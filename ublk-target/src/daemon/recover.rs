@@ -75,7 +75,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     cpus::expect_present(config.devices.iter().filter(|device| !is_left(device)))?;
     for (nonce, info) in &devices {
         let is_known = found.iter().any(|(record, ..)| record.status.nonce == Some(*nonce));
-        if !is_known && server(info).is_none() {
+        if !is_known && info.living_server().is_none() {
             log::warn(
                 "W-UNKNOWN-DEVICE",
                 format_args!(
@@ -155,7 +155,7 @@ fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
 
 fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
     let target = Target { id: info.id, nonce };
-    if let Some(server) = server(info) {
+    if let Some(server) = info.living_server() {
         return Err(Failure::new(
             Class::Conflict,
             format!(
@@ -168,17 +168,6 @@ fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
         return Ok(Remains::Waiting(LeftBehind { target, identity: record.identity }));
     }
     Ok(Remains::Ending(target))
-}
-
-/// The process that serves a device, in words. The number alone says little: the kernel keeps that of a dead one, and by now it
-/// may be somebody else's.
-fn server(info: &DeviceInfo) -> Option<String> {
-    let node = format!("/dev/ublkc{}", info.id);
-    let files = fs::read_dir(format!("/proc/{}/fd", info.server)).ok()?;
-    let has_it =
-        files.filter_map(Result::ok).any(|file| fs::read_link(file.path()).is_ok_and(|to| to.ends_with(&node)));
-    let name = fs::read_to_string(format!("/proc/{}/comm", info.server)).unwrap_or_default();
-    has_it.then(|| format!("{} (pid {})", name.trim(), info.server))
 }
 
 /// What a state file says, read as `add` would read it.

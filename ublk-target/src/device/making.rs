@@ -61,6 +61,9 @@ impl DeviceThread {
                 ),
             );
         }
+        for remark in backend.remarks() {
+            log::warn(remark.code, format_args!("device={} {}", description.name, remark.text));
+        }
         if let Some(identity) = backend.identity() {
             assert!(self.shared.identity.set(identity).is_ok(), "a backend is opened once");
         }
@@ -69,6 +72,7 @@ impl DeviceThread {
         let mut control = Control::open_aside()?;
         // A driver that does not answer has none of them.
         let features = control.features().unwrap_or(0);
+        self.expect_free_name(&mut control)?;
         let transfer = self.transfer(features, &*backend)?;
         let info = self.add(&mut control, transfer)?;
         control.set_params(info.id, &geometry.params(info.request_bytes_max, info.transfer)).map_err(|errno| {
@@ -87,6 +91,23 @@ impl DeviceThread {
         self.settle();
         crash_point::at(Point::Settled);
         Ok(())
+    }
+
+    /// All daemons of a host share the folder of stable names: a second device of the same name would take the first one's users
+    /// to another disk.
+    fn expect_free_name(&self, control: &mut Control) -> Outcome<()> {
+        let name = self.name();
+        let Some(info) = traces::linked(name).and_then(|id| control.info(id).ok()) else { return Ok(()) };
+        let is_other = info.server != std::process::id().cast_signed();
+        let Some(server) = info.living_server().filter(|_| is_other) else { return Ok(()) };
+        Err(Failure::new(
+            Class::Exists,
+            format!(
+                "{} leads to /dev/ublkb{}, which {server} serves; daemons of one host need different names for their devices",
+                traces::link(name),
+                info.id
+            ),
+        ))
     }
 
     /// How data shall get from the kernel to the backend.

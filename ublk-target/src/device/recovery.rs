@@ -10,6 +10,7 @@
 //! no partition is looked for. Nothing is created and nothing taken for what it may not be: the file must be the one that was
 //! behind it, and the disk must fit in it.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -159,6 +160,22 @@ impl DeviceThread {
         Ok(())
     }
 
+    /// Whether the file is the one that was behind the device, by device and inode number.
+    fn expect_same(&self, left: &LeftBehind, found: (u64, u64)) -> Outcome<()> {
+        let Some(was) = left.identity.filter(|was| *was != found) else { return Ok(()) };
+        let path = self.shared.description.backend.path().map(|path| path.display().to_string()).unwrap_or_default();
+        let what = format!(
+            "{path} is another file now (device {} inode {}, was device {} inode {}); put the right one there, or \
+             `ublk-throttle del --force {}`",
+            found.0,
+            found.1,
+            was.0,
+            was.1,
+            self.name()
+        );
+        Err(Failure::new(Class::Backing, what))
+    }
+
     /// What was behind it, if it is still that.
     fn reopen(&mut self, left: &LeftBehind, disk: &Disk) -> Outcome<Box<dyn Backend>> {
         let mut description = self.shared.description.clone();
@@ -171,21 +188,13 @@ impl DeviceThread {
             // An empty file in place of a lost one would be a disk of zeroes.
             *create = false;
         }
+        // Before it is opened, which locks it; and after that, as it may have been replaced in between.
+        if let Some(metadata) = description.backend.path().and_then(|path| std::fs::metadata(path).ok()) {
+            self.expect_same(left, (metadata.dev(), metadata.ino()))?;
+        }
         let backend = backend::open(&description.backend, description.read_only, description.block_size)?;
         let found = backend.identity();
-        if let Some((was, is)) = left.identity.zip(found).filter(|(was, is)| was != is) {
-            let path = description.backend.path().map(|path| path.display().to_string()).unwrap_or_default();
-            let what = format!(
-                "{path} is another file now (device {} inode {}, was device {} inode {}); put the right one there, or \
-                 `ublk-throttle del --force {}`",
-                is.0,
-                is.1,
-                was.0,
-                was.1,
-                self.name()
-            );
-            return Err(Failure::new(Class::Backing, what));
-        }
+        found.map_or(Ok(()), |found| self.expect_same(left, found))?;
         let misfits = disk.misfits(&backend.geometry());
         if !misfits.is_empty() {
             let what = format!("what is behind it has {}; put it back as it was", misfits.join("; "));

@@ -320,6 +320,14 @@ impl DeviceThread {
             // The look that follows is the reaction.
             Message::Queue(Report::Busy) => {}
             Message::Queue(Report::Ending) => self.is_ending = true,
+            Message::Queue(Report::NoThread { queue }) => log::warn(
+                "W-THREADS",
+                format_args!(
+                    "device={} queue={queue}: the kernel cannot make a thread for a request, which waits for one; look at pids.max \
+                     (TasksMax=) and kernel.threads-max",
+                    self.name()
+                ),
+            ),
             Message::Queue(Report::Ended { queue, outcome, stuck }) => {
                 self.ended += 1;
                 if stuck > 0 {

@@ -33,6 +33,11 @@ pub fn has_char_device(id: u32) -> bool {
     Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists()
 }
 
+/// The disk that a stable name leads to, if there is such a link.
+pub fn linked(name: &str) -> Option<u32> {
+    fs::read_link(link(name)).ok()?.file_name()?.to_str()?.strip_prefix("ublkb")?.parse().ok()
+}
+
 /// Publishes the stable name, in place of one that an earlier daemon left.
 pub fn make_link(name: &str, id: u32) -> Outcome<()> {
     let at = PathBuf::from(link(name));

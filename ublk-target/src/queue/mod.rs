@@ -65,6 +65,11 @@ pub enum Report {
     Busy,
     /// The kernel aborted a tag: the device is being stopped.
     Ending,
+    /// A request waits until the kernel can make a thread for it. Told once.
+    NoThread {
+        /// Of which queue.
+        queue: u16,
+    },
     /// The queue has ended, as planned or because of a failure.
     Ended {
         /// Which one.
@@ -260,6 +265,8 @@ struct Slot {
     issued: Time,
     /// Of its latest entry. An entry with another one was given up.
     serial: u32,
+    /// That entry is a pause, after which the request is issued again.
+    is_pausing: bool,
 }
 
 /// A tag that the gate hands back.
@@ -299,6 +306,8 @@ struct Queue<'a> {
     /// The kernel has said for all tags at once that it hands over nothing more.
     is_over: bool,
     has_retired: bool,
+    /// A request had to wait for a thread of the kernel, which was told.
+    has_paused: bool,
 }
 
 impl<'a> Queue<'a> {
@@ -321,7 +330,14 @@ impl<'a> Queue<'a> {
             gate,
             tags: Tags::parked(depth),
             slots: vec![
-                Slot { request: nothing, done: 0, arrived: Time::ZERO, issued: Time::ZERO, serial: 0 };
+                Slot {
+                    request: nothing,
+                    done: 0,
+                    arrived: Time::ZERO,
+                    issued: Time::ZERO,
+                    serial: 0,
+                    is_pausing: false
+                };
                 depth.into()
             ],
             entries: Vec::with_capacity(usize::from(depth) + 2),
@@ -339,6 +355,7 @@ impl<'a> Queue<'a> {
             hurried: None,
             is_over: false,
             has_retired: false,
+            has_paused: false,
         })
     }
 
@@ -471,7 +488,11 @@ impl<'a> Queue<'a> {
             Event::Backend(tag, _, result) => {
                 self.tags.done(tag);
                 let slot = &mut self.slots[usize::from(tag)];
+                if std::mem::take(&mut slot.is_pausing) {
+                    return self.issue(tag, now);
+                }
                 match backend::progress(&slot.request, slot.done, result) {
+                    Progress::Again => self.pause(tag),
                     Progress::Done(outcome) => {
                         let outcome = self.lane.settle(tag, &slot.request, outcome);
                         self.answer(tag, outcome, now);
@@ -513,7 +534,8 @@ impl<'a> Queue<'a> {
             Err(errno) => return self.commit(tag, -(errno as i32)),
         };
         let slot = &mut self.slots[usize::from(tag)];
-        *slot = Slot { request, done: 0, arrived: now, issued: now, serial: QueueRing::next_serial(slot.serial) };
+        let serial = QueueRing::next_serial(slot.serial);
+        *slot = Slot { request, done: 0, arrived: now, issued: now, serial, is_pausing: false };
         let (operation, bytes) = (request.operation, request.length);
         if self.arrived.is_empty() && self.gate.passes(operation, bytes, now) {
             self.let_through(tag, None, now);
@@ -551,6 +573,7 @@ impl<'a> Queue<'a> {
         if self.tags.stuck() > 0 {
             return self.answer(tag, Err(Errno::EIO), now);
         }
+        self.lane.begin(tag, &slot.request);
         self.issue(tag, now);
     }
 
@@ -598,6 +621,17 @@ impl<'a> Queue<'a> {
                 self.entries.push(QueueRing::backend(entry, tag, serial));
             }
         }
+    }
+
+    /// Issues a request again a moment later. To everybody else it is with the backend meanwhile.
+    fn pause(&mut self, tag: u16) {
+        if !std::mem::replace(&mut self.has_paused, true) {
+            (self.setup.report)(Report::NoThread { queue: self.setup.id });
+        }
+        let slot = &mut self.slots[usize::from(tag)];
+        slot.is_pausing = true;
+        self.tags.run(tag);
+        self.entries.push(QueueRing::backend(QueueRing::pause(), tag, slot.serial));
     }
 
     /// The backend is done with a request.

@@ -24,7 +24,7 @@ pub mod leftovers;
 pub mod params;
 pub mod queue;
 
-use std::{io, thread};
+use std::{fs, io, thread};
 
 use libublk::sys;
 
@@ -102,6 +102,18 @@ pub struct DeviceInfo {
     pub is_recoverable: bool,
     /// How the data of its requests gets to us.
     pub transfer: Transfer,
+}
+
+impl DeviceInfo {
+    /// The process that serves the device, in words. The number alone says little: the kernel keeps that of a dead one, and by
+    /// now it may be another process.
+    pub fn living_server(&self) -> Option<String> {
+        let node = format!("/dev/ublkc{}", self.id);
+        let mut files = fs::read_dir(format!("/proc/{}/fd", self.server)).ok()?.filter_map(Result::ok);
+        let has_it = files.any(|file| fs::read_link(file.path()).is_ok_and(|to| to.ends_with(&node)));
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.server)).unwrap_or_default();
+        has_it.then(|| format!("{} (pid {})", name.trim(), self.server))
+    }
 }
 
 /// How the data of a request gets from the kernel to its server and back. Settled by ADD, for as long as the device lives.

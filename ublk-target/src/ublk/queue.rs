@@ -148,6 +148,9 @@ pub const LOOK_AFTER: Duration = Duration::from_secs(2);
 /// The same, for the kernel.
 static LOOK_TIMESPEC: types::Timespec = types::Timespec::new().sec(LOOK_AFTER.as_secs());
 
+/// How long a request waits that the kernel had no thread for. Threads end when work does, so a moment may be enough.
+static PAUSE_TIMESPEC: types::Timespec = types::Timespec::new().nsec(10_000_000);
+
 const OWN: u64 = 1 << 63;
 /// Serial numbers of backend entries are below.
 const SERIALS: u32 = 1 << 31;
@@ -276,6 +279,11 @@ impl<'a> QueueRing<'a> {
     /// and cancel its own.
     pub fn look_later() -> Entry {
         opcode::Timeout::new(&raw const LOOK_TIMESPEC).build().user_data(OWN | KIND_LOOK)
+    }
+
+    /// Comes back 10 ms later; for [`QueueRing::backend`], in the place of an entry that could not be carried out.
+    pub fn pause() -> Entry {
+        opcode::Timeout::new(&raw const PAUSE_TIMESPEC).build()
     }
 
     /// What the kernel asks for under `tag`. To be read once, at delivery.
