@@ -135,6 +135,24 @@ impl Drop for LoopDisk {
     }
 }
 
+/// A kind of file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// Its mounts have the number of its disk.
+    Ext4,
+    /// Its mounts have a number of their own.
+    Btrfs,
+}
+
+impl FileSystem {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
+        }
+    }
+}
+
 /// A mounted file system, until dropped.
 #[derive(Debug)]
 pub struct Mount {
@@ -144,15 +162,29 @@ pub struct Mount {
 impl Mount {
     /// Mounts the ext4 file system that is on `node`.
     pub fn existing(node: &Path, point: &Path) -> Result<Self> {
+        Self::existing_of(FileSystem::Ext4, node, point)
+    }
+
+    /// Mounts the file system that is on `node`.
+    pub fn existing_of(kind: FileSystem, node: &Path, point: &Path) -> Result<Self> {
         fs::create_dir_all(point)?;
-        run("mount", &["-t", "ext4", text(node)?, text(point)?])?;
+        run("mount", &["-t", kind.name(), text(node)?, text(point)?])?;
         Ok(Self { point: point.to_owned() })
     }
 
-    /// Makes a file system on `node` and mounts it.
+    /// Makes an ext4 file system on `node` and mounts it.
     pub fn new(node: &Path, point: &Path) -> Result<Self> {
-        run("mkfs.ext4", &["-q", "-F", text(node)?])?;
-        Self::existing(node, point)
+        Self::new_of(FileSystem::Ext4, node, point)
+    }
+
+    /// Makes a file system on `node` and mounts it.
+    pub fn new_of(kind: FileSystem, node: &Path, point: &Path) -> Result<Self> {
+        let words = match kind {
+            FileSystem::Ext4 => ["mkfs.ext4", "-q", "-F"],
+            FileSystem::Btrfs => ["mkfs.btrfs", "-q", "-f"],
+        };
+        run(words[0], &[words[1], words[2], text(node)?])?;
+        Self::existing_of(kind, node, point)
     }
 
     /// Where it is mounted.

@@ -38,6 +38,8 @@ pub enum Need {
     Fio,
     /// The programs `mkfs.ext4` and `fsck.ext4`.
     Ext4,
+    /// The program `mkfs.btrfs`, and the kernel's btrfs.
+    Btrfs,
     /// The programs `blkdiscard` and `blockdev` of util-linux.
     UtilLinux,
     /// The program `rublk`, another client of the ublk driver.
@@ -72,6 +74,7 @@ impl Need {
             Self::Systemd => (!Path::new(SYSTEMD).exists()).then(|| format!("no {SYSTEMD}")),
             Self::Fio => missing_program("fio"),
             Self::Ext4 => missing_program("mkfs.ext4").or_else(|| missing_program("fsck.ext4")),
+            Self::Btrfs => missing_program("mkfs.btrfs").or_else(|| missing_module("btrfs")),
             Self::UtilLinux => missing_program("blkdiscard").or_else(|| missing_program("blockdev")),
             Self::Rublk => rublk().is_none().then(|| "no rublk: `cargo install rublk`".into()),
             Self::RamDisk => (missing_module("brd").is_some() && missing_module("null_blk").is_some())

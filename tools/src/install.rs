@@ -37,7 +37,7 @@ pub const MEASURE: &[&str] = &["fio", "kmod"];
 pub const PEERS: &[&str] = &["nbdkit", "nbd-client", "qemu-system-common"];
 
 /// For the end-to-end tests besides.
-pub const TEST: &[&str] = &["e2fsprogs", "util-linux", "dmsetup"];
+pub const TEST: &[&str] = &["btrfs-progs", "e2fsprogs", "util-linux", "dmsetup"];
 
 /// For packaging, and for looking at the package: what it depends on, a smaller program, pages, the unit's sandbox.
 pub const PACKAGE: &[&str] = &["dpkg-dev", "binutils", "gzip", "man-db", "systemd"];

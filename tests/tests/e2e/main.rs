@@ -42,6 +42,7 @@ mod removal;
 mod scale;
 mod selection;
 mod shapes;
+mod stacked;
 mod takeover;
 
 use std::process::ExitCode;
@@ -119,6 +120,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         data::cases(),
         filesystems::cases(),
         removal::cases(),
+        stacked::cases(),
         drain::cases(),
         control::cases(),
         cpus::cases(),

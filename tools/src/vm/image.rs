@@ -31,10 +31,11 @@ use crate::workspace;
 const INIT: &str = include_str!("image.sh");
 
 /// Debian packages whose files every image has, as far as the host has them: what a shell script, a disk and a service need.
-const PACKAGES: [&str; 27] = [
+const PACKAGES: [&str; 28] = [
     "bash",
     "bsdextrautils",
     "bsdutils",
+    "btrfs-progs",
     "coreutils",
     "dash",
     "diffutils",
@@ -72,7 +73,7 @@ const LEFT_OUT: [&str; 6] = [
 ];
 
 /// The kernel's modules that a command in the guest may load.
-const MODULES: [&str; 8] = ["ublk_drv", "null_blk", "brd", "loop", "dm-mod", "dm-delay", "ext4", "configfs"];
+const MODULES: [&str; 9] = ["ublk_drv", "null_blk", "brd", "loop", "dm-mod", "dm-delay", "ext4", "btrfs", "configfs"];
 
 /// Further files of the host: user and group names, the library cache, the database of dpkg.
 const FILES: [&str; 8] = [

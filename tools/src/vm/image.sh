@@ -19,7 +19,12 @@ mkdir -p /dev/shm /dev/pts
 mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=755 run /run
-mount -t tmpfs -o mode=1777,size=75% tmp /tmp
+# A workspace may lie below /tmp: its files move to where they can be seen.
+mkdir -p /mnt/tmp
+mount -t tmpfs -o mode=1777,size=75% tmp /mnt/tmp
+cp -a /tmp/. /mnt/tmp/
+mount --move /mnt/tmp /tmp
+rmdir /mnt/tmp
 ln -sfn /proc/self/fd /dev/fd
 ln -sfn /proc/self/fd/0 /dev/stdin
 ln -sfn /proc/self/fd/1 /dev/stdout

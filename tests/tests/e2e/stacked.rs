@@ -1,0 +1,286 @@
+//! What stands on a device, and what a device stands on: dm, loop, btrfs, other nodes, other daemons.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::disks::{FileSystem, LoopDisk, Mount};
+use ublk_throttle_tests::mapper::Mapped;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::{Device, Scene};
+
+use crate::{Case, cases};
+
+const MIB: usize = 1 << 20;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let dm = cases![[Need::Ublk, Need::Mapper, Need::Ext4];
+        f60_sigterm_writes_back_ext4_on_a_dm_target,
+        f64_a_backend_above_a_device_of_ours_is_refused_through_dm,
+    ];
+    let btrfs = cases![[Need::Ublk, Need::Btrfs];
+        f60_sigterm_writes_back_btrfs,
+        f61_del_and_reload_are_refused_while_btrfs_is_mounted,
+        f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused,
+    ];
+    let loops = cases![[Need::Ublk, Need::Loop, Need::Ext4, Need::UtilLinux];
+        f61_del_is_refused_while_a_loop_device_stands_on_the_device,
+        f62_zeroes_are_written_over_dirty_pages_of_a_buffered_block_backend,
+        f64_a_file_that_a_loop_device_serves_is_refused,
+    ];
+    let plain = cases![[Need::Ublk];
+        f61_del_is_refused_while_the_device_is_open_by_another_node,
+        f63_a_second_daemon_does_not_take_a_stable_name,
+    ];
+    let own = cases![[Need::Ublk, Need::OwnMachine]; f65_a_flush_waits_for_a_thread_of_the_kernel];
+    dm.into_iter().chain(btrfs).chain(loops).chain(plain).chain(own).collect()
+}
+
+/// A device on a file of 256 MiB, which is made.
+fn config(scene: &Scene) -> String {
+    let file = scene.dir().join("d.img");
+    format!("version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 256MiB, create: true }} }}\n", file.display())
+}
+
+/// Bytes that no file system has by chance.
+fn pattern() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(24 * MIB).collect()
+}
+
+fn f60_sigterm_writes_back_ext4_on_a_dm_target(scene: &Scene) -> Result<()> {
+    // 24 MiB that are dirty in the page cache of the file system: the table of mounts has the number of dm-0, not of the device.
+    sigterm_writes_back(scene, FileSystem::Ext4, true)
+}
+
+fn f60_sigterm_writes_back_btrfs(scene: &Scene) -> Result<()> {
+    // The same with a file system whose number in the table of mounts is no device's.
+    sigterm_writes_back(scene, FileSystem::Btrfs, false)
+}
+
+fn sigterm_writes_back(scene: &Scene, kind: FileSystem, is_mapped: bool) -> Result<()> {
+    let daemon = scene.start(&config(scene))?;
+    let device = scene.device("d")?;
+    let mapped = is_mapped.then(|| Mapped::new(&device.node)).transpose()?;
+    let node = mapped.as_ref().map_or(device.node.as_path(), Mapped::node);
+    let point = scene.dir().join("mount");
+    let mount = Mount::new_of(kind, node, &point)?;
+    fs::write(point.join("file"), pattern())?;
+    daemon.stop()?;
+    // The disk is gone; what is still in memory must not help.
+    mount.unmount()?;
+    drop(mapped);
+    let daemon = scene.start(&config(scene))?;
+    let mount = Mount::existing_of(kind, &scene.device("d")?.node, &point)?;
+    let found = fs::read(point.join("file")).context("the file is gone")?;
+    ensure!(found == pattern(), "the file has {} bytes, and not those that were written", found.len());
+    mount.unmount()?;
+    daemon.stop().map(drop)
+}
+
+fn f61_del_and_reload_are_refused_while_btrfs_is_mounted(scene: &Scene) -> Result<()> {
+    let daemon = scene.start(&config(scene))?;
+    let device = scene.device("d")?;
+    let point = scene.dir().join("mount");
+    let mount = Mount::new_of(FileSystem::Btrfs, &device.node, &point)?;
+    let words = ["error[E-BUSY]", &point.display().to_string()];
+    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&words)?;
+    fs::write(daemon.config(), "version: 1\ndevices:\n  other: { backend: { null: 1MiB } }\n")?;
+    scene.ask(&["reload"])?.expect_code(5)?.expect_stderr(&words)?;
+    ensure!(scene.devices()?.len() == 1, "a reload that was refused has made a device");
+    fs::write(point.join("file"), "written after the refusals")?;
+    mount.unmount()?;
+    scene.ask(&["reload"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f61_del_is_refused_while_a_loop_device_stands_on_the_device(scene: &Scene) -> Result<()> {
+    // A loop device opens its backing file inside the kernel: no process has the disk open. Mounted or not.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 64MiB } }\n")?;
+    let device = scene.device("d")?;
+    let above = LoopDisk::new(&device.node, 512)?;
+    let name = above.node().display().to_string();
+    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &name])?;
+    let mount = Mount::new(above.node(), &scene.dir().join("mount"))?;
+    let point = mount.point().display().to_string();
+    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &name, &point])?;
+    mount.unmount()?;
+    drop(above);
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f61_del_is_refused_while_the_device_is_open_by_another_node(scene: &Scene) -> Result<()> {
+    // As a container has it: a node of the same number and another name.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
+    let device = scene.device("d")?;
+    let node = Node::like(scene, &device)?;
+    let opener = File::open(&node.0)?;
+    let pid = format!("(pid {})", std::process::id());
+    scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &pid])?;
+    drop(opener);
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+/// Another node of a device, gone when dropped.
+struct Node(PathBuf);
+
+impl Node {
+    fn like(scene: &Scene, device: &Device) -> Result<Self> {
+        let number = fs::metadata(&device.node)?.rdev();
+        let path = PathBuf::from(format!("/dev/another-node-{}", std::process::id()));
+        let (major, minor) = (nix::sys::stat::major(number).to_string(), nix::sys::stat::minor(number).to_string());
+        scene.tool("mknod", &[path.to_str().context("a path of ASCII")?, "b", &major, &minor])?;
+        ensure!(fs::metadata(&path)?.file_type().is_block_device(), "mknod has made no block device");
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn f62_zeroes_are_written_over_dirty_pages_of_a_buffered_block_backend(scene: &Scene) -> Result<()> {
+    // The lanes' descriptors have no claim on the disk, and fallocate needs one where pages are dirty.
+    let file = scene.dir().join("below.img");
+    File::create(&file)?.set_len(32 * MIB as u64)?;
+    let below = LoopDisk::new(&file, 512)?;
+    let daemon = scene.start(&format!(
+        "version: 1\ndevices:\n  d: {{ backend: {{ block: {}, direct: false }} }}\n",
+        below.node().display()
+    ))?;
+    let device = scene.device("d")?;
+    scene.tool("dd", &["if=/dev/urandom", &format!("of={}", device.node()), "bs=1M", "count=8", "oflag=direct"])?;
+    scene.tool("blkdiscard", &["--zeroout", "--length", "8M", device.node()])?;
+    let mut found = vec![0xff; 8 * MIB];
+    File::open(&device.node)?.read_exact(&mut found)?;
+    ensure!(found.iter().all(|byte| *byte == 0), "the range is not zero");
+    daemon.stop().map(drop)
+}
+
+fn f63_a_second_daemon_does_not_take_a_stable_name(scene: &Scene) -> Result<()> {
+    // Another state directory, the same name: refused, and the first one's link stays.
+    let config = "version: 1\ndevices:\n  v: { backend: { memory: 1MiB } }\n";
+    let daemon = scene.start(config)?;
+    let device = scene.device("v")?;
+    let link = Path::new("/dev/ublk-throttle/v");
+    let before = fs::read_link(link)?;
+    let second = scene.write("second.yaml", config)?;
+    let place = |name: &str| scene.dir().join(name).display().to_string();
+    let words =
+        ["run", &second.display().to_string(), "--socket", &place("second.sock"), "--state-dir", &place("second")];
+    let owner = format!("(pid {})", daemon.pid());
+    scene.run(&words)?.expect_code(5)?.expect_stderr(&["error[E-EXISTS]", device.node(), &owner])?;
+    ensure!(fs::read_link(link)? == before, "{} leads elsewhere now", link.display());
+    daemon.stop().map(drop)
+}
+
+fn f64_a_backend_above_a_device_of_ours_is_refused_through_dm(scene: &Scene) -> Result<()> {
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
+    let device = scene.device("d")?;
+    let above = Mapped::new(&device.node)?;
+    let node = above.node().display().to_string();
+    let refused = scene.ask(&["add", "x", "--block", &node])?.expect_code(3)?;
+    refused.expect_stderr(&["error[E-BACKING]", &node, "on a ublk device", &device.disk])?;
+    drop(above);
+    daemon.stop().map(drop)
+}
+
+fn f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused(scene: &Scene) -> Result<()> {
+    // And it is not made.
+    let daemon = scene.start(&config(scene))?;
+    let device = scene.device("d")?;
+    let mount = Mount::new_of(FileSystem::Btrfs, &device.node, &scene.dir().join("mount"))?;
+    let file = mount.point().join("x.img");
+    let path = file.display().to_string();
+    let refused = scene.ask(&["add", "x", "--file", &path, "--size", "1MiB", "--create"])?.expect_code(3)?;
+    refused.expect_stderr(&["error[E-BACKING]", &path, "on a ublk device", &device.disk])?;
+    ensure!(!file.exists(), "{path} was made");
+    mount.unmount()?;
+    daemon.stop().map(drop)
+}
+
+fn f64_a_file_that_a_loop_device_serves_is_refused(scene: &Scene) -> Result<()> {
+    // A loop device takes no lock.
+    let file = scene.dir().join("served.img");
+    File::create(&file)?.set_len(MIB as u64)?;
+    let served = LoopDisk::new(&file, 512)?;
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let path = file.display().to_string();
+    let refused = scene.ask(&["add", "x", "--file", &path])?.expect_code(3)?;
+    refused.expect_stderr(&["error[E-BACKING]", &path, &served.node().display().to_string()])?;
+    drop(served);
+    scene.ask(&["add", "x", "--file", &path])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f65_a_flush_waits_for_a_thread_of_the_kernel(scene: &Scene) -> Result<()> {
+    // The control group of the daemon has no room for the thread that io_uring wants for the first flush of a queue. The start has
+    // given one to at most one of the two queues, and each gets its flushes from a CPU of its own.
+    let daemon = scene.start(&config(scene).replace("create: true }", "create: true }, queues: 2"))?;
+    let device = scene.device("d")?;
+    let group = ControlGroup::of(daemon.pid())?;
+    group.set("pids.max", &group.get("pids.current")?)?;
+    let flush = |cpu: &str| {
+        let of = format!("of={}", device.node());
+        scene.begin_tool("taskset", &["--cpu-list", cpu, "dd", "if=/dev/zero", &of, "bs=4k", "count=1", "conv=fsync"])
+    };
+    let flushes = [flush("0")?, flush("1")?];
+    daemon.wait_for_log("W-THREADS", Duration::from_secs(5))?;
+    group.set("pids.max", "max")?;
+    for flush in flushes {
+        flush.finish(Duration::from_secs(5))?.expect_code(0)?;
+    }
+    ensure!(scene.listed("d")?["errors"] == 0, "a request has failed");
+    daemon.stop().map(drop)
+}
+
+/// A control group with one process, gone when dropped.
+struct ControlGroup(PathBuf);
+
+impl ControlGroup {
+    fn of(pid: u32) -> Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        if !root.join("cgroup.controllers").exists() {
+            let status =
+                std::process::Command::new("mount").args(["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"]).status()?;
+            ensure!(status.success(), "cannot mount cgroup2: {status}");
+        }
+        OpenOptions::new().write(true).open(root.join("cgroup.subtree_control"))?.write_all(b"+pids")?;
+        let group = Self(root.join(format!("e2e-{pid}")));
+        fs::create_dir(&group.0)?;
+        group.set("cgroup.procs", &pid.to_string())?;
+        Ok(group)
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<()> {
+        fs::write(self.0.join(name), value).with_context(|| format!("{name} = {value}"))
+    }
+
+    fn get(&self, name: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.0.join(name))?.trim().to_owned())
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        if let Ok(pids) = fs::read_to_string(self.0.join("cgroup.procs")) {
+            for pid in pids.lines() {
+                let _ = fs::write("/sys/fs/cgroup/cgroup.procs", pid);
+            }
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
