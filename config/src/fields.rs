@@ -138,11 +138,17 @@ impl<'n> Item<'n> {
         }
     }
 
-    /// One of a few words. Those that a later version will know are refused as such.
+    /// One of a few words. Those that a later version will know are refused as such. Where `on` and `off` are words, so are true
+    /// and false: they are what a program that reads YAML 1.1 (Ansible, PyYAML) makes of an `on` or `off` without quotes.
     pub(crate) fn word<T: Copy>(&self, notes: &mut Notes, known: &[(&str, T)], later: &[&str]) -> Option<T> {
         let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
         let allowed = format!("allowed: {}", names.join(", "));
         let word = self.text(notes, &allowed)?;
+        let word = match word {
+            "true" | "True" | "TRUE" if names.contains(&"on") => "on",
+            "false" | "False" | "FALSE" if names.contains(&"off") => "off",
+            word => word,
+        };
         if let Some((_, value)) = known.iter().find(|(name, _)| *name == word) {
             return Some(*value);
         }
