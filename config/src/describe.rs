@@ -14,7 +14,7 @@ use std::fmt::{self, Write as _};
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
 
-use crate::model::{Backend, Config, Device, Group, OnCrash, OnStop, ZeroCopy};
+use crate::model::{Backend, Config, Device, Direct, Group, OnCrash, OnStop, ZeroCopy};
 use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
@@ -157,7 +157,11 @@ fn describe_charges(out: &mut String, charges: &ChargeTable, inherited: &ChargeT
 }
 
 fn backend_words(backend: &Backend) -> String {
-    let direct = |direct: &bool| if *direct { ", direct I/O" } else { "" };
+    let direct = |direct: &Direct| match direct {
+        Direct::Auto => "",
+        Direct::On => ", direct I/O",
+        Direct::Off => ", through the page cache",
+    };
     let shared = if backend.is_shared() { ", shared with other writers" } else { "" };
     match backend {
         Backend::File { path, size, create, direct: d, .. } => {

@@ -90,11 +90,18 @@ impl<'n> Item<'n> {
     }
 
     pub(crate) fn bool(&self, notes: &mut Notes) -> Option<bool> {
-        match self.text(notes, "allowed: true, false")? {
+        self.bool_or(notes, &[])
+    }
+
+    /// As [`Self::bool`], where the caller takes `others` too: the cure names them.
+    pub(crate) fn bool_or(&self, notes: &mut Notes, others: &[&str]) -> Option<bool> {
+        let allowed = ["true", "false"].iter().chain(others).copied().collect::<Vec<_>>().join(", ");
+        let allowed = format!("allowed: {allowed}");
+        match self.text(notes, &allowed)? {
             "true" | "True" | "TRUE" => Some(true),
             "false" | "False" | "FALSE" => Some(false),
             _ => {
-                self.fault(notes, format!("{} is neither true nor false", self.kind()), "allowed: true, false");
+                self.fault(notes, format!("{} is neither true nor false", self.kind()), allowed);
                 None
             }
         }

@@ -150,8 +150,8 @@ pub enum Backend {
         size: Option<u64>,
         /// Make the file, of `size`, if there is none. `size` is then given.
         create: bool,
-        /// Go around the page cache (`O_DIRECT`).
-        direct: bool,
+        /// Whether to go around the page cache (`O_DIRECT`).
+        direct: Direct,
         /// Other devices that say the same may write to it too: what keeps their data apart is above them (a cluster
         /// file system, say).
         shared: bool,
@@ -160,8 +160,8 @@ pub enum Backend {
     Block {
         /// As for a file.
         path: PathBuf,
-        /// Go around the page cache (`O_DIRECT`).
-        direct: bool,
+        /// As for a file, but [`Direct::On`] by default: a block device always has it, and a failed write is told to its writer.
+        direct: Direct,
         /// As for a file.
         shared: bool,
     },
@@ -191,6 +191,23 @@ impl Backend {
         matches!(self, Self::File { shared: true, .. } | Self::Block { shared: true, .. })
     }
 
+    /// Settles `direct` where the description leaves it open.
+    pub fn settle_direct(&mut self, is_direct: bool) {
+        if let Self::File { direct, .. } | Self::Block { direct, .. } = self
+            && *direct == Direct::Auto
+        {
+            *direct = is_direct.into();
+        }
+    }
+
+    /// Whether to go around the page cache; `None` where there is none.
+    pub const fn direct(&self) -> Option<Direct> {
+        match self {
+            Self::File { direct, .. } | Self::Block { direct, .. } => Some(*direct),
+            Self::Memory { .. } | Self::Null { .. } => None,
+        }
+    }
+
     /// Whether it can work on the pages of a request where they are in the kernel.
     pub const fn has_zero_copy(&self) -> bool {
         !matches!(self, Self::Null { .. })
@@ -213,6 +230,35 @@ impl Backend {
             Self::Memory { .. } => "memory",
             Self::Null { .. } => "null",
         }
+    }
+}
+
+/// Whether a file or block device is opened with `O_DIRECT`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direct {
+    /// Where the file system has it, in blocks not larger than those of the device.
+    #[default]
+    Auto,
+    /// Always; a backend without it cannot serve the device.
+    On,
+    /// Never: through the page cache.
+    Off,
+}
+
+impl Direct {
+    /// As in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "true",
+            Self::Off => "false",
+        }
+    }
+}
+
+impl From<bool> for Direct {
+    fn from(is_direct: bool) -> Self {
+        if is_direct { Self::On } else { Self::Off }
     }
 }
 

@@ -118,12 +118,12 @@ fn backend_settings(backend: &Backend) -> Vec<Setting> {
                 add("size", size.to_string());
             }
             add("create", create.to_string());
-            add("direct", direct.to_string());
+            add("direct", direct.word().to_owned());
             add("shared", shared.to_string());
         }
         Backend::Block { path, direct, shared } => {
             add("block", path.to_string_lossy().into_owned());
-            add("direct", direct.to_string());
+            add("direct", direct.word().to_owned());
             add("shared", shared.to_string());
         }
         Backend::Memory { size } | Backend::Null { size } => add(backend.kind(), size.to_string()),

@@ -104,6 +104,27 @@ fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
 }
 
 #[test]
+fn f58_direct_is_the_default_of_a_block_device_and_left_open_for_a_file() {
+    // A failed write through the page cache is told to nobody but a later flush.
+    use ublk_throttle_config::Direct;
+    let direct = |settings: &str| device("v", settings).backend.direct();
+    for (settings, expected) in [
+        ("block=/b", Direct::On),
+        ("block=/b direct=auto", Direct::Auto),
+        ("block=/b direct=false", Direct::Off),
+        ("file=/f", Direct::Auto),
+        ("file=/f direct=auto", Direct::Auto),
+        ("file=/f direct=true", Direct::On),
+        ("file=/f direct=false", Direct::Off),
+    ] {
+        assert_eq!(direct(settings), Some(expected), "{settings}");
+    }
+    assert_eq!(direct("memory=1MiB"), None);
+    let refused = refused(new_device("v", &pairs("file=/f direct=maybe")));
+    assert_eq!(refused, "direct: \"maybe\" is neither true nor false; allowed: true, false, auto");
+}
+
+#[test]
 fn f57_what_programs_make_of_a_file_is_read_as_the_file() {
     // PyYAML and Ansible make a truth value of `off` and `on`; Helm writes large numbers with an exponent.
     let written = config(

@@ -108,7 +108,8 @@ fn device_settings() -> impl Strategy<Value = Vec<(&'static str, String)>> {
         proptest::option::of(words(all)).prop_map(move |word| word.map(|word| (key, word.to_owned())))
     };
     let backend = words(&["memory=1MiB", "null=1TiB", "file=/srv/a b\\\"c.img", "block=/dev/sda"]);
-    let of_file = (maybe("size", &["4096", "1GiB"]), maybe("direct", &["true", "false"]), maybe("shared", &["true"]));
+    let of_file =
+        (maybe("size", &["4096", "1GiB"]), maybe("direct", &["true", "false", "auto"]), maybe("shared", &["true"]));
     let own = (
         maybe("id", &["0", "7", "1000000"]),
         maybe("group", &["g", "none"]),

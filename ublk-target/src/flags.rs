@@ -301,7 +301,7 @@ pub struct Parts {
     /// Make the file, of --size, if there is none
     #[arg(long)]
     pub create: bool,
-    /// Go around the page cache (O_DIRECT)
+    /// Go around the page cache (O_DIRECT) [default: of a block device, and of a file where its file system can]
     #[arg(long, conflicts_with = "no_direct")]
     pub direct: bool,
     /// Go through the page cache

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Number;
+use serde_json::{Number, Value, json};
 use throttle_core::charge::{Charge, ChargeTable};
-use ublk_throttle_config::{Backend, Config, Device, Group};
+use ublk_throttle_config::{Backend, Config, Device, Direct, Group};
 
 use super::{load, say, say_json};
 use crate::device::limits;
@@ -54,7 +54,8 @@ struct DeviceFacts {
     /// Absent where it is that of the file or the block device.
     size: Option<u64>,
     create: bool,
-    direct: bool,
+    /// True, false, or `auto`.
+    direct: Value,
     shared: bool,
     group: Option<String>,
     weight: u32,
@@ -133,9 +134,9 @@ impl DeviceFacts {
             line,
         } = device;
         let (create, direct, shared) = match backend {
-            Backend::File { path: _, size: _, create, direct, shared } => (*create, *direct, *shared),
-            Backend::Block { path: _, direct, shared } => (false, *direct, *shared),
-            Backend::Memory { size: _ } | Backend::Null { size: _ } => (false, false, false),
+            Backend::File { path: _, size: _, create, direct, shared } => (*create, truth(*direct), *shared),
+            Backend::Block { path: _, direct, shared } => (false, truth(*direct), *shared),
+            Backend::Memory { size: _ } | Backend::Null { size: _ } => (false, json!(false), false),
         };
         Self {
             name: name.clone(),
@@ -162,6 +163,14 @@ impl DeviceFacts {
     }
 }
 
+/// As in the configuration.
+fn truth(direct: Direct) -> Value {
+    match direct {
+        Direct::Auto => json!(Direct::Auto.word()),
+        direct => json!(direct == Direct::On),
+    }
+}
+
 /// A table in the configuration's words. Write-zeroes are left out where they depend on the backend.
 fn charge(table: &ChargeTable) -> BTreeMap<&'static str, &'static str> {
     let word = |charge| match charge {
@@ -177,7 +186,6 @@ fn charge(table: &ChargeTable) -> BTreeMap<&'static str, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn every_key_of_the_reference_is_in_the_facts() {
@@ -195,7 +203,7 @@ mod tests {
             facts["devices"][0],
             json!({
                 "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
-                "create": true, "direct": true, "shared": false, "group": "part", "weight": 100,
+                "create": true, "direct": "auto", "shared": false, "group": "part", "weight": 100,
                 "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
                 "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto", "cpus": "0-3,8",
                 "line": facts["devices"][0]["line"],

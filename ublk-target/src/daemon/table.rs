@@ -87,7 +87,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What is in force, as a configuration would say it. The id is the one it has got.
+    /// What is in force, as a configuration would say it. The id and `direct` are those it has got.
     pub fn in_force(&self) -> Description {
         let mut described = self.described.clone();
         let standing = self.device.standing();
@@ -96,6 +96,9 @@ impl Entry {
         described.limits = standing.limits;
         drop(standing);
         described.id = self.device.id().or(described.id);
+        if let Some(is_direct) = self.device.is_direct() {
+            described.backend.settle_direct(is_direct);
+        }
         described
     }
 }

@@ -144,6 +144,8 @@ struct Shared {
     /// What ADD stores with it; drawn before, so that whoever finds the state file finds the device.
     nonce: u32,
     made: OnceLock<Made>,
+    /// Whether the file or block device behind it is used around the page cache.
+    is_direct: OnceLock<bool>,
     /// Device and inode number of the file behind it, if there is one.
     identity: OnceLock<(u64, u64)>,
     /// What it protects, and in what order: see [`standing`].
@@ -237,6 +239,7 @@ impl Device {
             state: AtomicU8::new(state as u8),
             nonce: left.as_ref().map_or_else(making::nonce, |left| left.target.nonce),
             made: OnceLock::new(),
+            is_direct: OnceLock::new(),
             identity: OnceLock::new(),
             standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None, entry }),
         });
@@ -261,6 +264,11 @@ impl Device {
     /// The N of `/dev/ublkbN`, once there is one.
     pub fn id(&self) -> Option<u32> {
         self.shared.made.get().map(|made| made.id)
+    }
+
+    /// Whether the file or block device behind it is used around the page cache, once it is open.
+    pub fn is_direct(&self) -> Option<bool> {
+        self.shared.is_direct.get().copied()
     }
 
     /// What `list` shows.
