@@ -149,8 +149,8 @@ pub enum Command {
         /// Remove it although it is in use: its users get I/O errors from then on
         #[arg(long, conflicts_with = "group")]
         force: bool,
-        /// How long to wait for the end of it
-        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+        /// How long to wait for the end of it; it goes on afterwards
+        #[arg(long, value_name = "TIME", default_value = "4.5s", value_parser = time)]
         timeout: Duration,
         /// Print what has gone as JSON
         #[arg(long)]

@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use throttle_core::group::{GroupId, MemberOptions};
 use throttle_core::limiter::Level;
@@ -93,10 +94,15 @@ impl State {
     }
 }
 
+/// How long a removal leaves whoever asked without an answer, where nothing else was said.
+pub const PATIENCE: Duration = Duration::from_millis(4500);
+
 /// Asks a device to go. The answer comes when it has gone, or when it turned out to be in use.
 pub struct Removal {
     /// Also if somebody uses it.
     pub is_forced: bool,
+    /// When to answer at the latest, from when it is asked; the removal goes on.
+    pub patience: Duration,
     /// Called once, on the device's thread.
     pub answer: Answer<Removed>,
 }
