@@ -36,8 +36,8 @@ impl Config {
 
 fn describe_daemon(out: &mut String, config: &Config) {
     if let Some(max) = config.memory_max {
-        let (needed, max) = (Bytes(config.buffer_bytes()), Bytes(max));
-        line(out, format_args!("buffers: {needed} for all devices, of at most {max}"));
+        let (needed, max) = (Bytes(config.memory_bytes()), Bytes(max));
+        line(out, format_args!("memory: {needed} for all devices, of at most {max}"));
     }
     if let Some(readers) = &config.readers {
         line(out, format_args!("control: root changes; group {readers} may use the commands that only read"));

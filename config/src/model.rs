@@ -18,7 +18,7 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// The devices, in file order. May be empty.
     pub devices: Vec<Device>,
-    /// What the buffers of all devices together may take, in bytes; [`Self::buffer_bytes`] is not above it. `None` = no
+    /// What all devices together may take of the daemon's memory, in bytes; [`Self::memory_bytes`] is not above it. `None` = no
     /// bound.
     pub memory_max: Option<u64>,
     /// The Unix group, by name or number, that may use the commands which only read. `None` = nobody but root.
@@ -54,6 +54,11 @@ impl Config {
     pub fn buffer_bytes(&self) -> u64 {
         // At most 2^12 x 2^12 x 2^19 each: below 2^63 for a million of them, which is more than there are ids.
         self.devices.iter().map(Device::buffer_bytes).sum()
+    }
+
+    /// What all devices take: their buffers, and the bytes of those of memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.devices.iter().map(Device::memory_bytes).fold(0, u64::saturating_add)
     }
 
     /// The devices in the group itself, not in groups below it, in file order.
@@ -121,6 +126,19 @@ impl Device {
     /// What its buffers take: one of the largest request for each that it takes at the same time.
     pub fn buffer_bytes(&self) -> u64 {
         u64::from(self.queues) * u64::from(self.depth) * u64::from(REQUEST_BYTES_MAX)
+    }
+
+    /// What it takes of the daemon's memory when it is full: its buffers, and its bytes if they are in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.buffer_bytes().saturating_add(self.own_bytes())
+    }
+
+    /// Its bytes if they are in memory.
+    pub(crate) fn own_bytes(&self) -> u64 {
+        match self.backend {
+            Backend::Memory { size } => size,
+            Backend::File { .. } | Backend::Block { .. } | Backend::Null { .. } => 0,
+        }
     }
 }
 

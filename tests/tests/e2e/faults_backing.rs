@@ -371,7 +371,8 @@ fn f58_a_file_is_direct_where_its_file_system_can(scene: &Scene) -> Result<()> {
         (tmpfs.point(), "", false),
     ] {
         let file = point.join("d.img");
-        let (daemon, device, direct) = one(scene, &format!("file: {}, size: 8MiB, create: true{said}", file.display()))?;
+        let (daemon, device, direct) =
+            one(scene, &format!("file: {}, size: 8MiB, create: true{said}", file.display()))?;
         let what = format!("{}{said}", file.display());
         let (status, block) = (scene.listed("d")?, sysfs::number(&device.disk, "queue/logical_block_size")?);
         ensure!(status["direct"] == is_direct, "{what}: direct is {}", status["direct"]);

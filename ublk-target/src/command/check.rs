@@ -16,8 +16,10 @@ use crate::error::Outcome;
 #[derive(Serialize)]
 struct Checked {
     limits: Bounds,
-    /// What the buffers of all devices take, at most `limits.memory`.
+    /// What the buffers of all devices take.
     buffer_bytes: u64,
+    /// The same with the bytes of devices of memory, at most `limits.memory`.
+    memory_bytes: u64,
     control: Control,
     groups: Vec<GroupFacts>,
     devices: Vec<DeviceFacts>,
@@ -92,6 +94,7 @@ impl Checked {
         Self {
             limits: Bounds { memory: *memory_max },
             buffer_bytes: config.buffer_bytes(),
+            memory_bytes: config.memory_bytes(),
             control: Control { group: readers.clone() },
             groups: groups.iter().map(|group| GroupFacts::of(group, members(&group.name))).collect(),
             devices: devices.iter().map(DeviceFacts::of).collect(),
@@ -212,6 +215,7 @@ mod tests {
         assert_eq!(facts["limits"], json!({ "memory": 1 << 30 }));
         // Four times 128 requests of 512 KiB.
         assert_eq!(facts["buffer_bytes"], json!(256 << 20));
+        assert_eq!(facts["memory_bytes"], json!(768 << 20));
         assert_eq!(facts["control"], json!({ "group": "disk" }));
         assert_eq!(facts["groups"][1]["parent"], json!("everything"));
         assert_eq!(facts["groups"][0]["charge"]["write-zeroes"], json!("op"));

@@ -140,10 +140,9 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
         table.check_new(new)?;
     }
     let others = table.devices.iter().filter(|(name, _)| to.device(name).is_none() && !leaving.contains(*name));
-    let bytes: u64 = to.buffer_bytes() + others.map(|(_, entry)| entry.described.buffer_bytes()).sum::<u64>();
+    let bytes = others.map(|(_, entry)| entry.described.memory_bytes()).fold(to.memory_bytes(), u64::saturating_add);
     if let Some(max) = to.memory_max.filter(|max| bytes > *max) {
-        let what =
-            format!("limits.memory: {max} is below {bytes}, the buffers of all devices with those that `add` made");
+        let what = format!("limits.memory: {max} is below {bytes}, what all devices take with those that `add` made");
         return Err(Failure::new(Class::Config, what));
     }
     for name in &plan.group_removals {
