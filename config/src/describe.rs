@@ -14,7 +14,7 @@ use std::fmt::{self, Write as _};
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits, SECOND_NS};
 
-use crate::model::{Backend, Config, Device, Group, OnCrash, OnStop, ZeroCopy};
+use crate::model::{Backend, Config, Device, Direct, Group, OnCrash, OnStop, ZeroCopy};
 use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
@@ -36,8 +36,8 @@ impl Config {
 
 fn describe_daemon(out: &mut String, config: &Config) {
     if let Some(max) = config.memory_max {
-        let (needed, max) = (Bytes(config.buffer_bytes()), Bytes(max));
-        line(out, format_args!("buffers: {needed} for all devices, of at most {max}"));
+        let (needed, max) = (Bytes(config.memory_bytes()), Bytes(max));
+        line(out, format_args!("memory: {needed} for all devices, of at most {max}"));
     }
     if let Some(readers) = &config.readers {
         line(out, format_args!("control: root changes; group {readers} may use the commands that only read"));
@@ -157,7 +157,11 @@ fn describe_charges(out: &mut String, charges: &ChargeTable, inherited: &ChargeT
 }
 
 fn backend_words(backend: &Backend) -> String {
-    let direct = |direct: &bool| if *direct { ", direct I/O" } else { "" };
+    let direct = |direct: &Direct| match direct {
+        Direct::Auto => "",
+        Direct::On => ", direct I/O",
+        Direct::Off => ", through the page cache",
+    };
     let shared = if backend.is_shared() { ", shared with other writers" } else { "" };
     match backend {
         Backend::File { path, size, create, direct: d, .. } => {

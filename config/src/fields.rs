@@ -90,11 +90,18 @@ impl<'n> Item<'n> {
     }
 
     pub(crate) fn bool(&self, notes: &mut Notes) -> Option<bool> {
-        match self.text(notes, "allowed: true, false")? {
+        self.bool_or(notes, &[])
+    }
+
+    /// As [`Self::bool`], where the caller takes `others` too: the cure names them.
+    pub(crate) fn bool_or(&self, notes: &mut Notes, others: &[&str]) -> Option<bool> {
+        let allowed = ["true", "false"].iter().chain(others).copied().collect::<Vec<_>>().join(", ");
+        let allowed = format!("allowed: {allowed}");
+        match self.text(notes, &allowed)? {
             "true" | "True" | "TRUE" => Some(true),
             "false" | "False" | "FALSE" => Some(false),
             _ => {
-                self.fault(notes, format!("{} is neither true nor false", self.kind()), "allowed: true, false");
+                self.fault(notes, format!("{} is neither true nor false", self.kind()), allowed);
                 None
             }
         }
@@ -138,11 +145,17 @@ impl<'n> Item<'n> {
         }
     }
 
-    /// One of a few words. Those that a later version will know are refused as such.
+    /// One of a few words. Those that a later version will know are refused as such. Where `on` and `off` are words, so are true
+    /// and false: they are what a program that reads YAML 1.1 (Ansible, PyYAML) makes of an `on` or `off` without quotes.
     pub(crate) fn word<T: Copy>(&self, notes: &mut Notes, known: &[(&str, T)], later: &[&str]) -> Option<T> {
         let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
         let allowed = format!("allowed: {}", names.join(", "));
         let word = self.text(notes, &allowed)?;
+        let word = match word {
+            "true" | "True" | "TRUE" if names.contains(&"on") => "on",
+            "false" | "False" | "FALSE" if names.contains(&"off") => "off",
+            word => word,
+        };
         if let Some((_, value)) = known.iter().find(|(name, _)| *name == word) {
             return Some(*value);
         }

@@ -42,7 +42,8 @@ pub use cpus::{CPU_MAX, Cpus};
 pub use fault::{Errors, Fault, Warning, WarningKind, warning_lines};
 pub use load::{FILE_BYTES_MAX, load};
 pub use model::{
-    Backend, Config, DEPTH_MAX, Device, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR, ZeroCopy,
+    Backend, Config, DEPTH_MAX, Device, Direct, Group, ID_MAX, OnCrash, OnStop, QUEUES_MAX, REQUEST_BYTES_MAX, SECTOR,
+    ZeroCopy,
 };
 pub use near::nearest;
 pub use odd::{odd_device, odd_group};

@@ -18,7 +18,7 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// The devices, in file order. May be empty.
     pub devices: Vec<Device>,
-    /// What the buffers of all devices together may take, in bytes; [`Self::buffer_bytes`] is not above it. `None` = no
+    /// What all devices together may take of the daemon's memory, in bytes; [`Self::memory_bytes`] is not above it. `None` = no
     /// bound.
     pub memory_max: Option<u64>,
     /// The Unix group, by name or number, that may use the commands which only read. `None` = nobody but root.
@@ -54,6 +54,11 @@ impl Config {
     pub fn buffer_bytes(&self) -> u64 {
         // At most 2^12 x 2^12 x 2^19 each: below 2^63 for a million of them, which is more than there are ids.
         self.devices.iter().map(Device::buffer_bytes).sum()
+    }
+
+    /// What all devices take: their buffers, and the bytes of those of memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.devices.iter().map(Device::memory_bytes).fold(0, u64::saturating_add)
     }
 
     /// The devices in the group itself, not in groups below it, in file order.
@@ -122,6 +127,19 @@ impl Device {
     pub fn buffer_bytes(&self) -> u64 {
         u64::from(self.queues) * u64::from(self.depth) * u64::from(REQUEST_BYTES_MAX)
     }
+
+    /// What it takes of the daemon's memory when it is full: its buffers, and its bytes if they are in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.buffer_bytes().saturating_add(self.own_bytes())
+    }
+
+    /// Its bytes if they are in memory.
+    pub(crate) fn own_bytes(&self) -> u64 {
+        match self.backend {
+            Backend::Memory { size } => size,
+            Backend::File { .. } | Backend::Block { .. } | Backend::Null { .. } => 0,
+        }
+    }
 }
 
 /// The largest request that a device takes; the kernel splits what is larger.
@@ -150,8 +168,8 @@ pub enum Backend {
         size: Option<u64>,
         /// Make the file, of `size`, if there is none. `size` is then given.
         create: bool,
-        /// Go around the page cache (`O_DIRECT`).
-        direct: bool,
+        /// Whether to go around the page cache (`O_DIRECT`).
+        direct: Direct,
         /// Other devices that say the same may write to it too: what keeps their data apart is above them (a cluster
         /// file system, say).
         shared: bool,
@@ -160,8 +178,8 @@ pub enum Backend {
     Block {
         /// As for a file.
         path: PathBuf,
-        /// Go around the page cache (`O_DIRECT`).
-        direct: bool,
+        /// As for a file, but [`Direct::On`] by default: a block device always has it, and a failed write is told to its writer.
+        direct: Direct,
         /// As for a file.
         shared: bool,
     },
@@ -191,6 +209,23 @@ impl Backend {
         matches!(self, Self::File { shared: true, .. } | Self::Block { shared: true, .. })
     }
 
+    /// Settles `direct` where the description leaves it open.
+    pub fn settle_direct(&mut self, is_direct: bool) {
+        if let Self::File { direct, .. } | Self::Block { direct, .. } = self
+            && *direct == Direct::Auto
+        {
+            *direct = is_direct.into();
+        }
+    }
+
+    /// Whether to go around the page cache; `None` where there is none.
+    pub const fn direct(&self) -> Option<Direct> {
+        match self {
+            Self::File { direct, .. } | Self::Block { direct, .. } => Some(*direct),
+            Self::Memory { .. } | Self::Null { .. } => None,
+        }
+    }
+
     /// Whether it can work on the pages of a request where they are in the kernel.
     pub const fn has_zero_copy(&self) -> bool {
         !matches!(self, Self::Null { .. })
@@ -213,6 +248,35 @@ impl Backend {
             Self::Memory { .. } => "memory",
             Self::Null { .. } => "null",
         }
+    }
+}
+
+/// Whether a file or block device is opened with `O_DIRECT`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direct {
+    /// Where the file system has it, in blocks not larger than those of the device.
+    #[default]
+    Auto,
+    /// Always; a backend without it cannot serve the device.
+    On,
+    /// Never: through the page cache.
+    Off,
+}
+
+impl Direct {
+    /// As in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "true",
+            Self::Off => "false",
+        }
+    }
+}
+
+impl From<bool> for Direct {
+    fn from(is_direct: bool) -> Self {
+        if is_direct { Self::On } else { Self::Off }
     }
 }
 

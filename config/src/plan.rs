@@ -18,7 +18,7 @@ use throttle_core::charge::ChargeTable;
 use throttle_core::limits::Limits;
 
 use crate::cpus::Cpus;
-use crate::model::{Backend, Config, Device, Group};
+use crate::model::{Backend, Config, Device, Direct, Group};
 
 /// The differences of two configurations.
 ///
@@ -114,7 +114,7 @@ pub struct FixedDevice {
 
 /// The plan that leads from `from`, which is in force, to `to`.
 ///
-/// Ids and sizes that `to` leaves open are taken as they are, so `from` is to hold those that the devices have got.
+/// Ids, sizes and `direct` that `to` leaves open are taken as they are, so `from` is to hold those that the devices have got.
 pub fn difference(from: &Config, to: &Config) -> Plan {
     let mut plan = Plan {
         memory_max: Changed::of(&from.memory_max, &to.memory_max),
@@ -212,7 +212,7 @@ fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
     let cpu_words = |cpus: Option<Cpus>| cpus.map_or_else(|| "all".to_owned(), |cpus| cpus.to_string());
     let pairs = [
         ("backend", place(&from.backend), place(backend)),
-        ("direct", is_direct(&from.backend).to_string(), is_direct(backend).to_string()),
+        ("direct", direct_words(from.backend.direct()), direct_words(settled_direct(from, backend))),
         ("shared", from.backend.is_shared().to_string(), backend.is_shared().to_string()),
         ("id", id_words(from.id), id_words(id.or(from.id))),
         ("queues", from.queues.to_string(), queues.to_string()),
@@ -234,9 +234,16 @@ fn place(backend: &Backend) -> String {
     path.map_or_else(|| backend.kind().to_owned(), |path| format!("{} {path}", backend.kind()))
 }
 
-/// Only for those that have the choice.
-fn is_direct(backend: &Backend) -> bool {
-    matches!(backend, Backend::File { direct: true, .. } | Backend::Block { direct: true, .. })
+/// What leaves it open is content with what the device has.
+fn settled_direct(from: &Device, to: &Backend) -> Option<Direct> {
+    match (from.backend.direct(), to.direct()) {
+        (Some(before), Some(Direct::Auto)) => Some(before),
+        (_, wanted) => wanted,
+    }
+}
+
+fn direct_words(direct: Option<Direct>) -> String {
+    direct.map_or("none", Direct::word).to_owned()
 }
 
 impl Plan {

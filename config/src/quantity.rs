@@ -4,11 +4,14 @@
 //!   125 MiB /s
 //!    │   │   └ optional, where a rate is meant
 //!    │   └ k M G T = 1000s (`K` is `k`), Ki Mi Gi Ti = 1024s; B optional, where bytes are meant
-//!    └ a whole number
+//!    └ a whole number, also as 1e6, 1.5e+03 or 1000.0
 //! ```
 //!
-//! Never bits: a rate that is eight times off is the kind of mistake nobody sees. Never fractions, exponents or other
-//! bases either, except in times (`0.5s`), where they are exact to the nanosecond.
+//! Never bits: a rate that is eight times off is the kind of mistake nobody sees. Never fractions or other bases either, except
+//! fractions of times (`0.5s`), which are exact to the nanosecond.
+//!
+//! An exponent is what programs make of a number: Helm reads every number as a floating-point one and writes `1e+06` for
+//! 1000000, and JSON writers write `1000000.0`. The digits are shifted as a text, so the number is exact or refused.
 //!
 //! The way back is here too: [`exact_bytes`] and [`exact_seconds`] write what the same functions read, and [`Bytes`]
 //! shows an amount in both kinds of unit for a reader.
@@ -69,6 +72,12 @@ const PREFIXES: [(&str, u64); 10] = [
     ("K", 1_000),
 ];
 
+/// An exponent above it makes any number too large, or any fraction too fine.
+const EXPONENT_MAX: i64 = 1_000_000;
+
+/// Zeroes that an exponent adds at most: more than the largest number of 64 bits has digits.
+const DIGITS_MAX: i64 = 40;
+
 /// Suffixes of times, in nanoseconds.
 const TIMES: [(&str, u64); 8] = [
     ("", 1_000_000_000),
@@ -83,15 +92,13 @@ const TIMES: [(&str, u64); 8] = [
 
 /// Reads an amount.
 pub fn parse(text: &str, unit: Unit) -> Result<u64, Refusal> {
-    let (digits, suffix) = split_number(text, examples(unit))?;
+    let (number, suffix) = split_number(text, examples(unit))?;
     let factor = factor(text, suffix, unit)?;
-    if digits.contains('.') {
+    if !number.fraction.is_empty() {
         let cure = format!("write a whole number, with a smaller unit if need be; {}", examples(unit));
         return Err(Refusal::new(format!("{} is a fraction", quoted(text)), cure));
     }
-    // More digits than a u64 has are too many whatever they are.
-    let number = digits.parse::<u64>().ok();
-    number.and_then(|number| number.checked_mul(factor)).ok_or_else(|| {
+    number.whole().and_then(|number| number.checked_mul(factor)).ok_or_else(|| {
         Refusal::new(format!("{} is above {}", quoted(text), u64::MAX), "no amount is that large; check the unit")
     })
 }
@@ -99,12 +106,11 @@ pub fn parse(text: &str, unit: Unit) -> Result<u64, Refusal> {
 /// Reads a time, in nanoseconds.
 pub fn parse_seconds(text: &str) -> Result<u64, Refusal> {
     const EXAMPLES: &str = "allowed: seconds, or a number with ns us ms s m h, like 60, 1.5s, 500ms";
-    let (digits, suffix) = split_number(text, EXAMPLES)?;
+    let (number, suffix) = split_number(text, EXAMPLES)?;
     let Some(&(_, factor)) = TIMES.iter().find(|(name, _)| *name == suffix || suffix == "μs" && *name == "µs") else {
         return Err(unknown_unit(text, suffix, TIMES.iter().map(|(name, _)| *name), EXAMPLES));
     };
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let fraction = fraction.trim_end_matches('0');
+    let fraction = &number.fraction;
     // 18 digits of a fraction and the largest factor (3.6 * 10^12) fit 128 bits with room to spare.
     if fraction.len() > 18 {
         return Err(Refusal::new(format!("{} has too many digits", quoted(text)), "a nanosecond is the smallest step"));
@@ -117,7 +123,7 @@ pub fn parse_seconds(text: &str) -> Result<u64, Refusal> {
             "a nanosecond is the smallest step",
         ));
     }
-    let whole = whole.parse::<u64>().ok().map(u128::from);
+    let whole = number.whole().map(u128::from);
     let total = whole.map(|whole| whole * u128::from(factor) + parts / scale);
     total.and_then(|total| u64::try_from(total).ok()).ok_or_else(|| {
         Refusal::new(format!("{} is above 584 years", quoted(text)), "no time is that long; check the unit")
@@ -127,11 +133,11 @@ pub fn parse_seconds(text: &str) -> Result<u64, Refusal> {
 /// Reads a plain whole number, as for a count of queues.
 pub fn parse_count(text: &str) -> Result<u64, Refusal> {
     const EXAMPLES: &str = "allowed: a plain whole number";
-    let (digits, suffix) = split_number(text, EXAMPLES)?;
-    if !suffix.is_empty() || digits.contains('.') {
+    let (number, suffix) = split_number(text, EXAMPLES)?;
+    if !suffix.is_empty() || !number.fraction.is_empty() {
         return Err(Refusal::new(format!("{} is no plain whole number", quoted(text)), EXAMPLES));
     }
-    digits.parse().map_err(|_| Refusal::new(format!("{} is too large", quoted(text)), EXAMPLES))
+    number.whole().ok_or_else(|| Refusal::new(format!("{} is too large", quoted(text)), EXAMPLES))
 }
 
 fn examples(unit: Unit) -> &'static str {
@@ -150,8 +156,42 @@ fn quoted(text: &str) -> String {
     format!("{:?}", shown(text, 40))
 }
 
-/// Splits into digits (with at most one point between them) and what follows them, and names what people try instead.
-fn split_number<'a>(text: &'a str, examples: &str) -> Result<(&'a str, &'a str), Refusal> {
+/// A decimal number, its exponent already spent.
+struct Decimal {
+    /// Before the point, without leading zeroes.
+    whole: String,
+    /// Behind the point, without trailing zeroes.
+    fraction: String,
+}
+
+impl Decimal {
+    /// `digits`, with at most one point between them, times ten to the power of `exponent`.
+    fn new(digits: &str, exponent: i64) -> Self {
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let all = format!("{whole}{fraction}");
+        let significant = all.trim_start_matches('0');
+        // Where the point stands, counted from the first digit that is not 0.
+        let point = whole.len() as i64 - (all.len() - significant.len()) as i64 + exponent;
+        let significant = significant.trim_end_matches('0');
+        if significant.is_empty() {
+            return Self { whole: String::new(), fraction: String::new() };
+        }
+        let zeroes = |count: i64| "0".repeat(count.clamp(0, DIGITS_MAX) as usize);
+        let (before, behind) = significant.split_at(point.clamp(0, significant.len() as i64) as usize);
+        Self {
+            whole: format!("{before}{}", zeroes(point - significant.len() as i64)),
+            fraction: if behind.is_empty() { String::new() } else { format!("{}{behind}", zeroes(-point)) },
+        }
+    }
+
+    /// Without the fraction. `None` above what 64 bits hold.
+    fn whole(&self) -> Option<u64> {
+        if self.whole.is_empty() { Some(0) } else { self.whole.parse().ok() }
+    }
+}
+
+/// Splits into a number and what follows it, and names what people try instead.
+fn split_number<'a>(text: &'a str, examples: &str) -> Result<(Decimal, &'a str), Refusal> {
     let trimmed = text.trim();
     let refuse = |what: &str, cure: &str| Err(Refusal::new(format!("{} {what}", quoted(text)), cure));
     if trimmed.is_empty() {
@@ -177,16 +217,33 @@ fn split_number<'a>(text: &'a str, examples: &str) -> Result<(&'a str, &'a str),
     {
         return refuse("may be meant in another base", "write it in decimal, without a leading 0");
     }
-    if matches!(glued, Some('e' | 'E')) && suffix[1..].starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c)) {
-        return refuse("has an exponent", "write it out, or use k M G T");
-    }
     if digits.ends_with('.') || digits.matches('.').count() > 1 {
         return refuse("is not a number", examples);
     }
+    let (exponent, suffix) = match split_exponent(&trimmed[end..]) {
+        Some((exponent, rest)) => (exponent, rest.trim_start()),
+        None => (0, suffix),
+    };
     if suffix.starts_with(|c: char| c.is_ascii_digit()) {
         return refuse("is more than one number", examples);
     }
-    Ok((digits, suffix))
+    Ok((Decimal::new(digits, exponent), suffix))
+}
+
+/// The exponent that `text` begins with (`e6`, `E+06`, `e-3`), and what follows it.
+fn split_exponent(text: &str) -> Option<(i64, &str)> {
+    let power = text.strip_prefix(['e', 'E'])?;
+    let (sign, digits) = match power.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, power.strip_prefix('+').unwrap_or(power)),
+    };
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    if end == 0 {
+        return None;
+    }
+    // More digits than 64 bits hold are a power that no number of ours needs.
+    let power = digits[..end].parse().unwrap_or(EXPONENT_MAX).min(EXPONENT_MAX);
+    Some((sign * power, &digits[end..]))
 }
 
 /// The factor of a suffix like `MiB/s`.
@@ -346,6 +403,54 @@ mod tests {
     }
 
     #[test]
+    fn f67_numbers_as_programs_write_them_are_taken_if_they_are_whole() {
+        // Helm makes 1e+06 of a million; JSON writers put a point behind a whole number.
+        for (text, amount) in [
+            ("1e+06", 1_000_000),
+            ("1e6", 1_000_000),
+            ("1.5e3", 1_500),
+            ("1.048576e+06", 1 << 20),
+            ("1.5E3 KiB/s", 1_500 << 10),
+            ("10e-1", 1),
+            ("0.5e1", 5),
+            ("1000.0", 1_000),
+            ("0e99999999999999999999", 0),
+            ("0.0", 0),
+            ("1.8446744073709551615e19", u64::MAX),
+        ] {
+            assert_eq!(parse(text, Unit::BytesPerSecond), Ok(amount), "{text}");
+        }
+        assert_eq!(parse_count("1e+06"), Ok(1_000_000));
+        assert_eq!(parse_seconds("6e+01"), Ok(60_000_000_000));
+        assert_eq!(parse_seconds("1.5e-3s"), Ok(1_500_000));
+    }
+
+    #[test]
+    fn f67_an_exponent_that_leaves_a_fraction_or_too_much_is_refused() {
+        // Nothing is rounded.
+        for (text, what) in [
+            ("1e-1", "is a fraction"),
+            ("1.2345e3", "is a fraction"),
+            ("1e-99999999999999999999", "is a fraction"),
+            ("1e400", "is above"),
+            ("1e99999999999999999999", "is above"),
+            ("1.8446744073709551616e19", "is above"),
+            ("1e", "unknown unit"),
+            ("1e+", "unknown unit"),
+            ("1e5 5", "more than one number"),
+            ("1e5.5", "unknown unit"),
+        ] {
+            let refusal = parse(text, Unit::BytesPerSecond).expect_err(text);
+            assert!(refusal.found.contains(what), "{text}: {refusal}");
+        }
+        assert!(parse_count("1e-1").expect_err("a fraction").found.contains("no plain whole number"));
+        assert!(parse_count("1e99").expect_err("too large").found.contains("too large"));
+        assert!(parse_seconds("1e-10").is_err());
+        assert!(parse_seconds("1e-99999999999999999999").is_err());
+        assert!(parse_seconds("1e30").is_err());
+    }
+
+    #[test]
     fn what_could_be_misread_is_refused_by_name() {
         for (text, what) in [
             ("", "is empty"),
@@ -354,7 +459,6 @@ mod tests {
             ("1.5G", "is a fraction"),
             ("nan", "is not a number"),
             (".inf", "is not a number"),
-            ("1e400", "has an exponent"),
             ("0x10", "another base"),
             ("010", "another base"),
             ("1_000", "separators"),
@@ -410,7 +514,8 @@ mod tests {
         ] {
             assert_eq!(parse_seconds(text), Ok(ns), "{text}");
         }
-        for text in ["0.5ns", "-1s", "", "1e9", "99999999999h", "0.0000000001", "1.0000000000000000000001", "s", "1d"] {
+        for text in ["0.5ns", "-1s", "", "1e11", "99999999999h", "0.0000000001", "1.0000000000000000000001", "s", "1d"]
+        {
             assert!(parse_seconds(text).is_err(), "{text}");
         }
     }
@@ -439,6 +544,17 @@ mod tests {
                 prop_assert_eq!(parse(&exact_operations(amount), Unit::OperationsPerSecond), Ok(amount));
                 prop_assert_eq!(parse_seconds(&exact_seconds(amount)), Ok(amount));
             }
+        }
+
+        #[test]
+        fn an_exponent_shifts_the_point_and_no_more(digits in 0u64..1_000_000, exponent in 0usize..12, point in 0usize..7) {
+            // However a number is split into digits and exponent, it is the same number.
+            let all = format!("{digits:07}");
+            let (whole, fraction) = all.split_at(7 - point);
+            let text = format!("0{whole}.{fraction}0e{}", exponent + point);
+            let text = text.trim_start_matches('0');
+            let text = if text.starts_with('.') { format!("0{text}") } else { text.to_owned() };
+            prop_assert_eq!(parse(&text, Unit::Bytes), Ok(digits * 10u64.pow(exponent as u32)), "{}", text);
         }
 
         #[test]

@@ -7,11 +7,17 @@
 //!
 //! What reads it is what reads a user's words, so there is one reader with one set of rules, and a text that somebody broke is
 //! refused as a configuration would be.
+//!
+//! Every value is written that its default would not give back, also one without effect at the moment (the weight of a group
+//! without a parent): the reader compares what was written with the file, and takes a difference for a change of the file.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Field, LimitKind, Limits, SECOND_NS};
+use throttle_core::share::WEIGHT_DEFAULT;
+use throttle_core::tree;
 
 use crate::model::{Backend, Device, Group};
 use crate::quantity::exact_seconds;
@@ -47,8 +53,8 @@ impl Device {
         }
         if let Some(group) = group {
             add("group", group.clone());
-            add("weight", weight.to_string());
         }
+        add("weight", weight.to_string());
         add("queues", queues.to_string());
         add("depth", depth.to_string());
         if let Some(block_size) = block_size {
@@ -66,24 +72,40 @@ impl Device {
     }
 }
 
-/// Groups as a configuration of their own.
+/// Groups as a configuration of their own. The parent of each is one of them.
 pub fn write_groups(groups: &[Group]) -> String {
+    let by_name: BTreeMap<&str, &Group> = groups.iter().map(|group| (group.name.as_str(), group)).collect();
     let groups: Vec<String> =
-        groups.iter().map(|group| format!("{}: {}", quoted(&group.name), group_body(group))).collect();
+        groups.iter().map(|group| format!("{}: {}", quoted(&group.name), group_body(group, &by_name))).collect();
     format!("{{\"version\": 1, \"groups\": {{{}}}}}", groups.join(", "))
 }
 
-fn group_body(group: &Group) -> String {
+/// What is as by default is left out, so that a large configuration is not longer here than in its file.
+fn group_body(group: &Group, by_name: &BTreeMap<&str, &Group>) -> String {
     let Group { name: _, parent, weight, limits, charges, line: _ } = group;
     let mut parts = Vec::new();
     if let Some(parent) = parent {
-        parts.push(format!("\"parent\": {}, \"weight\": {weight}", quoted(parent)));
+        parts.push(format!("\"parent\": {}", quoted(parent)));
     }
-    parts.push(format!("\"limits\": {}", map(limits_settings(limits))));
+    if *weight != WEIGHT_DEFAULT {
+        parts.push(format!("\"weight\": {weight}"));
+    }
+    let limits = limits_settings(limits);
+    if !limits.is_empty() {
+        parts.push(format!("\"limits\": {}", map(limits)));
+    }
     if let Some(charges) = charges {
-        parts.push(format!("\"charge\": {}", map(charge_settings(charges))));
+        parts.push(format!("\"charge\": {}", map(charge_settings(charges, &inherited_charges(group, by_name)))));
     }
     format!("{{{}}}", parts.join(", "))
+}
+
+/// The table that a group has from the groups above it.
+fn inherited_charges(group: &Group, by_name: &BTreeMap<&str, &Group>) -> ChargeTable {
+    let parent = |group: &&Group| by_name.get(group.parent.as_deref()?).copied();
+    // Bounded, in case that the groups form no trees.
+    let above = std::iter::successors(parent(&group), parent).take(tree::DEPTH_MAX);
+    above.filter_map(|group| group.charges).next().unwrap_or(ChargeTable::DEFAULT)
 }
 
 fn backend_settings(backend: &Backend) -> Vec<Setting> {
@@ -96,12 +118,12 @@ fn backend_settings(backend: &Backend) -> Vec<Setting> {
                 add("size", size.to_string());
             }
             add("create", create.to_string());
-            add("direct", direct.to_string());
+            add("direct", direct.word().to_owned());
             add("shared", shared.to_string());
         }
         Backend::Block { path, direct, shared } => {
             add("block", path.to_string_lossy().into_owned());
-            add("direct", direct.to_string());
+            add("direct", direct.word().to_owned());
             add("shared", shared.to_string());
         }
         Backend::Memory { size } | Backend::Null { size } => add(backend.kind(), size.to_string()),
@@ -132,22 +154,24 @@ pub(crate) fn limits_settings(limits: &Limits) -> Vec<Setting> {
     settings
 }
 
-fn charge_settings(charges: &ChargeTable) -> Vec<Setting> {
-    let ChargeTable { read, write, write_zeroes, discard, flush, .. } = *charges;
+/// `auto` is said only where the parent says otherwise: an older program does not know the word.
+fn charge_settings(charges: &ChargeTable, inherited: &ChargeTable) -> Vec<Setting> {
+    let ChargeTable { read, write, write_zeroes, discard, flush } = *charges;
     let word = |charge| match charge {
         Charge::Free => "free",
         Charge::Op => "op",
         Charge::Bytes => "bytes",
     };
+    let zeroes = write_zeroes.map(word).or(inherited.write_zeroes.map(|_| "auto"));
     [
-        ("read", Some(read)),
-        ("write", Some(write)),
-        ("write-zeroes", write_zeroes),
-        ("discard", Some(discard)),
-        ("flush", Some(flush)),
+        ("read", Some(word(read))),
+        ("write", Some(word(write))),
+        ("write-zeroes", zeroes),
+        ("discard", Some(word(discard))),
+        ("flush", Some(word(flush))),
     ]
     .into_iter()
-    .filter_map(|(key, charge)| Some((key.to_owned(), word(charge?).to_owned())))
+    .filter_map(|(key, word)| Some((key.to_owned(), word?.to_owned())))
     .collect()
 }
 

@@ -25,19 +25,47 @@ fn limits(limits: &str) -> String {
 }
 
 #[test]
+fn f08_devices_of_memory_count_under_the_bound() {
+    // 64 MiB of buffers each. On both sides of the border; a disk that no machine has memory for; more than 64 bits in all.
+    let device = |size: &str| format!("devices: {{ m: {{ backend: {{ memory: {size} }} }} }}\n");
+    let bound = "limits: { memory: 1GiB }\n";
+    let config = accepted(&format!("{bound}{}", device("960MiB")));
+    assert_eq!((config.memory_bytes(), config.buffer_bytes()), (1 << 30, 64 << 20));
+    assert!(config.describe().starts_with("memory: 1 GiB (1.1 GB) for all devices, of at most 1 GiB (1.1 GB)\n"));
+    refused(&format!("{bound}{}", device("983041KiB")), &["f.yaml:2:19: limits.memory: ", "above 1 GiB", "m (line 3)"]);
+    refused(
+        &format!("{bound}{}", device("100TiB")),
+        &["devices of memory 100 TiB", "above 1 GiB", "make a device of memory smaller, first of m (line 3): 100 TiB"],
+    );
+    let two = "devices:\n  m: { backend: { memory: 9223372036854775296 } }\n  n: { backend: { memory: 9223372036854775296 } }\n";
+    refused(&format!("{bound}{two}"), &["above 1 GiB"]);
+    accepted(&device("100TiB"));
+    // Nothing is stored of a null device, and that of a file is on its disk.
+    accepted(&format!(
+        "{bound}devices: {{ n: {{ backend: {{ null: 100TiB }} }}, f: {{ backend: {{ file: /f, size: 100TiB }} }} }}\n"
+    ));
+}
+
+#[test]
 fn f08_buffers_above_the_bound_are_refused_with_their_sum() {
     // 2 queues of 64 and one of 128, 512 KiB each: 128 MiB. Both sides of the border, and no bound.
     let devices =
-        "devices:\n  a: { backend: { memory: 1MiB }, queues: 2, depth: 64 }\n  b: { backend: { memory: 1MiB } }\n";
+        "devices:\n  a: { backend: { \"null\": 1MiB }, queues: 2, depth: 64 }\n  b: { backend: { \"null\": 1MiB } }\n";
     let config = accepted(&format!("limits: {{ memory: 128MiB }}\n{devices}"));
     assert_eq!(config.memory_max, Some(config.buffer_bytes()));
     assert_eq!(config.buffer_bytes(), 256 * u64::from(REQUEST_BYTES_MAX));
     assert!(
-        config.describe().starts_with("buffers: 128 MiB (134.2 MB) for all devices, of at most 128 MiB (134.2 MB)\n")
+        config.describe().starts_with("memory: 128 MiB (134.2 MB) for all devices, of at most 128 MiB (134.2 MB)\n")
     );
     refused(
         &format!("limits: {{ memory: 127MiB }}\n{devices}"),
-        &["f.yaml:2:19: limits.memory: ", "take 128 MiB", "above 127 MiB", "lower depth or queues", "or raise this"],
+        &[
+            "f.yaml:2:19: limits.memory: ",
+            "take 128 MiB (134.2 MB) (buffers",
+            "above 127 MiB",
+            "lower depth or queues",
+            "or raise this",
+        ],
     );
     assert_eq!(accepted(devices).memory_max, None);
 }

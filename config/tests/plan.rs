@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits};
-use ublk_throttle_config::{Backend, Config, Device, Group, OnCrash, OnStop, Plan, ZeroCopy, difference, parse};
+use ublk_throttle_config::{
+    Backend, Config, Device, Direct, Group, OnCrash, OnStop, Plan, ZeroCopy, difference, parse,
+};
 
 fn config(body: &str) -> Config {
     parse("/etc/new.yaml", format!("version: 1\n{body}").as_bytes()).unwrap_or_else(|errors| panic!("{errors}")).0
@@ -93,7 +95,7 @@ fn what_a_device_was_made_with_is_refused_with_its_line_and_a_way_out() {
     assert_eq!(
         plan.lines(),
         [
-            "device a (line 3): backend file /a → block /b, direct false → true, shared false → true, id 3 → 4, \
+            "device a (line 3): backend file /a → block /b, direct auto → true, shared false → true, id 3 → 4, \
              queues 1 → 2, depth 128 → 64, block-size that of the backend → 512, read-only false → true, zero-copy auto → off, cpus all → 0-2 \
              cannot change while it runs; remove the device and add it again: `ublk-throttle del a`, then `reload`; or put back what \
              it has",
@@ -229,7 +231,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                     n if n % 3 == 1 => Backend::Null { size },
                     _ => {
                         let size = (kind > 0).then_some(size);
-                        Backend::File { path, size, create: kind == 1, direct: false, shared: false }
+                        Backend::File { path, size, create: kind == 1, direct: Direct::Auto, shared: false }
                     }
                 };
                 config.devices.push(Device {
@@ -269,6 +271,17 @@ fn completed(from: &Config, mut to: Config) -> Config {
         }
     }
     to
+}
+
+#[test]
+fn f68_direct_that_a_file_leaves_open_is_content_with_what_the_device_has() {
+    // Also with what a daemon of before there was `auto` has made: otherwise no reload would pass until it is made anew.
+    let file = |direct: &str| config(&format!("devices: {{ v: {{ backend: {{ file: /a{direct} }} }} }}\n"));
+    for before in [", direct: true", ", direct: false", ""] {
+        assert!(difference(&file(before), &file("")).is_empty(), "{before}");
+    }
+    let refused = difference(&file(", direct: false"), &file(", direct: true")).refusals;
+    assert!(refused[0].to_string().contains("direct false → true"), "{}", refused[0]);
 }
 
 proptest! {

@@ -104,6 +104,44 @@ fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
 }
 
 #[test]
+fn f68_direct_is_the_default_of_a_block_device_and_left_open_for_a_file() {
+    // A failed write through the page cache is told to nobody but a later flush.
+    use ublk_throttle_config::Direct;
+    let direct = |settings: &str| device("v", settings).backend.direct();
+    for (settings, expected) in [
+        ("block=/b", Direct::On),
+        ("block=/b direct=auto", Direct::Auto),
+        ("block=/b direct=false", Direct::Off),
+        ("file=/f", Direct::Auto),
+        ("file=/f direct=auto", Direct::Auto),
+        ("file=/f direct=true", Direct::On),
+        ("file=/f direct=false", Direct::Off),
+    ] {
+        assert_eq!(direct(settings), Some(expected), "{settings}");
+    }
+    assert_eq!(direct("memory=1MiB"), None);
+    let refused = refused(new_device("v", &pairs("file=/f direct=maybe")));
+    assert_eq!(refused, "direct: \"maybe\" is neither true nor false; allowed: true, false, auto");
+}
+
+#[test]
+fn f67_what_programs_make_of_a_file_is_read_as_the_file() {
+    // PyYAML and Ansible make a truth value of `off` and `on`; Helm writes large numbers with an exponent.
+    let written = config(
+        "groups: { g: { limits: { iops: 1000000, bps-total: 1048576 } } }\n\
+         devices:\n  a: { backend: { file: /a, size: 1073741824 }, group: g, zero-copy: off, id: 1000000, block-size: 4096 }\n  \
+         b: { backend: { file: /b }, zero-copy: on }\n",
+    );
+    let rewritten = config(
+        "groups: { g: { limits: { iops: 1e+06, bps-total: 1.048576e+06 } } }\n\
+         devices:\n  a: { backend: { file: /a, size: 1.073741824e+09 }, group: g, zero-copy: false, id: 1e+06, block-size: 4.096e+03 }\n  \
+         b: { backend: { file: /b }, zero-copy: True }\n",
+    );
+    assert_eq!(rewritten, written);
+    assert_eq!(device("v", "file=/a zero-copy=false iops=1e3"), device("v", "file=/a zero-copy=off iops=1000"));
+}
+
+#[test]
 fn null_has_no_zero_copy_whatever_the_default_says() {
     // A default is for the devices that have the choice; to take the others out of it one by one would be a chore.
     use ublk_throttle_config::ZeroCopy;

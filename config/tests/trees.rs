@@ -107,7 +107,7 @@ fn description_tells_who_may_ask_and_how_a_device_is_cut() {
     assert_eq!(
         config.describe(),
         "control: root changes; group 1000 may use the commands that only read\n\
-         device a: block device /dev/sda, shared with other writers, read and write, blocks of 4096 bytes, \
+         device a: block device /dev/sda, direct I/O, shared with other writers, read and write, blocks of 4096 bytes, \
          1 queue of 128 requests\n  no limit\n"
     );
 }

@@ -149,8 +149,8 @@ pub enum Command {
         /// Remove it although it is in use: its users get I/O errors from then on
         #[arg(long, conflicts_with = "group")]
         force: bool,
-        /// How long to wait for the end of it
-        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+        /// How long to wait for the end of it; it goes on afterwards
+        #[arg(long, value_name = "TIME", default_value = "4.5s", value_parser = time)]
         timeout: Duration,
         /// Print what has gone as JSON
         #[arg(long)]
@@ -301,7 +301,7 @@ pub struct Parts {
     /// Make the file, of --size, if there is none
     #[arg(long)]
     pub create: bool,
-    /// Go around the page cache (O_DIRECT)
+    /// Go around the page cache (O_DIRECT) [default: of a block device, and of a file where its file system can]
     #[arg(long, conflicts_with = "no_direct")]
     pub direct: bool,
     /// Go through the page cache

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::device::PATIENCE;
 use crate::error::{Class, Failure, Outcome, WireFailure};
 use crate::settings::Settings;
 
@@ -61,7 +62,7 @@ pub enum Command {
         #[serde(default)]
         force: bool,
         /// When to answer at the latest; the removal goes on.
-        #[serde(default = "default_timeout")]
+        #[serde(default = "default_patience")]
         timeout_ms: u64,
     },
     /// Changes a device or a group: one of the two is given. All of it or nothing.
@@ -99,6 +100,10 @@ pub enum Command {
 
 const fn default_timeout() -> u64 {
     10_000
+}
+
+const fn default_patience() -> u64 {
+    PATIENCE.as_millis() as u64
 }
 
 impl Command {
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn a_request_is_read_with_its_defaults() {
         let request = Request::parse(br#"{"id":7,"cmd":"del","device":"vol1"}"#).unwrap();
-        assert_eq!(request, Request { id: json!(7), command: del("vol1", false, 10_000) });
+        assert_eq!(request, Request { id: json!(7), command: del("vol1", false, 4_500) });
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::fault::shown;
 use crate::fields::{Fields, Item, Leftovers, Notes};
-use crate::model::{Backend, SECTOR};
+use crate::model::{Backend, Direct, SECTOR};
 use crate::quantity::{self, Unit};
 use crate::source::Place;
 
@@ -81,7 +81,7 @@ pub(super) fn read<'n>(
         "null" => Backend::Null { size: read_size(&main, notes)? },
         _ => {
             let path = read_path(&main, base, notes);
-            let direct = direct.and_then(|item| item.bool(notes)).unwrap_or(false);
+            let direct = direct.and_then(|item| read_direct(&item, notes));
             let shared = shared.and_then(|item| item.bool(notes)).unwrap_or(false);
             if is_file {
                 let size_given = size.is_some();
@@ -95,14 +95,27 @@ pub(super) fn read<'n>(
                         create.fault(notes, "`create` on a read-only device", cure);
                     }
                 }
-                Backend::File { path: path?, size, create: wants_creation, direct, shared }
+                Backend::File {
+                    path: path?,
+                    size,
+                    create: wants_creation,
+                    direct: direct.unwrap_or(Direct::Auto),
+                    shared,
+                }
             } else {
-                Backend::Block { path: path?, direct, shared }
+                Backend::Block { path: path?, direct: direct.unwrap_or(Direct::On), shared }
             }
         }
     };
     let size = backend.size().zip(if has_path { size } else { Some(main) });
     Some(Description { backend, place, size })
+}
+
+fn read_direct(item: &Item<'_>, notes: &mut Notes) -> Option<Direct> {
+    if item.is_word(Direct::Auto.word()) {
+        return Some(Direct::Auto);
+    }
+    item.bool_or(notes, &[Direct::Auto.word()]).map(Direct::from)
 }
 
 /// Refuses a size that is no whole number of blocks.

@@ -19,7 +19,8 @@ const CHARGES: [(&str, Charge); 3] = [("free", Charge::Free), ("op", Charge::Op)
 pub(super) struct Said {
     read: Option<Charge>,
     write: Option<Charge>,
-    write_zeroes: Option<Charge>,
+    /// `Some(None)`: `auto`.
+    write_zeroes: Option<Option<Charge>>,
     discard: Option<Charge>,
     flush: Option<Charge>,
 }
@@ -30,7 +31,7 @@ impl Said {
         (*self != Self::default()).then(|| ChargeTable {
             read: self.read.unwrap_or(inherited.read),
             write: self.write.unwrap_or(inherited.write),
-            write_zeroes: self.write_zeroes.or(inherited.write_zeroes),
+            write_zeroes: self.write_zeroes.unwrap_or(inherited.write_zeroes),
             discard: self.discard.unwrap_or(inherited.discard),
             flush: self.flush.unwrap_or(inherited.flush),
         })
@@ -39,14 +40,21 @@ impl Said {
 
 pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Said {
     let Some(mut fields) = Fields::of(item, notes) else { return Said::default() };
+    let write_zeroes = fields.take("write-zeroes").and_then(|item| read_zeroes(&item, notes));
     let mut charge = |operation: &str| fields.take(operation)?.word(notes, &CHARGES, &[]);
     let said = Said {
         read: charge("read"),
         write: charge("write"),
-        write_zeroes: charge("write-zeroes"),
+        write_zeroes,
         discard: charge("discard"),
         flush: charge("flush"),
     };
     fields.finish(notes, &KEYS, &[]);
     said
+}
+
+/// The charge of write-zeroes, or `auto`: as the backend writes them, whatever the parent says.
+fn read_zeroes(item: &Item<'_>, notes: &mut Notes) -> Option<Option<Charge>> {
+    let [free, op, bytes] = CHARGES.map(|(word, charge)| (word, Some(charge)));
+    item.word(notes, &[free, op, bytes, ("auto", None)], &[])
 }

@@ -8,7 +8,7 @@ use crate::quantity::{self, Bytes, Unit};
 /// Linux's `LOGIN_NAME_MAX` is larger; the tools that make groups stop here.
 const GROUP_NAME_MAX: usize = 32;
 
-/// The bound on all buffers together, and what says it.
+/// The bound on what all devices take together, and what says it.
 pub(super) fn memory_max<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<(u64, Item<'n>)> {
     const ALLOWED: &str = "allowed: a size like 4GiB, above 0; leave it out for no bound";
     let mut fields = Fields::of(item, notes)?;
@@ -23,23 +23,32 @@ pub(super) fn memory_max<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<(u64,
     Some((bytes, memory))
 }
 
-/// Refuses devices whose buffers take more than `bytes_max` in all.
+/// Refuses devices that take more than `bytes_max` in all: their buffers, and what those of memory hold when they are full.
 pub(super) fn check_memory(config: &Config, bytes_max: u64, item: &Item<'_>, notes: &mut Notes) {
-    let needed = config.buffer_bytes();
-    let Some(largest) = config.devices.iter().max_by_key(|device| device.buffer_bytes()) else { return };
+    let (needed, buffers) = (config.memory_bytes(), config.buffer_bytes());
+    let Some(largest) = config.devices.iter().max_by_key(|device| device.memory_bytes()) else { return };
     if needed > bytes_max {
         let Device { name, line, queues, depth, .. } = largest;
+        let of_memory = match needed - buffers {
+            0 => String::new(),
+            bytes => format!(", devices of memory {}", Bytes(bytes)),
+        };
         let found = format!(
-            "the buffers of all devices (queues x depth x 512 KiB each) take {}, which is above {}",
+            "all devices take {} (buffers of queues x depth x 512 KiB each {}{of_memory}), which is above {}",
             Bytes(needed),
+            Bytes(buffers),
             Bytes(bytes_max)
         );
-        let cure = format!(
-            "lower depth or queues, first of {} (line {line}): {queues} x {depth} requests take {}; or raise this",
-            shown(name, 64),
-            Bytes(largest.buffer_bytes())
-        );
-        item.fault(notes, found, cure);
+        let name = shown(name, 64);
+        let cure = if largest.own_bytes() > largest.buffer_bytes() {
+            format!("make a device of memory smaller, first of {name} (line {line}): {}", Bytes(largest.own_bytes()))
+        } else {
+            format!(
+                "lower depth or queues, first of {name} (line {line}): {queues} x {depth} requests take {}",
+                Bytes(largest.buffer_bytes())
+            )
+        };
+        item.fault(notes, found, format!("{cure}; or raise this"));
     }
 }
 

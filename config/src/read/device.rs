@@ -6,6 +6,7 @@ use throttle_core::share::WEIGHT_DEFAULT;
 
 use crate::fields::{Fields, Item, Leftovers, Notes};
 use crate::model::{Backend, Device, ID_MAX, OnCrash, OnStop, ZeroCopy};
+use crate::quantity;
 use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 use crate::yaml::Value;
@@ -53,7 +54,7 @@ pub(super) fn read<'n>(
     });
     let weight = weight::read(&mut fields, group.is_some(), "group", notes).unwrap_or(WEIGHT_DEFAULT);
     let read_only = fields.take("read-only").and_then(|item| item.bool(notes)).unwrap_or(false);
-    let block_size = fields.take("block-size").and_then(|item| item.word(notes, &BLOCK_SIZES, &[]));
+    let block_size = fields.take("block-size").and_then(|item| read_block_size(&item, notes));
     let backend_item = fields.take("backend");
     let leftovers = fields.finish(notes, &KEYS, &[]);
     let Some(backend_item) = backend_item else {
@@ -122,6 +123,16 @@ pub(super) fn read<'n>(
         cpus,
         line,
     })
+}
+
+/// A number, however it is written, of which only two are taken.
+fn read_block_size(item: &Item<'_>, notes: &mut Notes) -> Option<u32> {
+    let number = match &item.node.value {
+        Value::Text { text, .. } => quantity::parse_count(text).ok(),
+        _ => None,
+    };
+    let known = BLOCK_SIZES.iter().find(|(_, bytes)| number == Some(u64::from(*bytes)));
+    known.map(|(_, bytes)| *bytes).or_else(|| item.word(notes, &BLOCK_SIZES, &[]))
 }
 
 /// A device that stands in no file: its path is absolute, its group is for the caller to check.

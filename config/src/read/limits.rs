@@ -67,6 +67,8 @@ pub(crate) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
         if has_length && limit.max == 0 && (1..=SECOND_NS).contains(&limit.burst_length_ns) {
             let (_, length) = &places[places.len() - 1];
             notes.warn(length.key_place, &length.path, WarningKind::LengthWithoutMax);
+            // It means nothing, so it is not kept: a limit that is written down and read again is the same.
+            limit.burst_length_ns = SECOND_NS;
         }
         limits.set(kind, limit);
     }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Then come the checks that need more than one entry (cross.rs): references, groups in trees, ids and paths that are
-//! unique, what all buffers take, and how long a full device may be held back.
+//! unique, what all devices take of memory, and how long a full device may be held back.
 
 pub(crate) mod backend;
 mod charge;

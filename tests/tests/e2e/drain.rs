@@ -35,6 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let stall = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper];
         forced_removal_does_not_wait_for_a_backend_that_does_not_answer,
         removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on,
+        f69_del_waits_as_long_as_its_timeout_says,
         removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so,
         sigterm_takes_a_device_down_whose_backend_does_not_answer,
     ];
@@ -147,6 +148,33 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
         daemon.stop()?;
     }
     Ok(())
+}
+
+fn f69_del_waits_as_long_as_its_timeout_says(scene: &Scene) -> Result<()> {
+    // Longer and shorter than without a word, and what it waits for is told each time.
+    let disk = Mapped::on_ram(32)?;
+    let daemon = scene.start(&stuck_and_other(&disk, "off"))?;
+    let device = scene.device("stuck")?;
+    disk.suspend()?;
+    let to = format!("of={}", device.node());
+    let writer = scene.begin_tool("dd", &["if=/dev/zero", &to, "bs=64k", "count=4", "conv=notrunc"])?;
+    let_run(1);
+    for patience in [1, 8] {
+        let limit = Duration::from_secs(patience);
+        let told = scene.ask(&["del", "--timeout", &format!("{patience}s"), "stuck"])?.expect_code(7)?;
+        let words = format!("is not gone after {patience}s: writing back: the backend does not answer");
+        let told = told.expect_stderr(&["error[E-TIMEOUT]", &words])?;
+        ensure!(told.took >= limit, "the answer came after {:?}, before {limit:?}", told.took);
+        expect_within("the answer", told.took, limit + AT_ONCE)?;
+    }
+    // One that waits while the backend begins to answer hears that the device is gone.
+    let del = scene.begin_ask(&["del", "--timeout", "20s", "stuck"])?;
+    let_run(6);
+    disk.resume()?;
+    del.finish(Duration::from_secs(20))?.expect_code(0)?;
+    ensure!(!device.node.exists(), "{} is still there", device.node());
+    writer.finish(ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
 }
 
 fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: &Scene) -> Result<()> {

@@ -29,11 +29,15 @@ pub(crate) fn cases() -> Vec<Case> {
         f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart,
         f26_a_slow_backend_is_waited_for_without_an_error,
         f30_a_failed_flush_is_told_and_the_next_epoch_is_sound,
+        f68_a_failed_write_is_told_to_its_writer_by_default,
     ];
     let load = cases![[Need::Ublk, Need::Fio, Need::RamDisk, Need::Mapper];
         f26_a_stalled_backend_holds_no_tokens_of_its_group,
     ];
-    let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4]; f25_a_file_system_unmounted_lazily_serves_on];
+    let ext4 = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
+        f25_a_file_system_unmounted_lazily_serves_on,
+        f68_a_file_is_direct_where_its_file_system_can,
+    ];
     let loops = cases![[Need::Ublk, Need::Loop]; f29_a_block_larger_than_the_wanted_one_is_told_with_both_numbers];
     let plain = cases![[Need::Ublk];
         f22_a_full_disk_is_told_to_that_write_and_works_once_there_is_room,
@@ -339,6 +343,46 @@ fn f30_a_failed_flush_is_told_and_the_next_epoch_is_sound(scene: &Scene) -> Resu
     let below = Direct::open(mapped.node())?;
     ensure!(below.holds(0, 65536, 0xa5)? && below.holds(65536, 65536, 0xa7)?, "the disk below lacks flushed data");
     Ok(())
+}
+
+fn f68_a_failed_write_is_told_to_its_writer_by_default(scene: &Scene) -> Result<()> {
+    // Through the page cache below it would succeed, and the error would come with some later flush, or with none.
+    let mapped = Mapped::on_ram(16)?;
+    let (daemon, _, direct) = one(scene, &format!("block: {}", mapped.node().display()))?;
+    ensure!(scene.listed("d")?["direct"] == true, "`list` does not say that it is direct");
+    direct.write(0, 65536, 0xa5)?;
+    mapped.become_all(Target::Error)?;
+    expect_errno("write to a disk that fails writes", direct.write(0, 65536, 0xa6), EIO)?;
+    mapped.become_all(Target::Linear)?;
+    ensure!(direct.holds(0, 65536, 0xa5)?, "what was there before reads wrong");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f68_a_file_is_direct_where_its_file_system_can(scene: &Scene) -> Result<()> {
+    // ext4 on a disk with blocks of 512 bytes can. tmpfs tells nothing of it. The blocks of the device are those of before.
+    let disk = RamDisk::new(64)?;
+    let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
+    let tmpfs = Tmpfs::new(&scene.dir().join("tmpfs"), 16)?;
+    for (point, said, is_direct) in [
+        (mount.point(), "", true),
+        (mount.point(), ", direct: auto", true),
+        (mount.point(), ", direct: false", false),
+        (tmpfs.point(), "", false),
+    ] {
+        let file = point.join("d.img");
+        let (daemon, device, direct) =
+            one(scene, &format!("file: {}, size: 8MiB, create: true{said}", file.display()))?;
+        let what = format!("{}{said}", file.display());
+        let (status, block) = (scene.listed("d")?, sysfs::number(&device.disk, "queue/logical_block_size")?);
+        ensure!(status["direct"] == is_direct, "{what}: direct is {}", status["direct"]);
+        ensure!(block == 512, "{what}: blocks of {block} bytes");
+        direct.write(512, 1024, 0xa5)?;
+        ensure!(direct.holds(512, 1024, 0xa5)? && direct.holds(0, 512, 0)?, "{what}: reads wrong");
+        drop(direct);
+        daemon.stop()?;
+    }
+    mount.unmount()
 }
 
 fn f31_a_size_that_is_no_multiple_of_the_block_is_cut_and_told(scene: &Scene) -> Result<()> {

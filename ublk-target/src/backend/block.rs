@@ -28,6 +28,7 @@ pub struct BlockBackend {
     device: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
+    is_direct: bool,
 }
 
 /// What the configuration says beside the path.
@@ -80,7 +81,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         discard: limits.discard,
         write_zeroes_bytes_max: limits.write_zeroes_bytes_max,
     };
-    Ok(BlockBackend { device: device.into(), path: path.to_owned(), geometry })
+    Ok(BlockBackend { device: device.into(), path: path.to_owned(), geometry, is_direct })
 }
 
 /// What sysfs says about a block device's queue.
@@ -136,6 +137,10 @@ impl Backend for BlockBackend {
 
     fn takes_registered(&self) -> bool {
         true
+    }
+
+    fn is_direct(&self) -> Option<bool> {
+        Some(self.is_direct)
     }
 
     fn identity(&self) -> Option<(u64, u64)> {

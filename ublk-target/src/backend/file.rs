@@ -14,9 +14,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, fstatfs};
 use throttle_core::cost::Operation;
+use ublk_throttle_config::Direct;
 
 use super::epoch::Epochs;
 use super::place::{self, Access};
@@ -33,7 +34,7 @@ pub struct Wanted {
     /// Make the file if it is not there, and extend it if it is too short.
     pub create: bool,
     /// `O_DIRECT`.
-    pub is_direct: bool,
+    pub direct: Direct,
     /// Refuse writes.
     pub is_read_only: bool,
     /// Others that say the same may have it open too.
@@ -48,6 +49,7 @@ pub struct FileBackend {
     path: PathBuf,
     geometry: Geometry,
     remarks: Vec<Remark>,
+    is_direct: bool,
 }
 
 /// A file system page: what a buffered file handles best.
@@ -58,7 +60,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     let creates = wanted.create && !wanted.is_read_only;
     let access = Access {
         is_read_only: wanted.is_read_only,
-        is_direct: wanted.is_direct,
+        is_direct: wanted.direct == Direct::On,
         flags: if creates { libc::O_CREAT } else { 0 },
     };
     let is_new = creates && !path.exists();
@@ -73,7 +75,11 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         place::expect_no_loop(path, &metadata)?;
     }
     let size = settle_size(&file, path, metadata.len(), wanted, creates)?;
-    let needed = needed(&file, path, wanted.is_direct)?;
+    let is_direct = match wanted.direct {
+        Direct::Auto => go_direct(&file, wanted.block),
+        direct => direct == Direct::On,
+    };
+    let needed = needed(&file, path, is_direct)?;
     let logical_block = place::block(path, needed.offset, wanted.block)?;
     let holes = Holes::probe(&file, path, wanted.is_read_only);
     let geometry = Geometry {
@@ -93,7 +99,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         ));
     }
     let remarks = remarks(path, metadata.len(), is_new, size);
-    Ok(FileBackend { file, path: path.to_owned(), geometry, remarks })
+    Ok(FileBackend { file, path: path.to_owned(), geometry, remarks, is_direct })
 }
 
 /// What the file system can do with a range besides writing it.
@@ -206,6 +212,26 @@ fn settle_size(file: &File, path: &Path, length: u64, wanted: &Wanted, creates: 
     Ok(size)
 }
 
+/// Turns `O_DIRECT` on for an open file, if its file system has it and its units fit a device with blocks of `block` bytes, or of
+/// the smallest if nothing was said: `auto` takes nothing away that the page cache would give. Whether it is on.
+///
+/// A file system that tells no units (tmpfs, FUSE, NFS) keeps its page cache: whether a request fits would show only when it fails.
+fn go_direct(file: &File, block: Option<u32>) -> bool {
+    let block = block.unwrap_or(*LOGICAL_BLOCKS.start());
+    let Ok(Some(told)) = sys::direct_alignment(file.as_fd()) else { return false };
+    if !fits(told, block) {
+        return false;
+    }
+    let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    flags.is_ok_and(|flags| fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)).is_ok())
+}
+
+/// Whether every request of a device with blocks of `block` bytes is one for `O_DIRECT`. Its memory is aligned to 512 bytes at
+/// least, by the rules of the block layer.
+const fn fits(told: DirectAlignment, block: u32) -> bool {
+    told.offset.is_power_of_two() && told.offset <= block && told.memory <= *LOGICAL_BLOCKS.start()
+}
+
 /// What the file wants of a request: the unit of its place and length, and of its memory.
 fn needed(file: &File, path: &Path, is_direct: bool) -> Outcome<DirectAlignment> {
     if !is_direct {
@@ -248,6 +274,10 @@ impl Backend for FileBackend {
 
     fn takes_registered(&self) -> bool {
         true
+    }
+
+    fn is_direct(&self) -> Option<bool> {
+        Some(self.is_direct)
     }
 
     fn identity(&self) -> Option<(u64, u64)> {
@@ -294,7 +324,7 @@ mod tests {
     const WANTED: Wanted = Wanted {
         size: Some(1 << 20),
         create: true,
-        is_direct: false,
+        direct: Direct::Off,
         is_read_only: false,
         is_shared: false,
         block: None,
@@ -369,6 +399,34 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(found, [vec!["W-CREATED"], vec![], vec!["W-EXTENDED"]]);
         assert_eq!(qcow2, ["W-FORMAT"]);
+    }
+
+    #[test]
+    fn f68_a_file_is_direct_where_that_takes_nothing_away() {
+        // A device of 512-byte blocks stays one: a file system that needs 4096 keeps its page cache, unless the device has them.
+        let told = |offset, memory| DirectAlignment { offset, memory };
+        assert!(fits(told(512, 512), 512) && fits(told(512, 4), 4096) && fits(told(4096, 512), 4096));
+        assert!(!fits(told(4096, 512), 512) && !fits(told(512, 4096), 512) && !fits(told(1536, 512), 4096));
+    }
+
+    #[test]
+    fn f68_a_file_opened_by_default_has_the_blocks_of_a_buffered_one() {
+        // Whatever file system the directory for temporary files is on; `direct` says what was chosen.
+        let path = scratch("auto");
+        for (block, expected) in [(None, 512), (Some(4096), 4096)] {
+            let backend = open(&path, &Wanted { direct: Direct::Auto, block, ..WANTED }).unwrap();
+            let flags = OFlag::from_bits_retain(fcntl(backend.file.as_fd(), FcntlArg::F_GETFL).unwrap());
+            assert_eq!(backend.geometry().logical_block, expected);
+            assert_eq!(backend.is_direct(), Some(flags.contains(OFlag::O_DIRECT)));
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn f68_a_file_system_without_direct_io_keeps_its_page_cache() {
+        // procfs has none; tmpfs, which takes it and tells no units, is buffered as well.
+        let file = File::open("/proc/self/status").unwrap();
+        assert!(!go_direct(&file, None));
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod range;
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;
-use ublk_throttle_config::Backend as Description;
+use ublk_throttle_config::{Backend as Description, Direct};
 
 use crate::error::Outcome;
 use crate::ublk::params::Geometry;
@@ -96,6 +96,11 @@ pub trait Backend: Send + Sync {
     /// of a read is zero.
     fn wants_data(&self) -> bool {
         true
+    }
+
+    /// Whether it goes around the page cache; `None` where there is none.
+    fn is_direct(&self) -> Option<bool> {
+        None
     }
 
     /// The file behind it: its device and inode number, for whoever wants to know whether the path still leads there.
@@ -181,11 +186,12 @@ pub fn open(description: &Description, is_read_only: bool, block: Option<u32>) -
     let is_shared = description.is_shared();
     Ok(match description {
         Description::File { path, size, create, direct, .. } => {
-            let (size, create, is_direct) = (*size, *create, *direct);
-            Box::new(file::open(path, &file::Wanted { size, create, is_direct, is_read_only, is_shared, block })?)
+            let (size, create, direct) = (*size, *create, *direct);
+            Box::new(file::open(path, &file::Wanted { size, create, direct, is_read_only, is_shared, block })?)
         }
         Description::Block { path, direct, .. } => {
-            let is_direct = *direct;
+            // Every block device has it.
+            let is_direct = *direct != Direct::Off;
             Box::new(block::open(path, &block::Wanted { is_direct, is_read_only, is_shared, block })?)
         }
         Description::Memory { size } => Box::new(memory::open(*size, is_read_only, block)?),

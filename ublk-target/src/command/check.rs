@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Number;
+use serde_json::{Number, Value, json};
 use throttle_core::charge::{Charge, ChargeTable};
-use ublk_throttle_config::{Backend, Config, Device, Group};
+use ublk_throttle_config::{Backend, Config, Device, Direct, Group};
 
 use super::{load, say, say_json};
 use crate::device::limits;
@@ -16,8 +16,10 @@ use crate::error::Outcome;
 #[derive(Serialize)]
 struct Checked {
     limits: Bounds,
-    /// What the buffers of all devices take, at most `limits.memory`.
+    /// What the buffers of all devices take.
     buffer_bytes: u64,
+    /// The same with the bytes of devices of memory, at most `limits.memory`.
+    memory_bytes: u64,
     control: Control,
     groups: Vec<GroupFacts>,
     devices: Vec<DeviceFacts>,
@@ -54,7 +56,8 @@ struct DeviceFacts {
     /// Absent where it is that of the file or the block device.
     size: Option<u64>,
     create: bool,
-    direct: bool,
+    /// True, false, or `auto`.
+    direct: Value,
     shared: bool,
     group: Option<String>,
     weight: u32,
@@ -91,6 +94,7 @@ impl Checked {
         Self {
             limits: Bounds { memory: *memory_max },
             buffer_bytes: config.buffer_bytes(),
+            memory_bytes: config.memory_bytes(),
             control: Control { group: readers.clone() },
             groups: groups.iter().map(|group| GroupFacts::of(group, members(&group.name))).collect(),
             devices: devices.iter().map(DeviceFacts::of).collect(),
@@ -133,9 +137,9 @@ impl DeviceFacts {
             line,
         } = device;
         let (create, direct, shared) = match backend {
-            Backend::File { path: _, size: _, create, direct, shared } => (*create, *direct, *shared),
-            Backend::Block { path: _, direct, shared } => (false, *direct, *shared),
-            Backend::Memory { size: _ } | Backend::Null { size: _ } => (false, false, false),
+            Backend::File { path: _, size: _, create, direct, shared } => (*create, truth(*direct), *shared),
+            Backend::Block { path: _, direct, shared } => (false, truth(*direct), *shared),
+            Backend::Memory { size: _ } | Backend::Null { size: _ } => (false, json!(false), false),
         };
         Self {
             name: name.clone(),
@@ -162,6 +166,14 @@ impl DeviceFacts {
     }
 }
 
+/// As in the configuration.
+fn truth(direct: Direct) -> Value {
+    match direct {
+        Direct::Auto => json!(Direct::Auto.word()),
+        direct => json!(direct == Direct::On),
+    }
+}
+
 /// A table in the configuration's words. Write-zeroes are left out where they depend on the backend.
 fn charge(table: &ChargeTable) -> BTreeMap<&'static str, &'static str> {
     let word = |charge| match charge {
@@ -177,7 +189,6 @@ fn charge(table: &ChargeTable) -> BTreeMap<&'static str, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn every_key_of_the_reference_is_in_the_facts() {
@@ -195,7 +206,7 @@ mod tests {
             facts["devices"][0],
             json!({
                 "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
-                "create": true, "direct": true, "shared": false, "group": "part", "weight": 100,
+                "create": true, "direct": "auto", "shared": false, "group": "part", "weight": 100,
                 "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
                 "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto", "cpus": "0-3,8",
                 "line": facts["devices"][0]["line"],
@@ -204,6 +215,7 @@ mod tests {
         assert_eq!(facts["limits"], json!({ "memory": 1 << 30 }));
         // Four times 128 requests of 512 KiB.
         assert_eq!(facts["buffer_bytes"], json!(256 << 20));
+        assert_eq!(facts["memory_bytes"], json!(768 << 20));
         assert_eq!(facts["control"], json!({ "group": "disk" }));
         assert_eq!(facts["groups"][1]["parent"], json!("everything"));
         assert_eq!(facts["groups"][0]["charge"]["write-zeroes"], json!("op"));

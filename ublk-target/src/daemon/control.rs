@@ -33,7 +33,7 @@ use super::table::{Entry, Origin, Placed, Table};
 use super::{add, del, notify, recover, reload, server, set, stats};
 use crate::activity::Activity;
 use crate::clock;
-use crate::device::{Beginning as Begun, Device, Notice, Removal, Surroundings, traces};
+use crate::device::{Beginning as Begun, Device, Notice, PATIENCE, Removal, Surroundings, traces};
 use crate::error::{Class, Failure, Outcome};
 use crate::groups;
 use crate::helper::{Errand, Helper};
@@ -234,7 +234,7 @@ impl Daemon {
 
     fn remove_all(&self) {
         for entry in self.table.borrow().devices.values().filter(|entry| !entry.is_kept) {
-            entry.device.remove(Removal { is_forced: true, answer: Box::new(|_| {}) });
+            entry.device.remove(Removal { is_forced: true, patience: PATIENCE, answer: Box::new(|_| {}) });
         }
     }
 

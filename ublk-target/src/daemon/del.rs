@@ -14,6 +14,9 @@ use crate::device::{Device, Removal, Removed};
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
 
+/// The thread of the device answers in time, and knows what it waits for. Its answer is waited for this much longer.
+pub const ANSWER_GRACE: Duration = Duration::from_millis(500);
+
 /// Removes a device, by name, link or node. A second removal joins the first.
 pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: Duration) -> Outcome<Value> {
     let (name, outcome) = {
@@ -21,9 +24,9 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: D
         let entry = table.device(wanted)?;
         let name = entry.device.name().to_owned();
         daemon.claims.expect_free(&[Name::device(&name)])?;
-        (name, ask(&entry.device, is_forced))
+        (name, ask(&entry.device, is_forced, limit))
     };
-    let removed = match timeout(limit, outcome).await {
+    let removed = match timeout(limit.saturating_add(ANSWER_GRACE), outcome).await {
         Ok(Ok(outcome)) => outcome?,
         // The device's thread dropped the answer: it ended otherwise, and is gone.
         Ok(Err(_)) => Removed::default(),
@@ -39,11 +42,11 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: D
     Ok(json!({ "device": name, "note": removed.note }))
 }
 
-/// Asks a device to go; the outcome comes through the channel.
-pub fn ask(device: &Device, is_forced: bool) -> oneshot::Receiver<Outcome<Removed>> {
+/// Asks a device to go; the outcome comes through the channel, after `patience` at the latest.
+pub fn ask(device: &Device, is_forced: bool, patience: Duration) -> oneshot::Receiver<Outcome<Removed>> {
     let (answer, outcome) = oneshot::channel();
     // Whoever asked may have gone; the removal goes on.
-    device.remove(Removal { is_forced, answer: Box::new(move |outcome| drop(answer.send(outcome))) });
+    device.remove(Removal { is_forced, patience, answer: Box::new(move |outcome| drop(answer.send(outcome))) });
     outcome
 }
 

@@ -9,8 +9,9 @@
 //!   a device of ours in the kernel, without a state file: told, and left alone
 //! ```
 //!
-//! What is in force for one that is taken up: as it was last set, if the configuration says of it what it said then; as the
-//! configuration says, if that has changed meanwhile; as it was, and as if `add` had made it, if the configuration does not name it.
+//! What is in force for one that is taken up: its group, weight and limits as last set, if the configuration says of these what it
+//! said then; as the configuration says, if that has changed meanwhile; as it was, and as if `add` had made it, if the
+//! configuration does not name it. Both sides are compared as they are read, not as they are written: an older program wrote down less.
 //!
 //! The lock of the state directory is ours, so whoever wrote the files is dead.
 
@@ -203,9 +204,12 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
         return Beginning { description: described, entry: None, left: Some(left), levels: None };
     };
     let mut description = Description { line: entry.line, ..described };
-    if record.entry.as_ref() != Some(&entry.settings()) {
+    let then = record.entry.as_ref().and_then(|settings| read(name, settings).ok());
+    if then.as_ref().is_none_or(|then| has_other_place(then, entry)) {
         description.group.clone_from(&entry.group);
         (description.weight, description.limits) = (entry.weight, entry.limits);
+    }
+    if then.is_none_or(|then| then != Description { line: 0, ..entry.clone() }) {
         let alone = |device: &Description| Config { devices: vec![device.clone()], ..Config::default() };
         let differences = difference(&alone(&in_kernel(&description, &left)), &alone(entry));
         for line in differences.lines().iter().filter(|_| !differences.is_empty()) {
@@ -213,6 +217,11 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
         }
     }
     Beginning { description, entry: Some(entry.clone()), left: Some(left), levels: None }
+}
+
+/// Whether two descriptions of a device differ in what `set` changes of it, but for the size.
+fn has_other_place(one: &Description, other: &Description) -> bool {
+    (&one.group, one.weight, one.limits) != (&other.group, other.weight, other.limits)
 }
 
 /// With the number that it has got.
@@ -352,6 +361,17 @@ mod tests {
     }
 
     #[test]
+    fn f66_a_group_with_a_weight_and_no_parent_stays_as_last_set() {
+        // Its weight was not written down, so the file seemed to have changed.
+        let then = "groups: { g: { weight: 200, limits: { iops: 100 } } }";
+        let in_force = "groups: { g: { weight: 200, limits: { iops: 50 } } }";
+        assert_eq!(merged(then, then, in_force, &[]), [group("g", 50, true)]);
+        let set = "groups: { g: { weight: 500, limits: { iops: 50 } }, p: {} }";
+        let file = "groups: { g: { parent: p, limits: { iops: 100 } }, p: {} }";
+        assert_eq!(merged(file, file, set, &[]), [group("g", 50, true), group("p", 0, true)]);
+    }
+
+    #[test]
     fn a_group_that_a_command_made_stays_and_one_that_the_file_dropped_only_with_its_devices() {
         let then = "groups: { dropped: { limits: { iops: 1 } }, above: { limits: { iops: 2 } } }";
         let in_force = "groups: { dropped: { limits: { iops: 1 }, parent: above }, above: { limits: { iops: 2 } }, \
@@ -391,5 +411,22 @@ mod tests {
         assert_eq!(in_force(&file(10)), (device(20).limits, true));
         assert_eq!(in_force(&file(11)), (device(11).limits, true));
         assert_eq!(in_force(&Config::default()), (device(20).limits, false));
+    }
+
+    #[test]
+    fn f66_what_was_set_stays_although_the_record_is_of_an_older_program() {
+        // It wrote no weight of a device without a group; and a key that no `set` changes says nothing about limits.
+        let device = |text: &str| {
+            config(&format!("devices: {{ d: {{ backend: {{ \"null\": 512 }}, {text} }} }}")).devices.remove(0)
+        };
+        let (then, set) = (device("limits: { iops: 10 }"), device("limits: { iops: 20 }"));
+        let mut written = record(&set, Some(&then));
+        written.entry.as_mut().unwrap().retain(|(key, _)| key != "weight");
+        for now in ["limits: { iops: 10 }", "limits: { iops: 10 }, depth: 64"] {
+            let file = Config { devices: vec![device(now)], ..Config::default() };
+            let left = LeftBehind { target: Target { id: 3, nonce: 7 }, identity: None };
+            let begun = taken_up(&file, &written, described(&written).unwrap(), left);
+            assert_eq!(begun.description.limits, set.limits, "{now}");
+        }
     }
 }

@@ -30,7 +30,7 @@ use super::{del, notify, set, socket};
 use crate::command::{odd, read};
 use crate::cpus;
 use crate::crash_point::{self, Point};
-use crate::device::Removed;
+use crate::device::{PATIENCE, Removed};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::ublk::control::Control;
 use crate::ublk::features::UPDATE_SIZE;
@@ -71,7 +71,7 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
     }
     daemon.expect_serving()?;
     notify::reloading();
-    let outcome = carry_out(daemon, &to, &plan, readers, Instant::now() + limit).await;
+    let outcome = carry_out(daemon, &to, &plan, readers, limit).await;
     daemon.tell_ready();
     let left = outcome?;
     odd.iter().chain(&changed).for_each(log::Warning::log);
@@ -140,10 +140,9 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
         table.check_new(new)?;
     }
     let others = table.devices.iter().filter(|(name, _)| to.device(name).is_none() && !leaving.contains(*name));
-    let bytes: u64 = to.buffer_bytes() + others.map(|(_, entry)| entry.described.buffer_bytes()).sum::<u64>();
+    let bytes = others.map(|(_, entry)| entry.described.memory_bytes()).fold(to.memory_bytes(), u64::saturating_add);
     if let Some(max) = to.memory_max.filter(|max| bytes > *max) {
-        let what =
-            format!("limits.memory: {max} is below {bytes}, the buffers of all devices with those that `add` made");
+        let what = format!("limits.memory: {max} is below {bytes}, what all devices take with those that `add` made");
         return Err(Failure::new(Class::Config, what));
     }
     for name in &plan.group_removals {
@@ -272,13 +271,19 @@ struct Left {
     notes: Vec<String>,
 }
 
+/// How long a reload waits for devices that go: as long as `del` where nothing was said, and longer for whoever asked for that.
+fn patience(limit: Duration) -> Duration {
+    if limit > LIMIT { limit } else { limit.min(PATIENCE) }
+}
+
 async fn carry_out(
     daemon: &Rc<Daemon>,
     to: &Config,
     plan: &Plan,
     readers: Option<u32>,
-    deadline: Instant,
+    limit: Duration,
 ) -> Outcome<Left> {
+    let deadline = Instant::now() + limit;
     let made = make_groups(daemon, &plan.group_additions)?;
     let began = start_devices(daemon, plan, deadline).await;
     let applied = began.and_then(|()| daemon.expect_serving()).and_then(|()| apply(daemon, to, plan));
@@ -302,7 +307,7 @@ async fn carry_out(
             Err(failure) => left.failures.push(failure),
         }
     }
-    remove_devices(daemon, plan, deadline, &mut left).await;
+    remove_devices(daemon, plan, patience(limit), &mut left).await;
     remove_groups(daemon, plan, &mut left);
     daemon.keep_groups(&daemon.table.borrow());
     Ok(left)
@@ -352,7 +357,7 @@ async fn undo(daemon: &Rc<Daemon>, plan: &Plan, made: &[GroupId]) {
         let table = daemon.table.borrow();
         for new in &plan.device_additions {
             if let Some(entry) = table.devices.get(&new.name) {
-                going.push((new.name.clone(), del::ask(&entry.device, true)));
+                going.push((new.name.clone(), del::ask(&entry.device, true, UNDO_LIMIT)));
             }
         }
     }
@@ -437,13 +442,14 @@ fn write_down(table: &mut Table, to: &Config) {
     table.readers.clone_from(&to.readers);
 }
 
-async fn remove_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant, left: &mut Left) {
+async fn remove_devices(daemon: &Rc<Daemon>, plan: &Plan, patience: Duration, left: &mut Left) {
+    let deadline = Instant::now() + patience + del::ANSWER_GRACE;
     let mut going = Vec::new();
     {
         let table = daemon.table.borrow();
         for name in &plan.device_removals {
             if let Some(entry) = table.devices.get(name) {
-                going.push((name.clone(), del::ask(&entry.device, false)));
+                going.push((name.clone(), del::ask(&entry.device, false, patience)));
             }
         }
     }

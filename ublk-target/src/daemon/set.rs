@@ -89,6 +89,7 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limi
             format!("device {name:?}: `size` changes alone, or half of the command might be done; set it by itself");
         return Err(Failure::new(Class::Config, what));
     } else if let Some(bytes) = after.backend.size() {
+        daemon.table.borrow().check_memory(&after)?;
         resize(daemon, &name, bytes, limit).await?;
     }
     log::info(format_args!("device={name} state=changed {}", words(settings)));

@@ -87,7 +87,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What is in force, as a configuration would say it. The id is the one it has got.
+    /// What is in force, as a configuration would say it. The id and `direct` are those it has got.
     pub fn in_force(&self) -> Description {
         let mut described = self.described.clone();
         let standing = self.device.standing();
@@ -96,6 +96,9 @@ impl Entry {
         described.limits = standing.limits;
         drop(standing);
         described.id = self.device.id().or(described.id);
+        if let Some(is_direct) = self.device.is_direct() {
+            described.backend.settle_direct(is_direct);
+        }
         described
     }
 }
@@ -203,17 +206,19 @@ impl Table {
         Ok(())
     }
 
-    /// Why the buffers of one more device would be too much.
+    /// Why a device that is new, or changes its size, would be too much beside the others.
     pub fn check_memory(&self, new: &Description) -> Outcome<()> {
-        let there: u64 = self.devices.values().map(|entry| entry.described.buffer_bytes()).sum();
-        let bytes = there + new.buffer_bytes();
+        let others = self.devices.iter().filter(|(name, _)| **name != new.name);
+        let there = others.map(|(_, entry)| entry.described.memory_bytes()).fold(0, u64::saturating_add);
+        let bytes = there.saturating_add(new.memory_bytes());
         match self.memory_max {
             Some(max) if bytes > max => Err(Failure::new(
                 Class::Config,
                 format!(
-                    "device {:?}: with its buffers all would take {bytes} bytes, above limits.memory ({max}); \
-                     lower its depth or queues, or raise limits.memory",
-                    new.name
+                    "device {:?}: it takes {} bytes, and with the others all would take {bytes}, above limits.memory ({max}); \
+                     lower its depth, queues or size in memory, or raise limits.memory",
+                    new.name,
+                    new.memory_bytes()
                 ),
             )),
             _ => Ok(()),

@@ -64,6 +64,9 @@ impl DeviceThread {
         for remark in backend.remarks() {
             log::warn(remark.code, format_args!("device={} {}", description.name, remark.text));
         }
+        if let Some(is_direct) = backend.is_direct() {
+            assert!(self.shared.is_direct.set(is_direct).is_ok(), "a backend is opened once");
+        }
         if let Some(identity) = backend.identity() {
             assert!(self.shared.identity.set(identity).is_ok(), "a backend is opened once");
         }

@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use throttle_core::group::{GroupId, MemberOptions};
 use throttle_core::limiter::Level;
@@ -93,10 +94,15 @@ impl State {
     }
 }
 
+/// How long a removal leaves whoever asked without an answer, where nothing else was said.
+pub const PATIENCE: Duration = Duration::from_millis(4500);
+
 /// Asks a device to go. The answer comes when it has gone, or when it turned out to be in use.
 pub struct Removal {
     /// Also if somebody uses it.
     pub is_forced: bool,
+    /// When to answer at the latest, from when it is asked; the removal goes on.
+    pub patience: Duration,
     /// Called once, on the device's thread.
     pub answer: Answer<Removed>,
 }
@@ -144,6 +150,8 @@ struct Shared {
     /// What ADD stores with it; drawn before, so that whoever finds the state file finds the device.
     nonce: u32,
     made: OnceLock<Made>,
+    /// Whether the file or block device behind it is used around the page cache.
+    is_direct: OnceLock<bool>,
     /// Device and inode number of the file behind it, if there is one.
     identity: OnceLock<(u64, u64)>,
     /// What it protects, and in what order: see [`standing`].
@@ -237,6 +245,7 @@ impl Device {
             state: AtomicU8::new(state as u8),
             nonce: left.as_ref().map_or_else(making::nonce, |left| left.target.nonce),
             made: OnceLock::new(),
+            is_direct: OnceLock::new(),
             identity: OnceLock::new(),
             standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None, entry }),
         });
@@ -261,6 +270,11 @@ impl Device {
     /// The N of `/dev/ublkbN`, once there is one.
     pub fn id(&self) -> Option<u32> {
         self.shared.made.get().map(|made| made.id)
+    }
+
+    /// Whether the file or block device behind it is used around the page cache, once it is open.
+    pub fn is_direct(&self) -> Option<bool> {
+        self.shared.is_direct.get().copied()
     }
 
     /// What `list` shows.

@@ -200,6 +200,9 @@ impl DeviceThread {
             let what = format!("what is behind it has {}; put it back as it was", misfits.join("; "));
             return Err(Failure::new(Class::Backing, what));
         }
+        if let Some(is_direct) = backend.is_direct() {
+            let _ = self.shared.is_direct.set(is_direct);
+        }
         if let Some(identity) = found {
             // Tried again, it is the same one.
             let _ = self.shared.identity.set(identity);

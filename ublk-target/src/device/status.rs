@@ -33,6 +33,9 @@ pub struct Status {
     pub backend: String,
     /// Of the file or block device behind it.
     pub path: Option<String>,
+    /// Whether it is used around the page cache (`O_DIRECT`); `None` until it is open, and for memory and null.
+    #[serde(default)]
+    pub direct: Option<bool>,
     /// The group it is in.
     pub group: Option<String>,
     /// Its share of what the group allows, against the others in it.
@@ -93,6 +96,7 @@ impl Shared {
             size: standing.size,
             backend: description.backend.kind().to_owned(),
             path: description.backend.path().map(|path| path.display().to_string()),
+            direct: self.is_direct.get().copied(),
             group: standing.group,
             weight: standing.weight,
             limits: limits(&standing.limits),
@@ -117,6 +121,10 @@ impl Shared {
         let standing = self.standing().clone();
         let mut device = self.description.clone();
         (device.group, device.weight, device.limits) = (standing.group, standing.weight, standing.limits);
+        // The next daemon does as this one did, whatever the file system tells it.
+        if let Some(is_direct) = self.is_direct.get() {
+            device.backend.settle_direct(*is_direct);
+        }
         // What the kernel has is cut to whole blocks; anything else is another size.
         if let Some((wanted, size)) = device.backend.size().zip(standing.size)
             && !(size..size + 4096).contains(&wanted)

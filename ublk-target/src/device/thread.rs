@@ -10,7 +10,7 @@
 //! So a message can come at any time: a removal asked for during the start waits for its end, a second removal joins the
 //! first, an abort in the middle of anything is not lost. The steps themselves are in `making`, `removal` and `resize`.
 //!
-//! Whoever waits for a removal gets an answer within [`ANSWER_LIMIT`], whatever the removal waits for: by name, and it goes on.
+//! Whoever waits for a removal gets an answer within [`Removal::patience`], whatever the removal waits for: by name, and it goes on.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,9 +38,6 @@ const SHORT_TICK: Duration = Duration::from_millis(1);
 const MOMENTS: Duration = Duration::from_millis(200);
 /// How often a wait without a limit is reported.
 const REPORT: Duration = Duration::from_secs(10);
-/// How long a removal may leave whoever asked for it without an answer.
-const ANSWER_LIMIT: Duration = Duration::from_millis(4500);
-
 /// How long a removal waits for what a helper process needs.
 const SPAWN_LIMIT: Duration = Duration::from_secs(8);
 
@@ -385,11 +382,12 @@ impl DeviceThread {
 
     /// Tells those who have waited long enough what is being waited for. The removal goes on without them.
     fn answer_late(&mut self) {
-        let late = |waiting: &mut Waiting| waiting.since.elapsed() >= ANSWER_LIMIT;
+        let late = |waiting: &mut Waiting| waiting.since.elapsed() >= waiting.removal.patience;
         for waiting in self.removals.extract_if(.., late).collect::<Vec<_>>() {
             let what = format!(
-                "device {:?} is not gone after {ANSWER_LIMIT:?}: {}; the removal goes on, `list` tells",
+                "device {:?} is not gone after {:?}: {}; the removal goes on, `list` tells",
                 self.name(),
+                waiting.removal.patience,
                 self.stage
             );
             self.late_removal = Some(self.is_forced() || waiting.removal.is_forced);
