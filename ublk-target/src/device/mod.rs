@@ -97,6 +97,8 @@ impl State {
 pub struct Removal {
     /// Also if somebody uses it.
     pub is_forced: bool,
+    /// The daemon ends: a removal that fails is tried again until it succeeds. Any other is refused, and the device lives on.
+    pub is_final: bool,
     /// Called once, on the device's thread.
     pub answer: Answer<Removed>,
 }
