@@ -115,7 +115,12 @@ impl Scene {
 
     /// Starts the daemon, and does not wait until it is ready.
     pub fn start_without_waiting(&self, config: &str) -> Result<Daemon> {
-        let (mut run, path, log) = self.prepare(&[], config)?;
+        self.start_under_without_waiting(&[], config)
+    }
+
+    /// The same below a wrapper.
+    pub fn start_under_without_waiting(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
+        let (mut run, path, log) = self.prepare(wrapper, config)?;
         Daemon::spawn(&mut run, &path, &self.socket(), &log)
     }
 

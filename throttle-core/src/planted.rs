@@ -45,6 +45,8 @@ pub(crate) enum Fault {
     DrainExemptsGroup,
     /// A drain charges whatever it lets go, and its neighbours pay.
     DrainChargesAll,
+    /// A removal that failed leaves its device without limits.
+    DrainForEver,
     /// The changes of one step are made one after the other, and what is due goes in between.
     ApplyInSteps,
     /// A queue that no limit was above goes on without asking after it got one.

@@ -113,10 +113,16 @@ impl Throttle {
     }
 
     /// The device is about to be removed: what it holds is let go at once, each request by the thread of its queue, and charged
-    /// as far as it makes nobody else wait more than 50 ms longer; what it still sends is neither limited nor charged. Cannot
-    /// be undone; asking twice is harmless.
+    /// as far as it makes nobody else wait more than 50 ms longer; what it still sends is neither limited nor charged, until
+    /// [`Self::end_drain`]. Asking twice is harmless.
     pub fn drain(&self, member: MemberId, now: Time) {
         self.call(&mut Vec::new(), |groups| groups.drain(member, now));
+    }
+
+    /// The removal has failed: the device is limited and charged again. Nothing that was let go is taken back. A device that does not
+    /// drain stays as it is.
+    pub fn end_drain(&self, member: MemberId) {
+        self.lock().groups.end_drain(member);
     }
 
     /// What the device holds back at the moment.

@@ -1,12 +1,15 @@
 //! Where a daemon may be killed between two steps, for the trials that do it at each.
 //!
 //! ```text
-//!   the file $UBLK_THROTTLE_CRASH_FILE   "added"                  the process that comes to the point kills itself
+//!   a line of $UBLK_THROTTLE_CRASH_FILE  "added"                  the process that comes to the point kills itself
 //!                                        "helper-stopped"         a helper at it kills its daemon, and itself
 //!                                        "helper-stopped/daemon"  only its daemon
+//!                                        "helper-stopped/helper"  only itself
 //!                                        "helper-starting/late"   only its daemon, and goes on when that is gone: as a
 //!                                                                 command does that the kernel had begun already
 //! ```
+//!
+//! Each line is for one process; the file goes with the last of them.
 //!
 //! Only builds with the feature `crash-points` have any of it; in the others [`at`] is nothing. A new point goes into [`Point::ALL`],
 //! from where the trials take them, and fail if what is said to come by it does not.
@@ -22,6 +25,8 @@ pub enum Work {
     Recovering,
     /// A configuration is being brought into force.
     Reloading,
+    /// A disk gets another size.
+    Resizing,
 }
 
 macro_rules! points {
@@ -61,6 +66,8 @@ points! {
     Recovered "recovered" Recovering false
     Claimed "claimed" Removing false
     Drained "drained" Removing false
+    HelperClaiming "helper-claiming" Removing true
+    HelperWriting "helper-writing" Removing true
     HelperStopping "helper-stopping" Removing true
     HelperStopped "helper-stopped" Removing true
     Stopped "stopped" Removing false
@@ -70,6 +77,8 @@ points! {
     HelperDeleted "helper-deleted" Removing true
     Deleted "deleted" Removing false
     ReloadApplied "reload-applied" Reloading false
+    HelperResizing "helper-resizing" Resizing true
+    HelperResized "helper-resized" Resizing true
 }
 
 /// Does nothing.
@@ -82,27 +91,44 @@ pub fn at(point: Point) {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::{getpid, getppid};
 
-    let Some(path) = std::env::var_os("UBLK_THROTTLE_CRASH_FILE") else { return };
-    let Ok(wanted) = std::fs::read_to_string(&path) else { return };
     let Some((_, name, _, is_helper)) = Point::ALL.iter().find(|(other, ..)| *other == point) else { return };
-    let (wanted, how) = wanted.split_once('/').unwrap_or((&wanted, ""));
-    // Whoever takes the file away is the one: once is enough.
-    if wanted != *name || std::fs::remove_file(&path).is_err() {
-        return;
-    }
+    let Some(how) = taken(name) else { return };
     let daemon = getppid();
     if how == "late" {
         let _ = nix::sys::prctl::set_pdeathsig(None);
     }
-    if *is_helper {
+    if *is_helper && how != "helper" {
         let _ = kill(daemon, Signal::SIGKILL);
     }
-    if !*is_helper || how.is_empty() {
+    if !*is_helper || how.is_empty() || how == "helper" {
         let _ = kill(getpid(), Signal::SIGKILL);
     }
     while how == "late" && getppid() == daemon {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
+}
+
+/// What is to happen at this point, if anything is; then it has happened, and the line is gone.
+#[cfg(feature = "crash-points")]
+fn taken(point: &str) -> Option<String> {
+    let path = std::env::var_os("UBLK_THROTTLE_CRASH_FILE")?;
+    let named = |line: &str| line.split_once('/').unwrap_or((line, "")).0 == point;
+    if !std::fs::read_to_string(&path).ok()?.lines().any(named) {
+        return None;
+    }
+    // Whoever takes the file away is the one: once is enough.
+    let own = format!("{}.{}", path.display(), std::process::id());
+    std::fs::rename(&path, &own).ok()?;
+    let wanted = std::fs::read_to_string(&own).ok()?;
+    let mut lines: Vec<&str> = wanted.lines().collect();
+    let found = lines.iter().position(|line| named(line)).map(|at| lines.remove(at));
+    if !lines.is_empty() {
+        std::fs::write(&own, lines.join("\n")).ok()?;
+        std::fs::rename(&own, &path).ok()?;
+    } else {
+        std::fs::remove_file(&own).ok()?;
+    }
+    found.map(|line| line.split_once('/').map_or("", |(_, how)| how).to_owned())
 }
 
 /// Prints every point: its name, what is under way, `helper` or `daemon`.

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use serde::{Deserialize, Serialize};
@@ -215,11 +216,16 @@ impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
         self.map_err(|cause| {
             let cause: io::Error = cause.into();
             let class = match cause.raw_os_error() {
-                // These two say more than the place where they happened.
-                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Class::Resource,
+                // These say more than the place where they happened.
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => Class::Resource,
                 _ => class,
             };
-            Failure::new(class, format!("{what}: {}{}", plain(&cause), limit_in_words(&cause)))
+            let text = match cause.raw_os_error() {
+                // fork(2) and clone(2): what they mean by "temporarily unavailable".
+                Some(libc::EAGAIN) => "no process or thread is left".to_owned(),
+                _ => plain(&cause),
+            };
+            Failure::new(class, format!("{what}: {text}{}", limit_in_words(&cause)))
         })
     }
 }
@@ -230,6 +236,7 @@ fn limit_in_words(cause: &io::Error) -> String {
         Some(libc::EMFILE) => (Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE"),
         Some(libc::ENOMEM) => (Resource::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK"),
         Some(libc::ENFILE) => return "; raise the sysctl fs.file-max".to_owned(),
+        Some(libc::EAGAIN) => return process_limit(),
         _ => return String::new(),
     };
     match getrlimit(resource) {
@@ -237,6 +244,42 @@ fn limit_in_words(cause: &io::Error) -> String {
         Ok((soft, _)) => format!("; {name} is {soft}, raise it"),
         Err(_) => String::new(),
     }
+}
+
+/// The limit of processes that was reached: that of a control group above this process, or of its user, or of the host.
+fn process_limit() -> String {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let mounts = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let full = cgroups(&own, &mounts).into_iter().find_map(|folder| {
+        let number = |file: &str| read(&folder.join(file))?.trim().parse::<u64>().ok();
+        let most = number("pids.max")?;
+        // A command takes a thread and a worker of the kernel's besides, and both have gone by now.
+        (number("pids.current")? + 2 >= most).then(|| format!("pids.max of {} is {most}", folder.display()))
+    });
+    let of_user = || match getrlimit(Resource::RLIMIT_NPROC) {
+        Ok((soft, _)) if soft != RLIM_INFINITY => format!("RLIMIT_NPROC is {soft}, pids.max is not reached now"),
+        _ => "pids.max (TasksMax) or the sysctl kernel.threads-max was reached".to_owned(),
+    };
+    match full {
+        Some(full) => format!("; {full}, raise it (systemd: TasksMax)"),
+        None => format!("; {}", of_user()),
+    }
+}
+
+/// The control groups of a process that may limit its processes, its own first: by `/proc/self/cgroup` and where they are mounted.
+fn cgroups(own: &str, mountinfo: &str) -> Vec<PathBuf> {
+    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
+    // 30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
+    let Some((root, point)) = mountinfo.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        kind.starts_with("cgroup2 ").then(|| Some((fields.next()?, fields.next()?)))?
+    }) else {
+        return Vec::new();
+    };
+    let below = Path::new(path).strip_prefix(root).unwrap_or(Path::new("")).to_owned();
+    below.ancestors().map(|folder| Path::new(point).join(folder)).collect()
 }
 
 /// An I/O error without Rust's " (os error 2)".
@@ -283,5 +326,24 @@ mod tests {
         let full = full.unwrap_err();
         assert_eq!(full.class, Class::Resource);
         assert!(full.message.contains("RLIMIT_NOFILE is "), "{}", full.message);
+    }
+
+    #[test]
+    fn f74_a_lack_of_processes_is_told_with_its_limit() {
+        // "Resource temporarily unavailable" sends nobody to the control group that is full.
+        let full: Outcome<()> = Err(io::Error::from_raw_os_error(libc::EAGAIN)).or_fail(Class::Failed, "cannot start");
+        let full = full.unwrap_err();
+        assert_eq!(full.class, Class::Resource);
+        assert!(full.message.starts_with("cannot start: no process or thread is left; "), "{}", full.message);
+        assert!(full.message.contains("pids.max"), "{}", full.message);
+        let mountinfo =
+            "24 1 0:22 / /proc rw - proc proc rw\n30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n";
+        let found = cgroups("1:name=systemd:/x\n0::/system.slice/ublk.service\n", mountinfo);
+        let folders = ["system.slice/ublk.service", "system.slice", ""].map(|f| Path::new("/sys/fs/cgroup").join(f));
+        assert_eq!(found, folders);
+        // In a container the root of the mount is the group of the container.
+        let inside = "30 24 0:26 /box /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroups("0::/box/a\n", inside)[0], Path::new("/sys/fs/cgroup/a"));
+        assert!(cgroups("", mountinfo).is_empty() && cgroups("0::/a\n", "").is_empty());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   daemon                                  helper of a removal
-//!     ├─ spawn __stop ID NONCE ────────────► opens the disk O_EXCL, looks for users
+//!     ├─ spawn __stop ID NONCE ────────────► opens the driver, makes its threads; opens the disk O_EXCL, looks for users
 //!     │ ◄──────────────── "claimed" or "busy mounted at /srv" ┘
 //!     ├─ lets go of held requests
 //!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has to)
@@ -19,6 +19,8 @@
 //! close the ring. With the command in another process the kill ends everything within a second, and the helper, which
 //! lives on, deletes the device.
 //!
+//! All that can be lacking (the driver, io_uring, threads) is had before "claimed": until then nothing of the device has changed.
+//!
 //! Every helper checks that the device is still the one it was sent for (the nonce that ADD stored with it): the id may
 //! have been freed and given to somebody else in between.
 
@@ -27,8 +29,8 @@ use std::io::{BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -40,8 +42,8 @@ use nix::unistd::getppid;
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::in_use::Disk;
-use crate::ublk::Owner;
 use crate::ublk::control::Control;
+use crate::ublk::{DeviceInfo, Owner};
 
 /// What a helper is sent to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,7 @@ const RESIZE: &str = "__resize";
 const FORCE: &str = "--force";
 const SHRINK: &str = "--shrink";
 
+const SENT: &str = "sent";
 const CLAIMED: &str = "claimed";
 const WRITTEN: &str = "written";
 const UNWRITTEN: &str = "unwritten";
@@ -169,6 +172,8 @@ impl Word {
 /// What a helper said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
+    /// START follows: a helper that ends without this has changed nothing.
+    Sent,
     /// The disk is ours alone, or the removal is forced: [`Word::Go`] may follow.
     Claimed,
     /// Everything dirty is with the backend; STOP follows.
@@ -189,6 +194,7 @@ pub enum Answer {
 
 /// Executes this binary again, with other words: they are read in [`crate::command::main`].
 pub fn spawn(words: impl IntoIterator<Item = String>) -> Outcome<Child> {
+    look_after_orphans();
     // The file this process runs, even if it was replaced on disk meanwhile.
     Command::new("/proc/self/exe")
         .arg0("ublk-throttle")
@@ -201,6 +207,25 @@ pub fn spawn(words: impl IntoIterator<Item = String>) -> Outcome<Child> {
         .current_dir("/")
         .spawn()
         .or_fail(Class::Resource, "cannot start a helper process (/proc/self/exe)")
+}
+
+/// Children whose end no thread waits for, as there was none left.
+static ORPHANS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// A child may sit in an open or a write that does not end: a thread waits for its end. Without one it is looked after when the next
+/// child is made; unless somebody does, each would take up a process of those that are short already.
+pub fn leave_to_its_end(child: Child, name: &str) {
+    let child = Arc::new(Mutex::new(Some(child)));
+    let taken = Arc::clone(&child);
+    let take = |child: &Mutex<Option<Child>>| child.lock().expect("nothing panics with it locked").take();
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    if thread.spawn(move || take(&taken).map(|mut child| child.wait())).is_err() {
+        ORPHANS.lock().expect("nothing panics with it locked").extend(take(&child));
+    }
+}
+
+fn look_after_orphans() {
+    ORPHANS.lock().expect("nothing panics with it locked").retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
 /// A helper at work.
@@ -251,8 +276,7 @@ impl Helper {
     pub fn kill(self) {
         let Self { mut child, .. } = self;
         let _ = child.kill();
-        // It may sit in an open or a write that does not end: somebody has to wait for it, but not we.
-        let _ = std::thread::Builder::new().name("helper's end".to_owned()).spawn(move || child.wait());
+        leave_to_its_end(child, "helper's end");
     }
 }
 
@@ -260,6 +284,7 @@ impl Answer {
     fn parse(line: &str) -> Self {
         let rest = |head: &str| line.strip_prefix(head).map(str::to_owned);
         match line {
+            SENT => Self::Sent,
             CLAIMED => Self::Claimed,
             WRITTEN => Self::Written,
             UNWRITTEN => Self::Unwritten,
@@ -306,6 +331,7 @@ fn start(target: Target, server: u32) -> Result<(), String> {
     end_with_daemon()?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
     expect_alive(server)?;
+    say(SENT);
     crash_point::at(Point::HelperStarting);
     control.start(target.id, server).map_err(|errno| told("START", errno))?;
     crash_point::at(Point::HelperStarted);
@@ -323,23 +349,30 @@ fn recover(target: Target, server: u32) -> Result<(), String> {
 }
 
 fn stop(target: Target, is_forced: bool) -> Result<(), String> {
+    crash_point::at(Point::HelperClaiming);
     // Before the disk goes: afterwards nothing tells its numbers.
     let disk = Disk::find(target.id);
+    // All that can fail, before the daemon lets go of anything: the driver, a ring, the worker of the kernel that STOP needs (it stays
+    // once a command has made it), two threads.
+    let mut control = open(target)?;
+    let mut orders = Orders::listen().map_err(no_thread)?;
+    let writer = Writer::start(orders.sender.clone()).map_err(no_thread)?;
     let claim = match disk.claim(is_forced) {
         Ok(claim) => Some(claim),
         Err(_) if is_forced => None,
         Err(users) => return Err(format!("{BUSY}{users}")),
     };
     say(CLAIMED);
-    let mut orders = Orders::listen();
     if orders.next(None) != Some(Heard::Word(Word::Go)) {
         // The daemon called it off, or died: its devices die with it, or wait for the next one.
         return Ok(());
     }
-    let Some(mut control) = open(target)? else { return Ok(()) };
-    let is_recoverable = control.info(target.id).is_ok_and(|info| info.is_recoverable);
+    let Some(control) = &mut control else { return Ok(()) };
+    let Some(info) = known(control, target)? else { return Ok(()) };
     let claim = claim.map(Arc::new);
-    match write_back(&disk, claim.clone(), Urgency { is_forced, is_recoverable }, &mut orders) {
+    let urgency = Urgency { is_forced, is_recoverable: info.is_recoverable };
+    crash_point::at(Point::HelperWriting);
+    match write_back(&disk, claim.clone(), urgency, &writer, &mut orders) {
         Written::All => say(WRITTEN),
         Written::Part => say(UNWRITTEN),
         // The next daemon takes it up, with what is dirty.
@@ -352,7 +385,11 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     while !orders.are_over && orders.next(None) != Some(Heard::Word(Word::Delete)) {}
     // Else the id would wait for ourselves.
     drop(claim);
-    free(&mut control, target, &disk, if is_forced { FREE_LIMIT_FORCED } else { FREE_LIMIT })
+    free(control, target, &disk, if is_forced { FREE_LIMIT_FORCED } else { FREE_LIMIT })
+}
+
+fn no_thread(cause: std::io::Error) -> String {
+    failed(&Err::<(), _>(cause).or_fail(Class::Resource, "cannot start a thread").unwrap_err())
 }
 
 /// What reaches the main thread of a helper.
@@ -374,10 +411,10 @@ struct Orders {
 
 impl Orders {
     /// Reads words until the end of the pipe, in a thread.
-    fn listen() -> Self {
+    fn listen() -> std::io::Result<Self> {
         let (sender, heard) = channel();
         let words = sender.clone();
-        std::thread::spawn(move || {
+        std::thread::Builder::new().spawn(move || {
             for line in std::io::stdin().lock().lines() {
                 let Ok(line) = line else { break };
                 let word = Word::ALL.into_iter().find(|word| word.line().trim_end() == line);
@@ -386,8 +423,8 @@ impl Orders {
                 }
             }
             let _ = words.send(Heard::End);
-        });
-        Self { sender, heard, are_over: false }
+        })?;
+        Ok(Self { sender, heard, are_over: false })
     }
 
     /// What comes next; nothing if that takes longer than `limit`.
@@ -416,26 +453,58 @@ enum Written {
     Orphaned,
 }
 
-/// Writes back what is dirty. In a thread, because nothing interrupts it.
-fn write_back(disk: &Disk, claim: Option<Arc<File>>, urgency: Urgency, orders: &mut Orders) -> Written {
-    let Urgency { is_forced, is_recoverable } = urgency;
-    let (work, done) = (disk.clone(), orders.sender.clone());
-    std::thread::spawn(move || {
-        match claim {
+/// The thread that writes back: nothing interrupts it.
+struct Writer(Sender<Work>);
+
+/// What to write back: through the only opening of the disk, or whatever is mounted.
+struct Work {
+    disk: Disk,
+    claim: Option<Arc<File>>,
+    is_recoverable: bool,
+}
+
+impl Writer {
+    /// One that waits for its work.
+    fn start(done: Sender<Heard>) -> std::io::Result<Self> {
+        let (sender, work) = channel();
+        std::thread::Builder::new().spawn(move || {
+            if let Ok(work) = work.recv() {
+                Work::carry_out(work);
+                // Nobody hears it if it was given up.
+                let _ = done.send(Heard::Written);
+            }
+        })?;
+        Ok(Self(sender))
+    }
+}
+
+impl Work {
+    fn carry_out(self) {
+        match self.claim {
             // A failure is the disk's: what could not be written back has been reported to its users.
             Some(claim) => drop(claim.sync_all()),
             None => {
-                work.sync_above();
+                self.disk.sync_above();
                 // Once more for what was written meanwhile, which is little.
-                if is_recoverable {
-                    work.sync_above();
+                if self.is_recoverable {
+                    self.disk.sync_above();
                 }
-                work.sync();
+                self.disk.sync();
             }
         }
-        // Nobody hears it if it was given up.
-        let _ = done.send(Heard::Written);
-    });
+    }
+}
+
+/// Writes back what is dirty.
+fn write_back(
+    disk: &Disk,
+    claim: Option<Arc<File>>,
+    urgency: Urgency,
+    writer: &Writer,
+    orders: &mut Orders,
+) -> Written {
+    let Urgency { is_forced, is_recoverable } = urgency;
+    let _ = writer.0.send(Work { disk: disk.clone(), claim, is_recoverable });
     let mut is_limited = is_forced;
     let (began, mut changed, mut progress) = (Instant::now(), Instant::now(), disk.progress());
     loop {
@@ -496,14 +565,22 @@ fn resize(target: Target, size: u64, is_shrinking: bool) -> Result<(), String> {
     // Kept until the size has changed, so that nobody mounts it in between.
     let _claim = claim.map_err(|users| format!("{BUSY}{users}"))?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
-    control.update_size(target.id, size).map_err(|errno| told("UPDATE_SIZE", errno))
+    crash_point::at(Point::HelperResizing);
+    control.update_size(target.id, size).map_err(|errno| told("UPDATE_SIZE", errno))?;
+    crash_point::at(Point::HelperResized);
+    Ok(())
 }
 
 /// The driver, if the device is still the one we were sent for.
 fn open(target: Target) -> Result<Option<Control>, String> {
-    let mut control = Control::open().map_err(|failure| format!("{FAILED}{}", failure.message))?;
+    let mut control = Control::open().map_err(|failure| failed(&failure))?;
+    Ok(known(&mut control, target)?.map(|_| control))
+}
+
+/// What the driver knows of the device, if it is still the one we were sent for.
+fn known(control: &mut Control, target: Target) -> Result<Option<DeviceInfo>, String> {
     match control.info(target.id) {
-        Ok(info) if info.owner == Owner::ours(target.nonce) => Ok(Some(control)),
+        Ok(info) if info.owner == Owner::ours(target.nonce) => Ok(Some(info)),
         Ok(_) | Err(Errno::ENODEV) => Ok(None),
         Err(errno) => Err(told("GET_INFO", errno)),
     }
@@ -515,7 +592,12 @@ fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 fn told(command: &str, errno: Errno) -> String {
-    format!("{FAILED}{command}: {}", errno.desc())
+    failed(&Err::<(), _>(errno).or_fail(Class::Failed, command).unwrap_err())
+}
+
+/// A failure as it travels to the daemon, with its class.
+fn failed(failure: &Failure) -> String {
+    format!("{FAILED}{} {}", failure.class.name(), failure.message)
 }
 
 fn say(line: &str) {
@@ -530,7 +612,11 @@ pub fn failure(what: &str, said: Option<Answer>, status: ExitStatus) -> Failure 
         Some(Answer::Failed(text) | Answer::Busy(text)) => text,
         _ => format!("the helper process ended with {status}"),
     };
-    Failure::new(Class::Failed, format!("{what}: {cause}"))
+    let classed = cause.split_once(' ').and_then(|(name, text)| {
+        let class = Class::ALL.into_iter().find(|class| class.name() == name)?;
+        Some(Failure::new(class, format!("{what}: {text}")))
+    });
+    classed.unwrap_or_else(|| Failure::new(Class::Failed, format!("{what}: {cause}")))
 }
 
 #[cfg(test)]
@@ -565,6 +651,7 @@ mod tests {
     fn what_a_helper_says_is_understood() {
         // Daemon and helper are the same binary, so the words only have to agree with themselves.
         for (line, answer) in [
+            ("sent", Answer::Sent),
             ("claimed", Answer::Claimed),
             ("written", Answer::Written),
             ("unwritten", Answer::Unwritten),
@@ -577,5 +664,9 @@ mod tests {
         assert_eq!(Answer::parse("busy mounted at /srv"), Answer::Busy("mounted at /srv".into()));
         assert_eq!(Answer::parse("failed STOP: no"), Answer::Failed("STOP: no".into()));
         assert_eq!(Answer::parse("Segmentation fault"), Answer::Failed("Segmentation fault".into()));
+        let lacking = failed(&Failure::new(Class::Resource, "no process"));
+        let told = |line: &str| failure("STOP", Some(Answer::parse(line)), ExitStatus::default());
+        assert_eq!(told(&lacking), Failure::new(Class::Resource, "STOP: no process"));
+        assert_eq!(told("Segmentation fault"), Failure::new(Class::Failed, "STOP: Segmentation fault"));
     }
 }

@@ -111,10 +111,16 @@ impl Watcher {
         let _ = fcntl(input.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         desk.generation += 1;
         let (own, generation) = (Arc::clone(&self.desk), desk.generation);
-        std::thread::Builder::new()
+        let heard = std::thread::Builder::new()
             .name("watcher".to_owned())
             .spawn(move || hear(&own, generation, output))
-            .or_fail(Class::Resource, "cannot start a thread")?;
+            .or_fail(Class::Resource, "cannot start a thread");
+        if let Err(failure) = heard {
+            // Nobody would hear it, and another one is made at the next look.
+            let _ = child.kill();
+            helper::leave_to_its_end(child, "watcher's end");
+            return Err(failure);
+        }
         Ok(Running { child, input })
     }
 }
@@ -152,7 +158,7 @@ impl Desk {
             drop(input);
             let _ = child.kill();
             // Its end may wait for the very STOP that it has found.
-            let _ = std::thread::Builder::new().name("watcher's end".to_owned()).spawn(move || child.wait());
+            helper::leave_to_its_end(child, "watcher's end");
         }
     }
 }

@@ -32,6 +32,7 @@ mod faults_machine;
 mod filesystems;
 mod foreign;
 mod groups;
+mod helpers;
 mod kills;
 mod measure;
 mod package;
@@ -126,6 +127,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         cpus::cases(),
         crash_points::cases(),
         credit::cases(),
+        helpers::cases(),
         kills::cases(),
         recovery::cases(),
         takeover::cases(),

@@ -196,7 +196,7 @@ enum Mode {
     /// Limited and charged.
     Live,
     /// Neither limited nor charged: the device is being removed, and what the kernel still sends while it takes the disk
-    /// down is nobody's load. There is no way back.
+    /// down is nobody's load. Only [`Groups::end_drain`] leads back.
     Draining,
 }
 
@@ -353,6 +353,15 @@ impl Groups {
         }
         // The deadline may have been watched by a queue of this member: hand it on.
         self.rearm(self.tree.root(member.0), None, now);
+    }
+
+    /// The member does not go after all: what comes from now on is limited and charged. What the drain let go stays let go, and
+    /// goes before it.
+    pub fn end_drain(&mut self, member: MemberId) {
+        let member = &mut self.members[member.0];
+        if member.mode == Mode::Draining && !planted(Fault::DrainForEver) {
+            member.mode = Mode::Live;
+        }
     }
 
     /// What the member holds back.

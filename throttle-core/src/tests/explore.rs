@@ -26,6 +26,8 @@ struct Side {
     sent: u32,
     went: Vec<u32>,
     is_draining: bool,
+    /// A removal of it has failed: once is enough.
+    has_come_back: bool,
     has_moved: bool,
     is_retired: bool,
 }
@@ -47,6 +49,8 @@ enum Event {
     Turn(usize),
     Tick,
     Drain(usize),
+    /// The removal fails.
+    EndDrain(usize),
     Retire(usize),
     /// The device is said to be gone while its queue is there.
     Leave(usize),
@@ -105,6 +109,7 @@ impl State {
                     sent: 0,
                     went: Vec::new(),
                     is_draining: false,
+                    has_come_back: false,
                     has_moved: false,
                     is_retired: false,
                 }
@@ -140,6 +145,8 @@ impl State {
             events.push(Event::Turn(index));
             if !side.is_draining {
                 events.push(Event::Drain(index));
+            } else if !side.has_come_back {
+                events.push(Event::EndDrain(index));
             }
             events.push(Event::Leave(index));
             // A thread may try to end as soon as its device drains; it is refused until its restart work has run.
@@ -181,6 +188,10 @@ impl State {
                 self.sides[index].is_draining = true;
                 self.groups.drain(self.sides[index].member, self.now);
                 assert_eq!(self.groups.held(self.sides[index].member).count, 0, "a drain lets everything go");
+            }
+            Event::EndDrain(index) => {
+                (self.sides[index].is_draining, self.sides[index].has_come_back) = (false, true);
+                self.groups.end_drain(self.sides[index].member);
             }
             Event::Retire(index) => {
                 let side = &mut self.sides[index];
@@ -224,7 +235,7 @@ impl State {
             assert!(!side.is_retired || side.sent as usize == side.went.len(), "nothing is lost with a queue");
         }
         // U4: within the first instant, the group's capacity lets one request go, and those of who drains.
-        let limited = self.sides.iter().filter(|side| !side.is_draining && !side.has_moved);
+        let limited = self.sides.iter().filter(|side| !side.is_draining && !side.has_come_back && !side.has_moved);
         if self.now == Time::ZERO && !self.is_raised {
             assert!(limited.map(|side| side.went.len()).sum::<usize>() <= 1, "U4: no one passes unchecked");
         }

@@ -280,6 +280,21 @@ fn two_queues_of_one_device_are_removed() {
     take_down(&throttle, &[member], &[group]);
 }
 
+/// A removal fails while requests come, and then succeeds: what the first drain let go, what comes after its end and what the second
+/// one lets go each go once, in order, whoever looks when.
+fn removal_fails_and_is_tried_again() {
+    let throttle = Throttle::new();
+    let group = group(&throttle, "iops-total=1");
+    let [a, b] = [(); 2].map(|()| Device::new(&throttle, group));
+    let members = [a.member, b.member];
+    let threads = [a.spawn(3), b.spawn(1)];
+    throttle.drain(members[0], Time::ZERO);
+    throttle.end_drain(members[0]);
+    throttle.drain(members[0], Time::ZERO);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    take_down(&throttle, &members, &[group]);
+}
+
 /// A limit is lowered, and raised again, between the computation of a deadline and the wait for it: the old deadline is a
 /// turn for nothing, never a turn too late.
 fn limits_fall_and_rise_under_load() {
@@ -376,6 +391,7 @@ models! {
     bells_ring_without_the_lock
     last_device_is_removed_while_its_timer_fires
     two_queues_of_one_device_are_removed
+    removal_fails_and_is_tried_again
     limits_fall_and_rise_under_load
     removal_while_both_come_by_themselves
     first_limit_comes_while_requests_pass

@@ -104,6 +104,48 @@ fn r13_change_of_group_does_not_end_a_drain() {
     assert_eq!(world.times_ms(qa), [0.0; 20]);
 }
 
+/// A removal of A that fails after its drain, 2 s in; B waits in the same group.
+fn removal_that_fails() {
+    let mut world = World::new();
+    let group = world.group("iops-total=10");
+    let (a, qa) = world.simple(group);
+    let (_, qb) = world.simple(group);
+    world.reads(qa, 5, 4096);
+    world.run_until_ms(2_000);
+    world.throttle.drain(a, world.now);
+    world.reads(qa, 3, 4096);
+    world.throttle.end_drain(a);
+    world.reads(qa, 4, 4096);
+    world.reads(qb, 1, 4096);
+    world.run_until_ms(4_000);
+    // Three passed while A drained, uncharged; then 10/s with a capacity of 1, and B has its turn.
+    assert_eq!(world.times_ms(qa)[5..], [2000.0, 2000.0, 2000.0, 2000.0, 2000.0, 2200.0, 2300.0]);
+    assert_eq!(world.times_ms(qb), [2100.0]);
+    world.throttle.drain(a, world.now);
+    assert_eq!(world.retire(qa), Ok(()));
+    assert_eq!(world.throttle.leave(a, world.now), Ok(()));
+}
+
+#[test]
+fn f70_a_removal_that_fails_ends_its_drain_and_the_limits_hold_again() {
+    // A device that goes on without limits takes what its neighbours are promised.
+    removal_that_fails();
+    assert!(is_found(Fault::DrainForEver, removal_that_fails), "a drain that does not end was not found");
+}
+
+#[test]
+fn a_device_that_starts_is_not_limited_by_the_end_of_a_drain() {
+    // Only a drain is ended: the kernel and udev still read the new disk.
+    let mut world = World::new();
+    let group = world.group("iops-total=1");
+    let options = MemberOptions { group: Some(group), ..MemberOptions::default() };
+    let member = world.throttle.join(&options, world.now);
+    let queue = world.queue(member);
+    world.throttle.end_drain(member);
+    world.reads(queue, 20, 4096);
+    assert_eq!(world.times_ms(queue), [0.0; 20]);
+}
+
 #[test]
 fn r15_one_busy_member_of_three_is_not_starved() {
     let mut world = World::new();

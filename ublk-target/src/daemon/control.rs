@@ -234,7 +234,8 @@ impl Daemon {
 
     fn remove_all(&self) {
         for entry in self.table.borrow().devices.values().filter(|entry| !entry.is_kept) {
-            entry.device.remove(Removal { is_forced: true, patience: PATIENCE, answer: Box::new(|_| {}) });
+            let answer = Box::new(|_| {});
+            entry.device.remove(Removal { is_forced: true, is_final: true, patience: PATIENCE, answer });
         }
     }
 
@@ -356,15 +357,18 @@ impl Daemon {
                 }
                 // The file wants one of that name.
                 let begun = Begun { description: described.clone(), entry: Some(described), left: None, levels: None };
-                self.insert(begun, None).err()
+                let cause = self.insert(begun, None).err()?;
+                // As if it had begun and failed.
+                self.note(Notice::Failed(name, cause))
             }
             Notice::Failed(name, cause) => {
                 let waiter = self.forget(&name).and_then(|entry| entry.waiter);
                 match waiter {
                     None => {
                         log::error(&cause);
-                        // What others have been waiting for since the last daemon died is not taken away for its sake.
-                        (!self.has_taken_up()).then_some(cause)
+                        // All or none is for the start. Later it is one device: lost, and not to be made again. Nor is what others
+                        // have been waiting for since the last daemon died taken away for its sake.
+                        (self.phase.get() == Phase::Starting && !self.has_taken_up()).then_some(cause)
                     }
                     Some(waiter) => {
                         log::info(format_args!("device={name} state=failed {}: {}", cause.class.name(), cause.message));

@@ -46,7 +46,8 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: D
 pub fn ask(device: &Device, is_forced: bool, patience: Duration) -> oneshot::Receiver<Outcome<Removed>> {
     let (answer, outcome) = oneshot::channel();
     // Whoever asked may have gone; the removal goes on.
-    device.remove(Removal { is_forced, patience, answer: Box::new(move |outcome| drop(answer.send(outcome))) });
+    let answer = Box::new(move |outcome| drop(answer.send(outcome)));
+    device.remove(Removal { is_forced, is_final: false, patience, answer });
     outcome
 }
 

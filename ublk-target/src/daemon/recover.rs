@@ -27,7 +27,7 @@ use crate::clock;
 use crate::cpus;
 use crate::device::{Beginning, LeftBehind, traces};
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::helper::{Errand, Helper, Target};
+use crate::helper::{Answer, Errand, Helper, Target};
 use crate::log;
 use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, boot};
 use crate::ublk::control::Control;
@@ -96,7 +96,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
             None => ending.push((record, None)),
         }
     }
-    clear(state_dir, ending)?;
+    clear(state_dir, ending);
     let taken_up: BTreeSet<String> = plan.devices.iter().map(|device| device.description.name.clone()).collect();
     for device in config.devices.iter().filter(|device| !taken_up.contains(&device.name)) {
         match plan.devices.iter().find(|left| has_path_of(left, device)) {
@@ -291,35 +291,13 @@ fn read_groups(text: &str) -> Outcome<Vec<Group>> {
 }
 
 /// Takes away devices that end, and what is left of those that are gone.
-fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) -> Outcome<()> {
-    let helpers: Vec<(Record, Option<Helper>)> = ending
-        .into_iter()
-        .map(|(record, target)| {
-            let helper = target.map(|target| Helper::spawn(target, Errand::Delete)).transpose()?;
-            Ok((record, helper))
-        })
-        .collect::<Outcome<_>>()?;
+fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) {
+    let mut sweeps: Vec<(Record, Option<Sweep>)> =
+        ending.into_iter().map(|(record, target)| (record, target.map(Sweep::begin))).collect();
     let began = Instant::now();
-    for (record, helper) in helpers {
-        let status = record.status;
-        let is_deleted = helper.is_none_or(|mut helper| {
-            let mut is_told = false;
-            // Said, or ended without a word: then the id is somebody else's.
-            while helper.heard().is_none() && helper.ended().is_none() {
-                if began.elapsed() > LIMIT {
-                    return false;
-                }
-                if began.elapsed() > TOLD && !is_told {
-                    is_told = true;
-                    let what = "the start waits for STOP and DEL of what an earlier daemon left";
-                    log::warn("W-SLOW", format_args!("device={} {what}, at most {LIMIT:?}", status.name));
-                }
-                std::thread::sleep(LOOK);
-            }
-            // It would stay until the last user has closed the dead disk.
-            helper.kill();
-            true
-        });
+    for (record, sweep) in &mut sweeps {
+        let status = &record.status;
+        let is_deleted = sweep.as_mut().is_none_or(|sweep| sweep.finish(&status.name, began));
         if let Some(id) = status.id {
             traces::remove_link(&status.name, id);
         }
@@ -330,7 +308,57 @@ fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) -> Outcome
             log::warn("W-LEFTOVER", format_args!("device={} of an earlier daemon does not go away", status.name));
         }
     }
-    Ok(())
+}
+
+/// STOP and DEL of a device, by one helper after the other until one has done it.
+struct Sweep {
+    target: Target,
+    helper: Option<Helper>,
+    tried_at: Instant,
+    is_told: bool,
+}
+
+impl Sweep {
+    fn begin(target: Target) -> Self {
+        let helper = Helper::spawn(target, Errand::Delete).ok();
+        Self { target, helper, tried_at: Instant::now(), is_told: false }
+    }
+
+    /// Waits until it is done, no longer than [`LIMIT`] from `began` on; false if it is not.
+    fn finish(&mut self, name: &str, began: Instant) -> bool {
+        while !self.is_done() {
+            if began.elapsed() > LIMIT {
+                return false;
+            }
+            if began.elapsed() > TOLD && !std::mem::replace(&mut self.is_told, true) {
+                let what = "the start waits for STOP and DEL of what an earlier daemon left";
+                log::warn("W-SLOW", format_args!("device={name} {what}, at most {LIMIT:?}"));
+            }
+            std::thread::sleep(LOOK);
+        }
+        // It would stay until the last user has closed the dead disk.
+        self.helper.take().into_iter().for_each(Helper::kill);
+        true
+    }
+
+    /// Whether a helper has said that it is done, or ended well without a word: then the id is somebody else's. One that could not be
+    /// made, failed or died is followed by another.
+    fn is_done(&mut self) -> bool {
+        let Some(helper) = &mut self.helper else {
+            if self.tried_at.elapsed() >= TOLD {
+                *self = Self { is_told: self.is_told, ..Self::begin(self.target) };
+            }
+            return false;
+        };
+        match (helper.heard(), helper.ended()) {
+            (Some(Answer::Failed(_)), _) => self.helper.take().into_iter().for_each(Helper::kill),
+            (Some(_), _) => return true,
+            (None, Some(status)) if status.success() => return true,
+            (None, Some(_)) => self.helper = None,
+            (None, None) => {}
+        }
+        false
+    }
 }
 
 #[cfg(test)]

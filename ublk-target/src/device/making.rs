@@ -231,9 +231,11 @@ impl DeviceThread {
 
     fn start_disk(&mut self) -> Outcome<()> {
         let target = self.target.expect("added before");
-        self.is_start_sent = true;
         let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
-        self.finish(helper, START_LIMIT, "START")?;
+        // Not before: without a helper nothing was sent, and the queues may go as they came.
+        self.is_start_sent = true;
+        self.finish(helper, START_LIMIT, "START").inspect_err(|_| self.is_start_sent = self.is_sent)?;
+        self.has_disk = true;
         crash_point::at(Point::StartReturned);
         self.publish(target)
     }
@@ -289,14 +291,10 @@ impl DeviceThread {
         }
     }
 
-    /// Takes back a start that failed at whatever step.
+    /// Takes back a start that failed at whatever step. After START only STOP ends the queues, so it is tried until it is done.
     pub(super) fn undo(&mut self) {
-        if self.is_start_sent && self.ended == 0 {
-            self.drain();
-            self.shared.set_state(State::Stopping);
-            if let Err(failure) = self.stop(true) {
-                log::error(&failure.context(format!("device {:?}: undoing a failed start", self.name())));
-            }
+        if self.is_start_sent {
+            self.stop_in_any_case();
         } else if let Some(made) = self.shared.made.get() {
             made.queues.iter().for_each(|queue| queue.leave());
             let all = self.queues.len();

@@ -103,6 +103,8 @@ pub struct Removal {
     pub is_forced: bool,
     /// When to answer at the latest, from when it is asked; the removal goes on.
     pub patience: Duration,
+    /// The daemon ends: a removal that fails is tried again until it succeeds. Any other is refused, and the device lives on.
+    pub is_final: bool,
     /// Called once, on the device's thread.
     pub answer: Answer<Removed>,
 }

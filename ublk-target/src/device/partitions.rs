@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use super::thread::DeviceThread;
 use super::traces;
-use crate::log;
 use crate::ublk::features::NO_AUTO_PART_SCAN;
+use crate::{helper, log};
 
 /// How often it is asked whether `partx` has ended.
 const LOOK: Duration = Duration::from_millis(2);
@@ -53,7 +53,7 @@ impl DeviceThread {
         while !has_ended(&mut child) {
             if began.elapsed() >= limit {
                 // It reads from a backend that does not answer; somebody has to wait for it, but not we.
-                let _ = std::thread::Builder::new().name("partx's end".to_owned()).spawn(move || child.wait());
+                helper::leave_to_its_end(child, "partx's end");
                 return;
             }
             self.wait(LOOK, |_| false);

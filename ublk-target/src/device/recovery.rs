@@ -58,12 +58,15 @@ enum Try {
     Lost,
     /// Somebody asked for its removal meanwhile.
     Wanted,
+    /// And it was stopped.
+    Removed,
 }
 
 impl DeviceThread {
     /// Tries until the device serves or is gone.
     pub(super) fn take_up(&mut self, left: &LeftBehind) -> TakenUp {
         self.target = Some(left.target);
+        self.has_disk = true;
         let mut told = String::new();
         loop {
             match self.try_to_take_up(left) {
@@ -76,6 +79,7 @@ impl DeviceThread {
                     return TakenUp::Lost;
                 }
                 Ok(Try::Wanted) => self.give_back(),
+                Ok(Try::Removed) => return TakenUp::Removed,
                 Err(failure) => {
                     self.give_back();
                     if told != failure.message {
@@ -123,15 +127,9 @@ impl DeviceThread {
         if self.is_ending {
             return Err(Failure::new(Class::Failed, "the kernel took a queue back before it served"));
         }
-        self.is_start_sent = true;
-        let helper = Helper::spawn(left.target, Errand::Recover { server: std::process::id() })?;
-        if let Err(failure) = self.finish(helper, START_LIMIT, "END_RECOVERY") {
-            let is_served = known(&mut control, left.target)?.is_some_and(|info| info.state == DiskState::Live);
-            if !is_served {
-                // Its queues serve nothing, and may go.
-                self.is_start_sent = false;
-                return Err(failure);
-            }
+        match self.end_recovery(&mut control, left.target)? {
+            Try::Live => {}
+            ended => return Ok(ended),
         }
         crash_point::at(Point::RecoveryReturned);
         // Its users have it open; a name that cannot be had is no reason to keep them waiting.
@@ -145,6 +143,40 @@ impl DeviceThread {
             self.partitions_at = Some(Instant::now() + PARTITIONS_AFTER);
         }
         Ok(Try::Live)
+    }
+
+    /// END_RECOVERY, by one helper after the other: what was made for it stays, so its users wait no longer than for a helper that
+    /// lives. Fails only while the device is not served, and nothing that was sent can change that.
+    fn end_recovery(&mut self, control: &mut Control, target: Target) -> Outcome<Try> {
+        loop {
+            let failure = match Helper::spawn(target, Errand::Recover { server: std::process::id() }) {
+                Ok(helper) => {
+                    self.is_start_sent = true;
+                    self.finish(helper, START_LIMIT, "END_RECOVERY").err()
+                }
+                Err(failure) => Some(failure),
+            };
+            let Some(failure) = failure else { return Ok(Try::Live) };
+            match known(control, target) {
+                Ok(Some(info)) if info.state == DiskState::Live => return Ok(Try::Live),
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    self.is_start_sent = false;
+                    return Ok(Try::Lost);
+                }
+                // No thread to ask by: the next round asks again.
+                Err(unknown) => log::warn("W-SLOW", format_args!("device={} {}", self.name(), unknown.message)),
+            }
+            (self.surroundings.notify)(Notice::Recovering(self.name().to_owned()));
+            self.try_again(&failure, |this| this.is_ending || this.is_removal_wanted());
+            if self.is_ending {
+                self.is_start_sent = false;
+                return Err(Failure::new(Class::Failed, "the kernel took a queue back before it served"));
+            }
+            if self.is_removal_wanted() && self.remove() {
+                return Ok(Try::Removed);
+            }
+        }
     }
 
     /// Handles for its queues, as many as the kernel has.
@@ -261,13 +293,9 @@ impl DeviceThread {
         }
     }
 
-    /// Gives back what a try has made.
+    /// Gives back what a try has made. Nothing is served by it: after END_RECOVERY only STOP ends the queues.
     fn give_back(&mut self) {
-        if self.is_start_sent {
-            // It serves, and something else is wrong: the next daemon takes it up.
-            log::error(&Failure::new(Class::Failed, format!("device {:?} cannot be taken up half-way", self.name())));
-            std::process::abort();
-        }
+        assert!(!self.is_start_sent, "given back while it may be served");
         if let Some(made) = self.shared.made.get() {
             made.queues.iter().for_each(|queue| queue.leave());
         }

@@ -12,6 +12,8 @@
 //! | STOP, the aborts | the queues, which give up on a backend that does not answer ([`crate::queue::PATIENCE`]); with zero copy only |
 //! | | the backend: it has the pages of the clients, and no kernel takes them from it |
 //! | DEL | nothing that is ours: somebody else's DEL may keep the driver |
+//! | a helper that cannot be made, fails or dies | before STOP: the device lives on, limited as before, and whoever asked is told; or, |
+//! | | if nobody may be refused (the daemon ends, a start is undone), another one. After STOP: another one, for 20 s |
 //!
 //! Whoever asked is answered before that ([`super::thread`]).
 
@@ -21,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use ublk_throttle_config::OnCrash;
 
-use super::thread::DeviceThread;
+use super::thread::{DeviceThread, HELPER_END};
 use super::{Message, State, traces};
 use crate::clock;
 use crate::crash_point::{self, Point};
@@ -34,6 +36,8 @@ const DELETE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the client that sent STOP may take to send DEL, before we delete the device. rublk and kublk send both within
 /// milliseconds; a client on a busy host gets a scheduler's delay on top.
 const DEL_OF_OTHER_CLIENT: Duration = Duration::from_secs(1);
+/// How long DEL is tried by one helper after the other.
+const DEL_LIMIT: Duration = Duration::from_secs(20);
 /// How often a device that is busy is looked at for the sign of a foreign STOP.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -43,8 +47,13 @@ impl DeviceThread {
         let mut fetched = 0;
         loop {
             // First what may have come during the start.
-            if self.is_removal_wanted() && self.remove() {
-                return;
+            if self.is_removal_wanted() {
+                if self.remove() {
+                    return;
+                }
+                if self.must_go {
+                    continue;
+                }
             }
             let is_watching = self.is_watched.load(Ordering::Acquire);
             if self.is_ending || self.is_stopped || (is_watching && self.watch(&mut fetched)) {
@@ -111,7 +120,8 @@ impl DeviceThread {
         self.wait_for_ever("taking it down: another program has stopped it", |this| this.ended == all);
     }
 
-    /// Goes through with a removal as far as STOP; false if the device is in use and lives on.
+    /// Goes through with a removal as far as STOP; false if it failed (the device is in use, or no helper lived long enough), and the
+    /// device lives on.
     pub(super) fn remove(&mut self) -> bool {
         match self.stop(self.is_forced()) {
             Ok(()) => true,
@@ -120,6 +130,10 @@ impl DeviceThread {
                 log::warn("W-REMOVED-EXTERNALLY", format_args!("device={} {}", self.name(), failure.message));
                 self.follow_foreign_stop();
                 true
+            }
+            Err(failure) if self.must_go => {
+                self.try_again(&failure, |this| this.is_taken_down());
+                false
             }
             Err(failure) => {
                 if self.removals.is_empty() {
@@ -133,33 +147,70 @@ impl DeviceThread {
         }
     }
 
-    /// The in-use check, drain, and STOP, until every queue has ended.
+    /// The in-use check, drain, and STOP, until every queue has ended. Fails only with the device as it was.
     pub(super) fn stop(&mut self, is_forced: bool) -> Outcome<()> {
         let target = self.target.expect("only a device that was added is stopped");
         let mut helper = self.claim(target, is_forced)?;
         crash_point::at(Point::Claimed);
+        let before = self.shared.state();
         self.drain();
         crash_point::at(Point::Drained);
         log::info(format_args!("device={} state=stopping forced={}", self.name(), is_forced || self.is_forced()));
         self.shared.set_state(State::Stopping);
         helper.tell(Word::Go);
-        match self.hear_written(&mut helper, is_forced) {
-            Some(Answer::Written) => {}
-            Some(Answer::Unwritten) => self.notes.push("what was not written back is lost".to_owned()),
-            said => return Err(self.disappointed(helper, "cannot stop the device", said)),
-        }
-        self.hurry();
-        match self.hear(&mut helper, self.made().transfer.stop_waits_for()) {
-            Some(Answer::Stopped) => {}
-            // Said nothing, and ended well: somebody else was faster.
-            None if helper.ended().is_some_and(|status| status.success()) => {}
-            said => return Err(self.disappointed(helper, "cannot stop the device", said)),
+        if let Err(failure) = self.hear_stopped(&mut helper, is_forced) {
+            let failure = self.disappointed(helper, "cannot stop the device", failure);
+            self.end_drain(before);
+            return Err(failure);
         }
         crash_point::at(Point::Stopped);
         let all = self.queues.len();
         self.wait_for_ever("the queues: the kernel aborts their tags", |this| this.ended == all);
         self.helper = Some(helper);
         Ok(())
+    }
+
+    /// Waits for the write-back and STOP; if there is no STOP, what the helper has said instead.
+    fn hear_stopped(&mut self, helper: &mut Helper, is_forced: bool) -> Result<(), Option<Answer>> {
+        match self.hear_written(helper, is_forced) {
+            Some(Answer::Written) => {}
+            Some(Answer::Unwritten) => self.notes.push("what was not written back is lost".to_owned()),
+            said => return Err(said),
+        }
+        self.hurry();
+        match self.hear(helper, self.made().transfer.stop_waits_for()) {
+            Some(Answer::Stopped) => Ok(()),
+            // Said nothing, and ended well: somebody else was faster.
+            None if helper.ended().is_some_and(|status| status.success()) => Ok(()),
+            // Said nothing, and died: the kernel had finished the command before it let go of the process.
+            None if self.is_taken_down() => Ok(()),
+            said => Err(said),
+        }
+    }
+
+    /// STOP of a device that nobody has been promised: whoever uses it, nothing is written back. By one helper after the other until
+    /// its queues have ended; none of them needs more than itself and its worker.
+    pub(super) fn stop_in_any_case(&mut self) {
+        let target = self.target.expect("only a device that was added is stopped");
+        self.drain();
+        self.shared.set_state(State::Stopping);
+        self.hurry();
+        let (all, what) = (self.queues.len(), self.made().transfer.stop_waits_for());
+        while self.ended < all {
+            let failure = match self.send(target, Errand::Delete) {
+                Ok(mut helper) => {
+                    self.wait_for_ever(what, |this| this.ended == all || helper.ended().is_some());
+                    if self.wait(HELPER_END, |this| this.ended == all) {
+                        self.helper = Some(helper);
+                        return;
+                    }
+                    let said = helper.heard();
+                    self.disappointed(helper, "STOP", said)
+                }
+                Err(failure) => failure,
+            };
+            self.try_again(&failure, |this| this.ended == all);
+        }
     }
 
     /// A helper that has the disk for itself, or need not care.
@@ -196,7 +247,9 @@ impl DeviceThread {
 
     /// Whether somebody else stops it: its queues have seen an abort, or there is the sign before that.
     fn is_taken_down(&self) -> bool {
-        self.is_ending || self.is_stopped || self.target.is_some_and(|target| self.take_down.is_seen(target.id))
+        let is_seen = || self.target.is_some_and(|target| self.take_down.is_seen(target.id));
+        // A disk that has never been there is missing, too.
+        self.is_ending || self.is_stopped || self.has_disk && is_seen()
     }
 
     /// Waits for the end of the write-back; if it is or becomes a forced one, not for longer than that may take.
@@ -237,6 +290,22 @@ impl DeviceThread {
         }
     }
 
+    /// A removal that has failed after [`Self::drain`]: the device is what it was, limited, and may be changed.
+    fn end_drain(&mut self, before: State) {
+        if self.is_taken_down() {
+            return;
+        }
+        self.is_going = false;
+        self.notes.clear();
+        let member = self.member();
+        if let Some(member) = member {
+            self.surroundings.throttle.end_drain(member);
+        }
+        self.made().queues.iter().for_each(|queue| queue.take_time());
+        self.shared.set_state(before);
+        log::info(format_args!("device={} state={}", self.name(), before.name()));
+    }
+
     /// The queue threads have ended or are about to: takes every other trace away.
     pub(super) fn reap(&mut self) {
         self.shared.set_state(State::Reaping);
@@ -262,9 +331,11 @@ impl DeviceThread {
         if self.is_stopped && self.helper.is_none() {
             self.wait_for_del_of_other_client(target);
         }
-        self.delete(target);
+        let is_deleted = self.delete(target);
         crash_point::at(Point::Deleted);
-        self.surroundings.state_dir.forget(self.name());
+        if is_deleted {
+            self.surroundings.state_dir.forget(self.name());
+        }
     }
 
     /// A client that stops a device deletes it next. Its DEL fails with ENODEV, and most clients die of that, if the daemon
@@ -275,14 +346,28 @@ impl DeviceThread {
         self.wait(DEL_OF_OTHER_CLIENT, |this| this.is_removal_wanted() || !traces::has_char_device(target.id));
     }
 
-    fn delete(&mut self, target: Target) {
-        let helper = match self.helper.take() {
-            Some(helper) => Ok(helper),
-            None => self.send(target, Errand::Delete),
-        };
-        let mut helper = match helper {
-            Ok(helper) => helper,
-            Err(failure) => return log::error(&failure.context(format!("device {:?}: DEL", self.name()))),
+    /// DEL, by the helper that has sent STOP, or by others if that has died. False if the device is left to the next start, which
+    /// finds it by its state file.
+    fn delete(&mut self, target: Target) -> bool {
+        let began = Instant::now();
+        loop {
+            let Err(failure) = self.try_to_delete(target) else { return true };
+            if began.elapsed() >= DEL_LIMIT {
+                log::error(&failure.context(format!(
+                    "device {:?}: id {} is left to the next start of the daemon",
+                    self.name(),
+                    target.id
+                )));
+                return false;
+            }
+            self.try_again(&failure, |_| false);
+        }
+    }
+
+    fn try_to_delete(&mut self, target: Target) -> Outcome<()> {
+        let mut helper = match self.helper.take() {
+            Some(helper) => helper,
+            None => self.send(target, Errand::Delete)?,
         };
         helper.tell(Word::Delete);
         let mut said = self.hear(&mut helper, "DEL: the kernel, or somebody else's DEL");
@@ -297,6 +382,9 @@ impl DeviceThread {
             if said.is_none() && helper.ended().is_none() {
                 said = Some(Answer::Reserved("nobody can say by whom".to_owned()));
             }
+            if said.is_none() {
+                return Ok(());
+            }
         }
         match said {
             Some(Answer::Reserved(users)) => {
@@ -304,12 +392,10 @@ impl DeviceThread {
                 log::warn("W-ID-RESERVED", format_args!("device={} {note}", self.name()));
                 self.notes.push(note);
                 helper.kill();
+                Ok(())
             }
-            Some(_) => {
-                let failure = self.disappointed(helper, "DEL", said);
-                log::error(&failure.context(format!("device {:?}", self.name())));
-            }
-            None => {}
+            None if helper.ended().is_some_and(|status| status.success()) => Ok(()),
+            said => Err(self.disappointed(helper, "DEL", said)),
         }
     }
 }

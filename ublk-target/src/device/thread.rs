@@ -38,11 +38,13 @@ const SHORT_TICK: Duration = Duration::from_millis(1);
 const MOMENTS: Duration = Duration::from_millis(200);
 /// How often a wait without a limit is reported.
 const REPORT: Duration = Duration::from_secs(10);
+/// How long after it has failed something is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a removal waits for what a helper process needs.
 const SPAWN_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long a helper that has failed may take to end.
-const HELPER_END: Duration = Duration::from_secs(1);
+pub(super) const HELPER_END: Duration = Duration::from_secs(1);
 
 /// A removal that has not been answered.
 pub(super) struct Waiting {
@@ -66,6 +68,10 @@ pub(super) struct DeviceThread {
     pub(super) char_device: Option<Arc<CharDevice>>,
     pub(super) queues: Vec<JoinHandle<()>>,
     pub(super) is_start_sent: bool,
+    /// The last helper of [`Self::finish`] has said so, or is still out.
+    pub(super) is_sent: bool,
+    /// There is, or was, a disk.
+    pub(super) has_disk: bool,
     // What the messages said.
     pub(super) ready: usize,
     pub(super) ended: usize,
@@ -81,6 +87,10 @@ pub(super) struct DeviceThread {
     // How the removal goes.
     /// The helper that has stopped the device, and will delete it.
     pub(super) helper: Option<Helper>,
+    /// The daemon ends, and the device with it: no removal is refused any more.
+    pub(super) must_go: bool,
+    /// Why the last try of what is tried again has failed, as told.
+    pub(super) told: String,
     /// A removal was answered before its end, and whether one of those was forced.
     pub(super) late_removal: Option<bool>,
     /// The device is on its way out, for good.
@@ -120,6 +130,8 @@ impl DeviceThread {
             char_device: None,
             queues: Vec::new(),
             is_start_sent: false,
+            is_sent: false,
+            has_disk: false,
             ready: 0,
             ended: 0,
             is_ending: false,
@@ -130,6 +142,8 @@ impl DeviceThread {
             is_watched: Arc::new(AtomicBool::new(false)),
             partitions_at: None,
             helper: None,
+            must_go: false,
+            told: String::new(),
             late_removal: None,
             is_going: false,
             stage: "starting",
@@ -213,17 +227,28 @@ impl DeviceThread {
     /// Waits for a helper to do its errand.
     pub(super) fn finish(&mut self, mut helper: Helper, limit: Duration, what: &'static str) -> Outcome<()> {
         self.stage = what;
-        let mut status = None;
+        let (mut status, mut said, mut is_sent) = (None, None, false);
         let in_time = self.wait(limit, |_| {
             status = helper.ended();
+            if let Some(word) = helper.heard() {
+                is_sent |= word == Answer::Sent;
+                said = Some(word);
+            }
             status.is_some()
         });
+        is_sent |= !in_time;
+        // What it said before it ended may still be in the pipe.
+        while let Some(last) = helper.heard() {
+            is_sent |= last == Answer::Sent;
+            said = Some(last);
+        }
+        self.is_sent = is_sent;
         if !in_time {
             helper.kill();
             return Err(Failure::new(Class::Failed, format!("{what} has not returned within {limit:?}")));
         }
         let status = status.unwrap_or_default();
-        if status.success() { Ok(()) } else { Err(helper::failure(what, helper.heard(), status)) }
+        if status.success() { Ok(()) } else { Err(helper::failure(what, said, status)) }
     }
 
     /// The next word of a helper, or nothing if it ended without one.
@@ -262,6 +287,19 @@ impl DeviceThread {
             helper.kill();
         }
         helper::failure(what, said, status.unwrap_or_default())
+    }
+
+    /// Tells that something has failed and is tried again, once for each reason, and waits until it is time for that, or until
+    /// `is_moot`.
+    pub(super) fn try_again(&mut self, failure: &Failure, is_moot: impl FnMut(&mut Self) -> bool) {
+        if self.told != failure.message {
+            self.told.clone_from(&failure.message);
+            log::warn(
+                "W-TRIED-AGAIN",
+                format_args!("device={} {}; tried again each second", self.name(), failure.message),
+            );
+        }
+        self.wait(AGAIN, is_moot);
     }
 
     /// Notes messages until `is_done`, which is asked at least every [`TICK`]; false if that took longer than `limit`.
@@ -334,7 +372,10 @@ impl DeviceThread {
                     self.fail(failure);
                 }
             }
-            Message::Remove(removal) => self.removals.push(Waiting { removal, since: Instant::now() }),
+            Message::Remove(removal) => {
+                self.must_go |= removal.is_final;
+                self.removals.push(Waiting { removal, since: Instant::now() });
+            }
             Message::Stopped => self.is_stopped = true,
             // Before it is made and after it has gone there is nothing to write about.
             Message::Changed if self.target.is_some() => self.write_state(),
@@ -360,12 +401,12 @@ impl DeviceThread {
 
     /// Whether a removal was asked for and has not been refused.
     pub(super) fn is_removal_wanted(&self) -> bool {
-        self.late_removal.is_some() || !self.removals.is_empty()
+        self.must_go || self.late_removal.is_some() || !self.removals.is_empty()
     }
 
     /// Whether a removal was asked for that does not care who uses the device.
     pub(super) fn is_forced(&self) -> bool {
-        self.late_removal == Some(true) || self.removals.iter().any(|waiting| waiting.removal.is_forced)
+        self.must_go || self.late_removal == Some(true) || self.removals.iter().any(|waiting| waiting.removal.is_forced)
     }
 
     pub(super) fn answer_removals(&mut self, outcome: &Outcome<Removed>) {

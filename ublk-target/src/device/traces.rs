@@ -129,6 +129,12 @@ fn is_going(sectors: io::Result<String>) -> Option<bool> {
     }
 }
 
+/// The bytes of disk `id`, as the kernel has them.
+pub fn size(id: u32) -> Option<u64> {
+    let sectors: u64 = fs::read_to_string(format!("/sys/block/ublkb{id}/size")).ok()?.trim().parse().ok()?;
+    sectors.checked_mul(512)
+}
+
 /// Whether disk `id` has never had a request, done or under way.
 pub fn is_unused(id: u32) -> bool {
     fs::read_to_string(format!("/sys/block/ublkb{id}/stat")).is_ok_and(|stat| is_all_zero(&stat))

@@ -113,6 +113,7 @@ impl Handle {
     /// For another thread, after the one of a device that was not started has ended.
     pub fn reset(&self) {
         self.must_leave.store(false, Ordering::Release);
+        self.must_hurry.store(false, Ordering::Release);
         self.is_busy.store(false, Ordering::SeqCst);
     }
 
@@ -122,9 +123,15 @@ impl Handle {
         self.bell.ring();
     }
 
-    /// From now on a request that the backend does not answer within [`PATIENCE`] gets EIO. Cannot be undone.
+    /// From now on a request that the backend does not answer within [`PATIENCE`] gets EIO.
     pub fn hurry(&self) {
         self.must_hurry.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    /// The device does not go after all: a backend may take its time again.
+    pub fn take_time(&self) {
+        self.must_hurry.store(false, Ordering::Release);
         self.bell.ring();
     }
 
@@ -216,14 +223,11 @@ fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
         })?;
     }
     crash_point::at(Point::QueueMapped);
-    queue.offer_all()?;
-    crash_point::at(Point::QueueOffered);
-    (setup.report)(Report::Ready);
-    while !queue.has_ended() {
-        queue.turn().map_err(|cause| {
-            Failure::new(Class::Failed, format!("queue {}: waiting: {}", setup.id, crate::error::plain(&cause)))
-        })?;
+    let served = queue.serve();
+    if !queue.tags.all_dead() && queue.tags.stuck() == 0 {
+        queue.ring.leave_offers();
     }
+    served?;
     let Queue { lane, buffers, tags, .. } = queue;
     Ok((tags.stuck() > 0).then_some(Rest { entries: tags.stuck(), _lane: lane, buffers }))
 }
@@ -359,6 +363,20 @@ impl<'a> Queue<'a> {
         })
     }
 
+    /// From the first offer to the end.
+    fn serve(&mut self) -> Outcome<()> {
+        self.offer_all()?;
+        crash_point::at(Point::QueueOffered);
+        (self.setup.report)(Report::Ready);
+        while !self.has_ended() {
+            self.turn().map_err(|cause| {
+                let what = format!("queue {}: waiting: {}", self.setup.id, crate::error::plain(&cause));
+                Failure::new(Class::Failed, what)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Offers every tag to the kernel and makes sure that none was refused: START would wait for it for ever.
     fn offer_all(&mut self) -> Outcome<()> {
         self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
@@ -419,8 +437,9 @@ impl<'a> Queue<'a> {
         }
         self.let_go = let_go;
 
-        if is_rung && self.hurried.is_none() && self.setup.handle.must_hurry.load(Ordering::Acquire) {
-            self.hurried = Some(now);
+        if is_rung {
+            let must_hurry = self.setup.handle.must_hurry.load(Ordering::Acquire);
+            self.hurried = must_hurry.then(|| self.hurried.unwrap_or(now));
         }
         if let Some(since) = self.hurried {
             self.give_up(since, now);

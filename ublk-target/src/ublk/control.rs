@@ -187,8 +187,7 @@ impl Control {
         if !self.is_aside {
             return self.carry_out(command);
         }
-        // Without room for a thread there is none for a device either.
-        super::aside(|| self.carry_out(command)).map_err(|_| Errno::ENOMEM)?
+        super::aside(|| self.carry_out(command)).map_err(|_| Errno::EAGAIN)?
     }
 
     fn carry_out(&mut self, command: Command<'_>) -> Result<(), Errno> {
@@ -219,7 +218,12 @@ impl Control {
                 Err(cause) => panic!("io_uring_enter on the control ring: {cause}"),
             }
             if let Some(done) = self.ring.completion().find(|done| done.user_data() == self.sequence) {
-                return if done.result() < 0 { Err(Errno::from_raw(-done.result())) } else { Ok(()) };
+                return match Errno::from_raw(-done.result()) {
+                    _ if done.result() >= 0 => Ok(()),
+                    // Nobody cancels a command: the kernel could not make the worker that it needs.
+                    Errno::ECANCELED => Err(Errno::EAGAIN),
+                    errno => Err(errno),
+                };
             }
         }
     }

@@ -17,6 +17,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
 use std::thread;
 use std::time::Duration;
@@ -192,9 +193,28 @@ pub enum Wait {
 
 /// The ring and the io descriptors of a queue.
 pub struct QueueRing<'a> {
-    queue: UblkQueue<'a>,
+    queue: ManuallyDrop<UblkQueue<'a>>,
     door: Door,
     commands: Commands,
+    has_offers: bool,
+}
+
+impl Drop for QueueRing<'_> {
+    fn drop(&mut self) {
+        if self.has_offers && !is_ring_closed() {
+            return self.unmap();
+        }
+        // SAFETY: dropped here, and used nowhere after.
+        unsafe { ManuallyDrop::drop(&mut self.queue) }
+    }
+}
+
+/// Puts another ring in the place of the calling thread's, which is closed. False if there can be none.
+fn is_ring_closed() -> bool {
+    IoUring::new(1).is_ok_and(|empty| {
+        with_task_io_ring_mut(|ring| *ring = empty);
+        true
+    })
 }
 
 /// How requests are fetched and answered.
@@ -230,7 +250,25 @@ impl<'a> QueueRing<'a> {
         } else {
             Commands::Single(Single { queue: id, transfer, gathered: Vec::with_capacity(depth.into()) })
         };
-        Ok(Self { queue, door, commands })
+        Ok(Self { queue: ManuallyDrop::new(queue), door, commands, has_offers: false })
+    }
+
+    /// The queue ends while the kernel has offers of it, of a device that was not started or not recovered. They end with the thread.
+    ///
+    /// Before Linux 6.13 a ring waits, when its table of files is taken away, for whatever uses one of them. libublk takes the table
+    /// away when its queue is dropped, and offers end at STOP or with the thread: it would wait for ever. So the ring is closed first.
+    pub fn leave_offers(&mut self) {
+        self.has_offers = true;
+    }
+
+    /// Without a ring to spare: the descriptors only, as the character device stays open with them. What libublk keeps of the queue
+    /// is lost, some bytes for each tag.
+    fn unmap(&self) {
+        let first = std::ptr::from_ref(self.queue.get_iod(0)).cast_mut().cast();
+        let bytes = usize::from(self.queue.dev.dev_info.queue_depth) * size_of::<sys::ublksrv_io_desc>();
+        // SAFETY: libublk mapped the descriptors of the queue from their first on, whole pages, which munmap(2) rounds up to. Nothing
+        // looks at them afterwards: `queue` is neither used nor dropped.
+        unsafe { libc::munmap(first, bytes) };
     }
 
     /// Offers `tag` to the kernel with the next wait. Where data is copied, `buffer` is what that of a write is copied into and that
@@ -590,6 +628,8 @@ fn failure(class: Class, what: impl std::fmt::Display, cause: &UblkError) -> Fai
         _ => None,
     };
     match errno {
+        // As in `control`: there is no worker for a command of the driver.
+        Some(libc::ECANCELED) => failure(class, what, &UblkError::OtherError(-libc::EAGAIN)),
         Some(errno) => Err::<(), _>(io::Error::from_raw_os_error(errno)).or_fail(class, what).unwrap_err(),
         None => Failure::new(class, format!("{what}: {cause}")),
     }

@@ -1,0 +1,496 @@
+//! Helper processes that cannot be made, fail or die: before their step, in the middle of it, after it, once or more.
+//!
+//! ```text
+//!   add, run   START, then STOP and DEL of the undoing        answered, undone
+//!   del        in-use check, write-back, STOP, DEL            gone, or live and limited
+//!   SIGTERM    the same                                       tried again, and the daemon ends
+//!   recovery   END_RECOVERY                                   tried again, and served
+//! ```
+//!
+//! In each the answer comes within [`ANSWER_LIMIT`], the log tells what happened, and a neighbour in the same group is unhurt.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ublk_throttle_tests::daemon::Daemon;
+use ublk_throttle_tests::direct::Direct;
+use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::scene::Scene;
+use ublk_throttle_tests::setting::Setting;
+use ublk_throttle_tests::{sysfs, wait};
+
+use crate::measure::expect_in_time;
+use crate::{Case, WRITES, cases, load};
+
+/// An answer, whatever dies.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// From the end of a shortage until what waits for it is done.
+const BACK_LIMIT: Duration = Duration::from_secs(10);
+/// Of each device here. A second of reads that nothing limits has thousands.
+const IOPS: u64 = 50;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let plain = cases![[Need::Ublk];
+        f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone,
+        f71_a_reload_whose_helpers_die_is_answered_and_what_stays_is_limited,
+        f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies,
+        f73_an_add_whose_helpers_die_is_undone,
+        f73_a_start_whose_helpers_die_is_undone,
+        f75_a_recovery_whose_helper_dies_is_tried_again,
+        f77_a_resize_whose_helper_dies_tells_the_size_that_the_disk_has,
+    ];
+    let own = cases![[Need::Ublk, Need::OwnMachine];
+        f71_a_removal_without_io_uring_leaves_the_device_limited,
+        f74_without_a_process_left_an_add_names_the_limit_and_leaves_nothing,
+        f75_a_recovery_without_processes_waits_for_them,
+    ];
+    let rublk = cases![[Need::Ublk, Need::Rublk]; f76_a_device_lost_while_its_file_is_away_takes_no_other_along];
+    let fio = cases![[Need::Ublk, Need::Fio, Need::Rublk]; f78_another_watcher_is_made_for_one_that_dies];
+    plain.into_iter().chain(own).chain(rublk).chain(fio).collect()
+}
+
+/// Devices with a limit each.
+fn config(scene: &Scene, names: &[&str]) -> String {
+    let mut text = "version: 1\ndevices:\n".to_owned();
+    for name in names {
+        let path = scene.dir().join(format!("{name}.img"));
+        text += &format!(
+            "  {name}: {{ backend: {{ file: {}, size: 4MiB, create: true }}, limits: {{ iops-total: {IOPS} }} }}\n",
+            path.display()
+        );
+    }
+    text
+}
+
+fn ready(scene: &Scene, config: &str) -> Result<Daemon> {
+    let daemon = scene.start_crashing(config)?;
+    daemon.wait_for_log("ready", ANSWER_LIMIT)?;
+    Ok(daemon)
+}
+
+/// The helpers that come to these points die there, each line one of them.
+fn arm(scene: &Scene, points: &[&str]) -> Result<()> {
+    let lines: Vec<String> = points.iter().map(|point| format!("{point}/helper")).collect();
+    scene.write("crash", &lines.join("\n")).map(drop)
+}
+
+/// What was armed has happened.
+fn expect_died(scene: &Scene, points: &[&str]) -> Result<()> {
+    let path = scene.dir().join("crash");
+    ensure!(!path.exists(), "of {points:?} nothing came by {:?}", fs::read_to_string(&path));
+    Ok(())
+}
+
+/// A second of reads of a device: served, and not more than its limit.
+fn expect_limited(scene: &Scene, name: &str) -> Result<()> {
+    let disk = Direct::open(&scene.device(name)?.node)?;
+    let (begin, mut count) = (Instant::now(), 0);
+    while begin.elapsed() < Duration::from_secs(1) {
+        disk.read(0, 4096)?;
+        count += 1;
+    }
+    // The capacity is a tenth of a second's; one more at the brim, and the last one ends after the second.
+    let most = IOPS as f64 * (begin.elapsed().as_secs_f64() + 0.1) + 2.0;
+    ensure!(count as f64 <= most && count > 1, "{name}: {count} reads in a second, limited to {IOPS}");
+    Ok(())
+}
+
+fn state(scene: &Scene, name: &str) -> Result<Option<String>> {
+    let devices = scene.devices()?;
+    let found = devices.iter().find(|device| device["name"] == name);
+    Ok(found.and_then(|device| device["state"].as_str().map(str::to_owned)))
+}
+
+/// The device is in the list no more.
+fn expect_gone(scene: &Scene, name: &str) -> Result<()> {
+    wait::until(&format!("end of {name}"), ANSWER_LIMIT, || Ok(state(scene, name)?.is_none().then_some(())))
+        .with_context(|| format!("{:?}", state(scene, name)))
+}
+
+fn expect_live(scene: &Scene, name: &str) -> Result<()> {
+    wait::until(&format!("{name} live"), BACK_LIMIT, || {
+        Ok((state(scene, name)?.as_deref() == Some("live")).then_some(()))
+    })
+    .with_context(|| format!("{:?}", state(scene, name)))
+}
+
+/// Ids that the kernel has.
+fn ids() -> usize {
+    fs::read_dir("/sys/class/ublk-char").map_or(0, Iterator::count)
+}
+
+/// The daemon ends when told to, and leaves neither a device nor a state file.
+fn ends(scene: &Scene, daemon: Daemon) -> Result<()> {
+    daemon.stop()?;
+    scene.expect_nothing_left()?;
+    wait::until("no id left", ANSWER_LIMIT, || Ok((ids() == 0).then_some(())))?;
+    let left: Vec<_> = fs::read_dir(scene.state_dir())?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| name.ends_with(".device.json"))
+        .collect();
+    ensure!(left.is_empty(), "state files of devices that are gone: {left:?}");
+    Ok(())
+}
+
+/// Steps of a removal at which its helper can die.
+const REMOVING: [&str; 6] =
+    ["helper-claiming", "helper-writing", "helper-stopping", "helper-stopped", "helper-deleting", "helper-deleted"];
+
+fn f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone(scene: &Scene) -> Result<()> {
+    // Answered; then there is no such device, or it is live, at its limit, and the next del removes it.
+    let daemon = ready(scene, &config(scene, &["a", "n"]))?;
+    let path = scene.dir().join("a.img").display().to_string();
+    for force in [&[][..], &["--force"]] {
+        for point in REMOVING {
+            arm(scene, &[point])?;
+            let del = scene.ask(&[&["del", "a"], force].concat())?;
+            expect_died(scene, &[point])?;
+            expect_in_time(format!("del without a helper at {point}"), del.took, ANSWER_LIMIT)?;
+            if del.code == Some(0) {
+                expect_gone(scene, "a").with_context(|| point.to_owned())?;
+            } else {
+                ensure!(state(scene, "a")?.as_deref() == Some("live"), "{point}: {:?}\n{del}", state(scene, "a")?);
+                expect_limited(scene, "a").with_context(|| format!("after a del whose helper died at {point}"))?;
+                scene.ask(&["set", "device", "a", &format!("iops-total={IOPS}")])?.expect_code(0)?;
+                scene.ask(&["del", "a"])?.expect_code(0).with_context(|| format!("after {point}"))?;
+            }
+            scene
+                .ask(&[
+                    "add",
+                    "a",
+                    "--file",
+                    &path,
+                    "--size",
+                    "4MiB",
+                    "--create",
+                    "--limit",
+                    &format!("iops-total={IOPS}"),
+                ])?
+                .expect_code(0)
+                .with_context(|| format!("after {point}"))?;
+        }
+    }
+    expect_limited(scene, "n")?;
+    ends(scene, daemon)
+}
+
+fn f71_a_removal_without_io_uring_leaves_the_device_limited(scene: &Scene) -> Result<()> {
+    // The helper finds out before anything has changed, and says so.
+    let daemon = ready(scene, &config(scene, &["a"]))?;
+    {
+        let _off = Setting::set("/proc/sys/kernel/io_uring_disabled", "2")?;
+        for words in [&["del", "a"][..], &["del", "a", "--force"]] {
+            let del = scene.ask(words)?;
+            ensure!(del.code != Some(0), "removed without io_uring:\n{del}");
+            del.expect_stderr(&["io_uring"])?;
+            ensure!(state(scene, "a")?.as_deref() == Some("live"), "{:?}", state(scene, "a")?);
+            expect_limited(scene, "a")?;
+        }
+    }
+    scene.ask(&["del", "a"])?.expect_code(0)?;
+    ends(scene, daemon)
+}
+
+fn f71_a_reload_whose_helpers_die_is_answered_and_what_stays_is_limited(scene: &Scene) -> Result<()> {
+    // `a` is to go and `c` is to come.
+    let (before, after) = (config(scene, &["a", "n"]), config(scene, &["n", "c"]));
+    for point in REMOVING.into_iter().chain(["helper-starting", "helper-started"]) {
+        let daemon = ready(scene, &before)?;
+        let path = scene.write("after.yaml", &after)?;
+        arm(scene, &[point])?;
+        let reload = scene.ask(&["reload", path.to_str().context("path")?])?;
+        expect_died(scene, &[point])?;
+        expect_in_time(format!("reload without a helper at {point}"), reload.took, ANSWER_LIMIT)?;
+        for name in ["a", "n", "c"] {
+            wait::until(&format!("{name} live or gone"), ANSWER_LIMIT, || {
+                let is_settled = matches!(state(scene, name)?.as_deref(), None | Some("live"));
+                Ok(is_settled.then_some(()))
+            })?;
+            if state(scene, name)?.is_some() {
+                expect_limited(scene, name).with_context(|| format!("after a reload whose helper died at {point}"))?;
+            }
+        }
+        ends(scene, daemon).with_context(|| point.to_owned())?;
+    }
+    Ok(())
+}
+
+fn f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies(scene: &Scene) -> Result<()> {
+    // SIGTERM is not refused: the removal is tried again, that is told, and the daemon ends.
+    for points in [&REMOVING[..1], &REMOVING[1..2], &REMOVING[2..3], &REMOVING[3..4], &REMOVING[4..5], &REMOVING[5..]] {
+        for points in [points.to_vec(), points.repeat(2)] {
+            let daemon = ready(scene, &config(scene, &["a"]))?;
+            arm(scene, &points)?;
+            let log = scene.logs();
+            ends(scene, daemon).with_context(|| format!("helpers that died at {points:?}:\n{log}"))?;
+            // Of those that have deleted it there is one.
+            ensure!(points[0] == "helper-deleted" || !scene.dir().join("crash").exists(), "nothing came by {points:?}");
+            let _ = fs::remove_file(scene.dir().join("crash"));
+            let told = scene.logs();
+            ensure!(points[0] == "helper-deleted" || told.contains("tried again"), "{points:?} is not told:\n{told}");
+        }
+    }
+    Ok(())
+}
+
+/// What dies of an add besides the helper of START: the first one, and the one that would undo it.
+const MAKING: [&[&str]; 7] = [
+    &["helper-starting"],
+    &["helper-started"],
+    &["helper-starting", "helper-claiming"],
+    &["helper-started", "helper-claiming", "helper-claiming"],
+    &["helper-started", "helper-writing"],
+    &["helper-started", "helper-stopping"],
+    &["helper-started", "helper-stopped", "helper-deleting"],
+];
+
+fn f73_an_add_whose_helpers_die_is_undone(scene: &Scene) -> Result<()> {
+    // Refused within the limit, nothing of it is left, its neighbour is unhurt, and the next add of that name succeeds.
+    let daemon = ready(scene, &config(scene, &["n"]))?;
+    for points in MAKING {
+        arm(scene, points)?;
+        let add = scene.ask(&["add", "x", "--null", "64MiB"])?;
+        ensure!(add.code != Some(0), "{points:?}: added\n{add}");
+        expect_in_time(format!("add without helpers at {points:?}"), add.took, ANSWER_LIMIT)?;
+        expect_gone(scene, "x").with_context(|| format!("{points:?}:\n{add}"))?;
+        let _ = fs::remove_file(scene.dir().join("crash"));
+        ensure!(ids() == 1, "{points:?}: the kernel has {} devices", ids());
+        scene.ask(&["add", "x", "--null", "64MiB"])?.expect_code(0).with_context(|| format!("after {points:?}"))?;
+        scene.ask(&["del", "x"])?.expect_code(0)?;
+    }
+    expect_limited(scene, "n")?;
+    ends(scene, daemon)
+}
+
+fn f73_a_start_whose_helpers_die_is_undone(scene: &Scene) -> Result<()> {
+    // All or none: the daemon ends with an error and leaves nothing.
+    for points in MAKING {
+        arm(scene, points)?;
+        let mut daemon = scene.start_crashing(&config(scene, &["a"]))?;
+        let code = daemon.wait_for_end(ANSWER_LIMIT).with_context(|| format!("{points:?}:\n{}", scene.logs()))?;
+        ensure!(code.is_some_and(|code| code != 0), "{points:?}: it ended with {code:?}:\n{}", daemon.log()?);
+        let _ = fs::remove_file(scene.dir().join("crash"));
+        scene.expect_nothing_left().with_context(|| format!("{points:?}"))?;
+        wait::until("no id left", ANSWER_LIMIT, || Ok((ids() == 0).then_some(())))?;
+    }
+    Ok(())
+}
+
+/// A control group that has few processes.
+struct Few {
+    root: PathBuf,
+    folder: PathBuf,
+}
+
+impl Few {
+    fn new(scene: &Scene) -> Result<Self> {
+        let root = scene.dir().join("cgroup");
+        fs::create_dir(&root)?;
+        scene.tool("mount", &["-t", "cgroup2", "cgroup2", root.to_str().context("path")?])?;
+        let folder = root.join("few");
+        let few = Self { root, folder };
+        fs::write(few.root.join("cgroup.subtree_control"), "+pids").context("no control group of pids")?;
+        fs::create_dir(&few.folder)?;
+        Ok(few)
+    }
+
+    fn set(&self, file: &str, value: impl ToString) -> Result<()> {
+        let path = self.folder.join(file);
+        fs::write(&path, value.to_string()).with_context(|| path.display().to_string())
+    }
+
+    fn current(&self) -> Result<u64> {
+        Ok(fs::read_to_string(self.folder.join("pids.current"))?.trim().parse()?)
+    }
+}
+
+impl Drop for Few {
+    fn drop(&mut self) {
+        let _ = self.set("pids.max", "max");
+        for pid in fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(self.root.join("cgroup.procs"), pid);
+        }
+        let _ = fs::remove_dir(&self.folder);
+        let _ = fs::write(self.root.join("cgroup.subtree_control"), "-pids");
+        let _ = nix::mount::umount2(&self.root, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn f74_without_a_process_left_an_add_names_the_limit_and_leaves_nothing(scene: &Scene) -> Result<()> {
+    // At each number of processes left the add succeeds, or is refused by the limit's name and undone.
+    let daemon = ready(scene, &config(scene, &["n"]))?;
+    let few = Few::new(scene)?;
+    few.set("cgroup.procs", daemon.pid())?;
+    let mut is_enough = false;
+    for left in 0..=10 {
+        // Threads of the last command may still be going.
+        let steady = || -> Result<u64> {
+            let mut last = few.current()?;
+            wait::until("steady threads", BACK_LIMIT, || {
+                std::thread::sleep(Duration::from_millis(200));
+                let now = few.current()?;
+                Ok((std::mem::replace(&mut last, now) == now).then_some(now))
+            })
+        };
+        few.set("pids.max", steady()? + left)?;
+        let add = scene.ask(&["add", "x", "--null", "64MiB"])?;
+        eprintln!("          {left} left: {:?} after {:.1?}: {}", add.code, add.took, add.stderr.trim());
+        expect_in_time(format!("add with {left} processes left"), add.took, ANSWER_LIMIT)?;
+        if add.code == Some(0) {
+            is_enough = true;
+        } else {
+            let add = add.expect_code(1)?.expect_stderr(&["error[E-RESOURCE]", "pids.max"])?;
+            if expect_gone(scene, "x").is_err() {
+                bail!("{left} left: {:?}\n{add}", state(scene, "x")?);
+            }
+        }
+        ensure!(ids() == if is_enough { 2 } else { 1 }, "{left} left: the kernel has {} devices", ids());
+        expect_limited(scene, "n")?;
+        if is_enough {
+            break;
+        }
+    }
+    ensure!(is_enough, "no add with ten processes left");
+    few.set("pids.max", few.current()?)?;
+    let del = scene.ask(&["del", "x"])?;
+    ensure!(del.code != Some(0), "removed without a process");
+    expect_in_time("a del without a process left", del.took, ANSWER_LIMIT)?;
+    few.set("pids.max", "max")?;
+    expect_limited(scene, "n")?;
+    ends(scene, daemon)
+}
+
+fn f75_a_recovery_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> {
+    // Its users wait a second longer; the daemon ends when told to.
+    let text = config(scene, &["a", "n"]);
+    for points in [
+        &["helper-recovering"][..],
+        &["helper-recovering"; 2],
+        &["helper-recovering"; 4],
+        &["helper-recovered"],
+        &["helper-recovered", "helper-recovering"],
+    ] {
+        ready(scene, &text)?.kill(ANSWER_LIMIT)?;
+        arm(scene, points)?;
+        let daemon = scene.start_crashing(&text)?;
+        for name in ["a", "n"] {
+            wait::until("an answer", ANSWER_LIMIT, || Ok(scene.listing().ok().map(drop)))?;
+            expect_live(scene, name).with_context(|| format!("{points:?}:\n{}", scene.logs()))?;
+            expect_limited(scene, name)?;
+        }
+        expect_died(scene, points)?;
+        ends(scene, daemon).with_context(|| format!("{points:?}"))?;
+    }
+    // Told to end while it is tried again.
+    ready(scene, &text)?.kill(ANSWER_LIMIT)?;
+    arm(scene, &["helper-recovering"; 50])?;
+    let daemon = scene.start_crashing(&text)?;
+    daemon.wait_for_log("tried again", ANSWER_LIMIT)?;
+    ends(scene, daemon)
+}
+
+fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> {
+    // No abort at any number; with the limit away everything is served.
+    let text = config(scene, &["a", "n"]);
+    for most in 3..=14 {
+        ready(scene, &text)?.kill(ANSWER_LIMIT)?;
+        let few = Few::new(scene)?;
+        few.set("pids.max", most)?;
+        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", few.folder.display());
+        let mut daemon = scene.start_under_without_waiting(&["sh", "-c", &script, "sh"], &text)?;
+        std::thread::sleep(Duration::from_secs(3));
+        let is_running = daemon.is_running()?;
+        eprintln!("          {most} processes: runs {is_running}");
+        few.set("pids.max", "max")?;
+        if !is_running {
+            // Refused before anything was touched, by an error and not by a signal.
+            let code = daemon.wait_for_end(ANSWER_LIMIT)?;
+            ensure!(code.is_some(), "{most} processes: it ended by a signal:\n{}", daemon.log()?);
+            daemon = scene.start_without_waiting(&text)?;
+        }
+        wait::until("an answer", ANSWER_LIMIT, || Ok(scene.listing().ok().map(drop)))
+            .with_context(|| format!("{most} processes:\n{}", scene.logs()))?;
+        for name in ["a", "n"] {
+            expect_live(scene, name).with_context(|| format!("{most} processes:\n{}", scene.logs()))?;
+            expect_limited(scene, name)?;
+        }
+        drop(few);
+        fs::remove_dir(scene.dir().join("cgroup"))?;
+        ends(scene, daemon).with_context(|| format!("{most} processes"))?;
+    }
+    Ok(())
+}
+
+fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) -> Result<()> {
+    // Left behind, its file away, and another client deletes it: it cannot be made anew. The others serve on.
+    let text = config(scene, &["a", "n"]);
+    let daemon = ready(scene, &text)?;
+    let id = scene.device("a")?.id.to_string();
+    daemon.kill(ANSWER_LIMIT)?;
+    let (image, away) = (scene.dir().join("a.img"), scene.dir().join("away"));
+    // Nor can it be made: there is a directory in its place.
+    fs::rename(&image, &away)?;
+    fs::create_dir(&image)?;
+    let mut daemon = scene.start(&text)?;
+    ensure!(state(scene, "a")?.as_deref() == Some("recovering"), "{:?}", state(scene, "a")?);
+    scene.tool("rublk", &["del", "-n", &id])?;
+    expect_gone(scene, "a")?;
+    daemon.wait_for_log("W-LOST", ANSWER_LIMIT)?;
+    daemon.wait_for_log("error[E-BACKING]: device \"a\"", ANSWER_LIMIT)?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(daemon.is_running()?, "the daemon ended:\n{}", daemon.log()?);
+    expect_limited(scene, "n")?;
+    // With the file back a reload makes it.
+    fs::remove_dir(&image)?;
+    fs::rename(&away, &image)?;
+    scene.ask(&["reload"])?.expect_code(0)?;
+    expect_limited(scene, "a")?;
+    ends(scene, daemon)
+}
+
+fn f77_a_resize_whose_helper_dies_tells_the_size_that_the_disk_has(scene: &Scene) -> Result<()> {
+    // Before the command the size stays, after it the set has succeeded; where no disk can be resized nothing happens.
+    let daemon = ready(scene, &config(scene, &["a"]))?;
+    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
+    let features = features["features"].as_array().context("no features")?;
+    let is_offered = features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true);
+    let disk = scene.device("a")?.disk;
+    for (point, mib) in [("helper-resizing", 8), ("helper-resized", 12), ("none", 16)] {
+        if !is_offered {
+            break;
+        }
+        arm(scene, &[point])?;
+        let set = scene.ask(&["set", "device", "a", &format!("size={mib}MiB")])?;
+        expect_in_time(format!("a resize without a helper at {point}"), set.took, ANSWER_LIMIT)?;
+        let size = sysfs::number(&disk, "size")? * 512;
+        ensure!(scene.listed("a")?["size"] == size, "{point}: the disk has {size}: {}", scene.listed("a")?);
+        ensure!((set.code == Some(0)) == (size == mib << 20), "{point}: the disk has {size}:\n{set}");
+        ensure!(set.code == Some(0) || point == "helper-resizing", "{point}:\n{set}");
+        expect_limited(scene, "a")?;
+        let _ = fs::remove_file(scene.dir().join("crash"));
+    }
+    ends(scene, daemon)
+}
+
+fn f78_another_watcher_is_made_for_one_that_dies(scene: &Scene) -> Result<()> {
+    // Another client's STOP waits for held requests without a sign; the process that finds out was killed before.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n")?;
+    let device = scene.device("d")?;
+    let load = load(scene, WRITES, &device)?;
+    let id = device.id.to_string();
+    let del = scene.begin_tool("rublk", &["del", "-n", &id])?;
+    for pid in scene.processes() {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if command.contains("__watch") {
+            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+        }
+    }
+    let del = del.finish(ANSWER_LIMIT)?;
+    expect_in_time("a del of another client", del.took, ANSWER_LIMIT)?;
+    load.finish_any(ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
+}
