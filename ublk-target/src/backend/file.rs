@@ -194,6 +194,10 @@ impl Backend for FileBackend {
         true
     }
 
+    fn bytes_behind(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len().saturating_sub(self.geometry.size))
+    }
+
     fn is_direct(&self) -> Option<bool> {
         Some(self.is_direct)
     }

@@ -98,6 +98,11 @@ pub trait Backend: Send + Sync {
         true
     }
 
+    /// Bytes that it has behind the end of the device.
+    fn bytes_behind(&self) -> u64 {
+        0
+    }
+
     /// Whether it goes around the page cache; `None` where there is none.
     fn is_direct(&self) -> Option<bool> {
         None

@@ -61,6 +61,17 @@ impl DeviceThread {
                 ),
             );
         }
+        if backend.bytes_behind() > 0 {
+            log::warn(
+                "W-SIZE",
+                format_args!(
+                    "device={} size={}: its file has {} bytes more; if it was made larger by `set`, write that size down",
+                    description.name,
+                    geometry.usable_size(),
+                    backend.bytes_behind()
+                ),
+            );
+        }
         if let Some(is_direct) = backend.is_direct() {
             assert!(self.shared.is_direct.set(is_direct).is_ok(), "a backend is opened once");
         }
