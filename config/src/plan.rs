@@ -39,7 +39,7 @@ pub struct Plan {
     pub device_additions: Vec<Device>,
     /// In the order of the old configuration.
     pub device_removals: Vec<String>,
-    /// The bound on all buffers.
+    /// The bound on what all devices take.
     pub memory_max: Option<Changed<Option<u64>>>,
     /// The Unix group that may use the reading commands.
     pub readers: Option<Changed<Option<String>>>,
@@ -247,6 +247,12 @@ fn direct_words(direct: Option<Direct>) -> String {
 }
 
 impl Plan {
+    /// The devices that would become smaller, each with its sizes.
+    pub fn shrinking(&self) -> impl Iterator<Item = (&str, Resize)> {
+        let sizes = self.device_changes.iter().filter_map(|change| Some((change.name.as_str(), change.size?)));
+        sizes.filter(|(_, size)| size.from.is_some_and(|from| size.to < from))
+    }
+
     /// Whether the two configurations come to the same.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

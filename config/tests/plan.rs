@@ -274,6 +274,21 @@ fn completed(from: &Config, mut to: Config) -> Config {
 }
 
 #[test]
+fn f79_devices_that_would_become_smaller_are_told_with_both_sizes() {
+    // One that grows, one of which nothing is known, and one that leaves its size open are none.
+    let of = |a: &str, b: &str, c: &str| {
+        config(&format!(
+            "devices: {{ a: {{ backend: {{ file: /a{a} }} }}, b: {{ backend: {{ memory: {b} }} }}, c: {{ backend: {{ file: /c{c} }} }} }}\n"
+        ))
+    };
+    let plan = difference(&of(", size: 128MiB", "1MiB", ""), &of(", size: 64MiB", "2MiB", ", size: 1MiB"));
+    let shrinking: Vec<_> = plan.shrinking().map(|(name, size)| (name, size.from, size.to)).collect();
+    assert_eq!(shrinking, [("a", Some(128 << 20), 64 << 20)]);
+    let plan = difference(&of(", size: 128MiB", "2MiB", ""), &of("", "1MiB", ""));
+    assert_eq!(plan.shrinking().map(|(name, _)| name).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
 fn f68_direct_that_a_file_leaves_open_is_content_with_what_the_device_has() {
     // Also with what a daemon of before there was `auto` has made: otherwise no reload would pass until it is made anew.
     let file = |direct: &str| config(&format!("devices: {{ v: {{ backend: {{ file: /a{direct} }} }} }}\n"));

@@ -172,7 +172,7 @@ pub enum Command {
     /// Make what is in force what CONFIG says, in one transaction or not at all
     ///
     /// Prints the differences. Devices that do not change see nothing of it. Refused with 3 where something cannot change
-    /// while a device runs, with 5 where a device that is to go is in use; then nothing was changed. What `add` made and
+    /// while a device runs or a device would become smaller, with 5 where a device that is to go is in use; then nothing was changed. What `add` made and
     /// CONFIG does not name stays as it is. If a device comes into use in the middle of it, or its size cannot be had, the rest
     /// is in force and the error says what is left to do. SIGHUP to the daemon does the same with the file it was started with.
     Reload {
@@ -181,6 +181,9 @@ pub enum Command {
         /// Print what would change, and change nothing; refused where the change would be
         #[arg(long)]
         dry_run: bool,
+        /// Make devices smaller, too, where CONFIG says so: what is behind the new end is lost
+        #[arg(long)]
+        allow_shrink: bool,
         /// How long devices may take to come and to go
         #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
         timeout: Duration,

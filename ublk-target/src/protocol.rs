@@ -90,12 +90,21 @@ pub enum Command {
         /// Only tell what would change.
         #[serde(default)]
         dry_run: bool,
+        /// Make devices smaller, too, where the file says so.
+        #[serde(default, skip_serializing_if = "is_false")]
+        allow_shrink: bool,
         /// How long devices may take to come and to go.
         #[serde(default = "default_timeout")]
         timeout_ms: u64,
     },
     /// Ends the daemon and leaves its devices to the next one, which asks for it: all of them, or none.
     HandOver {},
+}
+
+/// What an older daemon does not know is not sent to it without need.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde wants it so
+const fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 const fn default_timeout() -> u64 {
@@ -243,7 +252,8 @@ mod tests {
                 create: true,
                 timeout_ms: 1,
             },
-            Command::Reload { config: Some("/etc/x.yaml".into()), dry_run: true, timeout_ms: 5 },
+            Command::Reload { config: Some("/etc/x.yaml".into()), dry_run: true, allow_shrink: false, timeout_ms: 5 },
+            Command::Reload { config: None, dry_run: false, allow_shrink: true, timeout_ms: 5 },
         ] {
             let request = Request { id: json!(1), command };
             let line = request.line();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::disks::Mount;
@@ -18,7 +18,7 @@ use ublk_throttle_tests::setting::Setting;
 use ublk_throttle_tests::sysfs;
 use ublk_throttle_tests::wait;
 
-use crate::measure::{expect_in_time, expect_within};
+use crate::measure::{Unmeasured, expect_in_time, expect_within};
 use crate::{Case, WRITES, cases, load};
 
 const MIB: u64 = 1 << 20;
@@ -30,6 +30,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let plain = cases![[Need::Ublk];
         f07_commands_to_a_stopped_daemon_end_with_7,
         f13_what_the_kernel_lacks_is_said_and_the_rest_works,
+        f79_a_disk_gets_smaller_only_when_told,
         f14_commands_of_an_unprivileged_user_are_refused,
         f18_a_node_that_does_not_appear_is_told_and_rolled_back,
         f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on,
@@ -192,6 +193,50 @@ fn f13_what_the_kernel_lacks_is_said_and_the_rest_works(scene: &Scene) -> Result
     }
     ensure!(direct.holds(0, 65536, 0xa5)?, "what was written before reads wrong");
     drop(direct);
+    daemon.stop().map(drop)
+}
+
+fn f79_a_disk_gets_smaller_only_when_told(scene: &Scene) -> Result<()> {
+    // Made larger than the file says: neither a reload nor a new daemon cuts it, and what else the reload says is not done either.
+    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
+    let features = features["features"].as_array().context("no features")?;
+    if !features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true) {
+        bail!(Unmeasured::Kernel("this kernel cannot resize a live device".into()));
+    }
+    let file = scene.dir().join("d.img");
+    let config = |iops: u32| {
+        format!(
+            "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 8MiB, create: true }}, limits: {{ iops: {iops} }} }}\n",
+            file.display()
+        )
+    };
+    let daemon = scene.start(&config(1000))?;
+    let device = scene.device("d")?;
+    let expect_size = |wanted: u64| -> Result<()> {
+        let size = sysfs::number(&device.disk, "size")? * 512;
+        ensure!(size == wanted, "the disk has {size} bytes, not {wanted}");
+        Ok(())
+    };
+    scene.ask(&["set", "device", "d", "size=16MiB"])?.expect_code(0)?;
+    Direct::open(&device.node)?.write(12 * MIB, 65536, 0xa5)?;
+    scene.write("other.yaml", &config(2000))?;
+    for words in [&["reload", "other.yaml"][..], &["reload", "other.yaml", "--dry-run"]] {
+        let told = "has 16777216 bytes and would be cut to 8388608";
+        scene.ask(words)?.expect_code(3)?.expect_stderr(&["error[E-CONFIG]", told, "--allow-shrink"])?;
+    }
+    ensure!(scene.listed("d")?["limits"]["iops-total"] == 1000, "a refused reload has changed a limit");
+    expect_size(16 * MIB)?;
+    daemon.kill(Duration::from_secs(5))?;
+    let daemon = scene.start(&config(1000))?;
+    daemon.wait_for_log("W-SIZE-KEPT", Duration::from_secs(5))?;
+    expect_size(16 * MIB)?;
+    ensure!(Direct::open(&device.node)?.holds(12 * MIB, 65536, 0xa5)?, "what was behind the said end reads wrong");
+    scene.ask(&["reload", "other.yaml", "--allow-shrink"])?.expect_code(0)?;
+    expect_size(8 * MIB)?;
+    daemon.stop()?;
+    // The file stays as long as it was, and a device made anew is of the size that is said.
+    let daemon = scene.start(&config(1000))?;
+    daemon.wait_for_log("W-SIZE", Duration::from_secs(5))?;
     daemon.stop().map(drop)
 }
 

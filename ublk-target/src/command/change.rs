@@ -1,7 +1,6 @@
 //! `add`, `del`, `set`, `reload`: what changes while the daemon runs.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -94,11 +93,12 @@ struct Reloaded {
 }
 
 /// Makes what is in force what a file says.
-pub fn reload(place: &Place, config: Option<PathBuf>, dry_run: bool, timeout: Duration, json: bool) -> Outcome<()> {
-    // The daemon is in another directory.
-    let config = config.map(std::path::absolute).transpose();
-    let config = config.or_fail(Class::Failed, "cannot tell the current directory")?;
-    let result = ask_patiently(place, &Command::Reload { config, dry_run, timeout_ms: ms(timeout) }, "reloading")?;
+pub fn reload(place: &Place, mut command: Command, json: bool) -> Outcome<()> {
+    if let Command::Reload { config: Some(config), .. } = &mut command {
+        // The daemon is in another directory.
+        *config = std::path::absolute(&*config).or_fail(Class::Failed, "cannot tell the current directory")?;
+    }
+    let result = ask_patiently(place, &command, "reloading")?;
     tell_warnings(&result);
     if json {
         say_json(&result);
@@ -122,6 +122,6 @@ fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn ms(time: Duration) -> u64 {
+pub fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -23,7 +23,7 @@ use crate::daemon;
 use crate::error::{Class, Failure, Outcome};
 use crate::flags::{Command, Flags};
 use crate::helper::{self, Errand};
-use crate::{log, watcher};
+use crate::{log, protocol, watcher};
 
 /// Runs the command line of this process; the exit code.
 pub fn main() -> u8 {
@@ -48,8 +48,9 @@ pub fn main() -> u8 {
             change::del(&place, device, group, force, timeout, json)
         }
         Command::Set { what } => change::set(what),
-        Command::Reload { config, dry_run, timeout, json, place } => {
-            change::reload(&place, config, dry_run, timeout, json)
+        Command::Reload { config, dry_run, allow_shrink, timeout, json, place } => {
+            let timeout_ms = change::ms(timeout);
+            change::reload(&place, protocol::Command::Reload { config, dry_run, allow_shrink, timeout_ms }, json)
         }
         Command::Features { json } => features::run(json),
         Command::Simulate { config, trace, summary, json } => simulate::run(&config, &trace, summary, json),

@@ -138,7 +138,9 @@ impl Daemon {
             Command::Set { device: None, group: Some(group), settings, create, .. } => {
                 set::group(self, &group, &settings, create)
             }
-            Command::Reload { config, dry_run, .. } => reload::reload(self, config, dry_run, limit).await,
+            Command::Reload { config, dry_run, allow_shrink, .. } => {
+                reload::reload(self, config, dry_run, allow_shrink, limit).await
+            }
             Command::HandOver {} => self.hand_over(),
             Command::Del { .. } | Command::Set { .. } => Err(Failure::new(
                 Class::Protocol,
@@ -406,7 +408,7 @@ impl Daemon {
         let daemon = Rc::clone(self);
         tokio_uring::spawn(async move {
             while daemon.wants_reload.replace(false) {
-                if let Err(failure) = reload::reload(&daemon, None, false, reload::LIMIT).await {
+                if let Err(failure) = reload::reload(&daemon, None, false, false, reload::LIMIT).await {
                     log::error(&failure.context("reload"));
                 }
                 daemon.listed.replace(None);

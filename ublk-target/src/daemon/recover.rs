@@ -216,7 +216,21 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
             log::warn("W-CHANGED", format_args!("{line}; it is taken up as it was; `reload` brings what can change"));
         }
     }
+    if let Some((size, said)) = larger_size(&description, entry) {
+        log::warn(
+            "W-SIZE-KEPT",
+            format_args!(
+                "device={name} size={size} is kept, the configuration says {said}: write {size} there; `reload --allow-shrink` cuts \
+                 the device, with what is behind"
+            ),
+        );
+    }
     Beginning { description, entry: Some(entry.clone()), left: Some(left), levels: None }
+}
+
+/// The size of a device that was taken up and is larger than the configuration says, and what that says.
+fn larger_size(taken_up: &Description, entry: &Description) -> Option<(u64, u64)> {
+    taken_up.backend.size().zip(entry.backend.size()).filter(|(size, said)| size > said)
 }
 
 /// Whether two descriptions of a device differ in what `set` changes of it, but for the size.
@@ -439,6 +453,22 @@ mod tests {
         assert_eq!(in_force(&file(10)), (device(20).limits, true));
         assert_eq!(in_force(&file(11)), (device(11).limits, true));
         assert_eq!(in_force(&Config::default()), (device(20).limits, false));
+    }
+
+    #[test]
+    fn f79_a_device_that_was_made_larger_is_taken_up_so() {
+        // The file has said 64 MiB all the time: what is in force counts, and the difference is told.
+        let device = |size: &str| {
+            config(&format!("devices: {{ d: {{ backend: {{ file: /f, size: {size} }} }} }}")).devices.remove(0)
+        };
+        let (entry, set) = (device("64MiB"), device("128MiB"));
+        let left = LeftBehind { target: Target { id: 3, nonce: 7 }, identity: None };
+        let written = record(&set, Some(&entry));
+        let file = Config { devices: vec![entry.clone()], ..Config::default() };
+        let begun = taken_up(&file, &written, described(&written).unwrap(), left);
+        assert_eq!(begun.description.backend.size(), Some(128 << 20));
+        assert_eq!(larger_size(&begun.description, &entry), Some((128 << 20, 64 << 20)));
+        assert_eq!(larger_size(&entry, &set), None);
     }
 
     #[test]

@@ -49,7 +49,13 @@ const LOOKS: u32 = 3;
 const PATHS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Makes what is in force what the file says; the differences, in words.
-pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, limit: Duration) -> Outcome<Value> {
+pub async fn reload(
+    daemon: &Rc<Daemon>,
+    path: Option<PathBuf>,
+    is_dry: bool,
+    may_shrink: bool,
+    limit: Duration,
+) -> Outcome<Value> {
     let path = path.unwrap_or_else(|| daemon.config.clone());
     let File { config: to, readers, odd } = blocking("reload", "the file", move || load(&path)).await?;
     daemon.expect_serving()?;
@@ -57,6 +63,9 @@ pub async fn reload(daemon: &Rc<Daemon>, path: Option<PathBuf>, is_dry: bool, li
         let table = daemon.table.borrow();
         let plan = difference(&table.in_force(&to), &to);
         check(&table, &to, &plan)?;
+        if !may_shrink {
+            expect_no_loss(&to, &plan)?;
+        }
         plan
     };
     // For programs: no difference is no line.
@@ -159,6 +168,25 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
         set::expect_staying(table, &device.name)?;
     }
     Ok(())
+}
+
+/// Refuses to make a disk smaller: what its users have behind the new end is gone. `set device NAME size=` may have made it larger
+/// than the file says.
+fn expect_no_loss(to: &Config, plan: &Plan) -> Outcome<()> {
+    let words = plan.shrinking().map(|(name, size)| {
+        let line = to.device(name).map_or(0, |device| device.line);
+        let (from, to) = (size.from.unwrap_or_default(), size.to);
+        format!("device {name:?} (line {line}) has {from} bytes and would be cut to {to}")
+    });
+    let words: Vec<String> = words.collect();
+    if words.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "{}; what is behind that would be lost: write the size that it has, or say `reload --allow-shrink`; nothing was changed",
+        words.join("; ")
+    );
+    Err(Failure::new(Class::Config, what))
 }
 
 /// Whether a new device wants what one that goes still has.

@@ -15,7 +15,7 @@ use throttle_core::group::GroupId;
 use tokio::sync::oneshot;
 use ublk_throttle_config::{Config, Device as Description, Group, nearest, write_groups};
 
-use crate::device::{Device, Status, limits};
+use crate::device::{Device, Status, limits, set_size};
 use crate::error::{Class, Failure, Outcome};
 use crate::state_dir::GroupsRecord;
 
@@ -87,7 +87,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What is in force, as a configuration would say it. The id and `direct` are those it has got.
+    /// What is in force, as a configuration would say it. What it leaves open (id, size, `direct`) is what it has got.
     pub fn in_force(&self) -> Description {
         let mut described = self.described.clone();
         let standing = self.device.standing();
@@ -96,6 +96,9 @@ impl Entry {
         described.limits = standing.limits;
         drop(standing);
         described.id = self.device.id().or(described.id);
+        if let (None, Some(size)) = (described.backend.size(), self.device.size()) {
+            set_size(&mut described, size);
+        }
         if let Some(is_direct) = self.device.is_direct() {
             described.backend.settle_direct(is_direct);
         }

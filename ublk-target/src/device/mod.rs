@@ -274,6 +274,11 @@ impl Device {
         self.shared.made.get().map(|made| made.id)
     }
 
+    /// Its size in bytes, once it is made.
+    pub fn size(&self) -> Option<u64> {
+        self.shared.standing().size
+    }
+
     /// Whether the file or block device behind it is used around the page cache, once it is open.
     pub fn is_direct(&self) -> Option<bool> {
         self.shared.is_direct.get().copied()
