@@ -80,9 +80,11 @@ impl Disk {
     /// mounted, then the devices of that level, which are below the file systems of the next one.
     pub fn sync_above(&self) {
         let mut is_all_seen = true;
+        let tables = mount_tables();
         for (height, level) in self.levels.iter().enumerate().rev() {
-            for (pid, mountinfo) in mount_tables() {
-                for mount in Mounts::of(level).find(&mountinfo) {
+            let mounts = Mounts::of(level);
+            for (pid, mountinfo) in &tables {
+                for mount in mounts.find(mountinfo) {
                     // Through the process, because the mount may not be visible to us.
                     let path = PathBuf::from(format!("/proc/{pid}/root{}", mount.display()));
                     match File::open(path) {
@@ -129,10 +131,11 @@ impl Disk {
     /// Those who do not go by themselves: mounts, swap, other disks, exports.
     fn lasting_users(&self) -> BTreeSet<String> {
         let mut users = BTreeSet::new();
+        let tables = mount_tables();
         for (height, level) in self.levels.iter().enumerate() {
             let mounts = Mounts::of(level);
-            for (_, mountinfo) in mount_tables() {
-                users.extend(mounts.find(&mountinfo).map(|at| format!("mounted at {}", at.display())));
+            for (_, mountinfo) in &tables {
+                users.extend(mounts.find(mountinfo).map(|at| format!("mounted at {}", at.display())));
             }
             if height > 0 {
                 users.extend(level.keys().map(|name| format!("held by /dev/{name}")));

@@ -1,5 +1,5 @@
-//! Which block devices stand on which, as sysfs shows it: what is above a disk (who would lose data), and what is below a
-//! backend (whether it ends at a disk of ours).
+//! Stacked block devices, read from sysfs. A removal needs the devices above a ublk disk, as their users would lose data; a
+//! backend needs the devices below it, as it must not stand on a ublk disk.
 //!
 //! ```text
 //!   above   ublkb0 ─ holders/ ─► dm-0 ─ holders/ ─► md127         loop3/loop/backing_file ─► /dev/ublkb0p1
@@ -181,7 +181,7 @@ impl Backing {
     }
 }
 
-/// The numbers of what a file or a block device stands on: itself, if it is a device; else what its file system is on.
+/// The device numbers below an open file. Of a block device: its own number. Of a regular file: those of its file system.
 pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
     use std::os::fd::AsRawFd;
     let metadata = file.metadata()?;

@@ -1,4 +1,4 @@
-//! What stands on a device, and what a device stands on: dm, loop, btrfs, other nodes, other daemons.
+//! Stacked devices: dm, loop and btrfs above a ublk disk, and the same below a backend; other nodes and other daemons.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
