@@ -53,7 +53,10 @@ pub struct Program {
 }
 
 /// The foreign control client: another program that removes our devices.
-pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15", optimized: true };
+pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15", optimized: false };
+
+/// The same program as a peer, to measure ours against.
+pub const RUBLK_OPTIMIZED: Program = Program { optimized: true, ..RUBLK };
 
 /// Makes Debian packages.
 pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.7.0", optimized: false };
@@ -61,13 +64,17 @@ pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.7.0", op
 impl Program {
     /// Where it is, once it is there.
     pub fn path(&self) -> PathBuf {
-        programs().join(self.name)
+        self.root().join("bin").join(self.name)
+    }
+
+    fn root(&self) -> PathBuf {
+        if self.optimized { tools().join("optimized") } else { tools() }
     }
 
     /// Builds it, unless an earlier run did; `run` runs what builds.
     pub fn install(&self, run: impl FnOnce(&mut Command) -> Result<()>) -> Result<()> {
         let Self { name, version, optimized } = self;
-        let root = workspace::target().join("tools");
+        let root = self.root();
         let installed = fs::read_to_string(root.join(".crates.toml")).unwrap_or_default();
         if installed.contains(&format!("\"{name} {version} ")) && self.path().exists() {
             return Ok(());
@@ -75,14 +82,20 @@ impl Program {
         let mut install = cargo();
         // A build directory of its own, thrown away: nothing of it is shared with the workspace.
         install.env_remove("CARGO_TARGET_DIR").args(["install", name, "--version", version, "--root"]).arg(root);
-        install.args((!optimized).then_some("--debug"));
+        // Nobody looks into it with a debugger; without what that needs it is built in half the time.
+        install.args((!optimized).then_some("--debug")).env("CARGO_PROFILE_DEV_DEBUG", "0");
         run(&mut install)
     }
 }
 
-/// The folder of those programs.
+/// Where programs are installed that are no packages.
+fn tools() -> PathBuf {
+    workspace::target().join("tools")
+}
+
+/// The folder of those that are built once and then kept.
 pub fn programs() -> PathBuf {
-    workspace::target().join("tools/bin")
+    tools().join("bin")
 }
 
 /// Makes sure all of them are installed; says what it installs.

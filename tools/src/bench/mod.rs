@@ -98,7 +98,7 @@ pub fn main(flags: &Flags) -> Result<u8> {
         return inside::run(&flags.plan(), &flags.cases(), flags.kernel.name(), &folder());
     }
     install::packages(&[install::BUILD, install::VM, install::MEASURE, install::PEERS])?;
-    install::RUBLK.install(process::run)?;
+    install::RUBLK_OPTIMIZED.install(process::run)?;
     kublk::install()?;
     eprintln!("xtask: building the daemon (release)");
     build::daemon()?;

@@ -28,7 +28,7 @@ impl Rublk {
     }
 
     fn start(id: u32, queues: u32, target: &str, more: &[&std::ffi::OsStr]) -> Result<Rublk> {
-        let mut add = Command::new(install::RUBLK.path());
+        let mut add = Command::new(install::RUBLK_OPTIMIZED.path());
         add.args(["add", target, "--foreground", "--quiet", "--depth", "128"]);
         add.args(["--number", &id.to_string(), "--queue", &queues.to_string()]).args(more);
         let mut server = Server::spawn(&format!("rublk{id}"), &mut add)?;
@@ -50,7 +50,7 @@ impl Peer for Rublk {
     /// Its server deletes the device when it ends, and so does `rublk del`, which ends it: the second of them fails. That is no fault
     /// as long as the device is gone.
     fn stop(self: Box<Self>) -> Result<()> {
-        let mut del = Command::new(install::RUBLK.path());
+        let mut del = Command::new(install::RUBLK_OPTIMIZED.path());
         let deleted = process::output(del.args(["del", "--number", &self.id.to_string()]).env("RUST_BACKTRACE", "0"));
         self.server.wait()?;
         if self.node.exists() { deleted.map(drop) } else { Ok(()) }
