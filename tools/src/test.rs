@@ -1,13 +1,13 @@
 //! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
 //!
 //! ```text
-//!   fmt ─ clippy ─ unit ─ shuttle ─┐           ┌─ newest ──┐
-//!                                  ├─► e2e ─►──┤           ├─►     in VMs, with their kernels' logs watched
-//!   build ─ rublk ─ dist ─ loom ───┘           └─ two-cpus ┘
+//!   fmt ─ clippy ─ unit ─ shuttle ─┐
+//!                                  ├─► e2e ─ newest ─ two-cpus     in VMs, with their kernels' logs watched
+//!   build ─ rublk ─ dist ─ loom ───┘
 //! ```
 //!
-//! Lanes run side by side. The first two share no build directory, and for a part of their time each can use one CPU only.
-//! The trials of `two-cpus` sleep for a part of theirs.
+//! The two lanes run side by side: they share no build directory, and each can use one CPU only for a part of its time. The steps in
+//! VMs run in turn, as each of them keeps two CPUs busy.
 
 use std::fs;
 use std::io::{IsTerminal, Write};
@@ -96,8 +96,7 @@ enum Step {
 /// Steps that run side by side, then those that come after.
 const LANES: [&[Step]; 2] =
     [&[Step::Fmt, Step::Clippy, Step::Unit, Step::Shuttle], &[Step::Build, Step::Rublk, Step::Dist, Step::Loom]];
-const THEN: [Step; 2] = [Step::Smoke, Step::E2e];
-const LAST: [&[Step]; 2] = [&[Step::Newest], &[Step::TwoCpus]];
+const THEN: [Step; 4] = [Step::Smoke, Step::E2e, Step::Newest, Step::TwoCpus];
 const QUICK: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Smoke];
 
 /// How often a terminal is told what runs.
@@ -122,7 +121,6 @@ pub fn main(flags: &Flags) -> Result<u8> {
     let wanted = |lane: &[Step]| lane.iter().filter(is_wanted).copied().collect::<Vec<_>>();
     let mut done = side_by_side(&LANES.map(wanted), flags);
     done.extend(wanted(&THEN).into_iter().map(|step| captured(step, flags, &Mutex::default())));
-    done.extend(side_by_side(&LAST.map(wanted), flags));
     println!("\n{}", summary(&done, start.elapsed()));
     Ok(u8::from(done.iter().any(|done| done.outcome.is_err())))
 }
@@ -362,7 +360,7 @@ mod tests {
 
     #[test]
     fn every_step_runs_once() {
-        let all: Vec<Step> = [LANES.concat(), THEN.into(), LAST.concat()].concat();
+        let all: Vec<Step> = [LANES.concat(), THEN.into()].concat();
         let times = |step: &Step| all.iter().filter(|other| *other == step).count();
         assert!(Step::value_variants().iter().all(|step| times(step) == 1), "{all:?}");
         assert!(QUICK.iter().all(|step| all.contains(step)));
