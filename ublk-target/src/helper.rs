@@ -352,8 +352,8 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     crash_point::at(Point::HelperClaiming);
     // Before the disk goes: afterwards nothing tells its numbers.
     let disk = Disk::find(target.id);
-    // All that can fail, before the daemon lets go of anything: the driver, a ring, the worker of the kernel that STOP needs (it stays
-    // once a command has made it), two threads.
+    // All that can fail, before the daemon lets go of anything: the driver, a ring, the worker of the kernel that STOP needs, two
+    // threads.
     let mut control = open(target)?;
     let mut orders = Orders::listen().map_err(no_thread)?;
     let writer = Writer::start(orders.sender.clone()).map_err(no_thread)?;
@@ -571,9 +571,10 @@ fn resize(target: Target, size: u64, is_shrinking: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// The driver, if the device is still the one we were sent for.
+/// The driver and the worker that a command of ours needs, if the device is still the one we were sent for.
 fn open(target: Target) -> Result<Option<Control>, String> {
     let mut control = Control::open().map_err(|failure| failed(&failure))?;
+    control.have_worker().map_err(|errno| told("cannot make a worker of io_uring", errno))?;
     Ok(known(&mut control, target)?.map(|_| control))
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     let own = cases![[Need::Ublk, Need::OwnMachine];
         f71_a_removal_without_io_uring_leaves_the_device_limited,
-        f74_without_a_process_left_an_add_names_the_limit_and_leaves_nothing,
+        f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing,
         f75_a_recovery_without_processes_waits_for_them,
     ];
     let rublk = cases![[Need::Ublk, Need::Rublk]; f76_a_device_lost_while_its_file_is_away_takes_no_other_along];
@@ -307,6 +307,16 @@ impl Few {
     fn current(&self) -> Result<u64> {
         Ok(fs::read_to_string(self.folder.join("pids.current"))?.trim().parse()?)
     }
+
+    /// The number of processes and threads once those of the last command have ended.
+    fn steady(&self) -> Result<u64> {
+        let mut last = self.current()?;
+        wait::until("steady threads", BACK_LIMIT, || {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = self.current()?;
+            Ok((std::mem::replace(&mut last, now) == now).then_some(now))
+        })
+    }
 }
 
 impl Drop for Few {
@@ -321,47 +331,41 @@ impl Drop for Few {
     }
 }
 
-fn f74_without_a_process_left_an_add_names_the_limit_and_leaves_nothing(scene: &Scene) -> Result<()> {
-    // At each number of processes left the add succeeds, or is refused by the limit's name and undone.
+fn f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing(scene: &Scene) -> Result<()> {
+    // At each number of processes left the add succeeds, or is refused by the limit's name and undone. The same for the
+    // removal: refused, the device is live and limited.
     let daemon = ready(scene, &config(scene, &["n"]))?;
     let few = Few::new(scene)?;
     few.set("cgroup.procs", daemon.pid())?;
-    let mut is_enough = false;
-    for left in 0..=10 {
-        // Threads of the last command may still be going.
-        let steady = || -> Result<u64> {
-            let mut last = few.current()?;
-            wait::until("steady threads", BACK_LIMIT, || {
-                std::thread::sleep(Duration::from_millis(200));
-                let now = few.current()?;
-                Ok((std::mem::replace(&mut last, now) == now).then_some(now))
-            })
-        };
-        few.set("pids.max", steady()? + left)?;
-        let add = scene.ask(&["add", "x", "--null", "64MiB"])?;
-        eprintln!("          {left} left: {:?} after {:.1?}: {}", add.code, add.took, add.stderr.trim());
-        expect_in_time(format!("add with {left} processes left"), add.took, ANSWER_LIMIT)?;
-        if add.code == Some(0) {
-            is_enough = true;
-        } else {
-            let add = add.expect_code(1)?.expect_stderr(&["error[E-RESOURCE]", "pids.max"])?;
-            if expect_gone(scene, "x").is_err() {
-                bail!("{left} left: {:?}\n{add}", state(scene, "x")?);
+    let attempt = |command: &[&str]| -> Result<()> {
+        let is_add = command[0] == "add";
+        for left in 0..=10 {
+            few.set("pids.max", few.steady()? + left)?;
+            let answer = scene.ask(command)?;
+            let (code, took) = (answer.code, answer.took);
+            eprintln!("          {left} left: {} {code:?} after {took:.1?}: {}", command[0], answer.stderr.trim());
+            expect_in_time(format!("{} with {left} processes left", command[0]), took, ANSWER_LIMIT)?;
+            let is_done = code == Some(0);
+            if !is_done {
+                answer.expect_code(1)?.expect_stderr(&["error[E-RESOURCE]", "pids.max"])?;
+            }
+            if is_done == is_add {
+                expect_limited(scene, "x")?;
+            } else {
+                expect_gone(scene, "x").with_context(|| format!("{left} left: {:?}", state(scene, "x")))?;
+            }
+            let expected = if is_done == is_add { 2 } else { 1 };
+            ensure!(ids() == expected, "{left} left: the kernel has {} devices, not {expected}", ids());
+            expect_limited(scene, "n")?;
+            if is_done {
+                return Ok(());
             }
         }
-        ensure!(ids() == if is_enough { 2 } else { 1 }, "{left} left: the kernel has {} devices", ids());
-        expect_limited(scene, "n")?;
-        if is_enough {
-            break;
-        }
-    }
-    ensure!(is_enough, "no add with ten processes left");
-    few.set("pids.max", few.current()?)?;
-    let del = scene.ask(&["del", "x"])?;
-    ensure!(del.code != Some(0), "removed without a process");
-    expect_in_time("a del without a process left", del.took, ANSWER_LIMIT)?;
+        bail!("no {} with ten processes left", command[0])
+    };
+    attempt(&["add", "x", "--null", "64MiB", "--limit", &format!("iops-total={IOPS}")])?;
+    attempt(&["del", "x"])?;
     few.set("pids.max", "max")?;
-    expect_limited(scene, "n")?;
     ends(scene, daemon)
 }
 

@@ -17,7 +17,7 @@ const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two
 
 /// Paths that depend on the driver's features: data with and without a copy, requests in batches, the end of a queue.
 /// The rest of the suite takes the same path on every kernel.
-const EVERY_KERNEL: [&str; 14] = [
+const EVERY_KERNEL: [&str; 20] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
     "memory_data_is_kept_with_and_without_a_copy",
@@ -32,6 +32,12 @@ const EVERY_KERNEL: [&str; 14] = [
     "f26_a_stalled_backend_holds_no_tokens_of_its_group",
     "f44_any_depth_and_number_of_queues_serves_or_is_refused_with_the_bound",
     "removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so",
+    "f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused",
+    "f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone",
+    "f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies",
+    "f73_an_add_whose_helpers_die_is_undone",
+    "f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing",
+    "f78_another_watcher_is_made_for_one_that_dies",
 ];
 
 /// Races that need two CPUs at the same instant: removals, kills and changes of limits beside running queue threads,

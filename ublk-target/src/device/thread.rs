@@ -40,8 +40,9 @@ const MOMENTS: Duration = Duration::from_millis(200);
 const REPORT: Duration = Duration::from_secs(10);
 /// How long after it has failed something is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long a removal waits for what a helper process needs.
-const SPAWN_LIMIT: Duration = Duration::from_secs(8);
+/// How long a removal waits for what a helper process needs. Less than [`super::PATIENCE`], so that the answer tells the limit
+/// that was reached.
+const SPAWN_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long a helper that has failed may take to end.
 pub(super) const HELPER_END: Duration = Duration::from_secs(1);
@@ -214,7 +215,7 @@ impl DeviceThread {
     /// theirs back.
     pub(super) fn send(&mut self, target: Target, errand: Errand) -> Outcome<Helper> {
         let mut sent = Helper::spawn(target, errand);
-        self.stage = "a helper process: descriptors or memory are short";
+        self.stage = "a helper process: processes, descriptors or memory are short";
         self.wait(SPAWN_LIMIT, |_| {
             if sent.as_ref().is_err_and(|failure| failure.class == Class::Resource) {
                 sent = Helper::spawn(target, errand);

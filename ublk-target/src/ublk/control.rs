@@ -183,6 +183,15 @@ impl Control {
         self.run(Command { operation: sys::UBLK_U_CMD_UPDATE_SIZE, id, data: size / SECTOR, ..no_device() })
     }
 
+    /// Makes the kernel's worker thread that every command but a few questions needs; `EAGAIN` if no thread is left. A ring
+    /// keeps its last worker, so a later command cannot fail for the lack of one.
+    pub fn have_worker(&mut self) -> Result<(), Errno> {
+        // ASYNC: a worker carries it out, though nothing of it could wait.
+        let entry = opcode::Nop::new().build().flags(squeue::Flags::ASYNC);
+        // SAFETY: the entry refers to nothing.
+        unsafe { self.complete(entry.into()) }
+    }
+
     fn run(&mut self, command: Command<'_>) -> Result<(), Errno> {
         if !self.is_aside {
             return self.carry_out(command);
@@ -191,7 +200,6 @@ impl Control {
     }
 
     fn carry_out(&mut self, command: Command<'_>) -> Result<(), Errno> {
-        self.sequence += 1;
         let (address, length) = match command.buffer {
             Some(buffer) => (buffer.as_mut_ptr() as u64, buffer.len() as u16),
             None => (0, 0),
@@ -203,12 +211,19 @@ impl Control {
         bytes[6..8].copy_from_slice(&length.to_ne_bytes());
         bytes[8..16].copy_from_slice(&address.to_ne_bytes());
         bytes[16..24].copy_from_slice(&command.data.to_ne_bytes());
-        let entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), command.operation)
-            .cmd(bytes)
-            .build()
-            .user_data(self.sequence);
-        // SAFETY: the entry names a descriptor and a buffer that both outlive this call, and the call does not return
-        // before the completion of exactly this entry was seen.
+        let entry = opcode::UringCmd80::new(types::Fd(self.device.as_raw_fd()), command.operation).cmd(bytes).build();
+        // SAFETY: the descriptor and the buffer that the entry names outlive the call.
+        unsafe { self.complete(entry) }
+    }
+
+    /// Submits an entry and waits for its completion.
+    ///
+    /// # Safety
+    /// The descriptors and buffers that the entry names live until the call returns.
+    unsafe fn complete(&mut self, entry: squeue::Entry128) -> Result<(), Errno> {
+        self.sequence += 1;
+        let entry = entry.user_data(self.sequence);
+        // SAFETY: as the caller promises, and the call does not return before the completion of exactly this entry was seen.
         unsafe { self.ring.submission().push(&entry) }.expect("the ring has room: one command at a time");
         loop {
             match self.ring.submit_and_wait(1) {
