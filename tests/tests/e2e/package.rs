@@ -87,6 +87,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     fs::create_dir_all("/srv")?;
     configure(200)?;
     let machine = Machine::boot(scene)?;
+    no_disk_is_made_while_srv_is_not_mounted(&machine)?;
     machine.systemctl(&["start", "ublk-throttle"])?;
     let first = machine.daemon()?;
 
@@ -130,6 +131,18 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     machine.systemctl(&["stop", "ublk-throttle"])?;
     machine.expect_stopped()?;
     group_of_readers_gets_the_socket(&machine)
+}
+
+/// A start would make a new empty image (`create: true`) below the mount point, and the mounted file system would hide it.
+fn no_disk_is_made_while_srv_is_not_mounted(machine: &Machine<'_>) -> Result<()> {
+    let mount = machine.units.join("srv.mount");
+    fs::write(&mount, "[Mount]\nWhat=none\nWhere=/srv\nType=no-such-file-system\n")?;
+    machine.systemctl(&["daemon-reload"])?;
+    let start = machine.run("systemctl", &["start", "ublk-throttle"])?;
+    ensure!(start.code != Some(0) && start.stderr.contains("dependency"), "it starts without /srv\n{start}");
+    ensure!(!Path::new(IMAGE).exists(), "{IMAGE} was made in a folder that waits for its file system");
+    fs::remove_file(&mount)?;
+    machine.systemctl(&["daemon-reload"])
 }
 
 /// With the two lines of an override that the configuration's head names.
