@@ -55,7 +55,7 @@ pub struct Program {
 /// The foreign control client: another program that removes our devices.
 pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15", optimized: false };
 
-/// The same program as a peer, to measure ours against.
+/// rublk as the peer of a measurement.
 pub const RUBLK_OPTIMIZED: Program = Program { optimized: true, ..RUBLK };
 
 /// Makes Debian packages.
@@ -82,18 +82,18 @@ impl Program {
         let mut install = cargo();
         // A build directory of its own, thrown away: nothing of it is shared with the workspace.
         install.env_remove("CARGO_TARGET_DIR").args(["install", name, "--version", version, "--root"]).arg(root);
-        // Nobody looks into it with a debugger; without what that needs it is built in half the time.
+        // Without debug information the build takes half the time.
         install.args((!optimized).then_some("--debug")).env("CARGO_PROFILE_DEV_DEBUG", "0");
         run(&mut install)
     }
 }
 
-/// Where programs are installed that are no packages.
+/// The folder that cargo installs programs to.
 fn tools() -> PathBuf {
     workspace::target().join("tools")
 }
 
-/// The folder of those that are built once and then kept.
+/// The folder of programs that one run builds and later runs use.
 pub fn programs() -> PathBuf {
     tools().join("bin")
 }

@@ -6,8 +6,8 @@
 //!   build ─ rublk ─ dist ─ loom ───┘
 //! ```
 //!
-//! The two lanes run side by side: they share no build directory, and each can use one CPU only for a part of its time. The steps in
-//! VMs run in turn, as each of them keeps two CPUs busy.
+//! The two lanes run side by side: they share no build directory, and each can use one CPU only for a part of its time.
+//! The steps in VMs run in turn, as each of them keeps two CPUs busy.
 
 use std::fs;
 use std::io::{IsTerminal, Write};

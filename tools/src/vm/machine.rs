@@ -54,14 +54,15 @@ const PROBE_LIMIT: Duration = Duration::from_secs(8);
 
 /// All that can be emulated, less this:
 ///
-/// `cx16`: QEMU before 8.0 works out the flags of cmpxchg16b from those of some earlier instruction. An interrupt before the next
-/// comparison keeps them, and the return from it takes their bits for those of the system. The guest's kernel, whose allocator of memory
-/// is the one place that has this instruction, ends with a double fault, or finds itself stepped through (`WARNING: ...
-/// exc_debug_kernel`): the first often where instructions are time, the second once in a long run with the host's clock.
+/// `cx16`: QEMU before 8.0 works out the flags of cmpxchg16b from those of some earlier instruction. An interrupt before
+/// the next comparison keeps them, and the return from it takes their bits for those of the system. The guest's kernel,
+/// whose allocator of memory is the one place that has this instruction, ends with a double fault, or finds itself
+/// stepped through (`WARNING: ... exc_debug_kernel`): the first often where instructions are time, the second once in a
+/// long run with the host's clock.
 ///
-/// `smap`, `smep`, `la57`: QEMU forgets all addresses at each change of the page table and at most wake-ups. `smap` makes it keep two
-/// tables of the kernel's, and `la57` makes each look-up five steps instead of four. A trial at 1600 requests a second took 31 s with
-/// them and takes 25 s without.
+/// `smap`, `smep`, `la57`: QEMU drops its table of addresses at each change of the page table, which is at most wake-ups.
+/// With `smap` it fills two tables for the kernel, and with `la57` each entry takes five steps instead of four. A trial
+/// at 1600 requests a second takes 31 s of the host with them, 25 s without.
 const EMULATED: &str = "max,-cx16,-smap,-smep,-la57";
 
 /// The same where instructions are time.

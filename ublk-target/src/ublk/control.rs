@@ -183,10 +183,10 @@ impl Control {
         self.run(Command { operation: sys::UBLK_U_CMD_UPDATE_SIZE, id, data: size / SECTOR, ..no_device() })
     }
 
-    /// Makes the kernel's worker thread that every command but a few questions needs; `EAGAIN` if no thread is left. A ring
+    /// Makes the worker thread of io_uring that a command needs if it can sleep; `EAGAIN` if no thread is left. A ring
     /// keeps its last worker, so a later command cannot fail for the lack of one.
     pub fn have_worker(&mut self) -> Result<(), Errno> {
-        // ASYNC: a worker carries it out, though nothing of it could wait.
+        // ASYNC: a worker carries out the NOP, though a NOP cannot sleep.
         let entry = opcode::Nop::new().build().flags(squeue::Flags::ASYNC);
         // SAFETY: the entry refers to nothing.
         unsafe { self.complete(entry.into()) }
