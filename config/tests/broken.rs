@@ -1,6 +1,6 @@
 //! Every broken file of `tests/broken` gives exactly the text beside it: place, what was found, cure.
 //!
-//! `UPDATE_EXPECT=1 cargo test -p ublk-throttle-config --test broken` writes the texts anew; read the difference.
+//! `UPDATE_EXPECT=1 cargo test -p ublk-throttle-config --test config broken` writes the texts anew; read the difference.
 //! The files are bytes, some of them no text at all; `.gitattributes` keeps git from touching them.
 
 use std::path::{Path, PathBuf};
