@@ -42,7 +42,10 @@ pub(crate) fn cases() -> Vec<Case> {
     let unit = cases![[Need::OwnMachine, Need::Ublk, Need::Fio, Need::Package, Need::Systemd];
         unit_serves_reloads_and_comes_back_in_its_sandbox,
     ];
-    package.into_iter().chain(unit).collect()
+    let mount = cases![[Need::OwnMachine, Need::Ublk, Need::Package, Need::Systemd];
+        f57_the_service_does_not_start_while_srv_waits_for_its_file_system,
+    ];
+    package.into_iter().chain(unit).chain(mount).collect()
 }
 
 fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_trace(scene: &Scene) -> Result<()> {
@@ -87,7 +90,6 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     fs::create_dir_all("/srv")?;
     configure(200)?;
     let machine = Machine::boot(scene)?;
-    no_disk_is_made_while_srv_is_not_mounted(&machine)?;
     machine.systemctl(&["start", "ublk-throttle"])?;
     let first = machine.daemon()?;
 
@@ -133,8 +135,12 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     group_of_readers_gets_the_socket(&machine)
 }
 
-/// A start would make a new empty image (`create: true`) below the mount point, and the mounted file system would hide it.
-fn no_disk_is_made_while_srv_is_not_mounted(machine: &Machine<'_>) -> Result<()> {
+fn f57_the_service_does_not_start_while_srv_waits_for_its_file_system(scene: &Scene) -> Result<()> {
+    // A start would make a new empty image (`create: true`) below the mount point, and the file system would hide it.
+    let _unpacked = Unpacked::new(scene)?;
+    fs::create_dir_all("/srv")?;
+    configure(200)?;
+    let machine = Machine::boot(scene)?;
     let mount = machine.units.join("srv.mount");
     fs::write(&mount, "[Mount]\nWhat=none\nWhere=/srv\nType=no-such-file-system\n")?;
     machine.systemctl(&["daemon-reload"])?;
@@ -142,7 +148,10 @@ fn no_disk_is_made_while_srv_is_not_mounted(machine: &Machine<'_>) -> Result<()>
     ensure!(start.code != Some(0) && start.stderr.contains("dependency"), "it starts without /srv\n{start}");
     ensure!(!Path::new(IMAGE).exists(), "{IMAGE} was made in a folder that waits for its file system");
     fs::remove_file(&mount)?;
-    machine.systemctl(&["daemon-reload"])
+    machine.systemctl(&["daemon-reload"])?;
+    machine.systemctl(&["start", "ublk-throttle"])?;
+    machine.systemctl(&["stop", "ublk-throttle"])?;
+    machine.expect_stopped()
 }
 
 /// With the two lines of an override that the configuration's head names.
