@@ -456,7 +456,7 @@ enum Written {
 /// The thread that writes back: nothing interrupts it.
 struct Writer(Sender<Work>);
 
-/// What to write back: through the only opening of the disk, or whatever is mounted.
+/// What to write back: what stands on the disk, then the disk, through its exclusive opening if there is one.
 struct Work {
     disk: Disk,
     claim: Option<Arc<File>>,
@@ -480,17 +480,18 @@ impl Writer {
 
 impl Work {
     fn carry_out(self) {
+        // A loop device does not keep its disk from being claimed.
+        if self.claim.is_none() || self.disk.is_below_another() {
+            self.disk.sync_above();
+            // Once more for what was written meanwhile, which is little.
+            if self.is_recoverable {
+                self.disk.sync_above();
+            }
+        }
         match self.claim {
             // A failure is the disk's: what could not be written back has been reported to its users.
             Some(claim) => drop(claim.sync_all()),
-            None => {
-                self.disk.sync_above();
-                // Once more for what was written meanwhile, which is little.
-                if self.is_recoverable {
-                    self.disk.sync_above();
-                }
-                self.disk.sync();
-            }
+            None => self.disk.sync(),
         }
     }
 }

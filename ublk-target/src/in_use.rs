@@ -76,6 +76,11 @@ impl Disk {
         how.clone().write(true).open(&path).or_else(|_| how.open(&path))
     }
 
+    /// Whether another disk stands on this one, its partitions left aside.
+    pub fn is_below_another(&self) -> bool {
+        self.levels.len() > 1
+    }
+
     /// Writes back what is dirty above the disk, from the top of the stack down: each file system of a level, wherever it is
     /// mounted, then the devices of that level, which are below the file systems of the next one.
     pub fn sync_above(&self) {

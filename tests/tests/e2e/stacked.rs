@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::disks::{FileSystem, LoopDisk, Mount};
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::Need;
@@ -27,6 +28,8 @@ pub(crate) fn cases() -> Vec<Case> {
         f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused,
     ];
     let loops = cases![[Need::Ublk, Need::Loop, Need::Ext4, Need::UtilLinux];
+        f60_sigterm_writes_back_ext4_on_a_loop_device,
+        f60_forced_del_writes_back_ext4_on_a_loop_device,
         f61_del_is_refused_while_a_loop_device_stands_on_the_device,
         f62_zeroes_are_written_over_dirty_pages_of_a_buffered_block_backend,
         f64_a_file_that_a_loop_device_serves_is_refused,
@@ -57,28 +60,54 @@ fn pattern() -> Vec<u8> {
     std::iter::repeat_with(next).take(24 * MIB).collect()
 }
 
+/// What stands between the device and the file system.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Nothing,
+    Mapper,
+    Loop,
+}
+
 fn f60_sigterm_writes_back_ext4_on_a_dm_target(scene: &Scene) -> Result<()> {
     // 24 MiB that are dirty in the page cache of the file system: the table of mounts has the number of dm-0, not of the device.
-    sigterm_writes_back(scene, FileSystem::Ext4, true)
+    is_written_back(scene, FileSystem::Ext4, Between::Mapper, |_, daemon| daemon.stop().map(drop))
+}
+
+fn f60_sigterm_writes_back_ext4_on_a_loop_device(scene: &Scene) -> Result<()> {
+    // A loop device leaves the disk to be opened exclusively: that the open succeeds does not show that the disk has no users.
+    is_written_back(scene, FileSystem::Ext4, Between::Loop, |_, daemon| daemon.stop().map(drop))
+}
+
+fn f60_forced_del_writes_back_ext4_on_a_loop_device(scene: &Scene) -> Result<()> {
+    is_written_back(scene, FileSystem::Ext4, Between::Loop, |scene, daemon| {
+        scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
+        daemon.stop().map(drop)
+    })
 }
 
 fn f60_sigterm_writes_back_btrfs(scene: &Scene) -> Result<()> {
     // The same with a file system whose number in the table of mounts is no device's.
-    sigterm_writes_back(scene, FileSystem::Btrfs, false)
+    is_written_back(scene, FileSystem::Btrfs, Between::Nothing, |_, daemon| daemon.stop().map(drop))
 }
 
-fn sigterm_writes_back(scene: &Scene, kind: FileSystem, is_mapped: bool) -> Result<()> {
+fn is_written_back(
+    scene: &Scene,
+    kind: FileSystem,
+    between: Between,
+    remove: impl FnOnce(&Scene, Daemon) -> Result<()>,
+) -> Result<()> {
     let daemon = scene.start(&config(scene))?;
     let device = scene.device("d")?;
-    let mapped = is_mapped.then(|| Mapped::new(&device.node)).transpose()?;
-    let node = mapped.as_ref().map_or(device.node.as_path(), Mapped::node);
+    let mapped = (between == Between::Mapper).then(|| Mapped::new(&device.node)).transpose()?;
+    let looped = (between == Between::Loop).then(|| LoopDisk::new(&device.node, 512)).transpose()?;
+    let above = mapped.as_ref().map(Mapped::node).or(looped.as_ref().map(LoopDisk::node));
     let point = scene.dir().join("mount");
-    let mount = Mount::new_of(kind, node, &point)?;
+    let mount = Mount::new_of(kind, above.unwrap_or(&device.node), &point)?;
     fs::write(point.join("file"), pattern())?;
-    daemon.stop()?;
+    remove(scene, daemon)?;
     // The disk is gone; what is still in memory must not help.
     mount.unmount()?;
-    drop(mapped);
+    drop((mapped, looped));
     let daemon = scene.start(&config(scene))?;
     let mount = Mount::existing_of(kind, &scene.device("d")?.node, &point)?;
     let found = fs::read(point.join("file")).context("the file is gone")?;
