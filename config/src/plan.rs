@@ -78,7 +78,7 @@ pub struct GroupChange {
 }
 
 /// What changes of a device that goes on serving; at least one of its fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceChange {
     /// The device.
     pub name: String,
@@ -251,6 +251,16 @@ impl Plan {
     pub fn shrinking(&self) -> impl Iterator<Item = (&str, Resize)> {
         let sizes = self.device_changes.iter().filter_map(|change| Some((change.name.as_str(), change.size?)));
         sizes.filter(|(_, size)| size.from.is_some_and(|from| size.to < from))
+    }
+
+    /// Gives a device that stays another size, where `to`, to which the plan leads, leaves that to what is behind it.
+    pub fn resize(&mut self, to: &Config, name: &str, size: Resize) {
+        let place = |name: &str| to.devices.iter().position(|device| device.name == name);
+        let at = self.device_changes.partition_point(|change| place(&change.name) < place(name));
+        if self.device_changes.get(at).is_none_or(|change| change.name != name) {
+            self.device_changes.insert(at, DeviceChange { name: name.to_owned(), ..DeviceChange::default() });
+        }
+        self.device_changes[at].size = Some(size);
     }
 
     /// Whether the two configurations come to the same.

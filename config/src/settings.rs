@@ -59,7 +59,8 @@ pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Outcome<Group
     sound(group, notes)
 }
 
-/// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is its key.
+/// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is its key. A device on a block
+/// device has no size of its own here: [`wanted_size`].
 pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Outcome<Device> {
     const FIXED: (&str, &str) = ("cannot change while the device runs", "remove the device and add it again");
     let fixed: Vec<&str> = device::KEYS.into_iter().chain(backend::KEYS).collect();
@@ -194,11 +195,6 @@ fn read_group(item: &Item<'_>, notes: &mut Notes) -> Option<String> {
 }
 
 fn resize(device: &mut Device, item: &Item<'_>, notes: &mut Notes) {
-    if let Backend::Block { .. } = device.backend {
-        let cure = "it follows the device behind it; resize that one";
-        item.fault(notes, "a block device is served in its whole size", cure);
-        return;
-    }
     let Some(wanted) = backend::read_size(item, notes) else { return };
     if let Some(block_size) = device.block_size {
         backend::check_blocks(wanted, item, block_size, notes);
@@ -206,8 +202,16 @@ fn resize(device: &mut Device, item: &Item<'_>, notes: &mut Notes) {
     match &mut device.backend {
         Backend::File { size, .. } => *size = Some(wanted),
         Backend::Memory { size } | Backend::Null { size } => *size = wanted,
+        // No key of it: the size is that of the disk behind, which only the daemon can ask.
         Backend::Block { .. } => {}
     }
+}
+
+/// The `size` among the settings of a device, in bytes; `None` if there is none, or none that [`change_device`] accepts.
+pub fn wanted_size(settings: &[Setting<'_>]) -> Option<u64> {
+    let &(key, value) = settings.iter().find(|(key, _)| kebab(key) == "size")?;
+    let size = entry(key, value);
+    backend::read_size(&item(key, &size.node), &mut Notes::default())
 }
 
 fn sound<T>(thing: T, notes: Notes) -> Outcome<T> {

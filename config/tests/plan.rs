@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::limits::{Limit, LimitKind, Limits};
 use ublk_throttle_config::{
-    Backend, Config, Device, Direct, Group, OnCrash, OnStop, Plan, ZeroCopy, difference, parse,
+    Backend, Config, Device, Direct, Group, OnCrash, OnStop, Plan, Resize, ZeroCopy, difference, parse,
 };
 
 fn config(body: &str) -> Config {
@@ -286,6 +286,26 @@ fn f79_devices_that_would_become_smaller_are_told_with_both_sizes() {
     assert_eq!(shrinking, [("a", Some(128 << 20), 64 << 20)]);
     let plan = difference(&of(", size: 128MiB", "2MiB", ""), &of("", "1MiB", ""));
     assert_eq!(plan.shrinking().map(|(name, _)| name).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn f80_a_size_that_the_configuration_leaves_open_joins_the_plan_in_its_order() {
+    let of = |weight: u32| {
+        config(&format!(
+            "groups: {{ g: {{}} }}\ndevices: {{ a: {{ backend: {{ block: /dev/a }} }}, \
+             b: {{ backend: {{ file: /b }}, group: g, weight: {weight} }}, c: {{ backend: {{ block: /dev/c }} }} }}\n"
+        ))
+    };
+    let (from, to) = (of(100), of(200));
+    let mut plan = difference(&from, &to);
+    for name in ["c", "b", "a"] {
+        plan.resize(&to, name, Resize { from: Some(8 << 20), to: 16 << 20 });
+    }
+    let grown = "size 8MiB → 16MiB";
+    assert_eq!(
+        plan.lines(),
+        [format!("device a: {grown}"), format!("device b: weight 100 → 200, {grown}"), format!("device c: {grown}")]
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use throttle_core::limits::LimitKind;
 use ublk_throttle_config::{
     Backend, Config, Device, Fault, Group, Warning, change_device, change_group, new_device, new_group, odd_device,
-    odd_group, parse,
+    odd_group, parse, wanted_size,
 };
 
 fn pairs(text: &str) -> Vec<(&str, &str)> {
@@ -246,10 +246,6 @@ fn every_fault_is_told_at_once_in_one_line_each() {
     ] {
         assert_eq!(refused(change_device(&before, &pairs(settings))), expected, "{settings}");
     }
-    assert_eq!(
-        refused(change_device(&device("v", "block=/dev/sda"), &pairs("size=1M"))),
-        "size: a block device is served in its whole size; it follows the device behind it; resize that one"
-    );
     let before = group("g", "");
     for (settings, expected) in [
         ("parent=g", "parent: g would stand below itself; name another group, or `none`"),
@@ -258,6 +254,17 @@ fn every_fault_is_told_at_once_in_one_line_each() {
     ] {
         assert_eq!(refused(change_group(&before, &pairs(settings))), expected, "{settings}");
     }
+}
+
+#[test]
+fn f80_a_size_of_a_device_on_a_block_device_is_read_and_changes_no_description() {
+    // The daemon compares it with the disk behind.
+    let before = device("v", "block=/dev/sda");
+    assert_eq!(change_device(&before, &pairs("size=1GiB")), Ok((before.clone(), Vec::new())));
+    assert_eq!(wanted_size(&pairs("size=1GiB")), Some(1 << 30));
+    assert_eq!([wanted_size(&pairs("weight=5")), wanted_size(&pairs("size=5"))], [None, None]);
+    let odd = refused(change_device(&before, &pairs("size=5")));
+    assert!(odd.contains("5 is not a multiple of 512"), "{odd}");
 }
 
 #[test]

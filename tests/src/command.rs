@@ -41,6 +41,14 @@ impl Outcome {
         Ok(self)
     }
 
+    /// Fails unless standard output contains each of `parts`.
+    pub fn expect_stdout(self, parts: &[&str]) -> Result<Self> {
+        for part in parts {
+            ensure!(self.stdout.contains(part), "expected {part:?} on stdout\n{self}");
+        }
+        Ok(self)
+    }
+
     /// Fails where standard error shows that the program panicked.
     pub fn expect_no_panic(self) -> Result<Self> {
         ensure!(!self.stderr.contains("panicked at"), "panicked\n{self}");

@@ -123,6 +123,11 @@ impl LoopDisk {
         Ok(Self { node: node.trim().into() })
     }
 
+    /// Takes on the size that its file has now.
+    pub fn follow_file(&self) -> Result<()> {
+        run("losetup", &["--set-capacity", text(&self.node)?])
+    }
+
     /// Its node.
     pub fn node(&self) -> &Path {
         &self.node

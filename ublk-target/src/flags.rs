@@ -171,17 +171,20 @@ pub enum Command {
     },
     /// Make what is in force what CONFIG says, in one transaction or not at all
     ///
-    /// Prints the differences. Devices that do not change see nothing of it. Refused with 3 where something cannot change
-    /// while a device runs or a device would become smaller, with 5 where a device that is to go is in use; then nothing was changed. What `add` made and
-    /// CONFIG does not name stays as it is. If a device comes into use in the middle of it, or its size cannot be had, the rest
-    /// is in force and the error says what is left to do. SIGHUP to the daemon does the same with the file it was started with.
+    /// Prints the differences. Devices that do not change see nothing of it. Refused with 3 where something cannot
+    /// change while a device runs or a device would become smaller, with 5 where a device that is to go is in use; then
+    /// nothing was changed. What `add` made and CONFIG does not name stays as it is. A device whose size CONFIG leaves
+    /// open (a block device, a file without `size`) takes the size that is behind it now, if that is larger and the
+    /// kernel can (Linux 6.16); else it keeps its own, with W-SIZE-KEPT. If a device comes into use in the middle of
+    /// it, or its size cannot be had, the rest is in force and the error says what is left to do. SIGHUP to the daemon
+    /// does the same with the file it was started with.
     Reload {
         /// The configuration, YAML; the one the daemon was started with if absent
         config: Option<PathBuf>,
         /// Print what would change, and change nothing; refused where the change would be
         #[arg(long)]
         dry_run: bool,
-        /// Make devices smaller, too, where CONFIG says so: what is behind the new end is lost
+        /// Make devices smaller, too, where CONFIG says so or what is behind them got smaller: what is behind the new end is lost
         #[arg(long)]
         allow_shrink: bool,
         /// How long devices may take to come and to go
@@ -263,8 +266,8 @@ pub enum SetWhat {
     },
     /// Change a device: limits, weight=1..10000, group=NAME|none; or, alone, size=20GiB
     ///
-    /// A file grows with its device and never shrinks; a block device follows the one behind it. Another size needs Linux
-    /// 6.16, a smaller one also that nobody uses the device.
+    /// A file grows with its device and never shrinks. A device on a block device takes the size of that one and no other.
+    /// Another size needs Linux 6.16, a smaller one also that nobody uses the device.
     Device {
         /// NAME of the configuration, or /dev/ublkbN
         name: String,

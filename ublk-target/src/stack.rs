@@ -68,6 +68,13 @@ impl Sysfs {
         }
     }
 
+    /// The bytes of the block device with this number, a disk or a partition.
+    pub fn size(&self, device: u64) -> Option<u64> {
+        let path = self.root.join("dev/block").join(number(device)).join("size");
+        // In units of 512 bytes, whatever the blocks of the device.
+        fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()?.checked_mul(512)
+    }
+
     /// The names of all devices of those btrfs file systems that have one of `devices`.
     pub fn btrfs_on(&self, devices: &Devices) -> BTreeSet<String> {
         let systems = self.root.join("fs/btrfs");

@@ -22,6 +22,7 @@ mod cpus;
 mod crash_points;
 mod credit;
 mod data;
+mod disks_below;
 mod drain;
 mod facts;
 mod fairness;
@@ -134,6 +135,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         faults_kernel::cases(),
         faults_machine::cases(),
         faults_backing::cases(),
+        disks_below::cases(),
         faults_control::cases(),
         shapes::cases(),
         scale::cases(),

@@ -3,6 +3,7 @@
 //! As a file, except that sizes come from the device, a writable one is opened exclusively (refused while mounted), and
 //! discard is the device's own, where it has one.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -128,10 +129,15 @@ impl Backend for BlockBackend {
 
     fn resize(&self, size: u64) -> Outcome<()> {
         let now = sys::block_sizes(self.device.as_fd()).or_fail(Class::Backing, self.path.display())?.size;
-        if size <= now {
-            return Ok(());
-        }
-        let what = format!("{} has {now} bytes, less than {size}; extend it first", self.path.display());
+        let geometry = Geometry { size: now, ..self.geometry };
+        let (path, whole) = (self.path.display(), geometry.usable_size());
+        let what = match size.cmp(&whole) {
+            Ordering::Equal => return Ok(()),
+            Ordering::Greater => format!("{path} has {now} bytes, less than {size}; extend it first"),
+            Ordering::Less => {
+                format!("{path} has {now} bytes and is served whole; the size that it can have is {whole}")
+            }
+        };
         Err(Failure::new(Class::Backing, what))
     }
 

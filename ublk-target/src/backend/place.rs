@@ -92,14 +92,18 @@ pub fn identity(file: &File) -> Option<(u64, u64)> {
     file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// In words, if `path` no longer leads to the file of that identity. May wait for a server that does not answer.
-pub fn replaced(path: &Path, identity: (u64, u64)) -> Option<String> {
+/// The bytes that the file or block device of that identity has now, `None` if sysfs does not tell; or, in words, that `path` no
+/// longer leads there. May wait for a server that does not answer.
+pub fn size_behind(path: &Path, identity: (u64, u64)) -> Result<Option<u64>, String> {
     match std::fs::metadata(path) {
-        Ok(metadata) if (metadata.dev(), metadata.ino()) == identity => None,
-        Ok(_) => Some(format!("{} is another file now; the device goes on with the one it has open", path.display())),
+        Ok(metadata) if (metadata.dev(), metadata.ino()) != identity => {
+            Err(format!("{} is another file now; the device goes on with the one it has open", path.display()))
+        }
+        Ok(metadata) if metadata.file_type().is_block_device() => Ok(Sysfs::of_host().size(metadata.rdev())),
+        Ok(metadata) => Ok(Some(metadata.len())),
         Err(cause) => {
             let cause = crate::error::plain(&cause);
-            Some(format!("{}: {cause}; the device goes on with the file it has open", path.display()))
+            Err(format!("{}: {cause}; the device goes on with the file it has open", path.display()))
         }
     }
 }
@@ -277,13 +281,13 @@ mod tests {
         let (file, _) = open(&path, READ_ONLY).unwrap();
         let own = identity(&file).unwrap();
         assert_eq!(identity(&again(&file).unwrap()), Some(own));
-        assert_eq!(replaced(&path, own), None);
+        assert_eq!(size_behind(&path, own), Ok(Some(1)));
         std::fs::remove_file(&path).unwrap();
-        assert!(replaced(&path, own).unwrap().contains("no such file"));
+        assert!(size_behind(&path, own).unwrap_err().contains("no such file"));
         std::fs::write(&path, "y").unwrap();
-        let told = replaced(&path, own);
+        let told = size_behind(&path, own);
         std::fs::remove_file(&path).unwrap();
-        assert!(told.unwrap().contains("another file"));
+        assert!(told.unwrap_err().contains("another file"));
     }
 
     #[test]

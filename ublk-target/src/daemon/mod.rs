@@ -11,6 +11,7 @@ mod budget;
 mod claims;
 mod control;
 mod del;
+mod follow;
 mod keeper;
 mod levels;
 mod lines;

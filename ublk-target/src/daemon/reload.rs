@@ -25,6 +25,7 @@ use ublk_throttle_config::{Config, Group, Plan, difference};
 
 use super::claims::Name;
 use super::control::Daemon;
+use super::follow::Behind;
 use super::table::{Origin, Placed, Table};
 use super::{del, notify, set, socket};
 use crate::command::{odd, read};
@@ -45,8 +46,6 @@ const UNDO_LIMIT: Duration = Duration::from_secs(4);
 /// udev opens every disk that changes, for a moment.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 3;
-/// Until the file systems have told whether a path still leads to what is open. One that does not answer says as much.
-const PATHS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Makes what is in force what the file says; the differences, in words.
 pub async fn reload(
@@ -58,22 +57,24 @@ pub async fn reload(
 ) -> Outcome<Value> {
     let path = path.unwrap_or_else(|| daemon.config.clone());
     let File { config: to, readers, odd } = blocking("reload", "the file", move || load(&path)).await?;
+    let behind = Behind::look(daemon).await?;
     daemon.expect_serving()?;
-    let plan = {
+    let (plan, kept) = {
         let table = daemon.table.borrow();
-        let plan = difference(&table.in_force(&to), &to);
+        let mut plan = difference(&table.in_force(&to), &to);
+        let kept = behind.follow(&mut plan, &table, &to, may_shrink);
         check(&table, &to, &plan)?;
         if !may_shrink {
             expect_no_loss(&to, &plan)?;
         }
-        plan
+        (plan, kept)
     };
     // For programs: no difference is no line.
     let changes = if plan.is_empty() { Vec::new() } else { plan.lines() };
     // At once: the plan holds as long as nothing that it names changes.
     let _claim = if is_dry { None } else { Some(daemon.claims.claim(touched(&plan))?) };
-    let changed = backings_changed(daemon, &plan).await;
-    let told: Vec<String> = odd.iter().chain(&changed).map(ToString::to_string).collect();
+    let odd: Vec<log::Warning> = odd.into_iter().chain(behind.replaced(&plan)).chain(kept).collect();
+    let told: Vec<String> = odd.iter().map(ToString::to_string).collect();
     look(daemon, &plan).await?;
     if is_dry {
         return Ok(json!({ "changes": changes, "warnings": told, "dry-run": true }));
@@ -83,7 +84,7 @@ pub async fn reload(
     let outcome = carry_out(daemon, &to, &plan, readers, limit).await;
     daemon.tell_ready();
     let left = outcome?;
-    odd.iter().chain(&changed).for_each(log::Warning::log);
+    odd.iter().for_each(log::Warning::log);
     log::info(format_args!("state=reloaded {}", plan.lines().join("; ")));
     let Left { failures, notes } = left;
     let warnings: Vec<String> = told.into_iter().chain(notes).collect();
@@ -110,7 +111,7 @@ fn load(path: &Path) -> Outcome<File> {
 }
 
 /// Does what may wait for a disk on a thread of its own, which is left to itself if it takes too long.
-async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     name: &str,
     what: &str,
     work: impl FnOnce() -> Outcome<T> + Send + 'static,
@@ -200,27 +201,6 @@ fn takes_over(table: &Table, old: &str, new: &ublk_throttle_config::Device) -> b
     })
 }
 
-/// The devices that stay and whose path leads to something else by now: they go on with what they have open.
-async fn backings_changed(daemon: &Daemon, plan: &Plan) -> Vec<log::Warning> {
-    let mut asked = Vec::new();
-    for (name, entry) in &daemon.table.borrow().devices {
-        if plan.device_removals.contains(name) {
-            continue;
-        }
-        let (answer, change) = oneshot::channel();
-        entry.device.backing_changed(Box::new(move |change| drop(answer.send(change))));
-        asked.push((name.clone(), change));
-    }
-    let deadline = Instant::now() + PATHS_LIMIT;
-    let mut warnings = Vec::new();
-    for (name, change) in asked {
-        if let Ok(Ok(Some(change))) = timeout_at(deadline, change).await {
-            warnings.push(log::Warning::new("W-BACKING-CHANGED", format_args!("device={name} {change}")));
-        }
-    }
-    warnings
-}
-
 /// Everything that the plan names, and every group that it needs to be there.
 fn touched(plan: &Plan) -> Vec<Name> {
     let mut names = BTreeSet::new();
@@ -259,7 +239,7 @@ async fn look(daemon: &Daemon, plan: &Plan) -> Outcome<()> {
     }
     blocking("reload", "who uses the devices that are to go", move || {
         if let Some(name) = resized
-            && Control::open()?.features().is_ok_and(|features| features & (1 << UPDATE_SIZE) == 0)
+            && !can_resize()?
         {
             let what = format!(
                 "device {name:?}: this kernel cannot resize a live ublk device (Linux 6.16 or newer can); \
@@ -270,6 +250,12 @@ async fn look(daemon: &Daemon, plan: &Plan) -> Outcome<()> {
         expect_unused(&going)
     })
     .await
+}
+
+/// Whether the driver can give a live device another size.
+pub fn can_resize() -> Outcome<bool> {
+    // One that does not answer is asked again by the resize itself.
+    Ok(Control::open()?.features().map_or(true, |features| features & (1 << UPDATE_SIZE) != 0))
 }
 
 fn expect_unused(going: &[(String, u32)]) -> Outcome<()> {

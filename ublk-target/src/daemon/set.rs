@@ -14,7 +14,9 @@ use throttle_core::group::{Change, GroupId, GroupOptions, MemberId};
 use throttle_core::tree::BadParent;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use ublk_throttle_config::{Device as Description, Fault, Group, Warning, change_device, change_group, new_group};
+use ublk_throttle_config::{
+    Device as Description, Fault, Group, Warning, change_device, change_group, new_group, wanted_size,
+};
 
 use super::add::refused;
 use super::claims::Name;
@@ -82,15 +84,18 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limi
         change_device(&before, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
     daemon.claims.expect_free(&names(Name::device(&name), after.group.as_deref()))?;
     expect_staying(&daemon.table.borrow(), &name)?;
-    if settings.get("size").is_none() {
-        apply(daemon, &name, &before, &after)?;
-    } else if settings.0.len() > 1 {
-        let what =
-            format!("device {name:?}: `size` changes alone, or half of the command might be done; set it by itself");
-        return Err(Failure::new(Class::Config, what));
-    } else if let Some(bytes) = after.backend.size() {
-        daemon.table.borrow().check_memory(&after)?;
-        resize(daemon, &name, bytes, limit).await?;
+    match wanted_size(&settings.pairs()) {
+        None => apply(daemon, &name, &before, &after)?,
+        Some(_) if settings.0.len() > 1 => {
+            let what = format!(
+                "device {name:?}: `size` changes alone, or half of the command might be done; set it by itself"
+            );
+            return Err(Failure::new(Class::Config, what));
+        }
+        Some(bytes) => {
+            daemon.table.borrow().check_memory(&after)?;
+            resize(daemon, &name, bytes, limit).await?;
+        }
     }
     log::info(format_args!("device={name} state=changed {}", words(settings)));
     let table = daemon.table.borrow();

@@ -19,7 +19,7 @@ use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX, ZeroCopy};
 
 use super::partitions::must_come_later;
 use super::thread::DeviceThread;
-use super::{Made, Message, State, thread_name, traces};
+use super::{Behind, Made, Message, State, thread_name, traces};
 use crate::backend::{self, Backend};
 use crate::cpus;
 use crate::crash_point::{self, Point};
@@ -67,8 +67,8 @@ impl DeviceThread {
         if let Some(is_direct) = backend.is_direct() {
             assert!(self.shared.is_direct.set(is_direct).is_ok(), "a backend is opened once");
         }
-        if let Some(identity) = backend.identity() {
-            assert!(self.shared.identity.set(identity).is_ok(), "a backend is opened once");
+        if let Some(behind) = Behind::of(&*backend) {
+            assert!(self.shared.behind.set(behind).is_ok(), "a backend is opened once");
         }
         self.backend = Some(Arc::clone(&backend));
         spare_descriptors(description.queues)?;

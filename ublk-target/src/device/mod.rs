@@ -154,10 +154,25 @@ struct Shared {
     made: OnceLock<Made>,
     /// Whether the file or block device behind it is used around the page cache.
     is_direct: OnceLock<bool>,
-    /// Device and inode number of the file behind it, if there is one.
-    identity: OnceLock<(u64, u64)>,
+    /// The file or block device behind it, if there is one.
+    behind: OnceLock<Behind>,
     /// What it protects, and in what order: see [`standing`].
     standing: Mutex<Standing>,
+}
+
+/// A file or block device that is open.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    /// Device and inode number.
+    identity: (u64, u64),
+    /// The logical block of a device on it, in bytes.
+    block: u32,
+}
+
+impl Behind {
+    fn of(backend: &dyn crate::backend::Backend) -> Option<Self> {
+        backend.identity().map(|identity| Self { identity, block: backend.geometry().logical_block })
+    }
 }
 
 /// What is known once the kernel has made it.
@@ -248,7 +263,7 @@ impl Device {
             nonce: left.as_ref().map_or_else(making::nonce, |left| left.target.nonce),
             made: OnceLock::new(),
             is_direct: OnceLock::new(),
-            identity: OnceLock::new(),
+            behind: OnceLock::new(),
             standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None, entry }),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
@@ -327,12 +342,17 @@ impl Device {
         }
     }
 
-    /// Whether the path of its backend leads to another file by now, in words. In a thread of its own, because asking may
-    /// wait for a server that does not answer; `answer` is called there, once.
-    pub fn backing_changed(&self, answer: Box<dyn FnOnce(Option<String>) + Send>) {
+    /// The bytes that what is behind it has now, in whole blocks: `None` without a file or block device, or while the device is not
+    /// live. Or, in words, that the path leads to another file. In a thread of its own, because asking may wait for a server
+    /// that does not answer; `answer` is called there, once.
+    pub fn look_behind(&self, answer: Box<dyn FnOnce(Result<Option<u64>, String>) + Send>) {
         let path = self.shared.description.backend.path().map(Path::to_owned);
-        let Some((path, identity)) = path.zip(self.shared.identity.get().copied()) else { return answer(None) };
-        let look = move || answer(place::replaced(&path, identity));
+        let Some((path, behind)) = path.zip(self.shared.behind.get().copied()) else { return answer(Ok(None)) };
+        let is_live = self.shared.is_live();
+        let look = move || {
+            let size = place::size_behind(&path, behind.identity);
+            answer(size.map(|size| size.filter(|_| is_live).map(|size| size - size % u64::from(behind.block))));
+        };
         // Without a thread the answer is dropped unheard, which says as much as one that never comes.
         let _ = std::thread::Builder::new().name(thread_name(self.name(), None)).spawn(look);
     }

@@ -19,7 +19,7 @@ use ublk_throttle_config::Backend as Place;
 use super::making::START_LIMIT;
 use super::partitions::must_come_later;
 use super::thread::DeviceThread;
-use super::{LeftBehind, Made, Notice, State, set_size, traces};
+use super::{Behind, LeftBehind, Made, Notice, State, set_size, traces};
 use crate::backend::{self, Backend};
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
@@ -235,9 +235,9 @@ impl DeviceThread {
         if let Some(is_direct) = backend.is_direct() {
             let _ = self.shared.is_direct.set(is_direct);
         }
-        if let Some(identity) = found {
+        if let Some(behind) = Behind::of(&*backend) {
             // Tried again, it is the same one.
-            let _ = self.shared.identity.set(identity);
+            let _ = self.shared.behind.set(behind);
         }
         Ok(backend)
     }

@@ -132,7 +132,7 @@ impl Shared {
             set_size(&mut device, size);
         }
         let entry = standing.entry.map(|entry| entry.settings());
-        Record::new(status, device.settings(), entry, self.identity.get().copied())
+        Record::new(status, device.settings(), entry, self.behind.get().map(|behind| behind.identity))
     }
 
     pub(super) fn is_live(&self) -> bool {

@@ -1,0 +1,138 @@
+//! The sizes that a configuration leaves to what is behind a device: a block device, or a file without `size`.
+//!
+//! ```text
+//!   behind    UPDATE_SIZE     reload
+//!   larger    offered         the device takes the size, as part of the plan
+//!   larger    not offered     W-SIZE-KEPT
+//!   smaller   offered         W-SIZE-KEPT; with --allow-shrink the device takes the size
+//!   smaller   not offered     W-SIZE-KEPT
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+use ublk_throttle_config::{Config, Plan, Resize};
+
+use super::control::Daemon;
+use super::reload::{blocking, can_resize};
+use super::table::Table;
+use crate::error::Outcome;
+use crate::log::Warning;
+
+/// Until the file systems have told whether a path still leads to what is open. One that does not answer says as much.
+const PATHS_LIMIT: Duration = Duration::from_secs(1);
+
+/// What is behind the devices, by their names.
+#[derive(Debug, Default)]
+pub struct Behind {
+    /// Bytes.
+    sizes: BTreeMap<String, u64>,
+    /// The devices whose path leads to another file, in words.
+    replaced: BTreeMap<String, String>,
+    /// Whether the driver has UPDATE_SIZE.
+    can_resize: bool,
+}
+
+impl Behind {
+    /// Asks the file systems; the driver only if a size differs.
+    pub async fn look(daemon: &Daemon) -> Outcome<Self> {
+        let mut asked = Vec::new();
+        for (name, entry) in &daemon.table.borrow().devices {
+            let (answer, found) = oneshot::channel();
+            entry.device.look_behind(Box::new(move |behind| drop(answer.send(behind))));
+            asked.push((name.clone(), entry.device.size(), found));
+        }
+        let deadline = Instant::now() + PATHS_LIMIT;
+        let (mut behind, mut differs) = (Self::default(), false);
+        for (name, size, found) in asked {
+            match timeout_at(deadline, found).await {
+                Ok(Ok(Ok(Some(bytes)))) => {
+                    differs |= size != Some(bytes);
+                    behind.sizes.insert(name, bytes);
+                }
+                Ok(Ok(Err(words))) => drop(behind.replaced.insert(name, words)),
+                _ => {}
+            }
+        }
+        if differs {
+            behind.can_resize = blocking("reload", "what the driver can do", can_resize).await?;
+        }
+        Ok(behind)
+    }
+
+    /// The devices that stay and go on with a file that their path leads to no more.
+    pub fn replaced(&self, plan: &Plan) -> Vec<Warning> {
+        let staying = self.replaced.iter().filter(|(name, _)| !plan.device_removals.contains(name));
+        staying.map(|(name, words)| Warning::new("W-BACKING-CHANGED", format_args!("device={name} {words}"))).collect()
+    }
+
+    /// Adds to `plan`, which leads to `to`, the sizes that `to` leaves open; those that are not taken, in words.
+    pub fn follow(&self, plan: &mut Plan, table: &Table, to: &Config, may_shrink: bool) -> Vec<Warning> {
+        let mut kept = Vec::new();
+        for device in to.devices.iter().filter(|device| device.backend.size().is_none()) {
+            let Some(size) = table.devices.get(&device.name).and_then(|entry| entry.device.size()) else { continue };
+            let Some((&behind, path)) = self.sizes.get(&device.name).zip(device.backend.path()) else { continue };
+            match decide(size, behind, self.can_resize, may_shrink) {
+                Decision::Same => {}
+                Decision::Take => plan.resize(to, &device.name, Resize { from: Some(size), to: behind }),
+                Decision::Keep(why) => {
+                    let (name, path) = (&device.name, path.display());
+                    let words = format_args!("device={name} size={size} is kept, {path} has {behind} now: {why}");
+                    kept.push(Warning::new("W-SIZE-KEPT", words));
+                }
+            }
+        }
+        kept
+    }
+}
+
+/// What to do about the size of a device.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    Same,
+    Take,
+    /// Why, and what would work.
+    Keep(&'static str),
+}
+
+/// Sizes in bytes, of the device and of what is behind it.
+fn decide(size: u64, behind: u64, can_resize: bool, may_shrink: bool) -> Decision {
+    let is_smaller = behind < size;
+    if behind == size {
+        Decision::Same
+    } else if !can_resize {
+        Decision::Keep(
+            "this kernel cannot resize a live ublk device (Linux 6.16 or newer can); remove the device and add it again",
+        )
+    } else if is_smaller && !may_shrink {
+        Decision::Keep(
+            "requests behind that fail; extend it again, or `reload --allow-shrink` makes the device smaller",
+        )
+    } else {
+        Decision::Take
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f80_a_device_takes_a_larger_size_and_a_smaller_one_only_when_told() {
+        for (behind, can_resize, may_shrink, expected) in [
+            (10, true, false, Ok(Decision::Same)),
+            (20, true, false, Ok(Decision::Take)),
+            (20, false, false, Err("6.16")),
+            (5, true, false, Err("--allow-shrink")),
+            (5, true, true, Ok(Decision::Take)),
+            (5, false, true, Err("6.16")),
+        ] {
+            match (decide(10, behind, can_resize, may_shrink), expected) {
+                (Decision::Keep(why), Err(word)) => assert!(why.contains(word), "{why}"),
+                (found, expected) => assert_eq!(Ok(found), expected, "{behind} {can_resize} {may_shrink}"),
+            }
+        }
+    }
+}
