@@ -1,4 +1,4 @@
-//! Disks that fail, stall or wait on demand: the device mapper over another disk.
+//! Disks that fail, stall or wait on demand: the device mapper over another disk. And stripes over several.
 //!
 //! ```text
 //!   Mapped ── table ──► linear   the disk below, as it is
@@ -51,16 +51,11 @@ impl Mapped {
     }
 
     fn over(below: &Path, ram: Option<RamDisk>) -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        for module in ["dm-mod", "dm-delay"] {
-            run("modprobe", &[module])?;
-        }
-        let name = format!("e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        run("modprobe", &["dm-delay"])?;
+        let name = new_name();
         let sectors = output("blockdev", &["--getsz", text(below)?])?.trim().parse().context("blockdev --getsz")?;
         let mut mapped = Self { name, node: PathBuf::new(), below: below.to_owned(), sectors, _ram: ram };
-        dmsetup(&["create", &mapped.name, "--table", &mapped.table(&[(sectors, Target::Linear)])?])?;
-        let minor = dmsetup(&["info", "-c", "--noheadings", "-o", "minor", &mapped.name])?;
-        mapped.node = format!("/dev/dm-{}", minor.trim()).into();
+        mapped.node = create(&mapped.name, &mapped.table(&[(sectors, Target::Linear)])?)?;
         Ok(mapped)
     }
 
@@ -120,6 +115,51 @@ impl Drop for Mapped {
         let _ = self.resume();
         let _ = dmsetup(&["remove", "--force", "--retry", &self.name]);
     }
+}
+
+/// Chunks that lie on several RAM disks in turn, gone when dropped.
+#[derive(Debug)]
+pub struct Striped {
+    name: String,
+    node: PathBuf,
+    /// Dropped after `drop` has removed the disk above them.
+    _disks: Vec<RamDisk>,
+}
+
+impl Striped {
+    /// Chunks of `chunk` bytes over `disks` disks of so many mebibytes each.
+    pub fn new(disks: u64, mebibytes: u64, chunk: u64) -> Result<Self> {
+        let below = (0..disks).map(|_| RamDisk::new(mebibytes)).collect::<Result<Vec<_>>>()?;
+        let places = below.iter().map(|disk| Ok(format!("{} 0", text(disk.node())?))).collect::<Result<Vec<_>>>()?;
+        let sectors = disks * (mebibytes << 20) / 512;
+        let name = new_name();
+        let node = create(&name, &format!("0 {sectors} striped {disks} {} {}", chunk / 512, places.join(" ")))?;
+        Ok(Self { name, node, _disks: below })
+    }
+
+    /// Its node.
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+}
+
+impl Drop for Striped {
+    fn drop(&mut self) {
+        let _ = dmsetup(&["remove", "--force", "--retry", &self.name]);
+    }
+}
+
+fn new_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Makes a disk of the mapper; its node.
+fn create(name: &str, table: &str) -> Result<PathBuf> {
+    run("modprobe", &["dm-mod"])?;
+    dmsetup(&["create", name, "--table", table])?;
+    let minor = dmsetup(&["info", "-c", "--noheadings", "-o", "minor", name])?;
+    Ok(format!("/dev/dm-{}", minor.trim()).into())
 }
 
 /// Without udev, which the guest lacks: otherwise it waits for that to answer.

@@ -213,6 +213,20 @@ pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
     Ok(numbers)
 }
 
+/// The number of the one disk, or partition, that the file system of a file is on; `None` if there are several, or none that is
+/// known (a server, memory).
+pub fn disk_below(file: &fs::File) -> Option<String> {
+    only_disk(below(file).ok()?)
+}
+
+fn only_disk(numbers: Vec<String>) -> Option<String> {
+    // Major 0: the number of a file system itself.
+    let mut disks: Vec<String> = numbers.into_iter().filter(|number| !number.starts_with("0:")).collect();
+    disks.sort();
+    disks.dedup();
+    disks.pop().filter(|_| disks.is_empty())
+}
+
 fn below_of(path: &Path) -> Vec<String> {
     let node = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device());
     match node {
@@ -377,6 +391,15 @@ mod tests {
         fs::create_dir_all(fake.0.root.join("fs/btrfs/77aa/devices/sdb")).unwrap();
         let found = fake.0.btrfs_on(&fake.0.disk("ublkb0"));
         assert_eq!(found, ["sda", "ublkb0"].map(str::to_owned).into());
+    }
+
+    #[test]
+    fn a_file_system_is_on_one_disk_or_on_none_that_is_plain() {
+        let only = |numbers: &[&str]| only_disk(numbers.iter().map(|&number| number.to_owned()).collect());
+        assert_eq!(only(&["8:1"]).as_deref(), Some("8:1"));
+        // btrfs: its own number, and its device from both tables.
+        assert_eq!(only(&["0:45", "8:1", "8:1"]).as_deref(), Some("8:1"));
+        assert_eq!([only(&["0:45", "8:1", "8:17"]), only(&["0:45"]), only(&[])], [None, None, None]);
     }
 
     #[test]

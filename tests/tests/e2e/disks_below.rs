@@ -1,23 +1,35 @@
-//! What a device has of the disk behind it: its size.
+//! What a device has of the disk behind it: its size and its hints about requests.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ublk_throttle_tests::direct::Direct;
-use ublk_throttle_tests::disks::LoopDisk;
+use ublk_throttle_tests::disks::{LoopDisk, Mount, RamDisk, Tmpfs};
+use ublk_throttle_tests::mapper::{Mapped, Striped, Target};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::sysfs;
 
+use crate::measure::Unmeasured;
 use crate::{Case, cases};
 
 const MIB: u64 = 1 << 20;
+const KIB: u64 = 1 << 10;
 
 pub(crate) fn cases() -> Vec<Case> {
-    cases![[Need::Ublk, Need::Loop]; f80_a_device_follows_the_size_of_the_disk_behind_it].into()
+    let sizes = cases![[Need::Ublk, Need::Loop]; f80_a_device_follows_the_size_of_the_disk_behind_it];
+    let mapped = cases![[Need::Ublk, Need::RamDisk, Need::Mapper];
+        f80_a_device_follows_a_mapped_disk_that_got_another_table,
+        f81_a_device_passes_on_the_hints_of_the_disk_behind_it,
+    ];
+    let files = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
+        f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on,
+    ];
+    sizes.into_iter().chain(mapped).chain(files).collect()
 }
 
 fn can_resize(scene: &Scene) -> Result<bool> {
@@ -99,4 +111,88 @@ fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<
     scene.ask(&["reload", "--allow-shrink"])?.expect_code(0)?;
     expect_sizes("--allow-shrink", 16 * MIB)?;
     daemon.stop().map(drop)
+}
+
+fn f80_a_device_follows_a_mapped_disk_that_got_another_table(scene: &Scene) -> Result<()> {
+    // What lvextend does: a longer table while the device is open and written to.
+    if !can_resize(scene)? {
+        bail!(Unmeasured::Kernel("this kernel cannot resize a live device".into()));
+    }
+    let mapped = Mapped::on_ram(32)?;
+    mapped.become_parts(&[(mapped.sectors() / 2, Target::Linear)])?;
+    let node = mapped.node().display();
+    let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {node} }} }}\n"))?;
+    let device = scene.device("d")?;
+    let direct = Direct::open(&device.node)?;
+    direct.write(0, 65536, 0xa5)?;
+    mapped.become_all(Target::Linear)?;
+    scene.ask(&["reload"])?.expect_code(0)?.expect_stdout(&["device d: size 16MiB → 32MiB"])?;
+    let size = sysfs::number(&device.disk, "size")? * 512;
+    ensure!(size == 32 * MIB, "the disk has {size} bytes");
+    direct.write(24 * MIB, 65536, 0xa6).context("behind the old end")?;
+    ensure!(direct.holds(0, 65536, 0xa5)? && direct.holds(24 * MIB, 65536, 0xa6)?, "reads wrong");
+    drop(direct);
+    daemon.stop().map(drop)
+}
+
+/// The hints of a disk: `minimum_io_size`, `optimal_io_size` (bytes), `rotational`.
+fn hints(disk: &str) -> Result<[u64; 3]> {
+    let [min, opt, rotational] =
+        ["queue/minimum_io_size", "queue/optimal_io_size", "queue/rotational"].map(|name| sysfs::number(disk, name));
+    Ok([min?, opt?, rotational?])
+}
+
+fn disk_name(node: &Path) -> String {
+    node.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn turns(node: &Path, rotational: u8) -> Result<()> {
+    let path = Path::new("/sys/block").join(disk_name(node)).join("queue/rotational");
+    fs::write(&path, rotational.to_string()).with_context(|| path.display().to_string())
+}
+
+fn f81_a_device_passes_on_the_hints_of_the_disk_behind_it(scene: &Scene) -> Result<()> {
+    // Chunks of 64 KiB on two disks: a stripe of 128 KiB. On three it is 192 KiB, of which the parameters hold the part 64 KiB.
+    for (disks, rotational, expected) in [(2, 1, [64 * KIB, 128 * KIB, 1]), (3, 0, [64 * KIB, 64 * KIB, 0])] {
+        let below = Striped::new(disks, 8, 64 * KIB)?;
+        turns(below.node(), rotational)?;
+        let told = hints(&disk_name(below.node()))?;
+        let of_stripes = [64 * KIB, 64 * KIB * disks, rotational.into()];
+        ensure!(told == of_stripes, "{disks} stripes have the hints {told:?}, not {of_stripes:?}");
+        let found = hints_on(scene, below.node(), "")?;
+        ensure!(found == expected, "{disks} stripes: the device has the hints {found:?}, not {expected:?}");
+    }
+    // Units of 512 bytes, smaller than the block of the device.
+    let small = RamDisk::new(8)?;
+    let found = hints_on(scene, small.node(), ", block-size: 4096")?;
+    ensure!(found[..2] == [4096, 4096], "blocks of 4096 bytes on smaller ones have the hints {found:?}");
+    Ok(())
+}
+
+/// The hints of a device on a block device.
+fn hints_on(scene: &Scene, node: &Path, keys: &str) -> Result<[u64; 3]> {
+    let config = format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {} }}{keys} }}\n", node.display());
+    let daemon = scene.start(&config)?;
+    let found = hints(&scene.device("d")?.disk)?;
+    daemon.stop()?;
+    Ok(found)
+}
+
+fn f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on(scene: &Scene) -> Result<()> {
+    // ext4 on one disk, which turns; tmpfs on none.
+    let disk = RamDisk::new(64)?;
+    turns(disk.node(), 1)?;
+    let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
+    let tmpfs = Tmpfs::new(&scene.dir().join("tmpfs"), 16)?;
+    for (point, rotational) in [(mount.point(), 1), (tmpfs.point(), 0)] {
+        let file = point.join("d.img");
+        let daemon = scene.start(&format!(
+            "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 8MiB, create: true }} }}\n",
+            file.display()
+        ))?;
+        let found = hints(&scene.device("d")?.disk)?;
+        ensure!(found == [4096, 4096, rotational], "{}: the device has the hints {found:?}", file.display());
+        daemon.stop()?;
+    }
+    mount.unmount()
 }

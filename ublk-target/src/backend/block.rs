@@ -15,11 +15,12 @@ use nix::errno::Errno;
 use throttle_core::cost::Operation;
 
 use super::epoch::Epochs;
+use super::limits::Limits;
 use super::place::{self, Access};
 use super::{Backend, Data, Lane, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::sys;
-use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
+use crate::ublk::params::{Geometry, LOGICAL_BLOCKS};
+use crate::{stack, sys};
 
 /// `BLOCK_URING_CMD_DISCARD` of `<linux/blkdev.h>`, since Linux 6.12: `_IO(0x12, 0)`.
 const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
@@ -71,7 +72,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         return Err(Failure::new(Class::Backing, format!("{} is read-only; say `read-only: true`", path.display())));
     }
     let logical_block = place::block(path, sizes.logical, block)?;
-    let limits = Limits::of(metadata.rdev());
+    let limits = Limits::of(&stack::number(metadata.rdev()));
     let geometry = Geometry {
         size: sizes.size,
         logical_block,
@@ -81,40 +82,9 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         has_volatile_cache: true,
         discard: limits.discard,
         write_zeroes_bytes_max: limits.write_zeroes_bytes_max,
+        hints: limits.hints,
     };
     Ok(BlockBackend { device: device.into(), path: path.to_owned(), geometry, is_direct })
-}
-
-/// What sysfs says about a block device's queue.
-#[derive(Debug, PartialEq, Eq)]
-struct Limits {
-    discard: Option<Discard>,
-    write_zeroes_bytes_max: u64,
-    /// In bytes.
-    memory_alignment: u32,
-}
-
-impl Limits {
-    fn of(device: u64) -> Self {
-        let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
-        let number = |name: &str| {
-            // A partition has the queue of its disk, one directory up.
-            let text = std::fs::read_to_string(format!("{base}/queue/{name}"))
-                .or_else(|_| std::fs::read_to_string(format!("{base}/../queue/{name}")));
-            text.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0)
-        };
-        // Told as a mask.
-        let memory_alignment = number("dma_alignment") as u32 + 1;
-        let discard = Self::discard(number("discard_granularity"), number("discard_max_bytes"));
-        Self { discard, write_zeroes_bytes_max: number("write_zeroes_max_bytes"), memory_alignment }
-    }
-
-    fn discard(granularity: u64, discard_bytes_max: u64) -> Option<Discard> {
-        let granularity = u32::try_from(granularity).ok().filter(|bytes| bytes.is_power_of_two());
-        granularity
-            .filter(|_| discard_bytes_max > 0)
-            .map(|granularity| Discard { granularity, bytes_max: discard_bytes_max })
-    }
 }
 
 impl Backend for BlockBackend {
@@ -196,19 +166,6 @@ impl Lane for BlockLane {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_device_without_discard_offers_none() {
-        // A granularity is told by many devices that cannot discard; the limit decides.
-        assert_eq!(Limits::discard(512, 0), None);
-        assert_eq!(Limits::discard(4096, 1 << 20), Some(Discard { granularity: 4096, bytes_max: 1 << 20 }));
-    }
-
-    #[test]
-    fn a_granularity_that_is_no_power_of_two_is_not_passed_on() {
-        // Thin provisioning with chunks of 192 KiB: the block layer above us could not work with it.
-        assert_eq!(Limits::discard(196_608, 1 << 20), None);
-    }
 
     #[test]
     fn a_character_device_is_refused() {

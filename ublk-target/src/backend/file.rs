@@ -20,11 +20,13 @@ use throttle_core::cost::Operation;
 use ublk_throttle_config::Direct;
 
 use super::epoch::Epochs;
+use super::limits::Limits;
 use super::place::{self, Access};
 use super::{Backend, Data, Lane, Remark, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::stack;
 use crate::sys::{self, DirectAlignment};
-use crate::ublk::params::{Discard, Geometry, LOGICAL_BLOCKS};
+use crate::ublk::params::{Discard, Geometry, Hints, LOGICAL_BLOCKS};
 
 /// What the configuration says beside the path.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +93,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         has_volatile_cache: true,
         discard: holes.punch.then_some(Discard { granularity: PAGE.max(logical_block), bytes_max: u64::MAX }),
         write_zeroes_bytes_max: if holes.punch && holes.zero { u64::MAX } else { 0 },
+        hints: stack::disk_below(&file).map_or(Hints::NONE, |disk| Limits::of(&disk).hints),
     };
     if geometry.usable_size() == 0 {
         return Err(Failure::new(

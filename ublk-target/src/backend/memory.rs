@@ -18,7 +18,7 @@ use throttle_core::cost::Operation;
 
 use super::{Backend, Data, Lane, Request, Step, place, presentable, range};
 use crate::error::{Class, OrFail, Outcome};
-use crate::ublk::params::{Discard, Geometry};
+use crate::ublk::params::{Discard, Geometry, Hints};
 
 /// A piece of memory.
 pub struct Memory {
@@ -41,6 +41,7 @@ pub fn open(size: u64, is_read_only: bool, block: Option<u32>) -> Outcome<Memory
         has_volatile_cache: false,
         discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
         write_zeroes_bytes_max: u64::MAX,
+        hints: Hints::NONE,
     };
     Ok(Memory { memory, geometry })
 }

@@ -19,6 +19,7 @@
 pub mod block;
 mod epoch;
 pub mod file;
+mod limits;
 pub mod memory;
 pub mod null;
 pub mod place;

@@ -2,7 +2,7 @@
 
 use super::{Backend, Data, Lane, Request, Step};
 use crate::error::Outcome;
-use crate::ublk::params::{Discard, Geometry};
+use crate::ublk::params::{Discard, Geometry, Hints};
 
 /// A device that keeps nothing.
 pub struct Null {
@@ -25,6 +25,7 @@ impl Null {
             has_volatile_cache: false,
             discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
             write_zeroes_bytes_max: u64::MAX,
+            hints: Hints::NONE,
         };
         Self { geometry }
     }

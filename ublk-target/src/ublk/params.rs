@@ -3,7 +3,8 @@
 //! ```text
 //!   Geometry (of a backend)          ublk_params
 //!     size ───────────────────────►  dev_sectors     cut to whole logical blocks
-//!     logical, physical ──────────►  *_bs_shift, io_min
+//!     logical, physical ──────────►  *_bs_shift
+//!     hints ──────────────────────►  io_min_shift, io_opt_shift, ROTATIONAL
 //!     cache ──────────────────────►  VOLATILE_CACHE | FUA: flushes arrive, writes may carry FUA
 //!     discard, write-zeroes ──────►  PARAM_TYPE_DISCARD
 //!     memory alignment ───────────►  PARAM_TYPE_DMA_ALIGN, where the client's own pages go to the backend
@@ -32,6 +33,24 @@ pub struct Geometry {
     pub discard: Option<Discard>,
     /// The most bytes that one write-zeroes may cover; 0 = the kernel shall write zeros itself.
     pub write_zeroes_bytes_max: u64,
+    /// The shape of requests that suits it.
+    pub hints: Hints,
+}
+
+/// Hints of a backend for the users of a disk on it. A disk takes every request all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hints {
+    /// `minimum_io_size`: the smallest request without a penalty, in bytes, like the chunk of a RAID; 0 = not told.
+    pub io_min: u32,
+    /// `optimal_io_size`, in bytes, like the full stripe of a RAID; 0 = not told.
+    pub io_opt: u32,
+    /// Whether a seek takes time.
+    pub is_rotational: bool,
+}
+
+impl Hints {
+    /// Nothing is told.
+    pub const NONE: Self = Self { io_min: 0, io_opt: 0, is_rotational: false };
 }
 
 /// How a backend forgets.
@@ -80,15 +99,19 @@ impl Geometry {
         if self.has_volatile_cache {
             attributes |= sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
         }
+        if self.hints.is_rotational {
+            attributes |= sys::UBLK_ATTR_ROTATIONAL;
+        }
         let physical_shift = self.physical_block.trailing_zeros() as u8;
+        let io_min_shift = shift(self.hints.io_min, physical_shift);
         let mut params = Params {
             types: sys::UBLK_PARAM_TYPE_BASIC,
             basic: sys::ublk_param_basic {
                 attrs: attributes,
                 logical_bs_shift: self.logical_block.trailing_zeros() as u8,
                 physical_bs_shift: physical_shift,
-                io_min_shift: physical_shift,
-                io_opt_shift: physical_shift,
+                io_min_shift,
+                io_opt_shift: shift(self.hints.io_opt, io_min_shift),
                 max_sectors: request_bytes_max / 512,
                 dev_sectors: self.usable_size() / 512,
                 ..Default::default()
@@ -147,6 +170,12 @@ impl Disk {
     }
 }
 
+/// The largest power of two that divides a hint, as a shift, and `least` at the least: requests aligned to a part of a stripe are
+/// aligned to its chunks still. `least` for 0, a hint that is not told.
+fn shift(bytes: u32, least: u8) -> u8 {
+    if bytes == 0 { least } else { least.max(bytes.trailing_zeros() as u8) }
+}
+
 /// Bytes as a 32-bit count of sectors, cut to whole blocks.
 fn sectors(bytes: u64, block: u32) -> u32 {
     let bytes = bytes.min(u64::from(u32::MAX) * 512);
@@ -166,6 +195,7 @@ mod tests {
         has_volatile_cache: true,
         discard: Some(Discard { granularity: 4096, bytes_max: u64::MAX }),
         write_zeroes_bytes_max: 1 << 20,
+        hints: Hints::NONE,
     };
 
     #[test]
@@ -189,6 +219,30 @@ mod tests {
         // 2^32 - 1 sectors is not a multiple of a 4096-byte block.
         let geometry = Geometry { logical_block: 4096, ..PLAIN };
         assert_eq!(geometry.params(1 << 19, Transfer::Copied).discard.max_discard_sectors, u32::MAX - 7);
+    }
+
+    #[test]
+    fn f81_hints_are_powers_of_two_not_below_the_physical_block() {
+        // A shift is all that the driver takes.
+        let shifts = |io_min, io_opt| {
+            let hints = Hints { io_min, io_opt, is_rotational: false };
+            let basic = Geometry { hints, ..PLAIN }.params(1 << 19, Transfer::Copied).basic;
+            (basic.io_min_shift, basic.io_opt_shift)
+        };
+        // Not told, or smaller than the block: as if there was none.
+        assert_eq!([shifts(0, 0), shifts(512, 512), shifts(512, 0)], [(12, 12); 3]);
+        // RAID 0 of two disks; RAID 5 of four, whose full stripe is three chunks.
+        assert_eq!([shifts(65_536, 131_072), shifts(65_536, 196_608)], [(16, 17), (16, 16)]);
+        // A chunk without an optimum; 65535 sectors, which USB bridges tell; the most that there is.
+        assert_eq!([shifts(65_536, 0), shifts(512, 65_535 * 512)], [(16, 16), (12, 12)]);
+        assert_eq!(shifts(u32::MAX, 1 << 31), (12, 31));
+    }
+
+    #[test]
+    fn f81_a_disk_turns_if_its_backend_does() {
+        let hints = Hints { is_rotational: true, ..Hints::NONE };
+        let of = |hints| Geometry { hints, ..PLAIN }.params(1 << 19, Transfer::Copied).basic.attrs;
+        assert_eq!(of(hints) ^ of(Hints::NONE), sys::UBLK_ATTR_ROTATIONAL);
     }
 
     #[test]

@@ -1,0 +1,66 @@
+//! What sysfs says of the queue of a block device (`Documentation/ABI/stable/sysfs-block`).
+
+use crate::ublk::params::{Discard, Hints};
+
+/// The limits and hints of a queue.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Whether it discards.
+    pub discard: Option<Discard>,
+    /// The most bytes that one write-zeroes may cover; 0 if it has none.
+    pub write_zeroes_bytes_max: u64,
+    /// How memory must be aligned for direct I/O, in bytes.
+    pub memory_alignment: u32,
+    /// The shape of requests that suits it.
+    pub hints: Hints,
+}
+
+impl Limits {
+    /// Those of the block device with this number, `major:minor`. What sysfs does not tell is none.
+    pub fn of(device: &str) -> Self {
+        let base = format!("/sys/dev/block/{device}");
+        let number = |name: &str| {
+            // A partition has the queue of its disk, one directory up.
+            let text = std::fs::read_to_string(format!("{base}/queue/{name}"))
+                .or_else(|_| std::fs::read_to_string(format!("{base}/../queue/{name}")));
+            text.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        let bytes = |name: &str| u32::try_from(number(name)).unwrap_or(0);
+        Self {
+            discard: Self::discard(number("discard_granularity"), number("discard_max_bytes")),
+            write_zeroes_bytes_max: number("write_zeroes_max_bytes"),
+            // Told as a mask.
+            memory_alignment: number("dma_alignment") as u32 + 1,
+            hints: Hints {
+                io_min: bytes("minimum_io_size"),
+                io_opt: bytes("optimal_io_size"),
+                is_rotational: number("rotational") == 1,
+            },
+        }
+    }
+
+    fn discard(granularity: u64, discard_bytes_max: u64) -> Option<Discard> {
+        let granularity = u32::try_from(granularity).ok().filter(|bytes| bytes.is_power_of_two());
+        granularity
+            .filter(|_| discard_bytes_max > 0)
+            .map(|granularity| Discard { granularity, bytes_max: discard_bytes_max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_discard_offers_none() {
+        // A granularity is told by many devices that cannot discard; the limit decides.
+        assert_eq!(Limits::discard(512, 0), None);
+        assert_eq!(Limits::discard(4096, 1 << 20), Some(Discard { granularity: 4096, bytes_max: 1 << 20 }));
+    }
+
+    #[test]
+    fn a_granularity_that_is_no_power_of_two_is_not_passed_on() {
+        // Thin provisioning with chunks of 192 KiB: the block layer above us could not work with it.
+        assert_eq!(Limits::discard(196_608, 1 << 20), None);
+    }
+}
