@@ -44,6 +44,12 @@ impl RamDisk {
         null_blk(mebibytes, &[("irqmode", "2"), ("completion_nsec", &latency_ns)])
     }
 
+    /// A disk of zones of `zone_mebibytes` each, a power of two, which are written in order only.
+    pub fn zoned(mebibytes: u64, zone_mebibytes: u64) -> Result<Self> {
+        let zone = zone_mebibytes.to_string();
+        null_blk(mebibytes, &[("zoned", "1"), ("zone_size", &zone)])
+    }
+
     /// Its node.
     pub fn node(&self) -> &Path {
         &self.node

@@ -1,4 +1,4 @@
-//! What a device has of the disk behind it: its size and its hints about requests.
+//! What a device has of the disk behind it: its size, its hints about requests, and no zones.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -29,7 +29,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let files = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
         f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on,
     ];
-    sizes.into_iter().chain(mapped).chain(files).collect()
+    let zones = cases![[Need::Ublk, Need::NullBlk]; f82_a_zoned_disk_is_refused];
+    sizes.into_iter().chain(mapped).chain(files).chain(zones).collect()
 }
 
 fn can_resize(scene: &Scene) -> Result<bool> {
@@ -195,4 +196,16 @@ fn f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on(scene: &Scene
         daemon.stop()?;
     }
     mount.unmount()
+}
+
+fn f82_a_zoned_disk_is_refused(scene: &Scene) -> Result<()> {
+    // Its users would write anywhere, and it takes writes at the write pointers of its zones only.
+    let disk = RamDisk::zoned(32, 4)?;
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let node = disk.node().to_string_lossy().into_owned();
+    for words in [&["add", "z", "--block", &node][..], &["add", "z", "--block", &node, "--read-only"]] {
+        scene.ask(words)?.expect_code(3)?.expect_stderr(&["error[E-BACKING]", &node, "host-managed", "zoned"])?;
+    }
+    ensure!(scene.devices()?.len() == 1, "the refused device is listed");
+    daemon.stop().map(drop)
 }

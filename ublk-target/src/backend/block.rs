@@ -71,8 +71,17 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
     if sizes.read_only && !is_read_only {
         return Err(Failure::new(Class::Backing, format!("{} is read-only; say `read-only: true`", path.display())));
     }
-    let logical_block = place::block(path, sizes.logical, block)?;
     let limits = Limits::of(&stack::number(metadata.rdev()));
+    if let Some(model) = limits.zones {
+        return Err(Failure::new(
+            Class::Backing,
+            format!(
+                "{} is a zoned disk ({model}), which takes writes at the write pointers of its zones only, and a device on it would                  take them anywhere; use a disk without zones, or a file in a file system with support for zones (btrfs, f2fs, xfs)",
+                path.display()
+            ),
+        ));
+    }
+    let logical_block = place::block(path, sizes.logical, block)?;
     let geometry = Geometry {
         size: sizes.size,
         logical_block,

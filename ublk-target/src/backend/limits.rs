@@ -13,18 +13,21 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// The shape of requests that suits it.
     pub hints: Hints,
+    /// The model of a zoned disk, like `host-managed`; `None` for any other.
+    pub zones: Option<String>,
 }
 
 impl Limits {
     /// Those of the block device with this number, `major:minor`. What sysfs does not tell is none.
     pub fn of(device: &str) -> Self {
         let base = format!("/sys/dev/block/{device}");
-        let number = |name: &str| {
+        let text = |name: &str| {
             // A partition has the queue of its disk, one directory up.
             let text = std::fs::read_to_string(format!("{base}/queue/{name}"))
                 .or_else(|_| std::fs::read_to_string(format!("{base}/../queue/{name}")));
-            text.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0)
+            text.map(|text| text.trim().to_owned()).unwrap_or_default()
         };
+        let number = |name: &str| text(name).parse::<u64>().unwrap_or(0);
         let bytes = |name: &str| u32::try_from(number(name)).unwrap_or(0);
         Self {
             discard: Self::discard(number("discard_granularity"), number("discard_max_bytes")),
@@ -36,6 +39,7 @@ impl Limits {
                 io_opt: bytes("optimal_io_size"),
                 is_rotational: number("rotational") == 1,
             },
+            zones: Some(text("zoned")).filter(|model| !["", "none"].contains(&model.as_str())),
         }
     }
 
