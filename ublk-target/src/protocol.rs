@@ -90,7 +90,7 @@ pub enum Command {
         /// Only tell what would change.
         #[serde(default)]
         dry_run: bool,
-        /// Make devices smaller, too, where the file says so.
+        /// Make devices smaller, too, where the file says so or the disk behind them got smaller.
         #[serde(default, skip_serializing_if = "is_false")]
         allow_shrink: bool,
         /// How long devices may take to come and to go.

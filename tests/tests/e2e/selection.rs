@@ -15,9 +15,9 @@ const TRIALS: &str = "UBLK_THROTTLE_TRIALS";
 
 const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two-cpus", &TWO_CPUS), ("smoke", &SMOKE)];
 
-/// Paths that depend on the driver's features: data with and without a copy, requests in batches, the end of a queue.
+/// Paths that depend on the driver's features: data with and without a copy, requests in batches, another size, the end of a queue.
 /// The rest of the suite takes the same path on every kernel.
-const EVERY_KERNEL: [&str; 20] = [
+const EVERY_KERNEL: [&str; 23] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
     "memory_data_is_kept_with_and_without_a_copy",
@@ -31,6 +31,9 @@ const EVERY_KERNEL: [&str; 20] = [
     "f06_a_daemon_killed_while_it_recovers_is_recovered_from",
     "f26_a_stalled_backend_holds_no_tokens_of_its_group",
     "f44_any_depth_and_number_of_queues_serves_or_is_refused_with_the_bound",
+    "f79_a_disk_gets_smaller_only_when_told",
+    "f80_a_device_follows_a_mapped_disk_that_got_another_table",
+    "f80_a_device_follows_the_size_of_the_disk_behind_it",
     "removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so",
     "f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused",
     "f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone",
