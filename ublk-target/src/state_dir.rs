@@ -10,8 +10,10 @@
 //! ```
 //!
 //! No link is followed, nothing is removed that is not ours. A file is written beside its place, made durable, and renamed: so
-//! one that is not whole, of another version or of another user was not written by us, and is refused, never guessed at.
+//! one that is not whole, of another version or of another user was not written by us. Its content is never guessed at: the
+//! daemon that starts renames it to `FILE.aside`, and serves what the other files tell of.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -26,7 +28,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::crash_point::{self, Point};
 use crate::device::Status;
-use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::error::{Class, Failure, OrFail, Outcome, plain};
 
 const SUFFIX: &str = ".device.json";
 const GROUPS: &str = "groups.json";
@@ -90,6 +92,46 @@ pub fn boot() -> String {
     BOOT.clone()
 }
 
+/// A state file that this program cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The name of the file in the state directory.
+    file: OsString,
+    /// Path and reason, or the reason alone.
+    pub failure: Failure,
+}
+
+impl Unread {
+    /// A file of a device that was read, and whose content is refused.
+    pub fn of_device(name: &str, failure: Failure) -> Self {
+        Self { file: format!("{name}{SUFFIX}").into(), failure }
+    }
+
+    /// The file of the groups, which was read, and whose content is refused.
+    pub fn of_groups(failure: Failure) -> Self {
+        Self { file: GROUPS.into(), failure }
+    }
+
+    /// The file of the levels, which was read, and whose content is refused.
+    pub fn of_levels(failure: Failure) -> Self {
+        Self { file: LEVELS.into(), failure }
+    }
+
+    /// The device that the file is named after.
+    pub fn device(&self) -> Option<&str> {
+        self.file.to_str()?.strip_suffix(SUFFIX)
+    }
+
+    /// What is lost with the file.
+    fn loss(&self) -> &'static str {
+        match self.file.to_str() {
+            Some(GROUPS) => "what `set` changed of groups is lost",
+            Some(LEVELS) => "every limit begins with all of its credit",
+            _ => "its device is not served; the program that wrote the file serves it once the file has its old name",
+        }
+    }
+}
+
 /// A state directory, locked by this process.
 pub struct StateDir {
     path: PathBuf,
@@ -113,7 +155,7 @@ impl StateDir {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(&lock_path)
-            .map_err(|cause| unsafe_or(&lock_path, cause))?;
+            .map_err(|cause| unsafe_or(&lock_path, cause, "; remove it"))?;
         check_file(&file, &lock_path)?;
         let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, errno)| {
             if errno != nix::errno::Errno::EWOULDBLOCK {
@@ -154,13 +196,8 @@ impl StateDir {
     }
 
     /// What an earlier daemon wrote down of its levels.
-    pub fn levels<T: DeserializeOwned>(&self) -> Outcome<Option<T>> {
+    pub fn levels<T: DeserializeOwned>(&self) -> Result<Option<T>, Unread> {
         self.read_one(LEVELS)
-    }
-
-    /// The failure of a file of levels that says what cannot be.
-    pub fn refuse_levels(&self, why: &str) -> Failure {
-        unreadable(&self.path.join(LEVELS), why)
     }
 
     fn replace(&self, name: &str, content: &impl Serialize) -> Outcome<()> {
@@ -180,22 +217,35 @@ impl StateDir {
         write().or_fail(Class::State, format!("cannot write {}", at.display()))
     }
 
-    /// What an earlier daemon wrote down of its devices, by name.
-    pub fn records(&self) -> Outcome<Vec<Record>> {
+    /// What an earlier daemon wrote down of its devices, by name, and the files that cannot be read.
+    pub fn records(&self) -> Outcome<(Vec<Record>, Vec<Unread>)> {
         Ok(records(&self.path)?.unwrap_or_default())
     }
 
     /// What an earlier daemon wrote down of its groups.
-    pub fn groups(&self) -> Outcome<Option<GroupsRecord>> {
+    pub fn groups(&self) -> Result<Option<GroupsRecord>, Unread> {
         self.read_one(GROUPS)
     }
 
-    fn read_one<T: DeserializeOwned>(&self, name: &str) -> Outcome<Option<T>> {
+    fn read_one<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Unread> {
         let path = self.path.join(name);
         if fs::symlink_metadata(&path).is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
-        parse(&path).map(Some)
+        parse(&path).map(Some).map_err(|failure| Unread { file: name.into(), failure })
+    }
+
+    /// Renames a file that cannot be read to `FILE.aside`, or the first free one of `FILE.aside-2` and so on. The line tells path,
+    /// reason, new name and what is lost.
+    pub fn put_aside(&self, unread: &Unread) -> String {
+        let at = self.path.join(&unread.file);
+        let aside = (1..).map(|number| aside(&at, number)).find(|aside| fs::symlink_metadata(aside).is_err());
+        let aside = aside.expect("fewer files than numbers");
+        let (what, loss) = (&unread.failure.message, unread.loss());
+        match fs::rename(&at, &aside) {
+            Ok(()) => format!("{what}; put aside as {}: {loss}", aside.display()),
+            Err(cause) => format!("{what}; left there, as it cannot be renamed ({}): {loss}", plain(&cause)),
+        }
     }
 
     /// Removes the file of the groups: they have ended with the daemon.
@@ -213,16 +263,23 @@ impl StateDir {
     }
 }
 
-/// What the state files say, for a reader that found no daemon. `None` if there is no such directory.
-pub fn read(path: &Path) -> Outcome<Option<Vec<Status>>> {
+fn aside(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(if number == 1 { ".aside".to_owned() } else { format!(".aside-{number}") });
+    name.into()
+}
+
+/// What the state files say, for a reader that found no daemon, and the files that cannot be read. `None` if there is no such
+/// directory.
+pub fn read(path: &Path) -> Outcome<Option<(Vec<Status>, Vec<Unread>)>> {
     let unserved = |record: Record| {
         // Whoever wrote it does not answer, so what it said about its work no longer holds.
         Status { state: "unserved".to_owned(), held: 0, ..record.status }
     };
-    Ok(records(path)?.map(|records| records.into_iter().map(unserved).collect()))
+    Ok(records(path)?.map(|(records, unread)| (records.into_iter().map(unserved).collect(), unread)))
 }
 
-fn records(path: &Path) -> Outcome<Option<Vec<Record>>> {
+fn records(path: &Path) -> Outcome<Option<(Vec<Record>, Vec<Unread>)>> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -231,23 +288,29 @@ fn records(path: &Path) -> Outcome<Option<Vec<Record>>> {
         }
         Err(cause) => return Err(cause).or_fail(Class::State, path.display()),
     };
-    let mut found = Vec::new();
+    let (mut found, mut unread) = (Vec::new(), Vec::new());
     for entry in entries.filter_map(Result::ok) {
-        let file = entry.path();
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with('.') || !name.ends_with(SUFFIX) {
+        let file = entry.file_name();
+        let bytes = file.as_encoded_bytes();
+        if bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
             continue;
         }
-        let record: Record = parse(&file)?;
-        if format!("{}{SUFFIX}", record.status.name) != name {
-            let what = format!("it tells of device {:?}", record.status.name);
-            return Err(unreadable(&file, &what));
+        match record(&entry.path(), &file) {
+            Ok(record) => found.push(record),
+            Err(failure) => unread.push(Unread { file, failure }),
         }
-        found.push(record);
     }
-    found.sort_by(|one, other| one.status.name.cmp(&other.status.name));
-    Ok(Some(found))
+    found.sort_by(|one: &Record, other| one.status.name.cmp(&other.status.name));
+    unread.sort_by(|one, other| one.file.cmp(&other.file));
+    Ok(Some((found, unread)))
+}
+
+fn record(path: &Path, file: &OsStr) -> Outcome<Record> {
+    let record: Record = parse(path)?;
+    if *file != *format!("{}{SUFFIX}", record.status.name) {
+        return Err(unreadable(path, &format!("it tells of device {:?}", record.status.name)));
+    }
+    Ok(record)
 }
 
 /// Reads a file of ours, if it is one.
@@ -256,14 +319,14 @@ fn parse<T: DeserializeOwned>(path: &Path) -> Outcome<T> {
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
         .open(path)
-        .map_err(|cause| unsafe_or(path, cause))?;
+        .map_err(|cause| unsafe_or(path, cause, "; look who made it"))?;
     // Its directory is safely the daemon's; a reader may be somebody else.
     let owner = fs::metadata(path.parent().unwrap_or(Path::new("/"))).or_fail(Class::State, path.display())?.uid();
     let metadata = file.metadata().or_fail(Class::State, path.display())?;
     if !metadata.is_file() || metadata.uid() != owner || metadata.nlink() != 1 || metadata.mode() & 0o022 != 0 {
         return Err(Failure::new(
             Class::UnsafePath,
-            format!("{} is not a file of ours; look who made it, and move it away", path.display()),
+            format!("{} is not a file of ours; look who made it", path.display()),
         ));
     }
     let mut text = Vec::new();
@@ -280,19 +343,7 @@ fn parse<T: DeserializeOwned>(path: &Path) -> Outcome<T> {
 }
 
 fn unreadable(path: &Path, why: &str) -> Failure {
-    let without_it = match path.file_name().and_then(|name| name.to_str()) {
-        Some(GROUPS) => "what `set` has changed of groups is then lost",
-        Some(LEVELS) => "every limit then begins with all of its credit",
-        _ => "its device then stays as it is, and the log of the next start tells how to remove it",
-    };
-    let path = path.display();
-    Failure::new(
-        Class::State,
-        format!(
-            "{path} is no state file that this program can read: {why}; start the version that wrote it, or move it away: \
-             {without_it}"
-        ),
-    )
+    Failure::new(Class::State, format!("{} is no state file that this program can read: {why}", path.display()))
 }
 
 /// Makes room for a socket at `path`: a stale one of ours goes, anything else is left and refused. Only to be called with the
@@ -342,10 +393,10 @@ fn check_file(file: &File, path: &Path) -> Outcome<()> {
     Ok(())
 }
 
-fn unsafe_or(path: &Path, cause: io::Error) -> Failure {
+fn unsafe_or(path: &Path, cause: io::Error, cure: &str) -> Failure {
     match cause.raw_os_error() {
         Some(libc::ELOOP | libc::ENXIO | libc::EISDIR) => {
-            Failure::new(Class::UnsafePath, format!("{} is not a file of ours; remove it", path.display()))
+            Failure::new(Class::UnsafePath, format!("{} is not a file of ours{cure}", path.display()))
         }
         _ => Err::<(), _>(cause).or_fail(Class::State, format!("cannot open {}", path.display())).unwrap_err(),
     }
@@ -411,34 +462,72 @@ mod tests {
     fn what_is_written_down_is_read_again() {
         let path = scratch("records");
         let state_dir = StateDir::lock(&path).unwrap();
-        assert_eq!((state_dir.records().unwrap(), state_dir.groups().unwrap()), (Vec::new(), None));
+        assert_eq!((state_dir.records(), state_dir.groups()), (Ok((Vec::new(), Vec::new())), Ok(None)));
         let (record, groups) = (record("d"), GroupsRecord::new("{}".to_owned(), String::new()));
         state_dir.write(&record).unwrap();
         state_dir.write_groups(&groups).unwrap();
-        assert_eq!((state_dir.records().unwrap(), state_dir.groups().unwrap()), (vec![record], Some(groups)));
-        assert_eq!(read(&path).unwrap().unwrap()[0].state, "unserved");
+        assert_eq!((state_dir.records(), state_dir.groups()), (Ok((vec![record], Vec::new())), Ok(Some(groups))));
+        assert_eq!(read(&path).unwrap().unwrap().0[0].state, "unserved");
         fs::remove_dir_all(&path).unwrap();
     }
 
-    #[test]
-    fn what_we_did_not_write_is_refused_with_what_to_do() {
-        // Half of a file, another version, a device under another's name: nothing is made of what may be in it.
-        let path = scratch("broken");
+    /// A state directory with a sound file of `e` and, for each broken one of `d`, what its making does to the path of the file.
+    fn with_broken(name: &str, check: impl Fn(&StateDir, &Path)) {
+        let path = scratch(name);
         let state_dir = StateDir::lock(&path).unwrap();
-        state_dir.write(&record("d")).unwrap();
+        state_dir.write(&record("e")).unwrap();
         let file = path.join("d.device.json");
-        let sound = fs::read_to_string(&file).unwrap();
+        let sound = serde_json::to_string(&record("d")).unwrap();
         let newer = sound.replace("\"version\":1", "\"version\":2");
         let other = sound.replace("\"name\":\"d\"", "\"name\":\"e\"");
         for text in ["", "\0garbage", &sound[..sound.len() / 2], "{}", &newer, &other] {
             fs::write(&file, text).unwrap();
-            let refused = state_dir.records().unwrap_err();
-            assert_eq!(refused.class, Class::State, "{text}");
-            assert!(refused.message.contains("move it away"), "{}", refused.message);
+            check(&state_dir, &file);
         }
-        fs::remove_file(&file).unwrap();
         symlink(path.join("lock"), &file).unwrap();
-        assert_eq!(state_dir.records().unwrap_err().class, Class::UnsafePath);
+        check(&state_dir, &file);
+        fs::create_dir(&file).unwrap();
+        check(&state_dir, &file);
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn f83_one_file_that_cannot_be_read_hides_no_other() {
+        // Half of a file, a newer version, a device under another's name, a link, a directory: told with the path and put aside under
+        // a name that is free, with what is in it.
+        let asides = std::cell::Cell::new(0);
+        with_broken("broken", |state_dir, file| {
+            let (records, unread) = state_dir.records().unwrap();
+            assert_eq!(records, [record("e")]);
+            let [unread] = &unread[..] else { panic!("{unread:?}") };
+            assert_eq!(unread.device(), Some("d"));
+            let told = state_dir.put_aside(unread);
+            asides.set(asides.get() + 1);
+            let aside = aside(file, asides.get());
+            assert!(told.contains(&*file.to_string_lossy()), "{told}");
+            assert!(told.contains(&format!("put aside as {}: its device is not served", aside.display())), "{told}");
+            assert!(fs::symlink_metadata(file).is_err() && fs::symlink_metadata(aside).is_ok(), "{told}");
+            assert_eq!(state_dir.records(), Ok((vec![record("e")], Vec::new())));
+        });
+        assert_eq!(asides.get(), 8);
+    }
+
+    #[test]
+    fn f83_groups_and_levels_that_cannot_be_read_are_put_aside() {
+        let path = scratch("broken-groups");
+        let state_dir = StateDir::lock(&path).unwrap();
+        for (name, loss) in [(GROUPS, "what `set` changed"), (LEVELS, "all of its credit")] {
+            fs::write(path.join(name), "{\"version\":2}").unwrap();
+            let unread = match name {
+                GROUPS => state_dir.groups().map(drop).unwrap_err(),
+                _ => state_dir.levels::<serde_json::Value>().map(drop).unwrap_err(),
+            };
+            assert_eq!(unread.device(), None);
+            let told = state_dir.put_aside(&unread);
+            assert!(told.contains("it is of version 2") && told.contains(loss), "{told}");
+            assert!(path.join(format!("{name}.aside")).exists(), "{told}");
+        }
+        assert_eq!((state_dir.groups(), state_dir.levels::<serde_json::Value>()), (Ok(None), Ok(None)));
         fs::remove_dir_all(&path).unwrap();
     }
 

@@ -52,7 +52,7 @@ pub(crate) fn cases() -> Vec<Case> {
         f04_a_device_that_is_not_in_the_configuration_is_kept_and_told,
         f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused,
         f04_a_device_left_behind_can_be_removed_before_it_is_served,
-        f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else,
+        f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served,
     ];
     let two_cpus = cases![[Need::Ublk, Need::TwoCpus];
         f06_a_server_that_died_between_its_queues_is_recovered_from,
@@ -226,33 +226,56 @@ fn f04_a_queue_without_a_free_tag_is_waited_for(scene: &Scene) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-fn f05_a_state_file_that_cannot_be_read_stops_the_start_and_nothing_else(scene: &Scene) -> Result<()> {
-    // Exit 1 with the path and what to do; the device is as it was, and is taken up once the file is right again.
-    let config = config(&in_a_file(scene, "d", ""));
-    let daemon = scene.start(&config)?;
-    let device = scene.device("d")?;
-    serves(&device, 0x55)?;
-    kill(daemon)?;
-    let file = scene.state_dir().join("d.device.json");
-    let sound = fs::read_to_string(&file)?;
-    let path = scene.write("config.yaml", &config)?;
-    let path = path.to_str().context("path")?;
-    let newer = sound.replace("\"version\":1", "\"version\":2");
-    for (what, text) in [("truncated", &sound[..sound.len() / 2]), ("newer", &newer), ("empty", "")] {
-        fs::write(&file, text)?;
-        let refused = scene.ask(&["run", path])?.expect_code(1)?;
-        refused.expect_stderr(&["error[E-STATE]", "d.device.json", "move it away"]).context(what)?;
-        ensure!(device.node.exists(), "{what}: {} is gone", device.node());
+fn f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served(scene: &Scene) -> Result<()> {
+    // Device e is taken up under its id. Device d stays as it was, is not made anew beside that, and is taken up once its file is
+    // back. Groups and levels that cannot be read stop nothing.
+    let config = config(&format!("{}{}", in_a_file(scene, "d", ""), in_a_file(scene, "e", "")));
+    let mut daemon = scene.start(&config)?;
+    let (d, e) = (scene.device("d")?, scene.device("e")?);
+    serves(&d, 0x55)?;
+    let state = |name: &str| scene.state_dir().join(name);
+    let (file, aside) = (state("d.device.json"), state("d.device.json.aside"));
+    for what in ["truncated", "newer", "a directory"] {
+        kill(daemon)?;
+        let sound = fs::read_to_string(&file)?;
+        fs::remove_file(&file)?;
+        match what {
+            "truncated" => fs::write(&file, &sound[..sound.len() / 2])?,
+            "newer" => fs::write(&file, sound.replace("\"version\":1", "\"version\":2"))?,
+            _ => fs::create_dir(&file)?,
+        }
+        fs::write(state("groups.json"), what)?;
+        fs::write(state("levels.json"), what)?;
+        daemon = scene.start(&config).context(what)?;
+        ensure!(scene.device("e")?.id == e.id, "{what}: e is another device");
+        serves(&e, 0x66).context(what)?;
+        ensure!(d.node.exists() && scene.device("d")?.id == d.id, "{what}: {} is gone", d.node());
+        let names: Vec<_> = scene.devices()?.into_iter().map(|device| device["name"].clone()).collect();
+        ensure!(names == ["e"], "{what}: served: {names:?}");
+        for told in ["d.device.json.aside: its device", "groups.json.aside", "levels.json.aside", "W-UNKNOWN-DEVICE"] {
+            daemon.wait_for_log(told, ANSWER_LIMIT).context(what)?;
+        }
+        daemon.wait_for_log("error[E-CONFLICT]: device \"d\" is not made", ANSWER_LIMIT).context(what)?;
+        kill(daemon)?;
+        if what == "a directory" {
+            fs::remove_dir(&aside)?
+        } else {
+            fs::remove_file(&aside)?
+        }
+        for name in ["groups.json.aside", "levels.json.aside"] {
+            fs::remove_file(state(name)).with_context(|| format!("{what}: {name}"))?;
+        }
+        fs::write(&file, sound)?;
+        daemon = scene.start(&config)?;
+        ensure!(Direct::open(&d.node)?.holds(4096, 4096, 0x55)?, "{what}: the bytes of d are gone");
     }
-    // Moved away, the device is told and left alone.
-    fs::remove_file(&file)?;
-    let empty = scene.start("version: 1\n")?;
-    empty.wait_for_log("W-UNKNOWN-DEVICE", ANSWER_LIMIT)?;
-    ensure!(device.node.exists(), "{} is gone", device.node());
-    empty.stop()?;
-    fs::write(&file, &sound)?;
+    // Without its file for good: removed by hand, it is made anew.
+    kill(daemon)?;
+    fs::write(&file, "")?;
     let daemon = scene.start(&config)?;
-    ensure!(Direct::open(&device.node)?.holds(4096, 4096, 0x55)?, "its bytes are gone");
+    scene.tool("rublk", &["del", "-n", &d.id.to_string()])?;
+    scene.ask(&["reload"])?.expect_code(0)?;
+    ensure!(Direct::open(&scene.device("d")?.node)?.holds(4096, 4096, 0x55)?, "d has another file");
     daemon.stop().map(drop)
 }
 

@@ -29,15 +29,17 @@ pub fn run(place: &Place, json: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// What the state files say; the failure to reach a daemon if there are none.
+/// What the state files say. If they tell of no device: the first file that cannot be read, or the failure to reach a daemon.
 fn written(place: &Place, unreached: Failure) -> Outcome<Listing> {
-    match state_dir::read(&place.state_dir)? {
-        Some(devices) if !devices.is_empty() => {
-            log::warn("W-NODAEMON", format_args!("{}; this is what the last one wrote down", unreached.message));
-            Ok(Listing { devices, groups: Vec::new() })
-        }
-        _ => Err(unreached),
+    let (devices, unread) = state_dir::read(&place.state_dir)?.unwrap_or_default();
+    if devices.is_empty() {
+        return Err(unread.into_iter().next().map_or(unreached, |unread| unread.failure));
     }
+    log::warn("W-NODAEMON", format_args!("{}; this is what the last one wrote down", unreached.message));
+    for unread in unread {
+        log::warn("W-STATE", format_args!("{}; the next `run` puts it aside", unread.failure.message));
+    }
+    Ok(Listing { devices, groups: Vec::new() })
 }
 
 fn print(listing: &Listing) {

@@ -7,6 +7,7 @@
 //!       it waits for a server       taken up, under its id: see [`crate::device`]
 //!       somebody serves it          refused: two servers of one disk would be the end of its data
 //!   a device of ours in the kernel, without a state file: told, and left alone
+//!   a state file that cannot be read: told and put aside; its device is one without a state file
 //! ```
 //!
 //! What is in force for one that is taken up: its group, weight and limits as last set, if the configuration says of these what it
@@ -29,7 +30,7 @@ use crate::device::{Beginning, LeftBehind, traces};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target};
 use crate::log;
-use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, boot};
+use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, Unread, boot};
 use crate::ublk::control::Control;
 use crate::ublk::{DeviceInfo, DiskState};
 
@@ -52,17 +53,27 @@ pub struct Plan {
 
 /// What is to be done about the configuration and about what was left behind. Clears away what ends anyway.
 pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
-    let records = state_dir.records()?;
-    let written = state_dir.groups()?.filter(|written| written.boot == boot());
-    let noted: Option<LevelsRecord> = state_dir.levels()?;
-    let levels = noted.map_or_else(|| Ok(Left::default()), |noted| noted.left(clock::now()));
-    let levels = levels.map_err(|why| state_dir.refuse_levels(&why))?;
+    let (records, mut unread) = state_dir.records()?;
+    let last_set = last_set(state_dir).unwrap_or_else(|file| {
+        unread.push(file);
+        LastSet::default()
+    });
+    let levels = levels(state_dir).unwrap_or_else(|file| {
+        unread.push(file);
+        Left::default()
+    });
     let mut control = Control::open_aside()?;
     let devices = ours(&mut control)?;
     // Everything that may be refused, before anything is touched.
     let mut found: Vec<(Record, Description, Option<Remains>)> = Vec::new();
     for record in records {
-        let described = described(&record)?;
+        let described = match described(&record) {
+            Ok(described) => described,
+            Err(failure) => {
+                unread.push(Unread::of_device(&record.status.name, failure));
+                continue;
+            }
+        };
         let device = devices.iter().find(|(nonce, _)| Some(*nonce) == record.status.nonce);
         let left = device.map(|(nonce, info)| look(&record, *nonce, info)).transpose()?;
         found.push((record, described, left));
@@ -74,6 +85,9 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
             .any(|(record, _, left)| record.status.name == device.name && matches!(left, Some(Remains::Waiting(_))))
     };
     cpus::expect_present(config.devices.iter().filter(|device| !is_left(device)))?;
+    for unread in &unread {
+        log::warn("W-STATE", state_dir.put_aside(unread));
+    }
     for (nonce, info) in &devices {
         let is_known = found.iter().any(|(record, ..)| record.status.nonce == Some(*nonce));
         if !is_known && info.living_server().is_none() {
@@ -99,6 +113,19 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     clear(state_dir, ending);
     let taken_up: BTreeSet<String> = plan.devices.iter().map(|device| device.description.name.clone()).collect();
     for device in config.devices.iter().filter(|device| !taken_up.contains(&device.name)) {
+        let is_unread = unread.iter().any(|unread| unread.device() == Some(&device.name));
+        if let Some(id) = traces::linked(&device.name).filter(|id| is_unread && is_waiting(&devices, *id)) {
+            log::error(&Failure::new(
+                Class::Conflict,
+                format!(
+                    "device {:?} is not made: its state file could not be read, and {} leads to /dev/ublkb{id}, whose users wait \
+                     for a server; serve it with the program that wrote the file, or remove it (`rublk del -n {id}`), then `reload`",
+                    device.name,
+                    traces::link(&device.name)
+                ),
+            ));
+            continue;
+        }
         match plan.devices.iter().find(|left| has_path_of(left, device)) {
             Some(left) => log::error(&Failure::new(
                 Class::Conflict,
@@ -116,7 +143,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
             }),
         }
     }
-    plan.groups = groups(config, written.as_ref(), &plan.devices)?;
+    plan.groups = groups(config, &last_set, &plan.devices);
     for device in &mut plan.devices {
         device.levels = plan.levels.of_device(&device.description.name);
         let is_there = |name: &String| plan.groups.iter().any(|(group, _)| group.name == *name);
@@ -126,6 +153,40 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
         }
     }
     Ok(plan)
+}
+
+/// The groups as an earlier daemon of this start of the machine wrote them down. Empty without one.
+#[derive(Default)]
+struct LastSet {
+    in_force: Vec<Group>,
+    /// As the file of the configuration had them.
+    entries: Vec<Group>,
+}
+
+impl LastSet {
+    fn read(written: &GroupsRecord) -> Outcome<Self> {
+        Ok(Self { in_force: read_groups(&written.groups)?, entries: read_groups(&written.entries)? })
+    }
+}
+
+fn last_set(state_dir: &StateDir) -> Result<LastSet, Unread> {
+    let written = state_dir.groups()?.filter(|written| written.boot == boot());
+    written.map_or_else(|| Ok(LastSet::default()), |written| LastSet::read(&written).map_err(Unread::of_groups))
+}
+
+fn levels(state_dir: &StateDir) -> Result<Left, Unread> {
+    let noted: Option<LevelsRecord> = state_dir.levels()?;
+    let levels = noted.map_or_else(|| Ok(Left::default()), |noted| noted.left(clock::now()));
+    levels.map_err(|why| Unread::of_levels(Failure::new(Class::State, format!("the state file levels.json: {why}"))))
+}
+
+/// Whether disk `id` is one of `devices`, and one that the next server takes up.
+fn is_waiting(devices: &[(u32, DeviceInfo)], id: u32) -> bool {
+    devices.iter().any(|(_, info)| info.id == id && info.living_server().is_none() && is_recoverable(info))
+}
+
+fn is_recoverable(info: &DeviceInfo) -> bool {
+    info.is_recoverable && info.state != DiskState::Dead
 }
 
 /// A device of the kernel that a state file tells of.
@@ -165,7 +226,7 @@ fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
             ),
         ));
     }
-    if info.is_recoverable && info.state != DiskState::Dead {
+    if is_recoverable(info) {
         return Ok(Remains::Waiting(LeftBehind { target, identity: record.identity }));
     }
     Ok(Remains::Ending(target))
@@ -182,11 +243,7 @@ fn read(name: &str, settings: &Settings) -> Outcome<Description> {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         Failure::new(
             Class::State,
-            format!(
-                "the state file {name}.device.json says what no device can be: {}; move it away: its device then stays as it \
-                 is, and the log of the next start tells how to remove it",
-                faults.join("; ")
-            ),
+            format!("the state file {name}.device.json says what no device can be: {}", faults.join("; ")),
         )
     })
 }
@@ -255,10 +312,8 @@ fn has_path_of(left: &Beginning, new: &Description) -> bool {
 
 /// The groups: of the file, as last set where the file says what it said then; besides, those that a command made, and those
 /// that a device still needs.
-fn groups(config: &Config, written: Option<&GroupsRecord>, devices: &[Beginning]) -> Outcome<Vec<(Group, bool)>> {
-    let of_file = || config.groups.iter().map(|group| (group.clone(), true)).collect::<Vec<_>>();
-    let Some(written) = written else { return Ok(of_file()) };
-    let (before, entries) = (read_groups(&written.groups)?, read_groups(&written.entries)?);
+fn groups(config: &Config, last_set: &LastSet, devices: &[Beginning]) -> Vec<(Group, bool)> {
+    let LastSet { in_force: before, entries } = last_set;
     let mut groups = Vec::new();
     for group in &config.groups {
         let is_as_it_was = entries.iter().any(|entry| is_same(entry, group));
@@ -285,9 +340,9 @@ fn groups(config: &Config, written: Option<&GroupsRecord>, devices: &[Beginning]
             "W-STATE",
             format_args!("groups as last set do not go with the configuration, which counts: {errors}"),
         );
-        return Ok(of_file());
+        return config.groups.iter().map(|group| (group.clone(), true)).collect();
     }
-    Ok(groups)
+    groups
 }
 
 fn is_same(one: &Group, other: &Group) -> bool {
@@ -296,10 +351,7 @@ fn is_same(one: &Group, other: &Group) -> bool {
 
 fn read_groups(text: &str) -> Outcome<Vec<Group>> {
     let (config, _) = parse("groups.json", text.as_bytes()).map_err(|errors| {
-        Failure::new(
-            Class::State,
-            format!("the state file groups.json says what no groups can be ({errors}); move it away: what `set` changed is lost"),
-        )
+        Failure::new(Class::State, format!("the state file groups.json says what no groups can be ({errors})"))
     })?;
     Ok(config.groups)
 }
@@ -385,7 +437,7 @@ mod tests {
 
     fn merged(file: &str, then: &str, in_force: &str, devices: &[Beginning]) -> Vec<(String, u64, bool)> {
         let written = GroupsRecord::new(write_groups(&config(in_force).groups), write_groups(&config(then).groups));
-        let groups = groups(&config(file), Some(&written), devices).unwrap();
+        let groups = groups(&config(file), &LastSet::read(&written).unwrap(), devices);
         let avg = |group: &Group| group.limits.get(throttle_core::limits::LimitKind::IopsTotal).avg;
         groups.iter().map(|(group, is_of_file)| (group.name.clone(), avg(group), *is_of_file)).collect()
     }
