@@ -30,6 +30,7 @@ pub mod log;
 pub mod mapping;
 pub mod protocol;
 pub mod queue;
+pub mod rights;
 pub mod settings;
 pub mod simulate;
 pub mod stack;

@@ -35,7 +35,10 @@ pub(crate) fn cases() -> Vec<Case> {
         f18_a_node_that_does_not_appear_is_told_and_rolled_back,
         f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on,
     ];
-    let own = cases![[Need::Ublk, Need::OwnMachine]; f12_without_the_driver_or_its_rings_run_says_what_to_do];
+    let own = cases![[Need::Ublk, Need::OwnMachine];
+        f12_without_the_driver_or_its_rings_run_says_what_to_do,
+        f84_an_add_that_the_driver_refuses_to_root_is_not_told_to_run_as_root,
+    ];
     let fio = cases![[Need::Ublk, Need::Fio]; f09_a_daemon_that_aborts_under_load_ends_every_request];
     let rublk = cases![[Need::Ublk, Need::Rublk]; f16_an_id_of_other_software_is_refused_and_another_one_picked];
     let mapper = cases![[Need::Ublk, Need::Mapper];
@@ -165,6 +168,26 @@ fn f12_without_the_driver_or_its_rings_run_says_what_to_do(scene: &Scene) -> Res
         scene.run(&["check", config])?.expect_code(0)?;
     }
     scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?.stop().map(drop)
+}
+
+fn f84_an_add_that_the_driver_refuses_to_root_is_not_told_to_run_as_root(scene: &Scene) -> Result<()> {
+    // A driver of before Linux 6.15 refuses root above `ublks_max` with EACCES, and later ones do not count root's devices. In a
+    // user namespace every capability is there and none counts: EPERM.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    {
+        let bound = "/sys/module/ublk_drv/parameters/ublks_max";
+        let _none = Setting::set(bound, "0")?;
+        let added = scene.ask(&["add", "more", "--null", "1MiB"])?;
+        eprintln!("          ublks_max 0: exit code {:?}", added.code);
+        if added.code != Some(0) {
+            added.expect_code(1)?.expect_stderr(&["error[E-KERNEL-LIMIT]", bound, "(0)"])?;
+        }
+    }
+    daemon.stop()?;
+    let config = scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let config = config.to_str().context("path")?;
+    let refused = scene.ask_under(&["unshare", "--user", "--map-root-user"], &["run", config])?.expect_code(6)?;
+    refused.expect_stderr(&["error[E-PERM]", "user namespace"]).map(drop)
 }
 
 fn ensure_no(found: bool, what: &str) -> Result<()> {

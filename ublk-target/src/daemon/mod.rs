@@ -41,9 +41,9 @@ use socket::Socket;
 use crate::command::load;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::flags::Place;
-use crate::log;
 use crate::state_dir::{StateDir, clear_socket};
 use crate::ublk::control::Control;
+use crate::{log, rights};
 
 /// Serves the devices of the configuration until told to stop.
 pub fn run(config: &Path, place: &Place, takes_over: bool) -> Outcome<()> {
@@ -72,7 +72,7 @@ pub fn run(config: &Path, place: &Place, takes_over: bool) -> Outcome<()> {
 }
 
 fn check_rights() -> Outcome<()> {
-    if process::has_capability(process::CAP_SYS_ADMIN) {
+    if rights::has_capability(rights::CAP_SYS_ADMIN) {
         return Ok(());
     }
     Err(Failure::new(

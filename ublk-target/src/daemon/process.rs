@@ -17,11 +17,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::error::{Class, OrFail, Outcome};
+use crate::rights::{CAP_IPC_LOCK, has_capability};
 use crate::{log, sys};
-
-/// `<linux/capability.h>`
-pub const CAP_SYS_ADMIN: u32 = 21;
-const CAP_IPC_LOCK: u32 = 14;
 
 /// Of the control thread: three times the weight of a thread that nobody prefers, and shorter turns than usual (3 ms with eight CPUs
 /// and more, 1.5 with two). It waits for commands nearly always; what it takes from others is what they ask for.
@@ -80,17 +77,6 @@ fn is_root_shared(mountinfo: &str) -> bool {
     })
 }
 
-/// Whether the process may use a capability now.
-pub fn has_capability(number: u32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    effective(&status).is_some_and(|bits| bits & (1 << number) != 0)
-}
-
-fn effective(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,13 +88,5 @@ mod tests {
         assert!(is_root_shared(shared));
         assert!(!is_root_shared(private));
         assert!(!is_root_shared(""));
-    }
-
-    #[test]
-    fn capabilities_are_read_from_the_effective_set() {
-        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000204000\n";
-        let bits = effective(status).unwrap();
-        assert_eq!(bits, 1 << CAP_SYS_ADMIN | 1 << CAP_IPC_LOCK);
-        assert_eq!(effective("nothing"), None);
     }
 }

@@ -27,6 +27,7 @@ use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Errand, Helper, Target};
 use crate::log;
 use crate::queue::{self, Handle};
+use crate::rights::{CAP_SYS_ADMIN, has_capability};
 use crate::ublk::control::{Control, NewDevice};
 use crate::ublk::features::AUTO_BUF_REG;
 use crate::ublk::queue::CharDevice;
@@ -40,6 +41,9 @@ pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 const NODE_LIMIT: Duration = Duration::from_secs(5);
 /// A device without a new request for so long has been scanned for partitions, by the kernel and by udev.
 const QUIET: Duration = Duration::from_millis(50);
+/// The driver's bound on its devices: on all of them in Linux before 6.15 and its stable updates, since then on those of processes
+/// without CAP_SYS_ADMIN.
+const BOUND: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 /// One that never gets quiet is in use already.
 const QUIET_LIMIT: Duration = Duration::from_secs(2);
 
@@ -175,7 +179,7 @@ impl DeviceThread {
     fn refused(&self, control: &mut Control, errno: Errno) -> Failure {
         let id = self.shared.description.id;
         let owner = id.and_then(|id| control.info(id).ok()).map_or(-1, |info| info.server);
-        refusal(errno, id, owner)
+        refusal(errno, id, owner, has_capability(CAP_SYS_ADMIN))
     }
 
     pub(super) fn start_queues(
@@ -319,12 +323,23 @@ pub(super) fn nonce() -> u32 {
     std::hash::RandomState::new().build_hasher().finish() as u32
 }
 
-/// What ADD's errno means for a device that wanted `id`, which is now served by process `owner`.
-fn refusal(errno: Errno, id: Option<u32>, owner: i32) -> Failure {
+/// What ADD's errno means for a device that wanted `id`, which is now served by process `owner`, in a process that has
+/// CAP_SYS_ADMIN or not.
+fn refusal(errno: Errno, id: Option<u32>, owner: i32, is_privileged: bool) -> Failure {
     match (errno, id) {
         (Errno::EEXIST, Some(id)) => Failure::new(
             Class::IdTaken,
             format!("id {id} is taken by {}; choose another id, or none", process_in_words(owner)),
+        ),
+        // Drivers that count every device compare with the bound before anything else that is EACCES.
+        (Errno::EACCES, _) if is_privileged => {
+            let bound = std::fs::read_to_string(BOUND).unwrap_or_default();
+            Failure::new(Class::KernelLimit, bound_in_words(bound.trim()))
+        }
+        (Errno::EPERM, _) if is_privileged => Failure::new(
+            Class::Perm,
+            "the kernel refuses ADD although this process has CAP_SYS_ADMIN: it counts in the user namespace of the host only; run \
+             the daemon outside of the container's, or ask the security module (SELinux, AppArmor)",
         ),
         (Errno::EPERM | Errno::EACCES, _) => {
             Failure::new(Class::Perm, "the kernel lets only CAP_SYS_ADMIN add ublk devices; run as root")
@@ -334,6 +349,15 @@ fn refusal(errno: Errno, id: Option<u32>, owner: i32) -> Failure {
         }
         _ => Err::<(), _>(errno).or_fail(Class::Failed, "the kernel refuses to add a device").unwrap_err(),
     }
+}
+
+/// The driver's refusal of a device above its bound; `bound` is empty if it cannot be read.
+fn bound_in_words(bound: &str) -> String {
+    let bound = if bound.is_empty() { String::new() } else { format!(" ({bound})") };
+    format!(
+        "the ublk driver has as many devices as {BOUND}{bound} allows, which counts all of them before Linux 6.15; write a larger \
+         number there, or load the module with it (`ublks_max=` in /etc/modprobe.d)"
+    )
 }
 
 fn process_in_words(pid: i32) -> String {
@@ -352,10 +376,32 @@ mod tests {
     fn f17_a_kernel_without_room_for_a_device_says_so() {
         // Minors used up, or the bound of the driver: not the fault of the configuration, and no id of ours would help.
         for errno in [Errno::ENOSPC, Errno::EUSERS] {
-            let failure = refusal(errno, None, -1);
+            let failure = refusal(errno, None, -1, true);
             assert_eq!((failure.class, failure.class.exit()), (Class::KernelLimit, 1), "{}", failure.message);
         }
-        assert_eq!(refusal(Errno::EEXIST, Some(7), -1).class, Class::IdTaken);
-        assert_eq!(refusal(Errno::ENOMEM, None, -1).class, Class::Resource);
+        assert_eq!(refusal(Errno::EEXIST, Some(7), -1, true).class, Class::IdTaken);
+        assert_eq!(refusal(Errno::ENOMEM, None, -1, true).class, Class::Resource);
+    }
+
+    #[test]
+    fn f84_the_bound_of_the_driver_is_told_apart_from_a_missing_right() {
+        // EACCES is both: `run as root` is no help to root.
+        let told = |errno, is_privileged| {
+            let failure = refusal(errno, None, -1, is_privileged);
+            (failure.class, failure.message)
+        };
+        let (class, message) = told(Errno::EACCES, true);
+        assert_eq!(class, Class::KernelLimit, "{message}");
+        assert!(message.contains(BOUND) && !message.contains("root"), "{message}");
+        for errno in [Errno::EACCES, Errno::EPERM] {
+            let (class, message) = told(errno, false);
+            assert_eq!(class, Class::Perm, "{message}");
+            assert!(message.contains("run as root"), "{message}");
+        }
+        let (class, message) = told(Errno::EPERM, true);
+        assert_eq!(class, Class::Perm, "{message}");
+        assert!(!message.contains("run as root"), "{message}");
+        assert!(bound_in_words("64").contains("ublks_max (64) allows"), "{}", bound_in_words("64"));
+        assert!(bound_in_words("").contains("ublks_max allows"), "{}", bound_in_words(""));
     }
 }
