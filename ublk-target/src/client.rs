@@ -139,7 +139,7 @@ impl Client {
     fn send(&mut self, command: &Command) -> Outcome<Value> {
         self.id += 1;
         let request = Request { id: Value::from(self.id), command: command.clone() };
-        match self.stream.write_all(&request.line()) {
+        match self.stream.write_all(&request.line()?) {
             Ok(()) => {}
             // It may have said why it hung up.
             Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => {}

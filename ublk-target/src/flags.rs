@@ -1,10 +1,12 @@
 //! The command line: every flag, its help, its default. Nothing is done here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::error::{Class, Failure, OrFail, Outcome};
 
 /// Where daemon and commands meet unless told otherwise.
 pub const STATE_DIR: &str = "/run/ublk-throttle";
@@ -350,10 +352,8 @@ pub struct Parts {
 
 impl Parts {
     /// Keys and values for the daemon. Paths become absolute: it is in another directory.
-    pub fn settings(self) -> std::io::Result<Vec<(String, String)>> {
-        let path = |path: Option<PathBuf>| -> std::io::Result<Option<String>> {
-            path.map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned())).transpose()
-        };
+    pub fn settings(self) -> Outcome<Vec<(String, String)>> {
+        let path = |path: Option<PathBuf>| path.map(|path| absolute(&path)).transpose();
         let flag = |is: bool, word: &str| is.then(|| word.to_owned());
         let direct = flag(self.direct, "true").or(flag(self.no_direct, "false"));
         let given = [
@@ -378,6 +378,15 @@ impl Parts {
         let given = given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         Ok(given.chain(self.limits).collect())
     }
+}
+
+/// A path for the daemon, which is in another directory. Requests are JSON, so a path that is not UTF-8 has no place in them.
+pub fn absolute(path: &Path) -> Outcome<String> {
+    let absolute = std::path::absolute(path).or_fail(Class::Failed, "cannot tell the current directory")?;
+    absolute.into_os_string().into_string().map_err(|path| {
+        let what = format!("{path:?} is not UTF-8, which paths of devices and configurations must be; rename it");
+        Failure::new(Class::Config, what)
+    })
 }
 
 /// Which daemon.
@@ -412,6 +421,9 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
     use clap::CommandFactory;
 
@@ -433,6 +445,17 @@ mod tests {
         let flags = Flags::parse_from(["ublk-throttle", "del", "vol1", "--timeout", "500ms"]);
         let Command::Del { timeout, .. } = flags.command else { panic!("del") };
         assert_eq!(timeout, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn f85_a_path_that_is_not_utf_8_is_refused_by_its_name() {
+        // With a replacement character in it, it would be the path of another file.
+        let name = OsStr::from_bytes(b"/srv/vol\xff.img");
+        let words = [OsStr::new("ublk-throttle"), OsStr::new("add"), OsStr::new("v"), OsStr::new("--file"), name];
+        let Command::Add { parts, .. } = Flags::parse_from(words).command else { panic!("add") };
+        let refused = parts.settings().unwrap_err();
+        assert_eq!(refused.class, Class::Config);
+        assert!(refused.message.contains(r"/srv/vol\xFF.img"), "{}", refused.message);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::device::PATIENCE;
-use crate::error::{Class, Failure, Outcome, WireFailure};
+use crate::error::{Class, Failure, OrFail, Outcome, WireFailure};
 use crate::settings::Settings;
 
 /// What `ping` answers as `protocol`. Grows when a client of the old one would misunderstand; new commands and new fields of
@@ -175,13 +175,13 @@ impl Request {
         Ok(Self { id, command })
     }
 
-    /// The line, with its end.
-    pub fn line(&self) -> Vec<u8> {
-        let mut value = serde_json::to_value(&self.command).expect("a command is plain data");
+    /// The line, with its end. Fails if a path in it is not UTF-8.
+    pub fn line(&self) -> Outcome<Vec<u8>> {
+        let mut value = serde_json::to_value(&self.command).or_fail(Class::Config, "the request cannot be sent")?;
         value["id"] = self.id.clone();
         let mut line = value.to_string().into_bytes();
         line.push(b'\n');
-        line
+        Ok(line)
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
             Command::Reload { config: None, dry_run: false, allow_shrink: true, timeout_ms: 5 },
         ] {
             let request = Request { id: json!(1), command };
-            let line = request.line();
+            let line = request.line().unwrap();
             assert_eq!(line.last(), Some(&b'\n'));
             assert_eq!(Request::parse(&line[..line.len() - 1]), Ok(request));
         }

@@ -2,8 +2,10 @@
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,8 @@ pub(crate) fn cases() -> Vec<Case> {
         f51_a_state_file_that_cannot_be_read_is_named,
         f52_a_log_that_takes_nothing_stops_no_device,
         f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone,
+        f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload,
+        f85_paths_that_would_lead_to_another_file_are_refused,
         f54_readers_of_the_group_may_look_and_not_touch,
         f54_passed_descriptors_are_not_kept,
     ];
@@ -361,6 +365,56 @@ fn f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone(scene: &Scene) ->
     // Our own socket that a killed daemon left is in nobody's way.
     drop(std::os::unix::net::UnixListener::bind(scene.socket())?);
     scene.start(ONE)?.stop().map(drop)
+}
+
+fn f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload(scene: &Scene) -> Result<()> {
+    // A user that may write the directory of `--socket` moves the socket away: the daemon changes its socket, not root's file, and
+    // does not remove what is there instead.
+    let mut daemon = scene.start(&format!("control: {{ group: 1 }}\n{ONE}"))?;
+    let config = daemon.config().to_owned();
+    let (socket, away, precious) = (scene.socket(), scene.dir().join("away"), scene.write("precious", "precious")?);
+    let told = |path: &Path| -> Result<(u32, u32)> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok((metadata.mode() & 0o777, metadata.gid()))
+    };
+    ensure!(told(&socket)? == (0o660, 1), "the socket is {:?}", told(&socket)?);
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o644))?;
+    std::os::unix::fs::chown(&precious, None, Some(2))?;
+    fs::rename(&socket, &away)?;
+    symlink(&precious, &socket)?;
+    fs::write(&config, ONE)?;
+    daemon.signal(Signal::SIGHUP)?;
+    wait::until("the reload", ANSWER_LIMIT, || Ok((told(&away)? == (0o600, 0)).then_some(())))?;
+    ensure!(told(&precious)? == (0o644, 2), "the file behind the link is {:?}", told(&precious)?);
+    daemon.signal(Signal::SIGTERM)?;
+    ensure!(daemon.wait_for_end(Duration::from_secs(10))? == Some(0), "SIGTERM: {}", daemon.log()?);
+    ensure!(socket.is_symlink() && fs::read_to_string(&precious)? == "precious", "what is not ours was removed");
+    fs::remove_file(&socket)?;
+    Ok(())
+}
+
+fn f85_paths_that_would_lead_to_another_file_are_refused(scene: &Scene) -> Result<()> {
+    // A path that JSON cannot carry, of a device and of a configuration; a link of another user. Nothing is made, nothing changes.
+    let daemon = scene.start(ONE)?;
+    let name = OsStr::from_bytes(b"vol\xff.img");
+    let path = scene.dir().join(name);
+    let words = ["add", "v", "--size", "1MiB", "--create", "--file"].map(OsStr::new);
+    let refused = scene.ask(&[&words[..], &[path.as_os_str()]].concat())?.expect_code(3)?;
+    refused.expect_stderr(&["error[E-CONFIG]", r"vol\xFF.img", "not UTF-8"])?;
+    let images = fs::read_dir(scene.dir())?.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(b"vol"));
+    ensure!(images.count() == 0, "a file was made");
+    fs::write(&path, ONE)?;
+    let refused = scene.ask(&[OsStr::new("reload"), path.as_os_str()])?.expect_code(3)?;
+    refused.expect_stderr(&["error[E-CONFIG]", r"vol\xFF.img", "not UTF-8"])?;
+
+    let (image, link) = (scene.write("image", "precious")?, scene.dir().join("link"));
+    symlink(&image, &link)?;
+    std::os::unix::fs::lchown(&link, Some(65534), None)?;
+    let link = link.to_str().context("path")?;
+    let refused = scene.ask(&["add", "v", "--file", link])?.expect_code(3)?;
+    refused.expect_stderr(&["error[E-BACKING]", link, "user 65534"])?;
+    ensure!(scene.devices()?.len() == 1, "a device was made: {}", scene.listing()?);
+    daemon.stop().map(drop)
 }
 
 fn f54_readers_of_the_group_may_look_and_not_touch(scene: &Scene) -> Result<()> {

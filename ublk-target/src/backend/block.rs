@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use io_uring::opcode;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use throttle_core::cost::Operation;
 
 use super::epoch::Epochs;
@@ -49,7 +50,7 @@ pub struct Wanted {
 /// Opens, checks and locks the device.
 pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
     let &Wanted { is_direct, is_read_only, is_shared, block } = wanted;
-    let flags = if is_read_only || is_shared { 0 } else { libc::O_EXCL };
+    let flags = if is_read_only || is_shared { OFlag::empty() } else { OFlag::O_EXCL };
     let (device, metadata) = place::open(path, Access { is_read_only, is_direct, flags })?;
     if !metadata.file_type().is_block_device() {
         let kind = place::kind(&metadata);

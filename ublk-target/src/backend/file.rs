@@ -63,7 +63,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     let access = Access {
         is_read_only: wanted.is_read_only,
         is_direct: wanted.direct == Direct::On,
-        flags: if creates { libc::O_CREAT } else { 0 },
+        flags: if creates { OFlag::O_CREAT } else { OFlag::empty() },
     };
     let is_new = creates && !path.exists();
     let (file, metadata) = place::open(path, access)?;

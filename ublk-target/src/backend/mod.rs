@@ -24,6 +24,7 @@ pub mod memory;
 pub mod null;
 pub mod place;
 mod range;
+mod way;
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;

@@ -1,20 +1,23 @@
 //! Opening a path that a configuration names, without being led astray.
 //!
-//! 1. Links on the way are followed only if root or we own them: whoever may write a directory could otherwise turn root's
-//!    daemon to a file of his choice.
+//! 1. Links on the way are followed only if root or we own them ([`super::way`]): a user that may write a directory could
+//!    otherwise turn root's daemon to a file of his choice.
 //! 2. Opened with `O_NONBLOCK`, so that a FIFO does not hold us up; then it is looked at, and refused if it is not what the
 //!    backend wants.
 //! 3. Nothing on a ublk device: what is below a throttle must not wait for that throttle.
 //! 4. Locked (OFD lock, over the whole file): one writer, or any number of readers, or of those that say that they share it.
 
 use std::fs::{File, Metadata, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
+use super::way;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::stack::{self, Sysfs};
 
@@ -25,26 +28,22 @@ pub struct Access {
     pub is_read_only: bool,
     /// `O_DIRECT`.
     pub is_direct: bool,
-    /// More `O_*`.
-    pub flags: i32,
+    /// More of them.
+    pub flags: OFlag,
 }
 
 /// Opens `path`, or fails with [`Class::Backing`].
 pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
-    check_links(path)?;
-    let is_to_be_made = access.flags & libc::O_CREAT != 0 && !path.exists();
-    if let Some(folder) = path.parent().filter(|_| is_to_be_made).and_then(|folder| File::open(folder).ok()) {
+    let told = |cause: &io::Error| refused(path, access, cause);
+    let end = way::walk(path, told)?;
+    if access.flags.contains(OFlag::O_CREAT) && !end.is_there {
         // Before there is a file that nobody wanted.
-        expect_no_ublk_below(path, &folder)?;
+        expect_no_ublk_below(path, &end.folder)?;
     }
-    let direct = if access.is_direct { libc::O_DIRECT } else { 0 };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!access.is_read_only)
-        .mode(0o600)
-        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY | direct | access.flags)
-        .open(path)
-        .map_err(|cause| refused(path, access, &cause))?;
+    let reach = if access.is_read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+    let direct = if access.is_direct { OFlag::O_DIRECT } else { OFlag::empty() };
+    let how = reach | direct | access.flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = end.open(how, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|cause| told(&cause))?;
     let metadata = file.metadata().or_fail(Class::Backing, path.display())?;
     expect_no_ublk_below(path, &file)?;
     Ok((file, metadata))
@@ -108,7 +107,7 @@ pub fn size_behind(path: &Path, identity: (u64, u64)) -> Result<Option<u64>, Str
     }
 }
 
-fn refused(path: &Path, access: Access, cause: &std::io::Error) -> Failure {
+fn refused(path: &Path, access: Access, cause: &io::Error) -> Failure {
     let path = path.display();
     let text = match cause.raw_os_error() {
         Some(libc::EISDIR) => format!("{path} is a directory"),
@@ -117,7 +116,8 @@ fn refused(path: &Path, access: Access, cause: &std::io::Error) -> Failure {
             format!("{path}: its file system has no O_DIRECT; say `direct: false`")
         }
         Some(libc::EBUSY) => format!("{path} is mounted or in exclusive use by another program"),
-        Some(libc::ENOENT) if access.flags & libc::O_CREAT != 0 => {
+        Some(libc::ELOOP) => format!("{path} became a link while it was opened; look who may write its directory"),
+        Some(libc::ENOENT) if access.flags.contains(OFlag::O_CREAT) => {
             format!("{path} cannot be made: its directory is not there; make that first")
         }
         Some(libc::ENOENT) => format!("{path}: no such file; for a new one say `create` and a `size`"),
@@ -193,51 +193,13 @@ pub fn block(path: &Path, needed: u32, wanted: Option<u32>) -> Outcome<u32> {
     }
 }
 
-/// Refuses a path that leads over a link which neither root nor we own.
-fn check_links(path: &Path) -> Outcome<()> {
-    let own = nix::unistd::geteuid().as_raw();
-    let mut pending: Vec<PathBuf> = vec![std::path::absolute(path).or_fail(Class::Backing, path.display())?];
-    let mut followed = 0;
-    while let Some(path) = pending.pop() {
-        let mut at = PathBuf::new();
-        for part in path.components() {
-            match part {
-                Component::ParentDir => {
-                    at.pop();
-                }
-                part => at.push(part),
-            }
-            // What is missing or not readable is told by the open that follows.
-            let Ok(metadata) = at.symlink_metadata() else { break };
-            if !metadata.is_symlink() {
-                continue;
-            }
-            if metadata.uid() != 0 && metadata.uid() != own {
-                return Err(Failure::new(
-                    Class::Backing,
-                    format!("{} is a link that belongs to user {}, not to root", at.display(), metadata.uid()),
-                ));
-            }
-            followed += 1;
-            if followed > 40 {
-                return Err(Failure::new(Class::Backing, format!("{}: too many links", path.display())));
-            }
-            let Ok(target) = std::fs::read_link(&at) else { break };
-            at.pop();
-            at.push(target);
-            pending.push(at.clone());
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
 
-    const READ_ONLY: Access = Access { is_read_only: true, is_direct: false, flags: 0 };
+    const READ_ONLY: Access = Access { is_read_only: true, is_direct: false, flags: OFlag::empty() };
 
     #[test]
     fn a_directory_and_a_character_device_are_told_by_name() {
@@ -268,7 +230,7 @@ mod tests {
         assert_eq!(failure.class, Class::Backing);
         assert!(failure.message.contains("for a new one say `create`"), "{}", failure.message);
         // Who has said so needs another cure.
-        let created = Access { is_read_only: false, flags: libc::O_CREAT, ..READ_ONLY };
+        let created = Access { is_read_only: false, flags: OFlag::O_CREAT, ..READ_ONLY };
         let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err();
         assert!(failure.message.contains("its directory is not there"), "{}", failure.message);
     }

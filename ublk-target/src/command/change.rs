@@ -10,14 +10,14 @@ use super::ask::{ask, ask_patiently, understood};
 use super::{list, say, say_json};
 use crate::daemon::GroupStatus;
 use crate::device::Status;
-use crate::error::{Class, OrFail, Outcome};
-use crate::flags::{Parts, Place, SetWhat};
+use crate::error::Outcome;
+use crate::flags::{Parts, Place, SetWhat, absolute};
 use crate::protocol::Command;
 use crate::settings::Settings;
 
 /// Makes a device.
 pub fn add(place: &Place, name: String, parts: Parts, timeout: Duration, json: bool) -> Outcome<()> {
-    let settings = Settings::unique(parts.settings().or_fail(Class::Failed, "cannot tell the current directory")?)?;
+    let settings = Settings::unique(parts.settings()?)?;
     let doing = format!("adding {name}");
     let command = Command::Add { device: name, settings, timeout_ms: ms(timeout) };
     let made = ask_patiently(place, &command, &doing)?;
@@ -95,8 +95,7 @@ struct Reloaded {
 /// Makes what is in force what a file says.
 pub fn reload(place: &Place, mut command: Command, json: bool) -> Outcome<()> {
     if let Command::Reload { config: Some(config), .. } = &mut command {
-        // The daemon is in another directory.
-        *config = std::path::absolute(&*config).or_fail(Class::Failed, "cannot tell the current directory")?;
+        *config = absolute(config)?.into();
     }
     let result = ask_patiently(place, &command, "reloading")?;
     tell_warnings(&result);
