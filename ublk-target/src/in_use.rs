@@ -95,7 +95,7 @@ impl Disk {
                     match File::open(path) {
                         // A failure was reported to those who wrote; STOP tries once more.
                         Ok(root) => drop(sys::sync_filesystem(root.as_fd())),
-                        // A root of mode 0700 of another user.
+                        // A root of mode 0700 of another user, without CAP_DAC_READ_SEARCH.
                         Err(_) => is_all_seen = false,
                     }
                 }

@@ -45,7 +45,10 @@ pub(crate) fn cases() -> Vec<Case> {
     let mount = cases![[Need::OwnMachine, Need::Ublk, Need::Package, Need::Systemd];
         f57_the_service_does_not_start_while_srv_waits_for_its_file_system,
     ];
-    package.into_iter().chain(unit).chain(mount).collect()
+    let ext4 = cases![[Need::OwnMachine, Need::Ublk, Need::Ext4, Need::Package, Need::Systemd];
+        f86_unit_writes_back_a_mount_that_only_its_owner_may_enter,
+    ];
+    package.into_iter().chain(unit).chain(mount).chain(ext4).collect()
 }
 
 fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_trace(scene: &Scene) -> Result<()> {
@@ -150,6 +153,51 @@ fn f57_the_service_does_not_start_while_srv_waits_for_its_file_system(scene: &Sc
     fs::remove_file(&mount)?;
     machine.systemctl(&["daemon-reload"])?;
     machine.systemctl(&["start", "ublk-throttle"])?;
+    machine.systemctl(&["stop", "ublk-throttle"])?;
+    machine.expect_stopped()
+}
+
+fn f86_unit_writes_back_a_mount_that_only_its_owner_may_enter(scene: &Scene) -> Result<()> {
+    // A mount point of mode 0700 of another user. Where it could not be opened, all of the host was written back instead: the forced
+    // removal waited behind 16 MiB of another disk at 100 KiB a second, went on after 3 s, and the new file was lost.
+    let _unpacked = Unpacked::new(scene)?;
+    fs::create_dir_all("/srv")?;
+    configure(1_000_000)?;
+    let machine = Machine::boot(scene)?;
+    machine.systemctl(&["start", "ublk-throttle"])?;
+    let must = |program: &str, words: &[&str]| machine.run(program, words)?.expect_code(0);
+    let mount = |device: &str| -> Result<String> {
+        let point = scene.dir().join(device);
+        fs::create_dir_all(&point)?;
+        let point = point.to_str().context("a path of ASCII")?.to_owned();
+        must("mount", &[&format!("/dev/ublk-throttle/{device}"), &point])?;
+        Ok(point)
+    };
+    for device in ["mem", "img"] {
+        must("mkfs.ext4", &["-q", "-F", &format!("/dev/ublk-throttle/{device}")])?;
+    }
+    // The older file system is the first that is written back.
+    let (other, private) = (mount("mem")?, mount("img")?);
+    must("chown", &["65534", &private])?;
+    must("chmod", &["0700", &private])?;
+    must("sync", &[])?;
+    must(PROGRAM, &["set", "device", "mem", "bps-write=100KiB"])?;
+    must("dd", &["if=/dev/zero", &format!("of={other}/file"), "bs=1M", "count=16"])?;
+    let written: Vec<u8> = (0..4 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
+    let source = scene.dir().join("source");
+    fs::write(&source, written)?;
+    let (source, file) = (source.to_str().context("a path of ASCII")?, format!("{private}/file"));
+    must("cp", &[source, &file])?;
+
+    let removed = must(PROGRAM, &["del", "img", "--force", "--timeout", "20s"])?;
+    ensure!(!removed.stderr.contains("lost"), "{removed}");
+    must(PROGRAM, &["set", "device", "mem", "bps-write=unlimited"])?;
+    must("umount", &[&private])?;
+    must(PROGRAM, &["add", "img", "--file", IMAGE])?;
+    must("mount", &["/dev/ublk-throttle/img", &private])?;
+    must("cmp", &[source, &file])?;
+    must("umount", &[&private])?;
+    must("umount", &[&other])?;
     machine.systemctl(&["stop", "ublk-throttle"])?;
     machine.expect_stopped()
 }
