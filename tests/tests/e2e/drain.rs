@@ -141,6 +141,8 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
         if force {
             let del = scene.ask(&["del", "--force", "stuck"])?.expect_code(0)?;
             expect_within("the forced one that joins", del.took, ANSWER_LIMIT)?;
+            del.expect_stderr(&["what was not written back is lost"])?;
+            daemon.wait_for_log("W-UNWRITTEN", ANSWER_LIMIT)?;
         }
         disk.resume()?;
         wait::until("end of the device", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;

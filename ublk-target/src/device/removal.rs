@@ -174,7 +174,12 @@ impl DeviceThread {
     fn hear_stopped(&mut self, helper: &mut Helper, is_forced: bool) -> Result<(), Option<Answer>> {
         match self.hear_written(helper, is_forced) {
             Some(Answer::Written) => {}
-            Some(Answer::Unwritten) => self.notes.push("what was not written back is lost".to_owned()),
+            Some(Answer::Unwritten) => {
+                // In the log as well: a daemon that ends has no client that reads its notes.
+                let note = "what was not written back is lost";
+                log::warn("W-UNWRITTEN", format_args!("device={} {note}", self.name()));
+                self.notes.push(note.to_owned());
+            }
             said => return Err(said),
         }
         self.hurry();
