@@ -31,11 +31,7 @@ devices: { d: { backend: { null: 1GiB }, group: g } }
 ";
 
 pub(crate) fn cases() -> Vec<Case> {
-    cases![[Need::Ublk];
-        a_restart_in_the_middle_of_a_burst_grants_none,
-        levels_that_cannot_be_read_stop_the_start_and_say_what_to_do,
-    ]
-    .into()
+    cases![[Need::Ublk]; a_restart_in_the_middle_of_a_burst_grants_none].into()
 }
 
 /// One read after the other, until told to stop.
@@ -101,17 +97,4 @@ fn a_restart_in_the_middle_of_a_burst_grants_none(scene: &Scene) -> Result<()> {
     eprintln!("          {last} after SIGTERM, at most {:.0} in all", most());
     expect(served + last <= most(), || format!("{} served, at most {:.0}", served + last, most()))?;
     daemon.stop().map(drop)
-}
-
-fn levels_that_cannot_be_read_stop_the_start_and_say_what_to_do(scene: &Scene) -> Result<()> {
-    // Half a file: no guess is made of what a tenant has used.
-    scene.start(CONFIG)?.stop()?;
-    let file = scene.dir().join("state/levels.json");
-    let whole = std::fs::read_to_string(&file).context("levels.json")?;
-    std::fs::write(&file, &whole[..whole.len() / 2])?;
-    let config = scene.write("config.yaml", CONFIG)?;
-    let config = config.to_str().context("path")?;
-    scene.ask(&["run", config])?.expect_code(1)?.expect_stderr(&["error[E-STATE]", "levels.json", "move it away"])?;
-    std::fs::remove_file(&file)?;
-    scene.start(CONFIG)?.stop().map(drop)
 }
