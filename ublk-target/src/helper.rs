@@ -456,7 +456,7 @@ enum Written {
 /// The thread that writes back: nothing interrupts it.
 struct Writer(Sender<Work>);
 
-/// What to write back: what stands on the disk, then the disk, through its exclusive opening if there is one.
+/// A write-back: the file systems and devices above the disk, then the page cache of the disk itself.
 struct Work {
     disk: Disk,
     claim: Option<Arc<File>>,
@@ -480,10 +480,10 @@ impl Writer {
 
 impl Work {
     fn carry_out(self) {
-        // A loop device does not keep its disk from being claimed.
+        // A loop device opens its disk without a claim, so our claim succeeds beside it.
         if self.claim.is_none() || self.disk.is_below_another() {
             self.disk.sync_above();
-            // Once more for what was written meanwhile, which is little.
+            // A second pass for the few pages that were dirtied during the first.
             if self.is_recoverable {
                 self.disk.sync_above();
             }

@@ -76,7 +76,7 @@ impl Disk {
         how.clone().write(true).open(&path).or_else(|_| how.open(&path))
     }
 
-    /// Whether another disk stands on this one, its partitions left aside.
+    /// Whether a stacked device (dm, md, loop) is above the disk or a partition of it.
     pub fn is_below_another(&self) -> bool {
         self.levels.len() > 1
     }

@@ -11,7 +11,7 @@
 //!
 //! No link is followed, nothing is removed that is not ours. A file is written beside its place, made durable, and renamed: so
 //! one that is not whole, of another version or of another user was not written by us. Its content is never guessed at: the
-//! daemon that starts renames it to `FILE.aside`, and serves what the other files tell of.
+//! daemon that starts renames it to `FILE.aside`, and serves the devices of the readable files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};

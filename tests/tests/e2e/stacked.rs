@@ -70,26 +70,31 @@ enum Between {
 
 fn f60_sigterm_writes_back_ext4_on_a_dm_target(scene: &Scene) -> Result<()> {
     // 24 MiB that are dirty in the page cache of the file system: the table of mounts has the number of dm-0, not of the device.
-    is_written_back(scene, FileSystem::Ext4, Between::Mapper, |_, daemon| daemon.stop().map(drop))
+    is_written_back(scene, FileSystem::Ext4, Between::Mapper, sigterm)
 }
 
 fn f60_sigterm_writes_back_ext4_on_a_loop_device(scene: &Scene) -> Result<()> {
-    // A loop device leaves the disk to be opened exclusively: that the open succeeds does not show that the disk has no users.
-    is_written_back(scene, FileSystem::Ext4, Between::Loop, |_, daemon| daemon.stop().map(drop))
+    // A loop device opens the disk without a claim, so an exclusive open (O_EXCL) of the disk succeeds beside it.
+    is_written_back(scene, FileSystem::Ext4, Between::Loop, sigterm)
 }
 
 fn f60_forced_del_writes_back_ext4_on_a_loop_device(scene: &Scene) -> Result<()> {
     is_written_back(scene, FileSystem::Ext4, Between::Loop, |scene, daemon| {
         scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
-        daemon.stop().map(drop)
+        sigterm(scene, daemon)
     })
 }
 
 fn f60_sigterm_writes_back_btrfs(scene: &Scene) -> Result<()> {
-    // The same with a file system whose number in the table of mounts is no device's.
-    is_written_back(scene, FileSystem::Btrfs, Between::Nothing, |_, daemon| daemon.stop().map(drop))
+    // The table of mounts has an anonymous device number for btrfs, not the number of the device.
+    is_written_back(scene, FileSystem::Btrfs, Between::Nothing, sigterm)
 }
 
+fn sigterm(_: &Scene, daemon: Daemon) -> Result<()> {
+    daemon.stop().map(drop)
+}
+
+/// Writes 24 MiB to a file system above the device, removes the device with the data dirty, and expects the data on the disk.
 fn is_written_back(
     scene: &Scene,
     kind: FileSystem,

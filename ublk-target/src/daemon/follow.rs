@@ -1,4 +1,4 @@
-//! The sizes that a configuration leaves to what is behind a device: a block device, or a file without `size`.
+//! Sizes that a reload takes from the backend: those of block devices, and of files that the configuration gives no `size`.
 //!
 //! ```text
 //!   behind    UPDATE_SIZE     reload
@@ -21,10 +21,10 @@ use super::table::Table;
 use crate::error::Outcome;
 use crate::log::Warning;
 
-/// Until the file systems have told whether a path still leads to what is open. One that does not answer says as much.
+/// How long a reload waits for the `stat` of all backend paths. A path without an answer by then changes nothing.
 const PATHS_LIMIT: Duration = Duration::from_secs(1);
 
-/// What is behind the devices, by their names.
+/// Size and identity of the backends, by the names of their devices.
 #[derive(Debug, Default)]
 pub struct Behind {
     /// Bytes.
@@ -36,7 +36,7 @@ pub struct Behind {
 }
 
 impl Behind {
-    /// Asks the file systems; the driver only if a size differs.
+    /// Looks at every backend's path, and asks the driver for UPDATE_SIZE if a size differs.
     pub async fn look(daemon: &Daemon) -> Outcome<Self> {
         let mut asked = Vec::new();
         for (name, entry) in &daemon.table.borrow().devices {
@@ -62,13 +62,13 @@ impl Behind {
         Ok(behind)
     }
 
-    /// The devices that stay and go on with a file that their path leads to no more.
+    /// Warnings about devices that stay and whose path leads to another file than the open one.
     pub fn replaced(&self, plan: &Plan) -> Vec<Warning> {
         let staying = self.replaced.iter().filter(|(name, _)| !plan.device_removals.contains(name));
         staying.map(|(name, words)| Warning::new("W-BACKING-CHANGED", format_args!("device={name} {words}"))).collect()
     }
 
-    /// Adds to `plan`, which leads to `to`, the sizes that `to` leaves open; those that are not taken, in words.
+    /// Adds the sizes that `to` leaves open to `plan`, which leads to `to`. Returns a warning for each size that is kept.
     pub fn follow(&self, plan: &mut Plan, table: &Table, to: &Config, may_shrink: bool) -> Vec<Warning> {
         let mut kept = Vec::new();
         for device in to.devices.iter().filter(|device| device.backend.size().is_none()) {
