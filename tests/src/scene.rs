@@ -219,6 +219,15 @@ impl Scene {
         self.begin_tool(name, words)?.finish(Duration::from_secs(60))
     }
 
+    /// Removes a device that rublk serves. rublk's own server sends a DEL as well once the device has stopped, so the
+    /// command's DEL may come second and fail; the device is gone either way.
+    pub fn remove_device_of_rublk(&self, id: &str) -> Result<()> {
+        let del = self.try_tool("rublk", &["del", "-n", id])?;
+        let node = Path::new("/dev").join(format!("ublkc{id}"));
+        wait::until("end of rublk's device", COMMAND_LIMIT, || Ok((!node.exists()).then_some(())))
+            .with_context(|| del.to_string())
+    }
+
     /// Starts another program.
     pub fn begin_tool(&self, name: &str, words: &[&str]) -> Result<Started> {
         let found = if name == "rublk" { needs::rublk() } else { needs::program(name) };

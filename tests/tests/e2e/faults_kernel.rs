@@ -279,7 +279,7 @@ fn f16_an_id_of_other_software_is_refused_and_another_one_picked(scene: &Scene) 
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let id = scene.device("d")?.id;
     daemon.stop()?;
-    scene.tool("rublk", &["del", "-n", "7"])?;
+    scene.remove_device_of_rublk("7")?;
     refused.expect_code(5)?.expect_stderr(&["error[E-ID-TAKEN]", "7", "pid"])?;
     other_reads.context("the other software's device")?;
     ensure!(id != 7, "id 7 twice");

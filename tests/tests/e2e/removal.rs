@@ -262,7 +262,7 @@ fn f02_a_client_that_stops_and_then_deletes_succeeds_at_both(scene: &Scene) -> R
 fn expect_id_is_free(scene: &Scene, id: &str) -> Result<()> {
     let begin = Instant::now();
     scene.tool("rublk", &["add", "null", "-n", id]).with_context(|| format!("id {id} is not free"))?;
-    scene.tool("rublk", &["del", "-n", id])?;
+    scene.remove_device_of_rublk(id)?;
     eprintln!("          id {id} taken and given back: {:?}", begin.elapsed());
     Ok(())
 }
