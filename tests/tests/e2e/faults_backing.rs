@@ -114,6 +114,8 @@ fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(sce
     ensure!(direct.holds(0, 65536, 0xa5)?, "what was there before reads wrong");
     direct.write(MIB, 4096, 0xa6)?;
     wait::until("the health", Duration::from_secs(15), || {
+        // Each look starts a program.
+        std::thread::sleep(Duration::from_millis(500));
         direct.read(0, 4096)?;
         Ok((scene.listed("d")?["health"] == "ok").then_some(()))
     })?;
