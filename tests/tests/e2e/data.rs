@@ -19,7 +19,7 @@ use crate::{Case, cases, has_zero_copy};
 
 const MIB: u64 = 1 << 20;
 
-/// The verifying jobs move some 10 MiB.
+/// The verifying jobs move some MiB.
 const RUNTIME: Duration = Duration::from_secs(30);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -131,7 +131,7 @@ fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> 
     let device = scene.device("d")?;
     ensure!(sysfs::number(&device.disk, "size")? * 512 == 64 * MIB, "the device is not of 64 MiB");
     ensure!(sysfs::number(&device.disk, "queue/logical_block_size")? == 512, "the logical block is not of 512 bytes");
-    for (block, depth, size) in [(4096, 32, 4 * MIB), (65536, 4, 8 * MIB), (1_048_576, 2, 8 * MIB), (512, 1, MIB / 4)] {
+    for (block, depth, size) in [(4096, 32, MIB), (65536, 4, 4 * MIB), (1_048_576, 2, 4 * MIB), (512, 1, MIB / 8)] {
         let job = Job::new("data-written-is-read-back")
             .set("DEVICE", device.node())
             .set("BLOCK", block)
@@ -142,7 +142,7 @@ fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> 
         // Two jobs, each written once and read once.
         ensure!(bytes == 4 * size, "{block} bytes at depth {depth}: {bytes} bytes moved, expected {}", 4 * size);
     }
-    let job = Job::new("odd-sizes-and-offsets-arrive-whole").set("DEVICE", device.node()).set("SIZE", 8 * MIB);
+    let job = Job::new("odd-sizes-and-offsets-arrive-whole").set("DEVICE", device.node()).set("SIZE", 4 * MIB);
     scene.fio(job)?.finish(RUNTIME).context("odd sizes")?;
     daemon.stop().map(drop)
 }

@@ -46,8 +46,8 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) -> Result<()> {
-    // Ten devices of a group, each removed with 32 requests of its own in flight.
-    let names: Vec<String> = (0..10).map(|number| format!("d{number}")).collect();
+    // Six devices of a group, each removed with 32 requests of its own in flight.
+    let names: Vec<String> = (0..6).map(|number| format!("d{number}")).collect();
     let devices: String =
         names.iter().map(|name| format!("  {name}: {{ backend: {{ null: 1GiB }}, group: g }}\n")).collect();
     let daemon =

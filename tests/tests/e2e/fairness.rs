@@ -27,7 +27,7 @@ const RUNTIME: Duration = Duration::from_secs(12);
 const SETTLE_MS: u64 = 1500;
 
 /// What is measured.
-const WINDOW_MS: u64 = 8000;
+const WINDOW_MS: u64 = 5000;
 
 pub(crate) fn cases() -> Vec<Case> {
     cases![[Need::Ublk, Need::Fio];

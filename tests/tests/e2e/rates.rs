@@ -142,8 +142,8 @@ impl Load {
             _ => "randrw",
         };
         let requests_a_second = if self.is_iops() { self.limit } else { self.limit / self.block };
-        // 1 % is 24 requests or more in 3 s at a high rate, and 8 in 5 to 8 s at a low one (of 64 KiB at 1 MiB/s: one).
-        let seconds = 800_u64.div_ceil(requests_a_second).clamp(3, 8);
+        // 1 % is 5 requests of 500, 20 or more in 2 s at a high rate, and one of 64 KiB in 8 s at 1 MiB/s.
+        let seconds = 500_u64.div_ceil(requests_a_second).clamp(2, 8);
         let job = Job::new(claim).set("RW", operations).set("SECONDS", seconds);
         job.set("BLOCK", self.block).set("DEPTH", self.depth)
     }

@@ -23,7 +23,7 @@ const EVERY_KERNEL: [&str; 23] = [
     "memory_data_is_kept_with_and_without_a_copy",
     "null_backend_reads_zeros",
     "f30_flushes_reach_the_device_and_are_not_charged",
-    "each_iops_limit_of_1000_is_met",
+    "each_iops_limit_of_100_is_met",
     "f01_forced_del_under_load_leaves_the_neighbour_unhurt",
     "f01_forced_del_lets_requests_held_at_one_a_second_go_at_once",
     "f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt",

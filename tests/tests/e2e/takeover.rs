@@ -39,7 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
     plain.into_iter().chain(fio).collect()
 }
 
-/// Reads a millisecond apart until it is stopped, and the longest duration of a read since the last call of `longest`.
+/// Reads 10 ms apart until it is stopped, and the longest duration of a read since the last call of `longest`.
 struct Probe {
     ends: Arc<AtomicBool>,
     longest_ns: Arc<AtomicU64>,
@@ -56,7 +56,7 @@ impl Probe {
                 let begin = Instant::now();
                 direct.read(0, 4096)?;
                 longest.fetch_max(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(10));
             }
             Ok(())
         });
@@ -94,7 +94,7 @@ const TAKEOVERS: Times = Times { ci: 5, thorough: 20 };
 
 fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
     // One device writes and verifies at its limit, so that requests are held at each takeover; the other reads without a limit.
-    let devices = file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }") + &file(scene, "probe", "");
+    let devices = file(scene, "d", ", queues: 2, limits: { iops-total: 400 }") + &file(scene, "probe", "");
     let config = config(&devices);
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;

@@ -14,8 +14,8 @@ use crate::measure::{expect_all, expect_limit_held, expect_near, expect_within};
 use crate::refusals::files;
 use crate::{VERIFIED, completions, let_run, load, now_ms};
 
-/// Sets of each of the two clients. 5000 sets take about 1.5 s: 2 % of the requests of that time are 15.
-const SETS: Times = Times { ci: 2500, thorough: 5000 };
+/// Sets of each of the two clients. 3000 sets take about a second: 2 % of the requests of that time are 10.
+const SETS: Times = Times { ci: 1500, thorough: 5000 };
 
 pub(super) fn sets_under_load_take_50_ms_each_and_lose_nothing(scene: &Scene) -> Result<()> {
     // Client one sets the group's limit between 499 and 501, client two the weights of the devices. Both devices verify
