@@ -233,7 +233,8 @@ impl Report<'_> {
         let mut done: Vec<&Ended> = self.done.iter().collect();
         done.sort_by(|one, other| one.name.cmp(&other.name));
         let text: String = done.iter().map(|ended| format!("{}\n{}", ended.line(), ended.text)).collect();
-        let lengths: String = done.iter().map(|ended| ended.length()).collect();
+        let long = done.iter().filter(|ended| ended.host.as_secs_f64() >= shards::LINE_MIN);
+        let lengths: String = long.map(|ended| ended.length()).collect();
         for (suffix, content) in [("txt", text), ("lengths", lengths)] {
             let path = folder.join(format!("{}.{suffix}", self.run.name));
             fs::write(&path, content).with_context(|| path.display().to_string())?;

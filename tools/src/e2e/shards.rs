@@ -7,20 +7,23 @@ use anyhow::{Context, Result};
 
 use crate::workspace;
 
-/// At most so many: a guest boots for a quarter of a minute.
-const SHARDS_MAX: usize = 4;
+/// At most so many: a guest boots for a third of a minute.
+const SHARDS_MAX: usize = 2;
 
 /// What makes another guest worth its boot, in seconds of an emulating host.
 const WORTH_A_BOOT: f64 = 100.0;
 
-/// Of a trial that the table does not have yet.
-const UNKNOWN: f64 = 5.0;
+/// Of a trial that the table does not have.
+const UNKNOWN: f64 = 2.0;
+
+/// Shorter trials do not need a line in the table.
+pub const LINE_MIN: f64 = 5.0;
 
 /// How long trials take an emulating host, in seconds. It is not the guest's time: waiting for a timer takes the host no time.
 pub struct Lengths(BTreeMap<String, f64>);
 
 impl Lengths {
-    /// Those of `tests/lengths.txt`: `12 name` in each line. A run writes such a file to `target/e2e`.
+    /// Those of `tests/lengths.txt`: `12 name` in each line, the longest trials only. A run writes such a file to `target/e2e`.
     pub fn read() -> Result<Self> {
         let path = workspace::root().join("tests/lengths.txt");
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
