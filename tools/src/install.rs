@@ -80,10 +80,10 @@ impl Program {
             return Ok(());
         }
         let mut install = cargo();
-        // A build directory of its own, thrown away: nothing of it is shared with the workspace.
-        install.env_remove("CARGO_TARGET_DIR").args(["install", name, "--version", version, "--root"]).arg(root);
-        // Without debug information the build takes half the time.
-        install.args((!optimized).then_some("--debug")).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        install.args(["install", name, "--version", version, "--root"]).arg(root);
+        // Crates that the workspace's debug build has, too, are built once: same directory, same profile.
+        install.arg("--target-dir").arg(workspace::target());
+        install.args((!optimized).then_some("--debug")).env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
         run(&mut install)
     }
 }

@@ -1,12 +1,13 @@
 //! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
 //!
 //! ```text
-//!   fmt ─ clippy ─ unit ─ shuttle ─┐
-//!                                  ├─► e2e ─ newest ─ two-cpus     in VMs, with their kernels' logs watched
-//!   build ─ rublk ─ dist ─ loom ───┘
+//!   fmt ─ clippy ─ unit ─ rublk ─ dist ─┐
+//!                                       ├─► e2e ─ newest ─ two-cpus     in VMs, with their kernels' logs watched
+//!   build ─ loom ─ shuttle ─────────────┘
 //! ```
 //!
 //! The two lanes run side by side: they share no build directory, and each can use one CPU only for a part of its time.
+//! `rublk` and `dist` come after `unit`, which builds half of their crates; `dist` waits for `build`.
 //! The steps in VMs run in turn, as each of them keeps two CPUs busy.
 
 use std::fs;
@@ -95,7 +96,7 @@ enum Step {
 
 /// Steps that run side by side, then those that come after.
 const LANES: [&[Step]; 2] =
-    [&[Step::Fmt, Step::Clippy, Step::Unit, Step::Shuttle], &[Step::Build, Step::Rublk, Step::Dist, Step::Loom]];
+    [&[Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Dist], &[Step::Build, Step::Loom, Step::Shuttle]];
 const THEN: [Step; 4] = [Step::Smoke, Step::E2e, Step::Newest, Step::TwoCpus];
 const QUICK: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Smoke];
 
