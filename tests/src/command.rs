@@ -1,4 +1,4 @@
-//! Short-lived programs: run, with a time limit, and looked at afterwards.
+//! Runs short-lived programs with a time limit, and checks their exit codes and output.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -12,17 +12,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::wait;
 
-/// What a program that has ended left.
+/// Exit code, output and duration of a program that has ended.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     what: String,
-    /// Its exit code; `None` if a signal ended it.
+    /// Exit code; `None` after death by a signal.
     pub code: Option<i32>,
-    /// All of its standard output.
+    /// Complete standard output.
     pub stdout: String,
-    /// All of its standard error.
+    /// Complete standard error.
     pub stderr: String,
-    /// How long it took.
+    /// Time from the start of the program to its end.
     pub took: Duration,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A program under way, its output going to two files of the scene.
+/// A running program. Standard output and standard error go to two files of the scene.
 #[derive(Debug)]
 pub struct Started {
     what: String,
@@ -79,12 +79,13 @@ pub struct Started {
 }
 
 impl Started {
-    /// Its process id.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for its end, at most for `limit`; then it is killed and the error holds what it had printed.
+    /// Waits at most `limit` for the end of the program; kills it after that. The error then
+    /// contains the output so far.
     pub fn finish(mut self, limit: Duration) -> Result<Outcome> {
         let ended = wait::for_exit(&self.what, &mut self.child, limit);
         let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
@@ -99,7 +100,7 @@ impl Started {
         Ok(outcome)
     }
 
-    /// Whether it has not ended yet.
+    /// Whether the program still runs.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
@@ -119,7 +120,7 @@ impl Drop for Started {
     }
 }
 
-/// Starts a program in `dir`, where its output goes to numbered files.
+/// Starts a program in `dir`; its output goes to numbered files there.
 pub fn start(dir: &Path, command: &mut Command) -> Result<Started> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The daemon under test: from its start to its end, whatever the trial does in between.
+//! The daemon under test, from its start to its end.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,11 @@ use nix::unistd::Pid;
 
 use crate::wait;
 
-/// Time for every device to come up: a limit for hangs.
+/// Limit for the start of all devices: a start that takes longer counts as a hang.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// Time for an exit that the product promises (faults.md has 10 s for removal in the VM).
+/// Limit for the exit after SIGTERM. (`FAULTS.md` allows 10 s for a `del` whose helper fails: row
+/// 71.)
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running `ublk-throttle run`.
@@ -27,8 +28,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `run`, the command line of a daemon that listens on `socket` and was given `config`, and waits for its line
-    /// `ready`. The log goes to `log`.
+    /// Starts `run`, the command line of a daemon that listens on `socket` and reads `config`, and
+    /// waits for its line `ready`. The log goes to `log`.
     pub fn start(run: &mut Command, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let mut daemon = Self::spawn(run, config, socket, log)?;
         wait::until("the daemon's line `ready`", READY_LIMIT, || {
@@ -40,7 +41,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// The same without waiting.
+    /// Starts the daemon without waiting for its line `ready`.
     pub fn spawn(run: &mut Command, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let output = File::create(log)?;
         let child = run
@@ -52,22 +53,22 @@ impl Daemon {
         Ok(Self { child, config: config.to_owned(), log: log.to_owned(), socket: socket.to_owned() })
     }
 
-    /// Everything it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
     }
 
-    /// The file it was given.
+    /// The configuration file.
     pub fn config(&self) -> &Path {
         &self.config
     }
 
-    /// Its process id.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it still runs.
+    /// Whether the daemon still runs.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
@@ -83,8 +84,8 @@ impl Daemon {
         kill(Pid::from_raw(i32::try_from(self.pid())?), signal).with_context(|| format!("{signal} to the daemon"))
     }
 
-    /// SIGTERM; the daemon must exit with 0 within [`STOP_LIMIT`], without a panic, and its socket must be gone.
-    /// Returns how long it took.
+    /// Sends SIGTERM. The daemon must exit with 0 within [`STOP_LIMIT`], without a panic, and its
+    /// socket must be gone. Returns the time to the exit.
     pub fn stop(mut self) -> Result<Duration> {
         let begin = Instant::now();
         self.signal(Signal::SIGTERM)?;
@@ -96,12 +97,14 @@ impl Daemon {
         Ok(took)
     }
 
-    /// Waits for its end, at most for `limit`; its exit code, or `None` if a signal ended it.
+    /// Waits at most `limit` for the exit; returns the exit code, or `None` after death by a
+    /// signal.
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<Option<i32>> {
         Ok(wait::for_exit("the daemon", &mut self.child, limit)?.code())
     }
 
-    /// SIGKILL, and its process gone within `limit`.
+    /// Sends SIGKILL and waits at most `limit` for the end of the process; returns the time to
+    /// that.
     pub fn kill(mut self, limit: Duration) -> Result<Duration> {
         let begin = Instant::now();
         self.signal(Signal::SIGKILL)?;
@@ -111,7 +114,8 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
-    /// A trial failed before it stopped its daemon: end it kindly, so that its devices go too, and then not.
+    /// Ends the daemon of a trial that failed early: first by SIGTERM, which removes its devices
+    /// too, and by SIGKILL if the exit takes longer than [`STOP_LIMIT`].
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.signal(Signal::SIGTERM);

@@ -1,4 +1,5 @@
-//! Reads and writes that go past the page cache, so that each is a request of its own and gets its own answer.
+//! Reads and writes past the page cache: each call is a request of its own and returns its own
+//! result.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use nix::libc;
 
-/// Buffers begin at a multiple of this.
+/// Alignment of buffers, in bytes.
 const ALIGNMENT: usize = 4096;
 
 /// A node or file opened with `O_DIRECT`.
@@ -17,13 +18,13 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// Opens for reading and writing.
+    /// Opens the path for reading and writing.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
         Ok(Self { file })
     }
 
-    /// Writes `length` bytes of value `byte` at `offset`; the kernel's answer.
+    /// Writes `length` bytes of value `byte` at `offset`; returns the kernel's result.
     pub fn write(&self, offset: u64, length: usize, byte: u8) -> io::Result<()> {
         let mut space = vec![byte; length + ALIGNMENT];
         self.file.write_all_at(aligned(&mut space, length), offset)
@@ -42,7 +43,7 @@ impl Direct {
         Ok(self.read(offset, length)?.iter().all(|&found| found == byte))
     }
 
-    /// Asks the device to make everything durable.
+    /// Flushes the device's write cache.
     pub fn flush(&self) -> io::Result<()> {
         self.file.sync_all()
     }

@@ -1,4 +1,4 @@
-//! Disks and file systems that stand below a device (its backend) or above it (its user).
+//! Disks and file systems below a device (its backend) or above it (its user).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::needs::program;
 use crate::wait;
 
-/// Where null_blk devices are made.
+/// The configfs folder of null_blk.
 const NULLB: &str = "/sys/kernel/config/nullb";
 
-/// A block device in memory, gone when dropped.
+/// A block device in memory, removed on drop.
 #[derive(Debug)]
 pub struct RamDisk {
     node: PathBuf,
@@ -28,7 +28,7 @@ enum Made {
 }
 
 impl RamDisk {
-    /// A disk that keeps what is written to it: `null_blk` with memory, or `brd` where there is none.
+    /// A disk that keeps written data: memory-backed `null_blk`, or `brd` on a kernel without that.
     pub fn new(mebibytes: u64) -> Result<Self> {
         null_blk(mebibytes, &[]).or_else(|null_blk_error| {
             let size = format!("rd_size={}", mebibytes * 1024);
@@ -37,20 +37,20 @@ impl RamDisk {
         })
     }
 
-    /// A disk whose every request takes `latency`.
+    /// A disk with a latency of `latency` for each request.
     pub fn slow(mebibytes: u64, latency: Duration) -> Result<Self> {
         let latency_ns = latency.as_nanos().to_string();
-        // irqmode 2: completed by a timer.
+        // irqmode 2: a timer completes each request.
         null_blk(mebibytes, &[("irqmode", "2"), ("completion_nsec", &latency_ns)])
     }
 
-    /// A disk of zones of `zone_mebibytes` each, a power of two, which are written in order only.
+    /// A zoned disk: zones of `zone_mebibytes` (a power of two), each written sequentially.
     pub fn zoned(mebibytes: u64, zone_mebibytes: u64) -> Result<Self> {
         let zone = zone_mebibytes.to_string();
         null_blk(mebibytes, &[("zoned", "1"), ("zone_size", &zone)])
     }
 
-    /// Its node.
+    /// The device node.
     pub fn node(&self) -> &Path {
         &self.node
     }
@@ -80,7 +80,7 @@ fn null_blk(mebibytes: u64, attributes: &[(&str, &str)]) -> Result<RamDisk> {
         let path = folder.join(attribute);
         fs::write(&path, value).with_context(|| format!("{value:?} to {}", path.display()))?;
     }
-    // Named after its folder; by number on kernels before 5.19.
+    // null_blk names the node after the folder; before Linux 5.19, after its index.
     let by_index = format!("/dev/nullb{}", fs::read_to_string(folder.join("index"))?.trim());
     let nodes = [PathBuf::from("/dev").join(&name), PathBuf::from(by_index)];
     let node = wait::until("node of a null_blk disk", Duration::from_secs(5), || {
@@ -89,39 +89,39 @@ fn null_blk(mebibytes: u64, attributes: &[(&str, &str)]) -> Result<RamDisk> {
     Ok(RamDisk { node, made: Made::NullBlk { folder } })
 }
 
-/// A file system in memory of a bounded size, mounted until dropped.
+/// A mounted tmpfs of bounded size, unmounted on drop.
 #[derive(Debug)]
 pub struct Tmpfs {
     mount: Mount,
 }
 
 impl Tmpfs {
-    /// Mounts an empty one.
+    /// Mounts an empty tmpfs.
     pub fn new(point: &Path, mebibytes: u64) -> Result<Self> {
         fs::create_dir_all(point)?;
         run("mount", &["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs", text(point)?])?;
         Ok(Self { mount: Mount { point: point.to_owned() } })
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn point(&self) -> &Path {
         self.mount.point()
     }
 
-    /// Gives it another size.
+    /// Changes the size of the mounted tmpfs.
     pub fn resize(&self, mebibytes: u64) -> Result<()> {
         run("mount", &["-o", &format!("remount,size={mebibytes}m"), text(self.point())?])
     }
 }
 
-/// A file served as a disk by the kernel, gone when dropped.
+/// A loop device, detached on drop.
 #[derive(Debug)]
 pub struct LoopDisk {
     node: PathBuf,
 }
 
 impl LoopDisk {
-    /// The file as a disk of blocks of `block` bytes.
+    /// Attaches `file` to a loop device with logical blocks of `block` bytes.
     pub fn new(file: &Path, block: u32) -> Result<Self> {
         run("modprobe", &["loop"])?;
         let block = format!("--sector-size={block}");
@@ -129,12 +129,12 @@ impl LoopDisk {
         Ok(Self { node: node.trim().into() })
     }
 
-    /// Takes on the size that its file has now.
+    /// Takes the current size of the backing file as the size of the disk.
     pub fn follow_file(&self) -> Result<()> {
         run("losetup", &["--set-capacity", text(&self.node)?])
     }
 
-    /// Its node.
+    /// The device node.
     pub fn node(&self) -> &Path {
         &self.node
     }
@@ -149,9 +149,9 @@ impl Drop for LoopDisk {
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {
-    /// Its mounts have the number of its disk.
+    /// The device number of a mount is that of its disk.
     Ext4,
-    /// Its mounts have a number of their own.
+    /// A mount has an anonymous device number.
     Btrfs,
 }
 
@@ -164,7 +164,7 @@ impl FileSystem {
     }
 }
 
-/// A mounted file system, until dropped.
+/// A mounted file system, unmounted on drop.
 #[derive(Debug)]
 pub struct Mount {
     point: PathBuf,
@@ -198,19 +198,20 @@ impl Mount {
         Self::existing_of(kind, node, point)
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn point(&self) -> &Path {
         &self.point
     }
 
-    /// Unmounts it, which writes everything back; an error if it is busy.
+    /// Unmounts the file system, which writes it back; an error if it is busy.
     pub fn unmount(self) -> Result<()> {
         run("umount", &[text(&self.point)?])
     }
 }
 
 impl Drop for Mount {
-    /// After a failure: out of the way of the next trial. Does nothing where it was unmounted already.
+    /// Removes a mount that a failed trial left, so that the next trial is not affected. No-op
+    /// after [`Mount::unmount`].
     fn drop(&mut self) {
         let mounted = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         if mounted.lines().any(|line| line.split(' ').nth(1) == self.point.to_str()) {
@@ -219,7 +220,7 @@ impl Drop for Mount {
     }
 }
 
-/// Checks a file system that is not mounted, changing nothing; an error if anything is wrong with it.
+/// Checks an unmounted file system without repairs; an error if it is damaged.
 pub fn fsck(node: &Path) -> Result<()> {
     run("fsck.ext4", &["-f", "-n", text(node)?])
 }
@@ -228,12 +229,12 @@ pub(crate) fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-/// Runs a program that ends soon; anything but exit code 0 is an error with what it printed.
+/// Runs a short program; an exit code other than 0 is an error that contains the output.
 pub(crate) fn run(name: &str, words: &[&str]) -> Result<()> {
     output(name, words).map(drop)
 }
 
-/// The same, for what it prints.
+/// Runs a short program like [`run`]; returns its standard output.
 pub(crate) fn output(name: &str, words: &[&str]) -> Result<String> {
     let Some(path) = program(name) else { bail!("no program {name}") };
     let output = Command::new(path).args(words).output().with_context(|| name.to_owned())?;

@@ -1,4 +1,5 @@
-//! The table of faults, `FAULTS.md`, held against the sources: a test that it names exists, and a test with a number is in it.
+//! Compares `FAULTS.md` with the sources: each test named there exists, and each numbered test is
+//! named there.
 
 #[cfg(test)]
 mod tests {
@@ -6,7 +7,7 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// A row: its tests, by the file they are said to be in, or none and the word `later`.
+    /// A row of the table: its tests, each with its file, or no tests and the word `later`.
     struct Row {
         number: u32,
         tests: Vec<(PathBuf, String)>,
@@ -22,14 +23,14 @@ mod tests {
         text.lines().filter_map(row).collect()
     }
 
-    /// A line `| number | fault | expected | tests |`; `None` for the lines around the tables.
+    /// Parses a line `| number | fault | expected | tests |`; `None` for lines outside the tables.
     fn row(line: &str) -> Option<Row> {
         let cells: Vec<&str> = line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();
         let number = cells.first()?.parse().ok()?;
         let shown = cells.last()?;
         let mut file = PathBuf::new();
         let mut tests = Vec::new();
-        // Every other piece between backticks is a word of code: a file, or a test in the file before it.
+        // Every second piece between backticks is code: a file, or a test in the file named last.
         for word in shown.split('`').skip(1).step_by(2) {
             if word.ends_with(".rs") {
                 file = word.into();
@@ -40,7 +41,7 @@ mod tests {
         Some(Row { number, tests, is_later: shown.starts_with("later") })
     }
 
-    /// Every function of the workspace whose name begins with the number of a row, and its file.
+    /// Functions of the workspace whose name begins with the number of a row, with their files.
     fn numbered_tests() -> BTreeMap<String, PathBuf> {
         let mut found = BTreeMap::new();
         for part in ["config", "tests", "throttle-core", "tools", "ublk-target"] {
@@ -64,7 +65,7 @@ mod tests {
         }
     }
 
-    /// 21 of `f21_an_error_…`.
+    /// The number in a test's name: 21 for `f21_an_error_…`.
     fn number(name: &str) -> Option<u32> {
         let (digits, rest) = name.strip_prefix('f')?.split_at_checked(2)?;
         (rest.starts_with('_') && rest.len() > 1).then_some(())?;
@@ -73,7 +74,8 @@ mod tests {
 
     #[test]
     fn every_fault_is_shown_by_a_test_that_exists() {
-        // By its name, in the file that is named, with the number of its row; or the row says `later`.
+        // Each test is in the file that the row names, and its name begins with the row's number; a
+        // row without tests says `later`.
         let found = numbered_tests();
         let mut wrong = Vec::new();
         for Row { number: row, tests, is_later } in rows() {
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn every_test_with_a_number_is_in_the_table() {
-        // Otherwise somebody who looks for what is shown does not find it.
+        // A numbered test outside the table would be missing from the overview of covered faults.
         let named: BTreeSet<String> = rows().into_iter().flat_map(|row| row.tests).map(|(_, test)| test).collect();
         let missing: Vec<_> = numbered_tests().into_keys().filter(|test| !named.contains(test)).collect();
         assert!(missing.is_empty(), "not in FAULTS.md: {missing:?}");
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn rows_are_numbered_without_a_gap() {
-        // A number is for good: nothing is moved, nothing is left out.
+        // Row numbers are permanent: test names contain them. They run from 1 without a gap.
         let numbers: Vec<u32> = rows().iter().map(|row| row.number).collect();
         assert_eq!(numbers, (1..).take(numbers.len()).collect::<Vec<u32>>());
     }

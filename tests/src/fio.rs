@@ -1,4 +1,4 @@
-//! fio: jobs out of `fio-jobs/`, what they report, and when each operation completed.
+//! fio: jobs of `fio-jobs/`, their reports, and the completion time of each operation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use serde_json::Value;
 use crate::command::{self, Started};
 use crate::needs;
 
-/// What fio itself takes beside the time a job asks for: start, the requests in flight at the end, its report.
+/// Time that fio needs beside the job's runtime: start, requests in flight at the end, report.
 const OVERHEAD: Duration = Duration::from_secs(30);
 
-/// Which job, and its parameters.
+/// A job file and its parameters.
 #[derive(Clone, Debug)]
 pub struct Job {
     file: PathBuf,
@@ -38,8 +38,8 @@ impl Job {
         self
     }
 
-    /// The file's text; an error if a parameter that it refers to is not set: fio would take it for an empty string, and
-    /// run another job than the one described.
+    /// The text of the file. An unset parameter is an error: fio would replace it by an empty
+    /// string and run a different job.
     fn text(&self) -> Result<String> {
         let text = fs::read_to_string(&self.file).with_context(|| self.file.display().to_string())?;
         for name in text.split("${").skip(1).filter_map(|rest| rest.split('}').next()) {
@@ -49,7 +49,7 @@ impl Job {
         Ok(text)
     }
 
-    /// The text of the only section under another name, with the parameters put in.
+    /// The only section of the file, renamed, with the parameters filled in.
     fn section_named(&self, name: &str) -> Result<String> {
         let text = self.text()?;
         let (_, options) = text.split_once("\n[").and_then(|(_, rest)| rest.split_once("]\n")).context("no section")?;
@@ -58,7 +58,7 @@ impl Job {
         Ok(format!("[{name}]\n{}", self.parameters.iter().fold(options.to_owned(), put_in)))
     }
 
-    /// Runs one section of the file only.
+    /// Runs only this section of the file.
     #[must_use]
     pub fn section(mut self, name: &'static str) -> Self {
         self.section = Some(name);
@@ -66,7 +66,7 @@ impl Job {
     }
 }
 
-/// A job under way.
+/// A running job.
 #[derive(Debug)]
 pub struct Fio {
     started: Started,
@@ -85,10 +85,10 @@ impl Fio {
         Ok(Self { started: command::start(dir, &mut command)?, report })
     }
 
-    /// Starts several jobs of one section each in one process; the report has them in this order.
+    /// Starts several jobs of one section each in one process; the report keeps their order.
     ///
-    /// A fio needs up to a second of CPU time to start. A dozen of them would still be starting while
-    /// the first already measures.
+    /// A fio process needs up to 1 s of CPU time to start. A dozen processes would still be
+    /// starting while the first one already measures.
     pub(crate) fn start_together(dir: &Path, jobs: &[Job]) -> Result<Self> {
         let sections = jobs.iter().enumerate().map(|(number, job)| job.section_named(&format!("job-{number}")));
         let text = sections.collect::<Result<Vec<_>>>()?.join("\n");
@@ -97,7 +97,8 @@ impl Fio {
         Self::start(dir, Job { file, parameters: Vec::new(), section: None })
     }
 
-    /// Waits for the end of a job that is to take `runtime`, and for its report. Fails if fio does.
+    /// Waits for the end of a job of length `runtime` and for its report. An error of fio is an
+    /// error here.
     pub fn finish(self, runtime: Duration) -> Result<Report> {
         let report = self.finish_any(runtime)?;
         ensure!(
@@ -109,7 +110,8 @@ impl Fio {
         Ok(report)
     }
 
-    /// The same for a job whose requests may fail. It must end all the same, and tell what it did.
+    /// Like [`Fio::finish`], for a job whose requests may fail: fio must still end and write a
+    /// report.
     pub fn finish_any(self, runtime: Duration) -> Result<Report> {
         let outcome = self.started.finish(runtime + OVERHEAD)?;
         let text = format!("{outcome}{}", fs::read_to_string(&self.report).unwrap_or_default());
@@ -117,7 +119,7 @@ impl Fio {
         Ok(Report { code: outcome.code, jobs, text })
     }
 
-    /// Ends the job now; fails if one of its requests did.
+    /// Ends the job now; an error if a request of the job failed.
     pub fn stop(self) -> Result<Report> {
         self.interrupt()?;
         let report = self.finish_any(Duration::ZERO)?;
@@ -125,39 +127,39 @@ impl Fio {
         Ok(report)
     }
 
-    /// Asks the job to end now (SIGINT): fio waits for what is in flight and reports.
+    /// Sends SIGINT: fio waits for the requests in flight, writes its report and ends.
     pub fn interrupt(&self) -> Result<()> {
         self.started.signal(Signal::SIGINT)
     }
 
-    /// Whether it has not ended yet.
+    /// Whether the job still runs.
     pub fn is_running(&mut self) -> Result<bool> {
         self.started.is_running()
     }
 }
 
-/// What fio said at its end.
+/// The report of a finished fio process.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Its exit code.
+    /// Exit code of fio.
     pub code: Option<i32>,
     jobs: Vec<JobReport>,
     text: String,
 }
 
 impl Report {
-    /// The jobs, in the order of the file (and of their numbers).
+    /// The jobs, in the order of the file.
     pub fn jobs(&self) -> &[JobReport] {
         &self.jobs
     }
 
-    /// The only job.
+    /// The job of a file with a single job.
     pub fn only(&self) -> Result<&JobReport> {
         ensure!(self.jobs.len() == 1, "expected one job, got {}", self.jobs.len());
         Ok(&self.jobs[0])
     }
 
-    /// The job of this name.
+    /// The job with this name.
     pub fn job(&self, name: &str) -> Result<&JobReport> {
         self.jobs.iter().find(|job| job.name == name).with_context(|| format!("no job {name} in fio's report"))
     }
@@ -168,24 +170,25 @@ impl Report {
     }
 }
 
-/// One job of a report; reads and writes together.
+/// A job of a report; counts of reads and writes are added up.
 #[derive(Clone, Debug)]
 pub struct JobReport {
     /// The section's name.
     pub name: String,
     /// The first error number; 0 if none.
     pub error: i64,
-    /// Bytes that have completed.
+    /// Bytes of completed requests.
     pub bytes: u64,
-    /// Over how long they were counted.
+    /// The interval over which fio counted the bytes.
     pub window: Duration,
 }
 
 impl JobReport {
     /// Operations of `block` bytes per second.
     ///
-    /// Not from fio's `total_ios`: that counts what was *submitted* after the ramp, and so leaves out what was in flight
-    /// when it ended, though the window ends with the last completion. At 100/s and depth 32 it is 4 % too low.
+    /// Computed from bytes, as fio's `total_ios` counts operations *submitted* after the ramp: it
+    /// leaves out the requests in flight at the end of the ramp, although the interval ends with
+    /// the last completion. At 100/s and depth 32 that is 4 % too low.
     pub fn iops(&self, block: u64) -> f64 {
         self.bps() / block as f64
     }
@@ -197,7 +200,7 @@ impl JobReport {
 }
 
 fn parse(text: &str) -> Result<Vec<JobReport>> {
-    // Complaints of fio may stand before the report.
+    // Warnings of fio may precede the report.
     let begin = text.find("\n{").context("no JSON object")?;
     let mut values = serde_json::Deserializer::from_str(&text[begin..]).into_iter::<Value>();
     let report = values.next().context("no JSON object")??;
@@ -219,15 +222,15 @@ fn parse_job(job: &Value) -> Result<JobReport> {
     })
 }
 
-/// Milliseconds since 1970, as in the logs of a job with `log_unix_epoch=1`.
+/// Milliseconds since 1970, the unit of the logs of a job with `log_unix_epoch=1`.
 pub fn unix_ms(time: SystemTime) -> Result<u64> {
     Ok(u64::try_from(time.duration_since(UNIX_EPOCH)?.as_millis())?)
 }
 
-/// When each operation completed, and its size, out of the latency log of a job with one line per operation.
+/// The time and size of each completion, from the latency log of a job with one line per operation.
 #[derive(Clone, Debug)]
 pub struct Completions {
-    /// In order of time.
+    /// Sorted by time.
     done: Vec<Completion>,
 }
 
@@ -238,17 +241,17 @@ struct Completion {
 }
 
 impl Completions {
-    /// Reads `PREFIX_lat.1.log`, where `prefix` was the `write_lat_log` of a file with one job.
+    /// Reads `PREFIX_lat.1.log`; `prefix` is the `write_lat_log` of a file with one job.
     pub fn read(prefix: &Path) -> Result<Self> {
         Self::read_numbered(prefix, 1)
     }
 
-    /// The same for each job of a file with several, in the file's order.
+    /// Reads the logs of a file with several jobs, in the order of the jobs.
     pub fn read_all(prefix: &Path, jobs: usize) -> Result<Vec<Self>> {
         (1..=jobs).map(|number| Self::read_numbered(prefix, number)).collect()
     }
 
-    /// Reads `PREFIX_lat.NUMBER.log`: that of one job of several, counted from 1 over all of them.
+    /// Reads `PREFIX_lat.NUMBER.log`: the log of one job of several, numbered from 1.
     pub fn read_numbered(prefix: &Path, number: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}_lat.{number}.log", prefix.display()));
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -259,27 +262,27 @@ impl Completions {
         Ok(Self { done })
     }
 
-    /// When the first operation completed.
+    /// The time of the first completion.
     pub fn first_ms(&self) -> u64 {
         self.done[0].at_ms
     }
 
-    /// When the last operation completed.
+    /// The time of the last completion.
     pub fn last_ms(&self) -> u64 {
         self.done[self.done.len() - 1].at_ms
     }
 
-    /// How many completed in all, and the seconds from the first to the last.
+    /// The number of completions, and the seconds from the first to the last.
     pub fn in_all(&self) -> (u64, f64) {
         (self.done.len() as u64, (self.last_ms() + 1 - self.first_ms()) as f64 / 1000.0)
     }
 
-    /// How many completed from `from_ms` up to, not including, `to_ms`.
+    /// The number of completions from `from_ms` (inclusive) to `to_ms` (exclusive).
     pub fn count(&self, from_ms: u64, to_ms: u64) -> usize {
         self.within(from_ms, to_ms).len()
     }
 
-    /// Their bytes.
+    /// The bytes completed from `from_ms` (inclusive) to `to_ms` (exclusive).
     pub fn bytes(&self, from_ms: u64, to_ms: u64) -> u64 {
         self.within(from_ms, to_ms).iter().map(|completion| completion.bytes).sum()
     }
@@ -289,12 +292,12 @@ impl Completions {
         &self.done[place(from_ms)..place(to_ms)]
     }
 
-    /// Operations per second in a window.
+    /// Completions per second in a window.
     pub fn rate(&self, from_ms: u64, to_ms: u64) -> f64 {
         self.count(from_ms, to_ms) as f64 * 1000.0 / (to_ms - from_ms) as f64
     }
 
-    /// The longest time without a completion inside a window.
+    /// The longest interval without a completion inside a window.
     pub fn longest_gap(&self, from_ms: u64, to_ms: u64) -> Duration {
         let inside = self.within(from_ms, to_ms).iter().map(|completion| completion.at_ms);
         let (mut longest_ms, mut last) = (0, from_ms);
@@ -307,7 +310,8 @@ impl Completions {
 }
 
 impl Completion {
-    /// A line of the log: time, latency, direction, bytes, offset, and what later versions add.
+    /// Parses a line of the log: time, latency, direction, bytes, offset; later versions append
+    /// fields.
     fn read(line: &str) -> Result<Self> {
         let mut fields = line.split(',').map(str::trim);
         let at_ms = fields.next().context("no time")?.parse()?;
@@ -322,7 +326,7 @@ mod tests {
 
     #[test]
     fn report_is_found_behind_fios_complaints() {
-        // fio writes its warnings into the same file.
+        // fio writes warnings into the file of the report, before and after the JSON.
         let text = "$ fio\n--- stderr\nfio: multiple writers\n\n{\"jobs\": [{\"jobname\": \"a\", \"error\": 5,\n\
             \"read\": {\"total_ios\": 100, \"io_bytes\": 409600, \"runtime\": 2000},\n\
             \"write\": {\"total_ios\": 60, \"io_bytes\": 245760, \"runtime\": 1900}}]}\nfio: more\n";
@@ -333,7 +337,7 @@ mod tests {
 
     #[test]
     fn section_gets_its_name_and_parameters_and_loses_the_comment() {
-        // What is run is the job of the file, only the name and the device differ.
+        // The job that runs is the section of the file; only its name and its parameters differ.
         let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", "/dev/ublkb7").set("RW", "randread");
         assert!(job.section_named("x").is_err(), "BLOCK, DEPTH and SECONDS are not set");
         let text = job.set("BLOCK", 4096).set("DEPTH", 1).set("SECONDS", 8).section_named("x").unwrap();
@@ -347,7 +351,7 @@ mod tests {
 
     #[test]
     fn line_of_the_log_has_its_time_first_and_its_size_fourth() {
-        // With log_unix_epoch=1 the time is that of the wall clock, in milliseconds.
+        // With log_unix_epoch=1 the first field is the wall clock in milliseconds.
         let done = Completion::read("1789000123456, 1833021, 1, 65536, 131072, 0").unwrap();
         assert_eq!((done.at_ms, done.bytes), (1_789_000_123_456, 65_536));
         assert!(Completion::read("1789000123456, 1833021").is_err());
@@ -355,7 +359,7 @@ mod tests {
 
     #[test]
     fn window_counts_its_first_millisecond_and_not_its_last() {
-        // So that windows side by side count everything once.
+        // The interval is half-open, so adjacent windows count each completion once.
         let done = pages_at(&[10, 20, 20, 30]);
         assert_eq!((done.count(10, 20), done.count(20, 30), done.count(30, 31)), (1, 2, 1));
         assert_eq!((done.bytes(10, 20), done.bytes(20, 30)), (4096, 8192));
@@ -364,7 +368,8 @@ mod tests {
 
     #[test]
     fn gap_reaches_to_both_ends_of_the_window() {
-        // Nothing at the end is as much of a gap as nothing in the middle.
+        // The gap between a completion and an end of the window counts like a gap between two
+        // completions.
         let done = pages_at(&[10, 20, 60]);
         assert_eq!(done.longest_gap(0, 70), Duration::from_millis(40));
         assert_eq!(done.longest_gap(0, 200), Duration::from_millis(140));

@@ -1,10 +1,11 @@
-//! Disks that fail, stall or wait on demand: the device mapper over another disk. And stripes over several.
+//! Device-mapper disks: above one disk, requests fail, stall or wait on demand; above several,
+//! stripes.
 //!
 //! ```text
-//!   Mapped ── table ──► linear   the disk below, as it is
-//!     │                 error    every request fails
-//!     │                 delay    every request takes that long
-//!     └─ suspended:     requests wait until it is resumed, for ever if need be
+//!   Mapped ── table ──► linear   the disk below, unchanged
+//!     │                 error    each request fails
+//!     │                 delay    each request takes the given time
+//!     └─ suspended:     requests wait without a limit, until the resume
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -15,37 +16,37 @@ use anyhow::{Context, Result};
 
 use crate::disks::{RamDisk, output, run, text};
 
-/// What the mapper does with requests to a part of the disk.
+/// The treatment of requests to a part of the disk.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// Passes them on.
+    /// Requests are passed on.
     Linear,
-    /// Fails them.
+    /// Requests fail.
     Error,
-    /// Passes them on after a while.
+    /// Requests are passed on after this time.
     Delay(Duration),
 }
 
-/// A mapped disk, gone when dropped.
+/// A mapped disk, removed on drop.
 #[derive(Debug)]
 pub struct Mapped {
     name: String,
     node: PathBuf,
     below: PathBuf,
     sectors: u64,
-    /// Dropped after `drop` has removed the disk above it.
+    /// Dropped after `drop` has removed the mapped disk above.
     _ram: Option<RamDisk>,
 }
 
 impl Mapped {
-    /// All of a RAM disk of its own, passed on.
+    /// Maps a new RAM disk completely, with [`Target::Linear`].
     pub fn on_ram(mebibytes: u64) -> Result<Self> {
         let ram = RamDisk::new(mebibytes)?;
         let below = ram.node().to_owned();
         Self::over(&below, Some(ram))
     }
 
-    /// All of a disk, passed on.
+    /// Maps the disk `below` completely, with [`Target::Linear`].
     pub fn new(below: &Path) -> Result<Self> {
         Self::over(below, None)
     }
@@ -59,7 +60,7 @@ impl Mapped {
         Ok(mapped)
     }
 
-    /// Its node.
+    /// The device node.
     pub fn node(&self) -> &Path {
         &self.node
     }
@@ -69,29 +70,29 @@ impl Mapped {
         self.sectors
     }
 
-    /// Does something else from now on, with all of the disk.
+    /// Changes the target of the whole disk.
     pub fn become_all(&self, target: Target) -> Result<()> {
         self.become_parts(&[(self.sectors, target)])
     }
 
-    /// Does something else from now on, part by part: how many sectors, and what.
+    /// Changes the targets of the disk: consecutive parts in sectors, each with its target.
     pub fn become_parts(&self, parts: &[(u64, Target)]) -> Result<()> {
         dmsetup(&["load", &self.name, "--table", &self.table(parts)?])?;
         dmsetup(&["suspend", "--nolockfs", "--noflush", &self.name])?;
         self.resume()
     }
 
-    /// Lets every request wait.
+    /// Suspends the disk: each new request waits.
     pub fn suspend(&self) -> Result<()> {
         dmsetup(&["suspend", "--nolockfs", "--noflush", &self.name]).map(drop)
     }
 
-    /// Lets them go.
+    /// Resumes the disk: the waiting requests proceed.
     pub fn resume(&self) -> Result<()> {
         dmsetup(&["resume", &self.name]).map(drop)
     }
 
-    /// A line a part: where it begins, how long it is, what it does.
+    /// The device-mapper table, one line per part: first sector, number of sectors, target.
     fn table(&self, parts: &[(u64, Target)]) -> Result<String> {
         let below = text(&self.below)?;
         let mut begin = 0;
@@ -111,23 +112,23 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // What waits must go first.
+        // Waiting requests must end before the disk can be removed, so it is resumed first.
         let _ = self.resume();
         let _ = dmsetup(&["remove", "--force", "--retry", &self.name]);
     }
 }
 
-/// Chunks that lie on several RAM disks in turn, gone when dropped.
+/// A disk striped over several RAM disks, removed on drop.
 #[derive(Debug)]
 pub struct Striped {
     name: String,
     node: PathBuf,
-    /// Dropped after `drop` has removed the disk above them.
+    /// Dropped after `drop` has removed the striped disk above.
     _disks: Vec<RamDisk>,
 }
 
 impl Striped {
-    /// Chunks of `chunk` bytes over `disks` disks of so many mebibytes each.
+    /// Stripes chunks of `chunk` bytes over `disks` RAM disks of `mebibytes` each.
     pub fn new(disks: u64, mebibytes: u64, chunk: u64) -> Result<Self> {
         let below = (0..disks).map(|_| RamDisk::new(mebibytes)).collect::<Result<Vec<_>>>()?;
         let places = below.iter().map(|disk| Ok(format!("{} 0", text(disk.node())?))).collect::<Result<Vec<_>>>()?;
@@ -137,7 +138,7 @@ impl Striped {
         Ok(Self { name, node, _disks: below })
     }
 
-    /// Its node.
+    /// The device node.
     pub fn node(&self) -> &Path {
         &self.node
     }
@@ -154,7 +155,7 @@ fn new_name() -> String {
     format!("e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Makes a disk of the mapper; its node.
+/// Creates a device-mapper disk; returns its node.
 fn create(name: &str, table: &str) -> Result<PathBuf> {
     run("modprobe", &["dm-mod"])?;
     dmsetup(&["create", name, "--table", table])?;
@@ -162,7 +163,7 @@ fn create(name: &str, table: &str) -> Result<PathBuf> {
     Ok(format!("/dev/dm-{}", minor.trim()).into())
 }
 
-/// Without udev, which the guest lacks: otherwise it waits for that to answer.
+/// Runs dmsetup without udev synchronisation: the guest has no udev, and dmsetup would wait for it.
 fn dmsetup(words: &[&str]) -> Result<String> {
     let words: Vec<&str> = ["--noudevsync", "--noudevrules"].iter().chain(words).copied().collect();
     output("dmsetup", &words)

@@ -36,14 +36,14 @@ impl Judge {
         }
     }
 
-    /// That of this run. Panics if the environment names none.
+    /// The judgement of this run. Panics on a value that [`Judge::from_environment`] refuses.
     pub fn of_this_run() -> Self {
         static JUDGE: LazyLock<Judge> = LazyLock::new(|| Judge::from_environment().expect("main has read it before"));
         *JUDGE
     }
 }
 
-/// The repetitions of a step that may go wrong once in a while.
+/// The repetitions of a step whose failure is rare.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// In a usual run.

@@ -1,4 +1,4 @@
-//! What a trial needs of the machine, and what happens where it is missing.
+//! Prerequisites of trials on the machine, and the reasons for skipping a trial.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,33 +6,33 @@ use std::thread;
 
 use crate::mode;
 
-/// Set to 1 (as CI does): whatever is missing fails the trial instead of skipping it.
+/// Set to 1 (as CI does): a missing prerequisite fails the trial instead of skipping it.
 pub const REQUIRE_ALL: &str = "UBLK_THROTTLE_REQUIRE_ALL";
 
-/// Set to 1 (as `cargo xtask test` does in the VM): the machine is there for the tests alone, and may lose its driver for a
-/// moment, or its time.
+/// Set to 1 (as `cargo xtask test` does in the VM): the machine serves the tests alone, so a trial
+/// may unload the driver for a moment or set the clock.
 pub const OWN_MACHINE: &str = "UBLK_THROTTLE_OWN_MACHINE";
 
-/// The Debian package under test (as `cargo xtask test` sets it).
+/// The path of the Debian package under test (set by `cargo xtask test`).
 pub const PACKAGE: &str = "UBLK_THROTTLE_DEB";
 
-/// The service manager's own program, which can be the first of a PID namespace.
+/// The program of systemd, which can run as process 1 of a PID namespace.
 pub const SYSTEMD: &str = "/lib/systemd/systemd";
 
-/// One prerequisite.
+/// A prerequisite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// A machine on which nobody else is hurt by settings that hold for all of it.
+    /// A machine without other users: a trial may change settings of the whole machine.
     OwnMachine,
     /// The Debian package under test, and the program `dpkg`.
     Package,
     /// The program `man`.
     Man,
-    /// systemd, not necessarily running.
+    /// The program of systemd; it need not run.
     Systemd,
-    /// Two CPUs at the same instant.
+    /// Two CPUs that run at the same time.
     TwoCpus,
-    /// The ublk driver, and the right to use it.
+    /// The ublk driver, and permission to use it.
     Ublk,
     /// The program `fio`.
     Fio,
@@ -50,12 +50,12 @@ pub enum Need {
     Mapper,
     /// The kernel's loop devices, and the program `losetup`.
     Loop,
-    /// `null_blk` with a latency of its own, for a backend that answers late.
+    /// `null_blk` with its own latency, for a slow backend.
     NullBlk,
 }
 
 impl Need {
-    /// Why it is not met here; `None` if it is.
+    /// The reason for a missing prerequisite; `None` if it is met.
     pub fn missing(self) -> Option<String> {
         match self {
             Self::OwnMachine => (!mode::is_set(OWN_MACHINE))
@@ -93,7 +93,7 @@ pub fn package() -> Option<PathBuf> {
     env::var_os(PACKAGE).map(PathBuf::from).filter(|path| path.exists())
 }
 
-/// Where `rublk` is: named by `RUBLK`, on the `PATH`, or where `cargo install` puts it.
+/// The path of `rublk`: named by `RUBLK`, found in `PATH`, or in the folder of `cargo install`.
 pub fn rublk() -> Option<PathBuf> {
     if let Some(named) = env::var_os("RUBLK") {
         return Some(named.into());
@@ -104,7 +104,7 @@ pub fn rublk() -> Option<PathBuf> {
     program("rublk").or_else(|| home.map(|home| home.join("bin/rublk")).filter(|path| path.exists()))
 }
 
-/// The path of a program, looked for where root's programs are as well.
+/// The path of a program in `PATH`, `/usr/sbin` or `/sbin`.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -117,7 +117,7 @@ fn missing_program(name: &str) -> Option<String> {
     program(name).is_none().then(|| format!("no program {name}"))
 }
 
-/// Whether a module is neither loaded nor loadable (`modprobe --dry-run`, which loads nothing).
+/// The reason if a module is neither loaded nor loadable. `modprobe --dry-run` loads nothing.
 fn missing_module(name: &str) -> Option<String> {
     if Path::new("/sys/module").join(name.replace('-', "_")).exists() {
         return None;

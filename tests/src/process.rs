@@ -1,4 +1,4 @@
-//! What a process holds: memory, descriptors, threads.
+//! Resources of a process: memory, descriptors, threads, CPU time.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,19 +7,19 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::gettid;
 
-/// What a process holds at one moment.
+/// Resources of a process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holdings {
-    /// Resident memory that is its own (not of files), in KiB.
+    /// Anonymous resident memory in KiB (without files).
     pub rss_kib: u64,
     /// Open descriptors.
     pub descriptors: usize,
-    /// Threads.
+    /// Number of threads.
     pub threads: u64,
 }
 
 impl Holdings {
-    /// Those of a process.
+    /// Reads the resources of a process.
     pub fn of(pid: u32) -> Result<Self> {
         let path = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -36,16 +36,16 @@ impl Holdings {
 /// A thread of a process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thread {
-    /// Its name, of at most 15 characters.
+    /// Name of the thread, at most 15 characters.
     pub name: String,
-    /// The CPUs that it may run on.
+    /// CPUs on which the thread may run.
     pub cpus: BTreeSet<u32>,
-    /// Its nice value: lower is preferred.
+    /// Nice value: the scheduler prefers lower values.
     pub nice: i32,
 }
 
 impl Thread {
-    /// Every thread of a process. One that ends meanwhile is left out.
+    /// All threads of a process. A thread that ends during the call is left out.
     pub fn all_of(pid: u32) -> Result<Vec<Self>> {
         let path = format!("/proc/{pid}/task");
         let tasks = fs::read_dir(&path).with_context(|| path.clone())?.flatten();
@@ -55,7 +55,8 @@ impl Thread {
             .map(|(status, stat)| {
                 let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).context("no such line");
                 let name = value("Name:")?.trim().to_owned();
-                // The name stands in brackets and may hold anything; after it the third field is the first.
+                // The name is in parentheses and may contain any character. Field 3 of `stat`
+                // follows the last `)`, so index 16 is field 19, the nice value.
                 let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
                 let nice = fields.and_then(|fields| fields.split_whitespace().nth(16)).context("no nice value")?;
                 Ok(Self { name, cpus: cpu_list(value("Cpus_allowed_list:")?)?, nice: nice.parse()? })
@@ -64,8 +65,8 @@ impl Thread {
     }
 }
 
-/// Has this thread preferred to others, as the daemon has the thread that answers commands: what it times is then the answer, and
-/// not how long it stood in a queue for a CPU itself.
+/// Raises the priority of this thread to nice -5, the value of the daemon's control thread. A
+/// measured time is then that of the answer, without this thread's own wait for a CPU.
 pub fn prefer_this_thread() -> Result<()> {
     let thread = gettid().to_string();
     let status = Command::new("renice").args(["-n", "-5", "-p", &thread]).stdout(Stdio::null()).status();
@@ -73,23 +74,25 @@ pub fn prefer_this_thread() -> Result<()> {
     Ok(())
 }
 
-/// What a thread has had of the CPUs.
+/// CPU time of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ran {
-    /// For how long, in nanoseconds. On a virtual machine the time that its host takes away is in it.
+    /// Nanoseconds on a CPU. In a virtual machine they include time that the host withheld (steal
+    /// time).
     pub ns: u64,
-    /// How often it was given one.
+    /// Number of times that the scheduler ran the thread.
     pub times: u64,
 }
 
-/// What each thread of a process has had of the CPUs, by number and name. One that ends meanwhile is left out.
+/// CPU time of each thread of a process, with the thread's id and name. A thread that ends during
+/// the call is left out.
 pub fn ran(pid: u32) -> Result<Vec<(String, Ran)>> {
     let path = format!("/proc/{pid}/task");
     let mut all = Vec::new();
     for task in fs::read_dir(&path).with_context(|| path.clone())?.flatten() {
         let read = |file: &str| fs::read_to_string(task.path().join(file));
         let (Ok(name), Ok(schedstat)) = (read("comm"), read("schedstat")) else { continue };
-        // For how long it ran, for how long it waited to run, how often it ran.
+        // schedstat: ns on a CPU, ns in a run queue, number of runs.
         let numbers = schedstat.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
         let [ns, _, times] = numbers?[..] else { bail!("schedstat: {schedstat:?}") };
         let number = task.file_name().to_string_lossy().into_owned();
@@ -98,14 +101,14 @@ pub fn ran(pid: u32) -> Result<Vec<(String, Ran)>> {
     Ok(all)
 }
 
-/// What is resident of a process, files and all, in KiB.
+/// Resident memory of a process in KiB, including files.
 pub fn resident_kib(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     line.split_whitespace().next().context("no number")?.parse().with_context(|| format!("VmRSS:{line}"))
 }
 
-/// CPUs as the kernel lists them: `0-3,8`.
+/// Parses a list of CPUs in the kernel's format: `0-3,8`.
 pub fn cpu_list(text: &str) -> Result<BTreeSet<u32>> {
     let mut cpus = BTreeSet::new();
     for part in text.trim().split(',') {
@@ -134,10 +137,11 @@ mod tests {
 
     #[test]
     fn a_process_that_sleeps_holds_its_streams_and_one_thread() {
-        // Of another process: the tests beside this one open and close files as they like.
+        // Measured on a separate process: tests that run beside this one open and close files of
+        // their own.
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let held = wait::until("start of sleep", Duration::from_secs(5), || {
-            // Before the exec it is a copy of this process.
+            // Before its exec, the child is a copy of this process.
             let name = fs::read_to_string(format!("/proc/{}/comm", child.id()))?;
             Ok(if name == "sleep\n" { Some(Holdings::of(child.id())?) } else { None })
         });

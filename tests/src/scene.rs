@@ -1,4 +1,5 @@
-//! The stage of one trial: its folder, its devices, and the proof that nothing was left behind.
+//! The scene of a trial: its folder, its daemon and devices, and the check that nothing is left
+//! behind.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -23,10 +24,12 @@ use crate::socket::Client;
 use crate::sysfs;
 use crate::wait;
 
-/// Time for a short command: a limit for hangs. The product promises an answer within seconds.
+/// Limit for a short command: a longer run counts as a hang. The product promises an answer within
+/// seconds.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
-/// Time for nodes and helper processes to be gone once the daemon has ended; the kernel does its last work late.
+/// Limit for the end of nodes and helper processes after the daemon's end; the kernel removes nodes
+/// with a delay.
 const VANISH_LIMIT: Duration = Duration::from_secs(5);
 
 /// A device of a running daemon.
@@ -36,7 +39,7 @@ pub struct Device {
     pub node: PathBuf,
     /// The name below `/sys/block`: `ublkb3`.
     pub disk: String,
-    /// The number of the ublk device.
+    /// The id of the ublk device.
     pub id: u32,
 }
 
@@ -47,7 +50,7 @@ impl Device {
     }
 }
 
-/// A folder of its own and a memory of what existed before.
+/// The folder of a trial, and the ublk nodes and processes that existed before it.
 #[derive(Debug)]
 pub struct Scene {
     dir: PathBuf,
@@ -58,7 +61,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A new, empty folder below the system's temporary one.
+    /// Creates a new, empty folder below the system's temporary folder.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -79,12 +82,12 @@ impl Scene {
         &self.binary
     }
 
-    /// Where the scene's daemon listens.
+    /// The control socket of the scene's daemon.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("control.sock")
     }
 
-    /// Where the scene's daemon keeps its state.
+    /// The state directory of the scene's daemon.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")
     }
@@ -101,30 +104,32 @@ impl Scene {
         self.start_under(&[], config)
     }
 
-    /// The same below a program that changes what the daemon is given and then becomes it: `["prlimit", "--nofile=64"]`.
+    /// Starts the daemon under a wrapper that changes its environment and then executes it, for
+    /// example `["prlimit", "--nofile=64"]`; waits until it is ready.
     pub fn start_under(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
         let (mut run, path, log) = self.prepare(wrapper, config)?;
         Daemon::start(&mut run, &path, &self.socket(), &log)
     }
 
-    /// Starts a daemon that takes over from the one that runs, and waits until it is ready.
+    /// Starts a daemon that takes over from the running daemon, and waits until it is ready.
     pub fn take_over(&self, config: &str) -> Result<Daemon> {
         let (mut run, path, log) = self.prepare(&[], config)?;
         Daemon::start(run.arg("--takeover"), &path, &self.socket(), &log)
     }
 
-    /// Starts the daemon, and does not wait until it is ready.
+    /// Starts the daemon without waiting until it is ready.
     pub fn start_without_waiting(&self, config: &str) -> Result<Daemon> {
         self.start_under_without_waiting(&[], config)
     }
 
-    /// The same below a wrapper.
+    /// Starts the daemon under a wrapper, without waiting until it is ready.
     pub fn start_under_without_waiting(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
         let (mut run, path, log) = self.prepare(wrapper, config)?;
         Daemon::spawn(&mut run, &path, &self.socket(), &log)
     }
 
-    /// Starts a daemon that is killed at the point that the scene's file `crash` names, and does not wait until it is ready.
+    /// Starts a daemon that is killed at the crash point named in the scene's file `crash`; does
+    /// not wait until it is ready.
     pub fn start_crashing(&self, config: &str) -> Result<Daemon> {
         let (_, path, log) = self.prepare(&[], config)?;
         let mut run = Command::new(crashing_binary()?);
@@ -143,7 +148,7 @@ impl Scene {
         Ok((run, path, log))
     }
 
-    /// The binary under test below a wrapper, or alone.
+    /// The binary under test, under a wrapper if one is given.
     fn wrapped(&self, wrapper: &[&str]) -> Result<Command> {
         let Some((name, words)) = wrapper.split_first() else { return Ok(Command::new(&self.binary)) };
         let mut command = Command::new(needs::program(name).with_context(|| format!("no program {name}"))?);
@@ -151,12 +156,13 @@ impl Scene {
         Ok(command)
     }
 
-    /// Runs a command of the binary under test below a wrapper, as [`Scene::ask`] does without one.
+    /// Runs a command that talks to the scene's daemon under a wrapper, as [`Scene::ask`] does
+    /// without one.
     pub fn ask_under<S: AsRef<OsStr>>(&self, wrapper: &[&str], words: &[S]) -> Result<Outcome> {
         self.begin_under(wrapper, words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
     }
 
-    /// Starts such a command.
+    /// Starts a command that talks to the scene's daemon under a wrapper.
     pub fn begin_under<S: AsRef<OsStr>>(&self, wrapper: &[&str], words: &[S]) -> Result<Started> {
         let mut command = self.wrapped(wrapper)?;
         command.args(words).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
@@ -178,23 +184,23 @@ impl Scene {
         self.begin(words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
     }
 
-    /// The same, for a command that talks to the scene's daemon.
+    /// Runs a command that talks to the scene's daemon to its end.
     pub fn ask<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<Outcome> {
         self.begin_ask(words)?.finish(COMMAND_LIMIT)?.expect_no_panic()
     }
 
-    /// What `list` tells.
+    /// The output of `list --json`.
     pub fn listing(&self) -> Result<Value> {
         self.ask(&["list", "--json"])?.expect_code(0)?.json()
     }
 
-    /// The devices of its daemon, as `list` tells of them.
+    /// The devices in the output of `list --json`.
     pub fn devices(&self) -> Result<Vec<Value>> {
         let listing = self.listing()?;
         listing["devices"].as_array().cloned().with_context(|| format!("no devices in {listing}"))
     }
 
-    /// What `list` says of one of them.
+    /// The entry of one device in the output of `list --json`.
     pub fn listed(&self, name: &str) -> Result<Value> {
         let devices = self.devices()?;
         devices
@@ -209,18 +215,18 @@ impl Scene {
         self.begin_under(&[], words)
     }
 
-    /// Runs another program to its end; anything but exit code 0 is an error.
+    /// Runs a tool to its end; an exit code other than 0 is an error.
     pub fn tool(&self, name: &str, words: &[&str]) -> Result<Outcome> {
         self.try_tool(name, words)?.expect_code(0)
     }
 
-    /// Runs another program to its end, whatever that is.
+    /// Runs a tool to its end, with any exit code.
     pub fn try_tool(&self, name: &str, words: &[&str]) -> Result<Outcome> {
         self.begin_tool(name, words)?.finish(Duration::from_secs(60))
     }
 
-    /// Removes a device that rublk serves. rublk's own server sends a DEL as well once the device has stopped, so the
-    /// command's DEL may come second and fail; the device is gone either way.
+    /// Removes a device of rublk. rublk's own server sends a DEL as well once the device has
+    /// stopped, so the command's DEL may come second and fail; the device is gone either way.
     pub fn remove_device_of_rublk(&self, id: &str) -> Result<()> {
         let del = self.try_tool("rublk", &["del", "-n", id])?;
         let node = Path::new("/dev").join(format!("ublkc{id}"));
@@ -228,7 +234,7 @@ impl Scene {
             .with_context(|| del.to_string())
     }
 
-    /// Starts another program.
+    /// Starts a tool.
     pub fn begin_tool(&self, name: &str, words: &[&str]) -> Result<Started> {
         let found = if name == "rublk" { needs::rublk() } else { needs::program(name) };
         let program = found.with_context(|| format!("no program {name}"))?;
@@ -245,7 +251,7 @@ impl Scene {
         Fio::start_together(&self.dir, jobs)
     }
 
-    /// The device that a running daemon made under `name`: what its stable name points to.
+    /// The device that a running daemon made under `name`: the target of its stable name.
     pub fn device(&self, name: &str) -> Result<Device> {
         let link = Path::new("/dev/ublk-throttle").join(name);
         let node = fs::canonicalize(&link).with_context(|| link.display().to_string())?;
@@ -256,7 +262,8 @@ impl Scene {
         Ok(Device { node, disk, id })
     }
 
-    /// Fails unless everything ublk that appeared since the scene began is gone: nodes, names, processes of the binary.
+    /// Fails unless all nodes, stable names and processes of the binary that appeared since the
+    /// scene began are gone.
     pub fn expect_nothing_left(&self) -> Result<()> {
         let left = || -> Vec<String> {
             let nodes = sysfs::ublk_nodes();
@@ -272,14 +279,14 @@ impl Scene {
         sysfs::processes_of(&self.binary).difference(&self.processes_before).copied().collect()
     }
 
-    /// Ends those processes, whatever they are doing.
+    /// Sends SIGKILL to those processes.
     pub fn kill_processes(&self) {
         for pid in self.processes() {
             let _ = i32::try_from(pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
         }
     }
 
-    /// Every log and report of the scene, for the message of a failure.
+    /// The logs and reports of the scene, for the message of a failure.
     pub fn logs(&self) -> String {
         let mut text = String::new();
         let mut paths: Vec<_> =
@@ -297,13 +304,15 @@ impl Scene {
         text
     }
 
-    /// Removes what a failed trial left, so that the next one does not suffer from it: its devices, then its folder.
+    /// Removes the devices and the folder of a failed trial, so that the next trial is not
+    /// affected.
     pub fn clear(self) {
         self.remove_devices();
         let _ = fs::remove_dir_all(&self.dir);
     }
 
-    /// Removes every device that appeared since the scene began, as another client would, and names that lead nowhere.
+    /// Removes each device that appeared since the scene began through rublk, and each stable name
+    /// without a node.
     pub fn remove_devices(&self) {
         let nodes: Vec<_> = sysfs::ublk_nodes().difference(&self.nodes_before).cloned().collect();
         for node in nodes {
@@ -317,13 +326,13 @@ impl Scene {
     }
 }
 
-/// A process in words: its pid and command line.
+/// The pid and command line of a process.
 fn describe(pid: &u32) -> String {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     format!("process {pid} ({})", String::from_utf8_lossy(&command).replace('\0', " ").trim())
 }
 
-/// The build of the binary under test that can be killed between its steps.
+/// The build of the binary under test with crash points.
 pub fn crashing_binary() -> Result<PathBuf> {
     let named = env::var_os("UBLK_THROTTLE_CRASHING_BIN");
     let path =
@@ -331,7 +340,8 @@ pub fn crashing_binary() -> Result<PathBuf> {
     fs::canonicalize(&path).with_context(|| path.display().to_string())
 }
 
-/// The binary under test: `UBLK_THROTTLE_BIN`, or the newer of the release and debug builds beside this program.
+/// The binary under test: `UBLK_THROTTLE_BIN`, or the newer of the release and debug builds in the
+/// target folder of this program.
 fn binary() -> Result<PathBuf> {
     if let Some(named) = env::var_os("UBLK_THROTTLE_BIN") {
         let path = PathBuf::from(named);

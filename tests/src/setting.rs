@@ -1,17 +1,17 @@
-//! Settings of the running kernel, for as long as a trial needs them.
+//! Temporary settings of the running kernel.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// A file of /proc or /sys that gets its old content back when this is dropped.
+/// A file of /proc or /sys; the drop restores its old content.
 pub struct Setting {
     path: &'static str,
     before: String,
 }
 
 impl Setting {
-    /// Writes `value` to it.
+    /// Writes `value` to the file.
     pub fn set(path: &'static str, value: &str) -> Result<Self> {
         let before = fs::read_to_string(path).context(path)?;
         fs::write(path, value).with_context(|| format!("{value:?} to {path}"))?;

@@ -1,4 +1,5 @@
-//! A bare client of the control socket: it owes the protocol nothing and shares no code with the daemon's own.
+//! A bare client of the control socket: free to break the protocol, and without code of the
+//! product's client.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,13 +21,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to the socket.
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
         Ok(Self { stream, pending: Vec::new() })
     }
 
-    /// Sends bytes, whatever they are; gives up on a daemon that does not take them within `limit`. How many it took.
+    /// Sends arbitrary bytes for at most `limit`; returns the number of bytes that the daemon
+    /// accepted.
     pub fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<usize> {
         let end = Instant::now() + limit;
         let mut sent = 0;
@@ -39,7 +41,7 @@ impl Client {
             match self.stream.write(&bytes[sent..]) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // Hung up: what it took is the answer.
+                // The daemon closed the connection: the count so far is the result.
                 Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -47,7 +49,8 @@ impl Client {
         Ok(sent)
     }
 
-    /// The next line without its end, at most `limit` from now (see [`wait::patience`]); `None` if the daemon hung up.
+    /// The next line without its newline, within `limit` (see [`wait::patience`]); `None` at the
+    /// end of the stream.
     pub fn line(&mut self, limit: Duration) -> Result<Option<String>> {
         let limit = wait::patience(limit);
         let end = Instant::now() + limit;
@@ -70,7 +73,7 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer: the whole of it, with `ok`.
+    /// Sends a question and returns the complete answer, including its field `ok`.
     pub fn ask(&mut self, question: &Value, limit: Duration) -> Result<Value> {
         self.send(format!("{question}\n").as_bytes(), wait::patience(limit))?;
         let line = self.line(limit).with_context(|| format!("{question}"))?;
@@ -78,14 +81,14 @@ impl Client {
         serde_json::from_str(&line).with_context(|| line)
     }
 
-    /// Asks for what must succeed; its result.
+    /// Sends a question that must succeed, and returns the result.
     pub fn must(&mut self, question: &Value, limit: Duration) -> Result<Value> {
         let answer = self.ask(question, limit)?;
         ensure!(answer["ok"] == true, "{question}: {answer}");
         Ok(answer["result"].clone())
     }
 
-    /// Sends bytes and passes a descriptor with them.
+    /// Sends bytes together with a descriptor (SCM_RIGHTS).
     pub fn send_with_descriptor(&mut self, bytes: &[u8], descriptor: impl AsFd) -> Result<()> {
         let descriptors = [descriptor.as_fd().as_raw_fd()];
         let passed = [ControlMessage::ScmRights(&descriptors)];
@@ -95,7 +98,7 @@ impl Client {
         Ok(())
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending half of the connection.
     pub fn finish_sending(&self) -> Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write).context("shutdown")
     }

@@ -1,4 +1,4 @@
-//! What the kernel tells about block devices.
+//! Block devices in sysfs, ublk nodes and processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,25 +19,25 @@ pub fn number(disk: &str, name: &str) -> Result<u64> {
     text.parse().with_context(|| format!("/sys/block/{disk}/{name} is {text:?}"))
 }
 
-/// Requests, reads and writes, that a block device has not answered yet.
+/// Reads and writes in flight at a block device.
 pub fn in_flight(disk: &str) -> Result<u64> {
     Ok(numbers(disk, "inflight")?.iter().sum())
 }
 
-/// What a block device has done since it is there, in the order of Documentation/block/stat.rst: the first number counts reads, the
-/// 16th flushes.
+/// Statistics of a block device since its creation, in the order of Documentation/block/stat.rst:
+/// element 0 is the number of reads, element 15 the number of flushes.
 pub fn stat(disk: &str) -> Result<Vec<u64>> {
     numbers(disk, "stat")
 }
 
-/// An attribute of several numbers.
+/// An attribute with several numbers.
 fn numbers(disk: &str, name: &str) -> Result<Vec<u64>> {
     let text = attribute(disk, name)?;
     let numbers = text.split_whitespace().map(str::parse).collect::<Result<_, _>>();
     numbers.with_context(|| format!("/sys/block/{disk}/{name} is {text:?}"))
 }
 
-/// For each hardware queue of a block device, in order, the CPUs whose requests go there.
+/// The CPUs of each hardware queue of a block device, in the order of the queues.
 pub fn queue_cpus(disk: &str) -> Result<Vec<Vec<u32>>> {
     let folder = Path::new("/sys/block").join(disk).join("mq");
     let mut queues = Vec::new();
@@ -51,7 +51,7 @@ pub fn queue_cpus(disk: &str) -> Result<Vec<Vec<u32>>> {
     Ok(queues.into_iter().map(|(_, cpus)| cpus).collect())
 }
 
-/// Every node that a ublk device has now: block, character, and the stable names of our own daemon.
+/// The present nodes of all ublk devices (block and character), and the stable names of our daemon.
 pub fn ublk_nodes() -> BTreeSet<PathBuf> {
     let entries = |folder: &str, wanted: fn(&str) -> bool| {
         fs::read_dir(folder)
@@ -66,7 +66,7 @@ pub fn ublk_nodes() -> BTreeSet<PathBuf> {
     kernel.into_iter().chain(entries("/dev/ublk-throttle", |_| true)).collect()
 }
 
-/// The pids of all processes that run the program at `binary`.
+/// The pids of the processes that run the program at `binary`.
 pub fn processes_of(binary: &Path) -> BTreeSet<u32> {
     let runs_it = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary);
     fs::read_dir("/proc")

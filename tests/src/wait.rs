@@ -1,4 +1,4 @@
-//! Waits with a limit: a condition is looked at again and again.
+//! Waits with a limit: a condition is polled until it holds.
 
 use std::process::{Child, ExitStatus};
 use std::thread::sleep;
@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::mode::Judge;
 
-/// The pause between two looks at a condition: 2 % of the wait so far, between 10 and 100 ms. The pause adds less to a
-/// measured time than any bound of the suite leaves, and a wait of half a minute takes 350 looks.
+/// The pause between two polls of a condition: 2 % of the wait so far, between 10 and 100 ms. The
+/// pause adds less to a measured time than any bound of the suite leaves, and a wait of half a
+/// minute takes 350 polls.
 fn pause(waited: Duration) -> Duration {
     (waited / 50).clamp(Duration::from_millis(10), Duration::from_millis(100))
 }
@@ -37,12 +38,14 @@ pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Op
     }
 }
 
-/// Waits until a child has ended, at most for `limit`. It is not killed: whoever owns it does that.
+/// Waits at most `limit` for the end of a child. After the limit the child still runs; its owner
+/// kills it.
 pub fn for_exit(what: &str, child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     until(&format!("end of {what}"), limit, || child.try_wait().with_context(|| format!("waiting for {what}")))
 }
 
-/// Kills a child that may be stuck in the kernel: sends SIGKILL and waits a moment, not for ever.
+/// Sends SIGKILL to a child and waits at most 5 s for its end: the child may be stuck in the
+/// kernel.
 pub fn kill(child: &mut Child) {
     let _ = child.kill();
     let _ = for_exit("killed process", child, Duration::from_secs(5));
