@@ -1,4 +1,5 @@
-//! Devices, groups and limits that change while the daemon runs, as people and files ask for it.
+//! Changes of devices, groups and limits while the daemon runs: by commands, by reloads and by
+//! signals.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use ublk_throttle_tests::{sysfs, wait};
 use crate::measure::{expect_all, expect_near, expect_within};
 use crate::{Case, WRITES, cases, load};
 
-/// An answer of a daemon that has other things to do.
+/// Bound of an answer of a busy daemon.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 const PAIR: &str = "version: 1\n\
@@ -38,7 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
     plain.into_iter().chain(fio).collect()
 }
 
-/// The device or group of that name, as `list` shows it.
+/// The device or group with this name in the output of `list --json`.
 fn listed(scene: &Scene, what: &str, name: &str) -> Result<Option<Value>> {
     let facts = scene.listing()?;
     let all = facts[what].as_array().with_context(|| format!("no {what}: {facts}"))?;
@@ -54,7 +55,8 @@ fn expect_listed(scene: &Scene, what: &str, name: &str, wanted: &[(&str, Value)]
 }
 
 fn device_that_is_added_is_there_and_one_that_fails_leaves_nothing(scene: &Scene) -> Result<()> {
-    // Every kind of backend prints its node; every refusal has its class, and hurts nobody.
+    // `add` prints the node for every kind of backend. Every refusal has its class and leaves all
+    // devices as they were.
     let daemon = scene.start(&format!("{PAIR}limits: {{ memory: 400MiB }}\n"))?;
     let file = scene.dir().join("new.img");
     let file = file.to_str().context("path")?;
@@ -112,7 +114,7 @@ fn device_that_is_added_is_there_and_one_that_fails_leaves_nothing(scene: &Scene
 }
 
 fn set_prints_what_is_in_force_and_changes_all_or_nothing(scene: &Scene) -> Result<()> {
-    // One wrong value, and the others of the same command are not in force either.
+    // A command with one wrong value changes nothing.
     let daemon = scene.start(PAIR)?;
     let done = scene.ask(&["set", "group", "g", "iops-total=500", "bps-read=10MiB/s", "parent=old"])?.expect_code(0)?;
     ensure!(done.stdout.contains("bps-read=10MiB iops-total=500 parent=old"), "{done}");
@@ -144,7 +146,7 @@ fn set_prints_what_is_in_force_and_changes_all_or_nothing(scene: &Scene) -> Resu
 }
 
 fn groups_come_and_go_by_command(scene: &Scene) -> Result<()> {
-    // A group in use stays; once it is empty it goes, and its name is free.
+    // A group in use is not removed; an empty group is, and its name is free again.
     let daemon = scene.start(PAIR)?;
     scene.ask(&["set", "group", "new", "--create", "iops-total=5", "parent=g"])?.expect_code(0)?;
     scene.ask(&["set", "device", "a", "group=new"])?.expect_code(0)?;
@@ -165,7 +167,8 @@ const CHANGED: &str = "version: 1\n\
                          c: { backend: { memory: 1MiB }, group: g }\n";
 
 fn reload_tells_its_plan_and_carries_it_out(scene: &Scene) -> Result<()> {
-    // --dry-run prints the same differences and changes nothing; afterwards there are none left.
+    // `reload --dry-run` prints the differences and changes nothing. After a reload no difference
+    // is left.
     let daemon = scene.start(PAIR)?;
     let before = scene.listing()?;
     fs::write(daemon.config(), CHANGED)?;
@@ -195,7 +198,8 @@ fn reload_tells_its_plan_and_carries_it_out(scene: &Scene) -> Result<()> {
 }
 
 fn reload_that_fails_in_the_middle_changes_nothing(scene: &Scene) -> Result<()> {
-    // A broken file, what cannot change live, a device that cannot be made, one to be removed that is in use.
+    // A broken file, a key that cannot change live, a device that cannot be made, and a removed
+    // device that is in use: each fails the reload.
     let daemon = scene.start(PAIR)?;
     let before = scene.listing()?;
     let unusable = CHANGED.to_owned() + "  d: { backend: { file: /no/such/file } }\n";
@@ -226,7 +230,8 @@ fn reload_that_fails_in_the_middle_changes_nothing(scene: &Scene) -> Result<()> 
 }
 
 fn reload_leaves_alone_what_commands_made(scene: &Scene) -> Result<()> {
-    // Unless the file names it, and then it is the file's from there on.
+    // A reload keeps the devices of `add` unless the file names them; from then on they belong to
+    // the file.
     let daemon = scene.start(PAIR)?;
     scene.ask(&["add", "mine", "--memory", "1MiB", "--group", "g"])?.expect_code(0)?;
     scene.ask(&["set", "device", "a", "iops-total=7"])?.expect_code(0)?;
@@ -245,7 +250,7 @@ fn reload_leaves_alone_what_commands_made(scene: &Scene) -> Result<()> {
 }
 
 fn sighup_reloads_the_file(scene: &Scene) -> Result<()> {
-    // From wherever the daemon was started; a file that is refused is told in the log and changes nothing.
+    // SIGHUP reloads the file that `run` was given. A refused file is logged and changes nothing.
     let daemon = scene.start(PAIR)?;
     fs::write(daemon.config(), CHANGED)?;
     daemon.signal(Signal::SIGHUP)?;
@@ -259,7 +264,8 @@ fn sighup_reloads_the_file(scene: &Scene) -> Result<()> {
 }
 
 fn systemd_hears_of_the_start_a_reload_and_the_watchdog(scene: &Scene) -> Result<()> {
-    // What sd_notify(3) wants: READY once, RELOADING with a time before READY again, WATCHDOG twice in its interval.
+    // The protocol of sd_notify(3): READY once, RELOADING with a timestamp before the next READY,
+    // WATCHDOG twice per interval.
     let path = scene.dir().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path)?;
     socket.set_read_timeout(Some(wait::patience(ANSWER_LIMIT)))?;
@@ -293,13 +299,15 @@ fn systemd_hears_of_the_start_a_reload_and_the_watchdog(scene: &Scene) -> Result
 }
 
 fn raised_limit_lets_held_requests_go_at_once(scene: &Scene) -> Result<()> {
-    // 32 requests wait at one a second; they do not wait out the old limit when it is raised, nor when it is lifted.
+    // 32 requests are held at 1 operation a second. A raised limit and a lifted limit dispatch them
+    // at once.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n")?;
     let device = scene.device("d")?;
     for setting in ["iops-total=1000000", "iops-total=unlimited"] {
         scene.ask(&["set", "device", "d", "iops-total=1"])?.expect_code(0)?;
         let load = load(scene, WRITES, &device)?;
-        // The kernel's count of writes. The command itself is not timed: its program may have to be read first.
+        // Counts the kernel's completed writes. The command is not timed: its program may have to
+        // be read from disk first.
         let writes = || Ok::<_, anyhow::Error>(sysfs::stat(&device.disk)?[4]);
         let before = writes()?;
         scene.ask(&["set", "device", "d", setting])?.expect_code(0)?;
@@ -312,7 +320,8 @@ fn raised_limit_lets_held_requests_go_at_once(scene: &Scene) -> Result<()> {
 }
 
 fn stats_tell_what_was_let_through_and_what_waited(scene: &Scene) -> Result<()> {
-    // At 100 a second with 32 in flight each request waits 0.3 s; the group shows what its device does.
+    // At 100 operations a second and 32 in flight each request waits 0.32 s. The group shows the
+    // numbers of its only device.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 100 } }\n\
@@ -326,8 +335,9 @@ fn stats_tell_what_was_let_through_and_what_waited(scene: &Scene) -> Result<()> 
         let wait = row["wait"]["p50_ns"].as_f64().context("wait")? / 1e9;
         expect_all([expect_near("rate", rate, 100.0, 0.03), expect_near("median wait", wait, 0.32, 0.15)])?;
     }
-    // Each falls due 10 ms after the one before it and has a deadline of its own, unless the thread came so late that two went
-    // together; most of the time it is not even half as late.
+    // Each request is due 10 ms after the one before and has a deadline of its own, unless the
+    // thread is so late that two requests are dispatched together. Most dispatches are less than 5
+    // ms late.
     let (requests, late) = (&told["devices"][0]["requests"], &told["devices"][0]["lateness"]);
     eprintln!("          {requests} requests, lateness {late}");
     let (requests, deadlines) = (requests.as_u64().context("requests")?, late["count"].as_u64().context("lateness")?);

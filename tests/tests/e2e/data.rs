@@ -1,4 +1,4 @@
-//! What is written is what is read, on every backend.
+//! Data reads back as written, on every backend.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use crate::{Case, cases, has_zero_copy};
 
 const MIB: u64 = 1 << 20;
 
-/// The verifying jobs move some MiB.
+/// Time for a verifying job, which moves some MiB.
 const RUNTIME: Duration = Duration::from_secs(30);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -53,7 +53,7 @@ fn file_backend_keeps_data(scene: &Scene) -> Result<()> {
 }
 
 fn block_backend_that_must_wait_keeps_data(scene: &Scene) -> Result<()> {
-    // One that takes no request that may not wait (REQ_NOWAIT), as many a target of the device mapper.
+    // A dm-delay disk refuses requests with REQ_NOWAIT, as many device-mapper targets do.
     let mapped = Mapped::on_ram(64)?;
     mapped.become_all(Target::Delay(Duration::ZERO))?;
     for is_direct in [true, false] {
@@ -63,7 +63,7 @@ fn block_backend_that_must_wait_keeps_data(scene: &Scene) -> Result<()> {
 }
 
 fn file_data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
-    // O_DIRECT on ext4 insists on aligned buffers, offsets and lengths.
+    // O_DIRECT on ext4 needs aligned buffers, offsets and lengths.
     let disk = RamDisk::new(128)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
     let file = format!("file: {}, size: 64MiB, create: true", mount.point().join("disk.img").display());
@@ -82,19 +82,20 @@ fn block_data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
 }
 
 fn memory_data_is_kept_with_and_without_a_copy(scene: &Scene) -> Result<()> {
-    // Files on tmpfs are opened as memory is.
+    // A file on tmpfs is opened as a memory backend is.
     let tmpfs = Tmpfs::new(&scene.dir().join("tmpfs"), 80)?;
     keeps_data_in_each_way(scene, "memory: 64MiB")?;
     let file = tmpfs.point().join("disk.img");
     keeps_data_in_each_way(scene, &format!("file: {}, size: 64MiB, create: true", file.display()))
 }
 
-/// Each way through a kernel that has the choice; else `on` is refused, and nothing is left.
+/// Tests zero copy and copy where the kernel has both. Without zero copy, `on` is refused and
+/// nothing is left.
 fn keeps_data_in_each_way(scene: &Scene, backend: &str) -> Result<()> {
     let config =
         |word| format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2, zero-copy: {word} }}\n");
     let has = has_zero_copy(scene)?;
-    // What `auto` picks; the data of each way is tested below.
+    // `auto` takes zero copy if the kernel has it; the loop below tests the data of each way.
     let daemon = scene.start(&config("auto"))?;
     expect_transfer(scene, &[if has { "zero-copy" } else { "copy" }])?;
     daemon.stop()?;
@@ -110,13 +111,13 @@ fn keeps_data_in_each_way(scene: &Scene, backend: &str) -> Result<()> {
     Ok(())
 }
 
-/// Several block sizes, depths and queues on a device of 64 MiB with this backend.
+/// Tests several block sizes and depths on a device of 64 MiB with two queues and this backend.
 fn keeps_data(scene: &Scene, backend: &str) -> Result<()> {
     let config = format!("version: 1\ndevices:\n  d: {{ backend: {{ {backend} }}, queues: 2 }}\n");
     keeps_data_of(scene, &config, &["copy", "zero-copy"])
 }
 
-/// How data of the only device gets to the daemon: in one of these ways.
+/// Fails unless the transfer of the only device is one of these.
 fn expect_transfer(scene: &Scene, transfers: &[&str]) -> Result<()> {
     let listed = scene.listing()?;
     let transfer = listed["devices"][0]["transfer"].as_str().context("no transfer")?;
@@ -124,7 +125,7 @@ fn expect_transfer(scene: &Scene, transfers: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The same of device `d` of a configuration, whose data gets to the daemon in one of these ways.
+/// Like [`keeps_data`], for device `d` of a configuration, with one of these transfers.
 fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> {
     let daemon = scene.start(config)?;
     expect_transfer(scene, transfers)?;
@@ -139,7 +140,7 @@ fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> 
             .set("SIZE", size);
         let report = scene.fio(job)?.finish(RUNTIME).with_context(|| format!("{block} bytes at depth {depth}"))?;
         let bytes: u64 = report.jobs().iter().map(|job| job.bytes).sum();
-        // Two jobs, each written once and read once.
+        // Two jobs; each block is written once and read once.
         ensure!(bytes == 4 * size, "{block} bytes at depth {depth}: {bytes} bytes moved, expected {}", 4 * size);
     }
     let job = Job::new("odd-sizes-and-offsets-arrive-whole").set("DEVICE", device.node()).set("SIZE", 4 * MIB);
@@ -148,7 +149,7 @@ fn keeps_data_of(scene: &Scene, config: &str, transfers: &[&str]) -> Result<()> 
 }
 
 fn file_keeps_its_data_over_a_restart_of_the_daemon(scene: &Scene) -> Result<()> {
-    // SIGTERM, the file is complete, and the next daemon serves the same bytes.
+    // After SIGTERM the file is complete, and the next daemon serves the same bytes.
     let file = scene.dir().join("disk.img");
     let config = format!(
         "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 16MiB, create: true }}, queues: 2 }}\n",
@@ -167,8 +168,9 @@ fn file_keeps_its_data_over_a_restart_of_the_daemon(scene: &Scene) -> Result<()>
 }
 
 fn null_backend_reads_zeros(scene: &Scene) -> Result<()> {
-    // Never what was in a buffer before, which is that of all tags: 32 MiB come back as zeros, where something else was written and
-    // while it is, at once and where both are held (the reads that wait have been delivered before the writes that overtake them).
+    // All tags share one buffer, and a read must not return the bytes of an earlier write. 32 MiB
+    // read as zeros, after and during writes of non-zero bytes: without limits, and with reads and
+    // writes held (held reads were delivered before the writes that overtake them).
     let daemon = scene.start(
         "version: 1\ndevices:\n  d: { backend: { null: 1GiB } }\n  held: { backend: { null: 1GiB }, limits: { iops-read: 1000, iops-write: 1300 } }\n",
     )?;
@@ -198,7 +200,7 @@ fn f30_flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()>
     let stat = sysfs::stat(&device.disk)?;
     let flushes = *stat.get(15).context("no count of flushes")?;
     expect_all([
-        // Only the writes: fio counts its fsyncs apart.
+        // Writes only: fio counts its fsyncs separately.
         expect_near("writes a second", report.only()?.iops(4096), 100.0, 0.02),
         expect(flushes >= 700, || format!("the kernel sent {flushes} flushes for 800 fsyncs: {stat:?}")),
     ])?;
@@ -206,7 +208,7 @@ fn f30_flushes_reach_the_device_and_are_not_charged(scene: &Scene) -> Result<()>
 }
 
 fn f30_forced_unit_access_writes_arrive(scene: &Scene) -> Result<()> {
-    // O_SYNC writes succeed and read back right, on a file and in memory.
+    // O_SYNC writes succeed and read back correctly, on a file and in memory.
     let file = scene.dir().join("disk.img");
     let daemon = scene.start(&format!(
         "version: 1\ndevices:\n  f: {{ backend: {{ file: {}, size: 16MiB, create: true }} }}\n  m: {{ backend: {{ memory: 16MiB }} }}\n",
@@ -221,8 +223,9 @@ fn f30_forced_unit_access_writes_arrive(scene: &Scene) -> Result<()> {
 }
 
 fn discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt(scene: &Scene) -> Result<()> {
-    // 4 MiB of 0xa5; then discard the 2nd MiB, write zeros to the 3rd; on a file and in memory.
-    // On ext4: tmpfs cannot zero a range and keep it allocated, so a device there offers no write-zeroes.
+    // 4 MiB of 0xa5; then the 2nd MiB is discarded and parts of the 3rd and 4th are zeroed; on a
+    // file and in memory. The file is on ext4: tmpfs cannot zero a range and keep it allocated, so
+    // a device on tmpfs offers no write-zeroes.
     let disk = RamDisk::new(64)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
     let file = mount.point().join("disk.img");
@@ -244,7 +247,7 @@ fn discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt(scene: &Scene) 
         expected[2 << 20..(2 << 20) + (64 << 10)].fill(0);
         expect_content(&device, &expected).with_context(|| format!("{name} after blkdiscard --zeroout"))?;
 
-        // From inside a page to inside a page, and through fallocate: the kernel sends it as write-zeroes.
+        // Begin and end lie inside a page. The kernel sends the range as write-zeroes.
         scene.tool("fallocate", &["--punch-hole", "--offset", "3146240", "--length", "5120", node])?;
         expected[3_146_240..3_146_240 + 5120].fill(0);
         expect_content(&device, &expected).with_context(|| format!("{name} after fallocate --punch-hole"))?;
@@ -254,7 +257,7 @@ fn discarded_and_zeroed_ranges_read_zeros_and_the_rest_is_unhurt(scene: &Scene) 
 }
 
 fn discard_gives_space_back_to_the_file_system(scene: &Scene) -> Result<()> {
-    // A hole where the discard was: at most half a MiB of 8 is still allocated.
+    // A discard makes a hole in the file: of 8 MiB at most 0.5 MiB stay allocated.
     let file = scene.dir().join("disk.img");
     let daemon = scene.start(&format!(
         "version: 1\ndevices:\n  f: {{ backend: {{ file: {}, size: 16MiB, create: true }} }}\n",
@@ -272,7 +275,8 @@ fn discard_gives_space_back_to_the_file_system(scene: &Scene) -> Result<()> {
 }
 
 fn read_only_device_refuses_writes(scene: &Scene) -> Result<()> {
-    // Neither an open for writing nor a write gets through, and reads give the file's bytes.
+    // The kernel refuses an open for writing or the write itself; reads return the bytes of the
+    // file.
     let content: Vec<u8> = (0..1_u32 << 20).map(|at| (at >> 9) as u8).collect();
     let file = scene.dir().join("disk.img");
     fs::write(&file, &content)?;
@@ -294,7 +298,7 @@ fn read_only_device_refuses_writes(scene: &Scene) -> Result<()> {
 }
 
 fn device_has_the_size_of_its_file(scene: &Scene) -> Result<()> {
-    // Without `size` the file's own is taken.
+    // Without the key `size` the device takes the size of its file.
     let file = scene.dir().join("disk.img");
     File::create(&file)?.set_len(5 * MIB)?;
     let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ file: {} }} }}\n", file.display()))?;
@@ -303,7 +307,7 @@ fn device_has_the_size_of_its_file(scene: &Scene) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-/// Writes from the device's beginning and makes it durable.
+/// Writes from the beginning of the device, and flushes.
 fn write_all(device: &Device, content: &[u8]) -> Result<()> {
     let mut node = OpenOptions::new().write(true).open(&device.node)?;
     node.write_all(content)?;
@@ -311,7 +315,7 @@ fn write_all(device: &Device, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Compares the device's first bytes with `expected`, read anew from the device.
+/// Compares the first bytes of the device with `expected`, past the page cache.
 fn expect_content(device: &Device, expected: &[u8]) -> Result<()> {
     flush_page_cache(device)?;
     let mut found = vec![0; expected.len()];
@@ -323,9 +327,10 @@ fn expect_content(device: &Device, expected: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Writes back and forgets what the kernel has cached of all disks, so that reads reach the device.
+/// Writes the device's dirty pages back and drops the page cache of all disks, so that reads reach
+/// the device.
 fn flush_page_cache(device: &Device) -> Result<()> {
-    // A read-only node cannot be opened for writing, and need not be written back.
+    // A read-only node cannot be opened for writing and has no dirty pages.
     if let Ok(node) = OpenOptions::new().write(true).open(&device.node) {
         node.sync_all()?;
     }

@@ -1,8 +1,9 @@
-//! A device that goes waits for nobody: not for tokens, not for a backend that does not answer, not for who has it open.
+//! Removals wait neither for tokens, nor for a stalled backend, nor for processes that have the
+//! device open.
 //!
 //! ```text
-//!   dmsetup suspend   requests to the disk wait in the kernel, without an end and without an error
-//!   dmsetup resume    they are done after all
+//!   dmsetup suspend   requests to the disk wait in the kernel, without a limit and without an error
+//!   dmsetup resume    the kernel passes the waiting requests on
 //! ```
 
 use std::fs;
@@ -20,11 +21,11 @@ use ublk_throttle_tests::{sysfs, wait};
 use crate::measure::{Unmeasured, expect_within};
 use crate::{Case, WRITES, cases, has_zero_copy, let_run, load};
 
-/// Bound of any answer, whatever is stuck.
+/// Bound of an answer, also while a backend is stalled.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Bound of a removal under full load.
 const LOAD_LIMIT: Duration = Duration::from_secs(2);
-/// A command that has nothing to wait for.
+/// Bound of a command without anything to wait for.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -46,7 +47,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) -> Result<()> {
-    // Six devices of a group, each removed with 32 requests of its own in flight.
+    // Six devices of one group. Each removal happens with 32 requests of the device in flight.
     let names: Vec<String> = (0..6).map(|number| format!("d{number}")).collect();
     let devices: String =
         names.iter().map(|name| format!("  {name}: {{ backend: {{ null: 1GiB }}, group: g }}\n")).collect();
@@ -65,7 +66,8 @@ fn removals_under_load_one_after_the_other_take_two_seconds_each(scene: &Scene) 
 }
 
 fn forced_removal_of_an_open_device_says_who_keeps_its_id(scene: &Scene) -> Result<()> {
-    // A process that only has it open: the disk goes, its number stays with the process, and that is told by name.
+    // A process has the device open, and nothing more. The disk goes; its id stays reserved for the
+    // process, and the log names both.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 4MiB } }\n")?;
     let device = scene.device("d")?;
     let holder = fs::File::open(&device.node)?;
@@ -77,7 +79,7 @@ fn forced_removal_of_an_open_device_says_who_keeps_its_id(scene: &Scene) -> Resu
     daemon.stop().map(drop)
 }
 
-/// A device on a stalled disk with requests in flight to it, and one that has nothing to do with it.
+/// A device with requests in flight on a suspended disk, and an independent device.
 fn stalled(scene: &Scene, zero_copy: &str) -> Result<(Mapped, Daemon, Device, Fio)> {
     let disk = Mapped::on_ram(32)?;
     let daemon = scene.start(&stuck_and_other(&disk, zero_copy))?;
@@ -98,7 +100,7 @@ fn stuck_and_other(disk: &Mapped, zero_copy: &str) -> String {
     )
 }
 
-/// The rest of the daemon does not notice.
+/// Fails unless `list` and a read of the independent device take at most 1 s each.
 fn others_are_served(scene: &Scene) -> Result<()> {
     expect_within("list meanwhile", scene.ask(&["list"])?.expect_code(0)?.took, AT_ONCE)?;
     let begin = Instant::now();
@@ -107,7 +109,8 @@ fn others_are_served(scene: &Scene) -> Result<()> {
 }
 
 fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene) -> Result<()> {
-    // What the backend has had for 3 s gets EIO; the disk goes, the lock of its backend stays until the backend answers.
+    // Requests that the backend has had for 3 s end with EIO. The disk goes; the backend stays
+    // locked until it has answered.
     let (disk, daemon, device, fio) = stalled(scene, "off")?;
     let del = scene.begin_ask(&["del", "--force", "stuck"])?;
     others_are_served(scene)?;
@@ -123,14 +126,15 @@ fn forced_removal_does_not_wait_for_a_backend_that_does_not_answer(scene: &Scene
 }
 
 fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Scene) -> Result<()> {
-    // Not forced: what is dirty is not given up, but whoever asked is told in time what it waits for; and a forced removal
-    // that joins does not wait.
+    // `del` without `--force` does not give up dirty data: the answer names in time the wait for
+    // the backend. A forced `del` that joins the removal does not wait.
     for force in [false, true] {
         let disk = Mapped::on_ram(32)?;
         let daemon = scene.start(&stuck_and_other(&disk, "off"))?;
         let device = scene.device("stuck")?;
         disk.suspend()?;
-        // Closes it with dirty pages, and waits there for them: nobody has it open any more, and yet there is something to lose.
+        // dd closes the device with dirty pages, and close waits for their write-back. No process
+        // has the device open any more, but its dirty data could be lost.
         let to = format!("of={}", device.node());
         let writer = scene.begin_tool("dd", &["if=/dev/zero", &to, "bs=64k", "count=4", "conv=notrunc"])?;
         let_run(1);
@@ -153,7 +157,8 @@ fn removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on(scene: &Sce
 }
 
 fn f69_del_waits_as_long_as_its_timeout_says(scene: &Scene) -> Result<()> {
-    // Longer and shorter than without a word, and what it waits for is told each time.
+    // The limit is shorter (1 s) and longer (8 s) than the default of 4.5 s. Each answer names the
+    // wait.
     let disk = Mapped::on_ram(32)?;
     let daemon = scene.start(&stuck_and_other(&disk, "off"))?;
     let device = scene.device("stuck")?;
@@ -169,7 +174,7 @@ fn f69_del_waits_as_long_as_its_timeout_says(scene: &Scene) -> Result<()> {
         ensure!(told.took >= limit, "the answer came after {:?}, before {limit:?}", told.took);
         expect_within("the answer", told.took, limit + AT_ONCE)?;
     }
-    // One that waits while the backend begins to answer hears that the device is gone.
+    // The backend answers during this `del`: it ends with 0, and the device is gone.
     let del = scene.begin_ask(&["del", "--timeout", "20s", "stuck"])?;
     let_run(6);
     disk.resume()?;
@@ -180,8 +185,9 @@ fn f69_del_waits_as_long_as_its_timeout_says(scene: &Scene) -> Result<()> {
 }
 
 fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: &Scene) -> Result<()> {
-    // The backend has the pages of the client itself, and no kernel takes those away from it: whoever removes the device hears in
-    // time what it waits for, the others are served, and it is gone as soon as the backend answers.
+    // With zero copy the backend works on the client's own pages, which no kernel can take away
+    // from it. The answer to `del` names in time the wait for the backend, the independent device
+    // is served, and the removal ends as soon as the backend answers.
     if !has_zero_copy(scene)? {
         bail!(Unmeasured::Kernel("this kernel has no zero copy".into()));
     }
@@ -198,7 +204,8 @@ fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: 
 }
 
 fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> Result<()> {
-    // The disk is gone in time; the process itself has to wait for the kernel, which has its requests.
+    // The disk is gone in time. The process ends later, as it waits for the kernel, which still has
+    // its requests.
     let (disk, mut daemon, device, fio) = stalled(scene, "off")?;
     let begin = Instant::now();
     daemon.signal(Signal::SIGTERM)?;
@@ -212,7 +219,8 @@ fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> R
 }
 
 fn removal_by_another_client_does_not_wait_for_a_stalled_backend(scene: &Scene) -> Result<()> {
-    // DEL by another client holds a lock of all ublk devices: it must end although our backend never answers.
+    // DEL by another client holds a lock of all ublk devices: it must end even if our backend never
+    // answers.
     let (disk, daemon, device, fio) = stalled(scene, "off")?;
     let begin = Instant::now();
     let del = scene.begin_tool("rublk", &["del", "-n", &device.id.to_string()])?;

@@ -1,13 +1,15 @@
-//! Who gets how much of a shared limit: by bytes, whatever the sizes, depths and directions; by weight; at each level.
+//! Shares of a common limit: equal bytes for all sizes, depths and directions; by weight; at each
+//! level.
 //!
 //! ```text
-//!   job a   |..settle..|################ 8 s ################|..   bytes that completed in the window, out of fio's logs
-//!   job b      |..settle|################ 8 s ################|.   the same window for all, inside all of them
-//!                       └ 1.5 s after the last of them began
+//!   job a   |..settle..|################ 5 s ################|..   bytes completed in the window, from fio's logs
+//!   job b      |..settle|################ 5 s ################|.   one window for all jobs, while all of them run
+//!                       └ 1.5 s after the last job began
 //! ```
 //!
-//! Not out of fio's report: each job of that has a window of its own, which ends with its own last request; large ones that
-//! are in flight when the other jobs have ended go at the whole rate, and are counted.
+//! fio's report is not used: it counts each job over an interval of its own, up to the job's last
+//! completion. Large requests in flight after the end of the remaining jobs get the whole rate, and
+//! the report counts them.
 
 use std::time::Duration;
 
@@ -19,14 +21,14 @@ use ublk_throttle_tests::scene::Scene;
 use crate::measure::{expect, expect_all, expect_at_least, expect_near};
 use crate::{Case, cases};
 
-/// What the jobs run for.
+/// Time allowed for the jobs, which run for 8 s.
 const RUNTIME: Duration = Duration::from_secs(12);
 
-/// From the first completion of the last job: the credit of 100 ms that is there at the start, and what a job could run ahead
-/// while it was alone, are used up.
+/// From the first completion of the last job. After that time the initial credit (0.1 s of the
+/// rate) and the advance of a job that ran alone are used up.
 const SETTLE_MS: u64 = 1500;
 
-/// What is measured.
+/// The measured interval.
 const WINDOW_MS: u64 = 5000;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -43,7 +45,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn small_and_large_requests_share_bytes_equally(scene: &Scene) -> Result<()> {
-    // 4 KiB against 64 KiB, both 32 deep.
+    // 4 KiB against 64 KiB, both at depth 32.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { bps-total: 10MB/s } }\n\
@@ -58,7 +60,7 @@ fn small_and_large_requests_share_bytes_equally(scene: &Scene) -> Result<()> {
 }
 
 fn small_reads_and_large_writes_of_two_devices_share_bytes_equally(scene: &Scene) -> Result<()> {
-    // Two members of a group, each with one direction.
+    // Two members of a group, a reader and a writer.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { bps-total: 10MB/s } }\n\
@@ -69,7 +71,7 @@ fn small_reads_and_large_writes_of_two_devices_share_bytes_equally(scene: &Scene
 }
 
 fn small_reads_and_large_writes_of_one_device_share_bytes_equally(scene: &Scene) -> Result<()> {
-    // The two lines of one member, under a limit of its own.
+    // The two directions of one member, under a limit of its own.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  d: { backend: { null: 1GiB }, limits: { bps-total: 10MB/s } }\n",
@@ -87,7 +89,8 @@ fn expect_reads_and_writes_equal(scene: &Scene, reads_on: &str, writes_on: &str)
 }
 
 fn one_request_at_a_time_gets_as_much_as_thirty_two(scene: &Scene) -> Result<()> {
-    // Who waits for each answer before asking again has nothing in line when its turn comes, and is owed it all the same.
+    // The client of depth 1 has no request waiting when its turn comes; the group owes it that
+    // turn.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 400 } }\n\
@@ -102,7 +105,7 @@ fn one_request_at_a_time_gets_as_much_as_thirty_two(scene: &Scene) -> Result<()>
 }
 
 fn shares_follow_weights_whatever_the_sizes(scene: &Scene) -> Result<()> {
-    // 1 : 2 : 4, the lightest with the largest requests.
+    // Weights 1 : 2 : 4; the device with the smallest weight has the largest requests.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { bps-total: 21MB/s } }\n\
@@ -125,7 +128,8 @@ fn shares_follow_weights_whatever_the_sizes(scene: &Scene) -> Result<()> {
 }
 
 fn shares_hold_at_each_level_of_groups(scene: &Scene) -> Result<()> {
-    // The tenant's share depends neither on how many devices it has nor on their weights: those count inside it.
+    // The tenant's share is independent of the number and the weights of its devices: those count
+    // inside the tenant.
     let daemon = scene.start(&rack(""))?;
     let [small, large, beside] = bytes_per_second(scene, rack_job(scene, "shares-hold-at-each-level")?)?;
     expect_all([
@@ -138,7 +142,7 @@ fn shares_hold_at_each_level_of_groups(scene: &Scene) -> Result<()> {
 }
 
 fn cap_on_a_tenant_holds_and_the_rest_is_lent(scene: &Scene) -> Result<()> {
-    // 4 of the 8 MB/s that its weight would give it.
+    // The cap is 4 MB/s of the 8 MB/s that the tenant's weight allows.
     let daemon = scene.start(&rack(", limits: { bps-total: 4MB/s }"))?;
     let [small, large, beside] =
         bytes_per_second(scene, rack_job(scene, "cap-on-a-tenant-holds-and-the-rest-is-lent")?)?;
@@ -151,8 +155,9 @@ fn cap_on_a_tenant_holds_and_the_rest_is_lent(scene: &Scene) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-/// A rack of 12 MB/s with a tenant (two shares, of which one device has a quarter and one the rest) and a device beside it (one
-/// share); `more` is said of the tenant.
+/// A rack of 12 MB/s with a tenant of weight 200 and a device `beside` of weight 100 (8 and 4
+/// MB/s). In the tenant, `small` has a quarter and `large` three quarters. `more` is appended to
+/// the tenant's keys.
 fn rack(more: &str) -> String {
     format!(
         "version: 1\n\
@@ -170,7 +175,8 @@ fn rack_job(scene: &Scene, claim: &str) -> Result<Job> {
         .set("DEVICE_BESIDE", scene.device("beside")?.node()))
 }
 
-/// Runs the jobs of a file and returns what each moved over the same window, in the file's order.
+/// Runs the jobs of a file and returns the bytes per second of each over one window, in the order
+/// of the file.
 fn bytes_per_second<const JOBS: usize>(scene: &Scene, job: Job) -> Result<[f64; JOBS]> {
     let log = scene.dir().join("completions");
     scene.fio(job.set("LOG", log.display()))?.finish(RUNTIME)?;
@@ -190,7 +196,8 @@ pub(crate) fn expect_jain(shares: &[f64], least: f64) -> Result<()> {
     expect_at_least(format!("shares {parts}, Jain's index"), index, least)
 }
 
-/// The square of the sum over n times the sum of the squares: 1 if all get the same, 1/n if one gets all.
+/// Jain's index: the square of the sum over n times the sum of the squares. 1 for equal shares, 1/n
+/// if one member gets all.
 fn jain(shares: &[f64]) -> f64 {
     let sum: f64 = shares.iter().sum();
     let squares: f64 = shares.iter().map(|share| share * share).sum();

@@ -1,4 +1,5 @@
-//! Faults of those who talk to the daemon, and of the places where it keeps what is its own.
+//! Faults of clients of the control socket, and of the state directory, the log and the paths of
+//! the daemon.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -25,7 +26,7 @@ use ublk_throttle_tests::wait;
 use crate::measure::{expect_all, expect_in_time, expect_limit_held, expect_near, expect_within};
 use crate::{Case, READS, cases, completions, let_run, load, now_ms};
 
-/// A client that behaves gets its answer within this, whatever others do.
+/// Bound of the answer to a well-behaved client, beside any number of clients that misbehave.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -54,7 +55,7 @@ fn ping() -> Value {
     json!({"id": 1, "cmd": "ping"})
 }
 
-/// A new client, its question and the answer: how long that took, at most [`ANSWER_LIMIT`].
+/// Connects a new client and sends a ping; fails unless the answer arrives within [`ANSWER_LIMIT`].
 fn expect_answer(scene: &Scene, what: &str) -> Result<()> {
     let begin = Instant::now();
     scene.connect()?.must(&ping(), Duration::from_secs(10)).with_context(|| what.to_owned())?;
@@ -62,11 +63,12 @@ fn expect_answer(scene: &Scene, what: &str) -> Result<()> {
     expect_in_time(format!("{what}: the answer to another client"), took, ANSWER_LIMIT)
 }
 
-/// One device in memory.
+/// A configuration with one device of memory.
 const ONE: &str = "version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n";
 
 fn f11_a_reload_during_a_burst_leaves_others_without_a_gap(scene: &Scene) -> Result<()> {
-    // 500 a second on a device that the new file leaves as it is: no gap above 50 ms, no request more for it; the changes hold.
+    // A load of 500/s on a device that the reload does not change: no gap above 50 ms and no
+    // request beyond the limit. The changes of the reload are in force.
     let config = |other: u32, more: &str| {
         format!(
             "version: 1\n\
@@ -109,7 +111,8 @@ fn f11_a_reload_during_a_burst_leaves_others_without_a_gap(scene: &Scene) -> Res
 }
 
 fn f32_clients_that_misbehave_hold_up_nobody(scene: &Scene) -> Result<()> {
-    // Gone at any byte, half closed, never reading, idle by the hundred, flooding, lines without end: others are answered.
+    // Clients leave after any byte, close their sending half, never read, idle by the hundred,
+    // flood, or send lines without an end. A well-behaved client is answered beside each of them.
     let daemon = scene.start(ONE)?;
     let idle = (0..300).map(|_| scene.connect()).collect::<Result<Vec<_>>>()?;
     let idle_since = Instant::now();
@@ -140,7 +143,7 @@ fn f32_clients_that_misbehave_hold_up_nobody(scene: &Scene) -> Result<()> {
     ensure!(endless.line(ANSWER_LIMIT)?.is_none(), "a client with an endless line may go on");
     expect_answer(scene, "a line of 2 MiB")?;
 
-    // Nobody may be idle for ever: 30 s.
+    // The daemon closes idle connections after 30 s.
     for mut client in idle {
         let left = Duration::from_secs(35).saturating_sub(idle_since.elapsed());
         let said = client.line(left.max(Duration::from_secs(1))).context("an idle client after 35 s")?;
@@ -152,7 +155,7 @@ fn f32_clients_that_misbehave_hold_up_nobody(scene: &Scene) -> Result<()> {
 }
 
 fn f32_a_command_is_carried_through_although_its_client_left(scene: &Scene) -> Result<()> {
-    // The removal is not undone because nobody waits for its answer.
+    // The removal is carried through although its client has left before the answer.
     let daemon = scene.start(ONE)?;
     let device = scene.device("d")?;
     scene.connect()?.send(b"{\"id\":1,\"cmd\":\"del\",\"device\":\"d\"}\n", ANSWER_LIMIT)?;
@@ -162,7 +165,8 @@ fn f32_a_command_is_carried_through_although_its_client_left(scene: &Scene) -> R
 }
 
 fn f33_garbage_gets_one_error_and_no_panic(scene: &Scene) -> Result<()> {
-    // One answer of class E-PROTOCOL a line, with the id where one can be read; the connection lives or is closed.
+    // One answer of class E-PROTOCOL per line, with the id if the line contains one. The connection
+    // stays open or is closed.
     let mut daemon = scene.start(ONE)?;
     let deep = "[".repeat(200_000);
     let deep_object = "{\"cmd\":".repeat(100_000);
@@ -204,7 +208,8 @@ fn f33_garbage_gets_one_error_and_no_panic(scene: &Scene) -> Result<()> {
 }
 
 fn f34_commands_that_conflict_each_get_a_definite_answer(scene: &Scene) -> Result<()> {
-    // Both at the same time: one wins (0), the other joins (0), is refused (5) or no longer finds it (1); never both undone.
+    // Two commands at the same time: one succeeds (0); the second joins (0), is refused (5) or
+    // finds no device (1). At least one of the two succeeds.
     let daemon = scene.start(
         "version: 1\ngroups:\n  g: { limits: { iops-total: 100 } }\ndevices:\n  stays: { backend: { memory: 1MiB } }\n",
     )?;
@@ -230,7 +235,7 @@ fn f34_commands_that_conflict_each_get_a_definite_answer(scene: &Scene) -> Resul
         if one[0] == "add" && other[0] == "add" {
             ensure!(codes.contains(&Some(5)), "two devices of one name:\n{}{}", both[0], both[1]);
         }
-        // Whatever came of it, the name is free for the next.
+        // The name is free for the next pair after any outcome.
         let _ = scene.ask(&["del", "x", "--force"])?;
         ensure!(scene.device("x").is_err() && scene.device("stays")?.node.exists(), "not what was asked for");
     }
@@ -238,7 +243,8 @@ fn f34_commands_that_conflict_each_get_a_definite_answer(scene: &Scene) -> Resul
 }
 
 fn f47_a_group_in_use_is_not_removed(scene: &Scene) -> Result<()> {
-    // Exit 5 with the member's name; a reload that moves all members and drops the group is one transaction, and allowed.
+    // Exit 5 with the member's name. A reload that moves all members and drops the group is one
+    // transaction, and allowed.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  old: { limits: { iops-total: 100 } }\n  new: { limits: { iops-total: 200 } }\n\
@@ -259,7 +265,8 @@ fn f47_a_group_in_use_is_not_removed(scene: &Scene) -> Result<()> {
 }
 
 fn f51_a_full_state_directory_stops_no_device(scene: &Scene) -> Result<()> {
-    // What cannot be written down is told by W-STATE; the devices serve, come and go.
+    // W-STATE in the log reports that state cannot be written; devices serve, and can be added and
+    // removed.
     let tmpfs = Tmpfs::new(&scene.state_dir(), 1)?;
     fs::set_permissions(tmpfs.point(), fs::Permissions::from_mode(0o750))?;
     let daemon = scene.start(ONE)?;
@@ -277,7 +284,7 @@ fn f51_a_full_state_directory_stops_no_device(scene: &Scene) -> Result<()> {
 }
 
 fn f51_a_state_file_that_cannot_be_read_is_named(scene: &Scene) -> Result<()> {
-    // Exit 1, the path, and what to do; never a guess at what it may have meant.
+    // Exit 1, the path and a remedy: the state is never guessed from a damaged file.
     let mut daemon = scene.start(ONE)?;
     let file = scene.state_dir().join("d.device.json");
     let sound = fs::read_to_string(&file).context("the device's state file")?;
@@ -296,7 +303,8 @@ fn f51_a_state_file_that_cannot_be_read_is_named(scene: &Scene) -> Result<()> {
 }
 
 fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
-    // stderr on a full disk, on a pipe that nobody reads any more, closed: the daemon starts, serves and ends.
+    // The log (stdout and stderr) is a full disk, a pipe without a reader, or closed: the daemon
+    // starts, serves and ends.
     let config = scene.write("config.yaml", ONE)?;
     let config = config.to_str().context("path")?;
     for sink in [">/dev/full 2>&1", "> >(true) 2>&1", ">&- 2>&-"] {
@@ -306,7 +314,8 @@ fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
             .with_context(|| sink.to_owned())?;
         let direct = Direct::open(&scene.device("d")?.node)?;
         direct.write(0, 4096, 0xa5)?;
-        // Its only device serves a moment before the daemon says that it is ready, which cannot be read here.
+        // The only device serves a moment before the daemon is ready, and the line `ready` cannot
+        // be read here.
         wait::until("ready", Duration::from_secs(5), || {
             Ok(scene.ask(&["add", "more", "--memory", "1MiB"])?.expect_code(0).ok())
         })
@@ -322,7 +331,8 @@ fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
 }
 
 fn f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone(scene: &Scene) -> Result<()> {
-    // Exit 6, and what is there is as it was: a link, a FIFO, a file at the socket and the lock; a directory for everybody.
+    // Exit 6 and no change for a link, a FIFO or a file at the socket, a link or a FIFO at the
+    // lock, and a state directory that everyone may write to.
     let config = scene.write("config.yaml", ONE)?;
     let config = config.to_str().context("path")?;
     let precious = scene.write("precious", "precious")?;
@@ -362,14 +372,15 @@ fn f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone(scene: &Scene) ->
     fs::set_permissions(scene.state_dir(), fs::Permissions::from_mode(0o777))?;
     refused("a state directory that everybody may write")?;
     fs::set_permissions(scene.state_dir(), fs::Permissions::from_mode(0o750))?;
-    // Our own socket that a killed daemon left is in nobody's way.
+    // The daemon's own socket, left by a killed daemon, does not block a start.
     drop(std::os::unix::net::UnixListener::bind(scene.socket())?);
     scene.start(ONE)?.stop().map(drop)
 }
 
 fn f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload(scene: &Scene) -> Result<()> {
-    // A user that may write the directory of `--socket` moves the socket away: the daemon changes its socket, not root's file, and
-    // does not remove what is there instead.
+    // A user with write access to the directory of `--socket` renames the socket and puts a link in
+    // its place. The reload changes the mode and group of the daemon's own socket, not of root's
+    // file behind the link; the end of the daemon does not remove the link.
     let mut daemon = scene.start(&format!("control: {{ group: 1 }}\n{ONE}"))?;
     let config = daemon.config().to_owned();
     let (socket, away, precious) = (scene.socket(), scene.dir().join("away"), scene.write("precious", "precious")?);
@@ -394,7 +405,8 @@ fn f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload(scene: &Scene) 
 }
 
 fn f85_paths_that_would_lead_to_another_file_are_refused(scene: &Scene) -> Result<()> {
-    // A path that JSON cannot carry, of a device and of a configuration; a link of another user. Nothing is made, nothing changes.
+    // Paths that JSON cannot carry (of a backend and of a configuration) and a link of another user
+    // are refused; no file or device is made.
     let daemon = scene.start(ONE)?;
     let name = OsStr::from_bytes(b"vol\xff.img");
     let path = scene.dir().join(name);
@@ -418,7 +430,8 @@ fn f85_paths_that_would_lead_to_another_file_are_refused(scene: &Scene) -> Resul
 }
 
 fn f54_readers_of_the_group_may_look_and_not_touch(scene: &Scene) -> Result<()> {
-    // The group of the configuration: list and stats, nothing that changes; others not even that.
+    // Members of the configured group may use list and stats, and no command that changes a device.
+    // Users outside the group are refused both.
     let daemon = scene.start(&format!("{ONE}control: {{ group: games }}\n"))?;
     let member = ["setpriv", "--reuid=65534", "--regid=games", "--clear-groups"];
     let other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
@@ -437,7 +450,8 @@ fn f54_readers_of_the_group_may_look_and_not_touch(scene: &Scene) -> Result<()> 
 }
 
 fn f54_passed_descriptors_are_not_kept(scene: &Scene) -> Result<()> {
-    // 64 descriptors sent along with questions: answered as ever, and the daemon has none of them.
+    // 64 descriptors sent along with questions: each question is answered, and the daemon keeps no
+    // descriptor.
     let daemon = scene.start(ONE)?;
     expect_answer(scene, "before")?;
     let before = Holdings::of(daemon.pid())?.descriptors;

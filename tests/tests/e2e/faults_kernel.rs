@@ -1,4 +1,5 @@
-//! Faults of the kernel and of processes: holders of a disk, signals, drivers that are missing, ids and limits that are taken.
+//! Faults of the kernel and of processes: holders of a disk, signals, missing drivers, taken ids,
+//! exhausted limits.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -23,7 +24,7 @@ use crate::{Case, WRITES, cases, load};
 
 const MIB: u64 = 1 << 20;
 
-/// Every command answers within this, whatever state a device or the daemon is in.
+/// Bound of the answer to every command, in any state of a device or of the daemon.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -49,7 +50,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused(scene: &Scene) -> Result<()> {
-    // Exit 5 with the kind of holder; I/O goes on; once nobody holds it, del succeeds.
+    // Exit 5 with the kind of holder, and I/O continues. Without a holder `del` succeeds.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
     let device = scene.device("d")?;
     scene.tool("mkswap", &[device.node()])?;
@@ -72,7 +73,8 @@ fn f03_del_of_a_disk_that_is_swap_or_below_another_disk_is_refused(scene: &Scene
 }
 
 fn f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id(scene: &Scene) -> Result<()> {
-    // Exit 0 within the limit; the disk is gone, its number stays with the mount and that is said; then it is free.
+    // Exit 0 within the limit. The disk is gone; its id stays with the mount, and `del` names both.
+    // After the unmount the id is free.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 32MiB } }\n")?;
     let device = scene.device("d")?;
     let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;
@@ -91,7 +93,8 @@ fn f03_forced_del_of_a_mounted_device_tells_who_keeps_its_id(scene: &Scene) -> R
 }
 
 fn f07_commands_to_a_stopped_daemon_end_with_7(scene: &Scene) -> Result<()> {
-    // SIGSTOP: each command gives up within 5 s; after SIGCONT they work again.
+    // During SIGSTOP each command gives up within 5 s with exit 7; after SIGCONT commands work
+    // again.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     daemon.signal(Signal::SIGSTOP)?;
     let commands: [&[&str]; 2] = [&["list"], &["del", "d"]];
@@ -106,7 +109,8 @@ fn f07_commands_to_a_stopped_daemon_end_with_7(scene: &Scene) -> Result<()> {
 }
 
 fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Result<()> {
-    // What a panic in any thread does, as panics abort: no half-dead daemon, and each request of its devices ends.
+    // SIGABRT stands for a panic in any thread, as panics abort: the whole process ends, and each
+    // request of its devices ends.
     let mut daemon = scene.start(
         "version: 1\n\
          devices:\n  a: { backend: { null: 1GiB }, limits: { iops-total: 1 }, on-crash: fail }\n  b: { backend: { memory: 16MiB } }\n",
@@ -126,7 +130,7 @@ fn f09_a_daemon_that_aborts_under_load_ends_every_request(scene: &Scene) -> Resu
     scene.expect_nothing_left()
 }
 
-/// The driver, away until dropped.
+/// Unloads the driver; the drop loads it again.
 struct DriverGone;
 
 impl DriverGone {
@@ -147,7 +151,8 @@ impl Drop for DriverGone {
 }
 
 fn f12_without_the_driver_or_its_rings_run_says_what_to_do(scene: &Scene) -> Result<()> {
-    // Exit 1 with the line that cures it, nothing made; a configuration can be checked all the same.
+    // Exit 1 with the command that repairs it, and nothing is made. `check` works without driver
+    // and io_uring.
     let config = scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let config = config.to_str().context("path")?;
     let nothing_made = || ensure_no(scene.socket().exists(), "a socket was made");
@@ -171,7 +176,8 @@ fn f12_without_the_driver_or_its_rings_run_says_what_to_do(scene: &Scene) -> Res
 }
 
 fn f84_an_add_that_the_driver_refuses_to_root_is_not_told_to_run_as_root(scene: &Scene) -> Result<()> {
-    // A driver of before Linux 6.15 refuses root above `ublks_max` with EACCES, and later ones do not count root's devices.
+    // Drivers before Linux 6.15 refuse even root's device above `ublks_max`, with EACCES; later
+    // drivers do not count root's devices.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     {
         let bound = "/sys/module/ublk_drv/parameters/ublks_max";
@@ -191,7 +197,8 @@ fn ensure_no(found: bool, what: &str) -> Result<()> {
 }
 
 fn f13_what_the_kernel_lacks_is_said_and_the_rest_works(scene: &Scene) -> Result<()> {
-    // Resizing needs UPDATE_SIZE (6.16): with it the disk is larger at once, without it exit 3 and the device as it was.
+    // A resize needs UPDATE_SIZE (Linux 6.16). With it the disk is larger at once; without it: exit
+    // 3, and the device keeps its size.
     let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
     let features = features["features"].as_array().context("no features")?;
     let offered = features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true);
@@ -215,7 +222,8 @@ fn f13_what_the_kernel_lacks_is_said_and_the_rest_works(scene: &Scene) -> Result
 }
 
 fn f79_a_disk_gets_smaller_only_when_told(scene: &Scene) -> Result<()> {
-    // Made larger than the file says: neither a reload nor a new daemon cuts it, and what else the reload says is not done either.
+    // `set` has made the device larger than the configuration says. A reload and a new daemon do
+    // not cut it; the refused reload changes no limit either.
     let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
     let features = features["features"].as_array().context("no features")?;
     if !features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true) {
@@ -252,14 +260,14 @@ fn f79_a_disk_gets_smaller_only_when_told(scene: &Scene) -> Result<()> {
     scene.ask(&["reload", "other.yaml", "--allow-shrink"])?.expect_code(0)?;
     expect_size(8 * MIB)?;
     daemon.stop()?;
-    // The file stays as long as it was, and a device made anew is of the size that is said.
+    // The backing file keeps its length, but a new device takes the size of the configuration.
     let daemon = scene.start(&config(1000))?;
     daemon.wait_for_log("W-SIZE", Duration::from_secs(5))?;
     daemon.stop().map(drop)
 }
 
 fn f14_commands_of_an_unprivileged_user_are_refused(scene: &Scene) -> Result<()> {
-    // `nobody` on root's socket: exit 6, nothing changed.
+    // An unprivileged user (uid 65534) on root's socket: exit 6, no change.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let commands: [&[&str]; 2] = [&["list"], &["del", "d"]];
@@ -271,7 +279,8 @@ fn f14_commands_of_an_unprivileged_user_are_refused(scene: &Scene) -> Result<()>
 }
 
 fn f16_an_id_of_other_software_is_refused_and_another_one_picked(scene: &Scene) -> Result<()> {
-    // rublk has 7: exit 5 with its pid, its device unhurt; without an id of ours there is another.
+    // rublk has id 7: exit 5 with rublk's pid, and its device is intact. Without an id in the
+    // configuration another id is picked.
     scene.tool("rublk", &["add", "null", "-n", "7"])?;
     scene.write("wrong.yaml", "version: 1\ndevices:\n  d: { id: 7, backend: { null: 1MiB } }\n")?;
     let refused = scene.ask(&["run", "wrong.yaml"])?;
@@ -287,7 +296,8 @@ fn f16_an_id_of_other_software_is_refused_and_another_one_picked(scene: &Scene) 
 }
 
 fn f18_a_node_that_does_not_appear_is_told_and_rolled_back(scene: &Scene) -> Result<()> {
-    // A /dev in which nobody makes nodes: exit 1 with the node's name after 5 s at most, and no device left.
+    // In a /dev without a daemon that makes nodes: exit 1 with the name of the node after at most 5
+    // s, and no device is left.
     scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let dev = scene.dir().join("dev");
     fs::create_dir(&dev)?;
@@ -303,7 +313,8 @@ fn f18_a_node_that_does_not_appear_is_told_and_rolled_back(scene: &Scene) -> Res
 }
 
 fn f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on(scene: &Scene) -> Result<()> {
-    // 64 descriptors: the device for which there are none left is refused with the limit's name, and those made before serve.
+    // With 64 descriptors, the first device without one is refused with the name of the limit;
+    // earlier devices serve.
     let daemon = scene.start_under(
         &["prlimit", "--nofile=64:64"],
         "version: 1\ndevices:\n  first: { backend: { memory: 1MiB } }\n",
@@ -326,7 +337,8 @@ fn f20_out_of_descriptors_an_add_is_refused_and_devices_serve_on(scene: &Scene) 
         ensure!(Direct::open(&scene.device(&format!("more-{made}"))?.node)?.holds(0, 4096, 0)?, "more-{made} is hurt");
     }
     ensure!(scene.device(&format!("more-{number}")).is_err(), "the refused device has a name");
-    // What was taken for the refused one is given back: with one device less there is room again.
+    // The refused device gives its descriptors back: after the removal of one device there is room
+    // for a new one.
     scene.ask(&["del", "more-0"])?.expect_code(0)?;
     scene.ask(&["add", "again", "--memory", "1MiB"])?.expect_code(0)?;
     drop(first);

@@ -1,4 +1,4 @@
-//! Faults of the machine below everything: a wall clock that jumps, CPUs that others have.
+//! Faults of the machine: a wall clock that jumps, CPUs that are busy.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -22,7 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
     clock.into_iter().chain(cpu).collect()
 }
 
-/// The wall clock, moved by whole years until dropped.
+/// The wall clock, moved by whole years; the drop restores it.
 struct Jump {
     real: SystemTime,
     since: Instant,
@@ -33,7 +33,7 @@ impl Jump {
         Self { real: SystemTime::now(), since: Instant::now() }
     }
 
-    /// Sets the clock `years` beside what it would be.
+    /// Sets the clock to the real time plus `years`.
     fn to(&self, years: i64) -> Result<()> {
         let now = (self.real + self.since.elapsed()).duration_since(UNIX_EPOCH)?;
         let seconds = i64::try_from(now.as_secs())? + years * 365 * 86_400;
@@ -49,7 +49,8 @@ impl Drop for Jump {
 }
 
 fn f41_a_wall_clock_that_jumps_by_years_changes_no_rate(scene: &Scene) -> Result<()> {
-    // Ten years ahead, then ten years back: 100 a second before, between and after, and no request more.
+    // The clock jumps ten years ahead, then ten years behind: 100 operations a second before,
+    // between and after.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 100 } }\n",
@@ -67,7 +68,7 @@ fn f41_a_wall_clock_that_jumps_by_years_changes_no_rate(scene: &Scene) -> Result
     load.stop()?;
     drop(jump);
     daemon.stop()?;
-    // fio took the wall clock once, at its start, and counts on from there by the monotonic one.
+    // fio reads the wall clock once, at its start, and advances it by the monotonic clock.
     let done = completions(scene, &device)?;
     expect_all(
         [0, 2000, 4000]
@@ -76,9 +77,9 @@ fn f41_a_wall_clock_that_jumps_by_years_changes_no_rate(scene: &Scene) -> Result
 }
 
 fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result<()> {
-    // The daemon at nice 5 beside two busy loops on each CPU. Its weight (335 beside 2 x 1024) gives it a 7th of a CPU,
-    // and its threads wake up some 20 ms late. A limit has 100 ms in hand, so no rate is lost, and no more than that is
-    // saved up.
+    // The daemon runs at nice 5 beside two busy loops on each CPU. Its weight (335 beside 2 x 1024)
+    // gives it a 7th of a CPU, and its threads wake up about 20 ms late. A limit has 100 ms in
+    // hand, so no rate is lost, and no more than that is saved up.
     let daemon = scene.start_under(
         &["nice", "-n", "5"],
         "version: 1\n\
@@ -98,9 +99,11 @@ fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result
     })?;
     drop(busy);
     let shares = [report.job("a")?.iops(4096), report.job("b")?.iops(4096)];
-    // At most 43.5 above the rate in any spell. A limit 3 % too high lets 12 a second more through: 84 in 7 s, and the
-    // capacity. The first 40 go at once, so a whole spell has at least 400 a second, less 1 % (29 of 2900) for the two
-    // looks that bound it. A limit 3 % too low has 84 - 40 = 44 fewer, and the looks as well.
+    // Upper bound: 43.5 operations above the rate in any interval. A limit 3 % too high lets 12 a
+    // second more through: 84 in 7 s, and the capacity. Lower bound: the first 40 operations go at
+    // once, so a whole interval has at least 400 a second, less 1 % (29 of 2900) for the two polls
+    // that bound it. A limit 3 % too low has 84 - 40 = 44 fewer, and the share of the polls as
+    // well.
     expect_all([
         expect_limit_held("without CPU", spell.reads, 400.0, spell.seconds, 0),
         expect_at_least("without CPU, of 400 a second", spell.reads as f64 / spell.seconds, 396.0),

@@ -1,8 +1,8 @@
-//! Another client of the ublk driver: DEL without a STOP before it, or STOP, a pause, and DEL.
+//! A foreign client of the ublk driver: DEL without STOP, or STOP, a pause, and DEL.
 //!
-//! DEL does STOP's work while it holds the driver's own lock: until the device has let go of every request, no ublk device of
-//! anybody on the host can be added or removed. In a process of its own (this program, executed again), because the wait
-//! cannot be interrupted.
+//! DEL without STOP does the work of STOP while it holds a lock of the driver: until the device has
+//! completed every request, no ublk device of the host can be added or removed. The client is a
+//! process of its own (this program, executed again), because the wait cannot be interrupted.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -16,7 +16,7 @@ use ublk_throttle_tests::command::{self, Started};
 const DELETE: &str = "__delete";
 const STOP_AND_DELETE: &str = "__stop_and_delete";
 
-/// What this process was sent to do, if it is not the suite; its exit code.
+/// Executes the command of a foreign client if the arguments name one; returns its exit code.
 pub(crate) fn errand() -> Option<ExitCode> {
     let words: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -46,13 +46,13 @@ fn stop_and_delete(id: &str, pause_ms: &str) -> Result<()> {
     control.delete(id).with_context(|| format!("DEL of {id}"))
 }
 
-/// Starts a client that sends STOP, and DEL `pause` later.
+/// Starts a client that sends STOP, and after `pause` DEL.
 pub(crate) fn begin_stop_and_delete(dir: &Path, id: u32, pause: Duration) -> Result<Started> {
     let words = [STOP_AND_DELETE, &id.to_string(), &pause.as_millis().to_string()];
     command::start(dir, Command::new(std::env::current_exe()?).args(words))
 }
 
-/// Starts a DEL of a device, without a STOP before it.
+/// Starts a client that sends DEL without STOP.
 pub(crate) fn begin_delete(dir: &Path, id: u32) -> Result<Started> {
     command::start(dir, Command::new(std::env::current_exe()?).args([DELETE, &id.to_string()]))
 }

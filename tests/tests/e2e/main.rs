@@ -1,12 +1,14 @@
-//! The end-to-end suite: each trial starts the real binary on real ublk devices and looks at what users would see.
+//! The end-to-end suite: each trial starts the real binary on real ublk devices and checks the
+//! visible results.
 //!
 //! ```text
 //!   cargo xtask test                                        in a VM, as CI does
 //!   cargo xtask vm -- cargo test -p ublk-throttle-tests     the same by hand; add `-- WORDS` to choose trials
 //! ```
 //!
-//! Trials run one at a time: most of them measure. A trial whose needs the machine does not meet is skipped with the
-//! reason; with `UBLK_THROTTLE_REQUIRE_ALL=1` it fails. A trial also fails if it leaves anything behind.
+//! Trials run one at a time, as most of them measure. A trial whose prerequisites are missing is
+//! skipped with the reason; with `UBLK_THROTTLE_REQUIRE_ALL=1` it fails. A trial also fails if it
+//! leaves anything behind.
 //!
 //! | variable | value | effect |
 //! | --- | --- | --- |
@@ -63,10 +65,11 @@ use ublk_throttle_tests::{fio, sysfs, wait};
 
 use crate::measure::Unmeasured;
 
-/// Most trials take less than half a minute. A trial that hangs is ended, so that the rest of the suite runs.
+/// Most trials take less than half a minute. A trial that hangs is ended, so that the rest of the
+/// suite runs.
 const TRIAL_LIMIT: Duration = Duration::from_secs(300);
 
-/// One trial before it is one: its name is its function's, and that is a sentence.
+/// A trial in the making. Its name is the name of its function, a sentence.
 struct Case {
     name: &'static str,
     needs: Vec<Need>,
@@ -75,13 +78,13 @@ struct Case {
 }
 
 impl Case {
-    /// A trial that is long by what it claims gets a limit of its own.
+    /// A trial that takes long by its claim has a limit of its own.
     fn within(self, limit: Duration) -> Self {
         Self { limit, ..self }
     }
 }
 
-/// Cases of functions that need the same.
+/// Makes cases of functions with common needs.
 macro_rules! cases {
     ($needs:expr; $($function:ident),+ $(,)?) => {
         [$($crate::Case {
@@ -155,7 +158,7 @@ fn perform(case: &Case) -> Result<Completion, Failed> {
     if !missing.is_empty() {
         return unmeasured(Unmeasured::Missed(missing.join("; ")));
     }
-    // Measurements follow on lines of their own.
+    // The measurements of the trial begin on a new line.
     eprintln!();
     let begin = Instant::now();
     let scene = Scene::new().map_err(|error| format!("{error:#}"))?;
@@ -171,7 +174,8 @@ fn perform(case: &Case) -> Result<Completion, Failed> {
         Ok(()) => Ok(Completion::Completed),
         Err(Ok(reason)) => unmeasured(reason),
         Err(Err(error)) => {
-            // At once, besides the summary at the end: a run that is cut short has none.
+            // Printed at once, in addition to the summary at the end: a run that is cut short has
+            // no summary.
             eprintln!("          {error:#}");
             Err(format!("{error:#}\n{}", logs.unwrap_or_default()).into())
         }
@@ -186,9 +190,10 @@ fn unmeasured(reason: Unmeasured) -> Result<Completion, Failed> {
     }
 }
 
-/// Runs a trial; when it has not ended after `limit`, kills the daemons and helpers of its scene.
+/// Runs a trial. After `limit`, kills the daemons and helpers of its scene.
 ///
-/// A read of a device that nobody serves cannot be interrupted: only the end of the daemon ends it, by an error.
+/// A read of a device without a server cannot be interrupted; it ends with an error when the daemon
+/// ends.
 fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) -> Result<()> {
     let is_late = &AtomicBool::new(false);
     let (done, wait) = mpsc::channel::<()>();
@@ -197,7 +202,8 @@ fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) ->
             if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 is_late.store(true, Ordering::Relaxed);
                 scene.kill_processes();
-                // One that outlives its daemon ends no request.
+                // A device that outlives its daemon keeps its requests, so the device is removed as
+                // well.
                 scene.remove_devices();
             }
         });
@@ -211,12 +217,12 @@ fn within(limit: Duration, scene: &Scene, trial: impl FnOnce() -> Result<()>) ->
     result
 }
 
-/// The number of lines of a text that say an error.
+/// The number of error lines in a text.
 fn error_count(stderr: &str) -> usize {
     stderr.lines().filter(|line| line.starts_with("error[")).count()
 }
 
-/// Whether the kernel of this machine has zero copy, as the program under test tells.
+/// Whether the kernel has zero copy, according to `features`.
 fn has_zero_copy(scene: &Scene) -> Result<bool> {
     let told = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
     let features = told["features"].as_array().context("no list of features")?;
@@ -224,18 +230,18 @@ fn has_zero_copy(scene: &Scene) -> Result<bool> {
     found["offered"].as_bool().context("offered or not?")
 }
 
-/// Sleeps for whole seconds: how long a load runs before something is done to it.
+/// Sleeps for whole seconds while a load runs.
 fn let_run(seconds: u64) {
     thread::sleep(Duration::from_secs(seconds));
 }
 
-/// Jobs of 32 requests at a time that end when they are interrupted. `READS` and `VERIFIED` log each completion;
+/// Jobs of 32 requests at a time that end on SIGINT. `READS` and `VERIFIED` log each completion;
 /// `VERIFIED` writes, and reads each block to compare it.
 const WRITES: &str = "requests-are-held-when-the-device-goes";
 const READS: &str = "neighbour-keeps-its-rate-through-a-removal";
 const VERIFIED: &str = "neighbour-verifies-through-removals";
 
-/// Starts one of them; returns once its requests are in flight.
+/// Starts one of these jobs; returns once its requests are in flight.
 fn load(scene: &Scene, claim: &str, device: &Device) -> Result<Fio> {
     let log = scene.dir().join(&device.disk);
     let fio = scene.fio(Job::new(claim).set("DEVICE", device.node()).set("LOG", log.display()))?;
@@ -243,19 +249,20 @@ fn load(scene: &Scene, claim: &str, device: &Device) -> Result<Fio> {
     Ok(fio)
 }
 
-/// The log of the load of a device.
+/// The completions of the load on a device.
 fn completions(scene: &Scene, device: &Device) -> Result<Completions> {
     Completions::read(&scene.dir().join(&device.disk))
 }
 
-/// Waits until a job of depth 32 has come up to its depth on a device. fio itself may take seconds to start.
+/// Waits until a job of depth 32 has its requests in flight on a device. The start of fio may take
+/// seconds.
 fn wait_until_busy(device: &Device) -> Result<()> {
     wait::until(&format!("30 requests in flight on {}", device.node()), Duration::from_secs(20), || {
         Ok((sysfs::in_flight(&device.disk)? >= 30).then_some(()))
     })
 }
 
-/// The present instant as it stands in fio's logs.
+/// The current time in the unit of fio's logs.
 fn now_ms() -> Result<u64> {
     fio::unix_ms(std::time::SystemTime::now()).context("the clock")
 }

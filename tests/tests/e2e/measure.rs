@@ -1,5 +1,5 @@
-//! Numbers against bounds. Every bound holds as written: on the counted clock, where a nanosecond of the guest is one
-//! instruction, the host has no part in any number.
+//! Comparisons of numbers with bounds. Every bound holds as written: on the counted clock, where a
+//! nanosecond of the guest is one instruction, no number depends on the host.
 //!
 //! | | [`Judge::Everything`] | [`Judge::Correctness`] |
 //! | --- | --- | --- |
@@ -19,10 +19,11 @@ use ublk_throttle_tests::sysfs;
 /// A trial that could not measure its claim: skipped with the reason, never passed.
 #[derive(Debug)]
 pub(crate) enum Unmeasured {
-    /// A prerequisite is missing, or the state in question did not arise. A failure if everything is required.
+    /// A prerequisite is missing, or the tested state did not arise. A failure if everything is
+    /// required.
     Missed(String),
-    /// The kernel lacks the feature in question. A skip even if everything is required: `every-kernel` runs on a newer
-    /// kernel.
+    /// The kernel lacks the tested feature. A skip even if everything is required: `every-kernel`
+    /// runs on a newer kernel.
     Kernel(String),
 }
 
@@ -35,16 +36,19 @@ impl Display for Unmeasured {
 
 impl Error for Unmeasured {}
 
-/// Fails unless a number is right on any clock: a count, data, a bound over a whole spell.
+/// Fails unless a check holds that is valid on any clock: of a count, of data, of a bound over a
+/// whole interval.
 pub(crate) fn expect(is_met: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     if is_met { Ok(()) } else { bail!(otherwise()) }
 }
 
-/// Fails if an unburst limit of `rate` operations a second has let more through than it may in `seconds`.
+/// Fails if a limit of `rate` operations a second without a burst has let more through than allowed
+/// in `seconds`.
 ///
-/// The most in any window: rate x seconds, the capacity (a tenth of a second's worth), a sixteenth of the capacity that
-/// a queue far below the limit may take in advance, and one request at the brim. `in_flight` is the number of requests
-/// that may have passed the limit before the window and completed inside it.
+/// The most in any window: rate x seconds, the capacity (0.1 s of the rate), a sixteenth of the
+/// capacity that a queue far below the limit may take in advance, and one request beyond the
+/// capacity. `in_flight` is the number of requests that may have passed the limit before the window
+/// and completed inside it.
 pub(crate) fn expect_limit_held(what: impl Display, count: u64, rate: f64, seconds: f64, in_flight: u32) -> Result<()> {
     let most = rate * (seconds + 0.1 * (1.0 + 1.0 / 16.0)) + 1.0 + f64::from(in_flight);
     eprintln!("          {what}: {count} in {seconds:.2} s, at most {most:.1}");
@@ -73,7 +77,7 @@ pub(crate) fn expect_within(what: impl Display, took: Duration, limit: Duration)
     judge(took <= limit, || format!("{what} took {took:?}, above {limit:?}"))
 }
 
-/// The same without a word when it is met.
+/// Like [`expect_within`], but prints only a failure.
 pub(crate) fn expect_in_time(what: impl Display, took: Duration, limit: Duration) -> Result<()> {
     if took <= limit { Ok(()) } else { expect_within(what, took, limit) }
 }
@@ -90,15 +94,15 @@ fn tell(number: fmt::Arguments<'_>) {
     eprintln!("          {number}{unless_judged}");
 }
 
-/// What disks have read over a spell, by the kernel's count.
+/// Reads that disks have completed in an interval, by the kernel's count.
 pub(crate) struct Spell {
     pub(crate) reads: u64,
-    /// From the last look without a read to the first look with all reads: longer than the spell by a look at either
-    /// end.
+    /// From the last poll without a read to the first poll with all reads: longer than the interval
+    /// by one poll at each end.
     pub(crate) seconds: f64,
 }
 
-/// Counts the reads of these disks while `run` runs.
+/// Counts the completed reads of these disks while `run` runs.
 pub(crate) fn reads_during<T>(disks: &[&str], run: impl FnOnce() -> Result<T>) -> Result<(T, Spell)> {
     let completed = || disks.iter().map(|disk| Ok(sysfs::stat(disk)?[0])).sum::<Result<u64>>();
     let is_over = AtomicBool::new(false);
@@ -106,7 +110,8 @@ pub(crate) fn reads_during<T>(disks: &[&str], run: impl FnOnce() -> Result<T>) -
         let (before, mut began) = (completed()?, Instant::now());
         let (mut last, mut ended) = (before, began);
         loop {
-            // Read before the look: a read that completes after the look is counted by the next one.
+            // Load `is_over` before the poll: a read that completes after this poll is counted by
+            // the next poll.
             let is_last = is_over.load(Ordering::Acquire);
             let looked = Instant::now();
             let count = completed()?;
@@ -130,7 +135,7 @@ pub(crate) fn reads_during<T>(disks: &[&str], run: impl FnOnce() -> Result<T>) -
     })
 }
 
-/// Runs checks to the last, so that a failure shows all that are wrong and not only the first.
+/// Runs all checks, so that a failure lists each one that failed.
 pub(crate) fn expect_all(checks: impl IntoIterator<Item = Result<()>>) -> Result<()> {
     let errors: Vec<_> =
         checks.into_iter().filter_map(Result::err).map(|error: anyhow::Error| format!("{error:#}")).collect();

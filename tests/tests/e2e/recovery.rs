@@ -1,7 +1,8 @@
-//! A daemon that dies is a pause for the users of its devices, not an error: the next one takes up what it left behind.
+//! The death of a daemon is a pause for the users of its devices, not an error: the next daemon
+//! takes the devices over.
 //!
 //! ```text
-//!   SIGKILL ──► requests wait in the kernel ──► run ──► the same disks, ids and limits; what was in flight is done, once
+//!   SIGKILL ──► requests wait in the kernel ──► run ──► the same disks, ids and limits; each request in flight is done once
 //! ```
 
 use std::fs;
@@ -37,13 +38,14 @@ use crate::{Case, VERIFIED, WRITES, cases, let_run, load};
 const BACK_LIMIT: Duration = Duration::from_secs(2);
 /// Bound of an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// What tasks that are not real-time get of the first CPU beside those that are, in ns of each second, since Linux 6.12.
+/// CPU time that the fair server gives to normal tasks beside real-time tasks on CPU 0, in ns per
+/// second (since Linux 6.12).
 const FAIR_SERVER: &str = "/sys/kernel/debug/sched/fair_server/cpu0/runtime";
-/// A kernel that gives up a queue without a free tag only after 30 s, and what comes after.
+/// Bound of a recovery on a kernel that gives up a queue without a free tag only after 30 s.
 const FULL_LIMIT: Duration = Duration::from_secs(40);
 
-/// Kills in the middle of a removal or a recovery, at one delay each. The trials of `crash_points` go through every
-/// step.
+/// Kills in the middle of a removal or a recovery, each after another delay. The trials of
+/// `crash_points` kill at every step.
 const KILLS: Times = Times { ci: 2, thorough: 5 };
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -73,7 +75,7 @@ fn image(scene: &Scene, name: &str) -> PathBuf {
     scene.dir().join(format!("{name}.img"))
 }
 
-/// A device in a file of its own, with more of its description.
+/// The configuration of a device on a file of its own; `more` is appended to it.
 fn in_a_file(scene: &Scene, name: &str, more: &str) -> String {
     let image = image(scene, name);
     format!("  {name}: {{ backend: {{ file: {}, size: 64MiB, create: true }}{more} }}\n", image.display())
@@ -83,12 +85,12 @@ fn config(devices: &str) -> String {
     format!("version: 1\ndevices:\n{devices}")
 }
 
-/// SIGKILL, and its process gone.
+/// Sends SIGKILL and waits for the end of the process.
 fn kill(daemon: Daemon) -> Result<()> {
     daemon.kill(ANSWER_LIMIT).map(drop)
 }
 
-/// A page is written and read.
+/// Writes and reads a page of the device.
 fn serves(device: &Device, byte: u8) -> Result<()> {
     let direct = Direct::open(&device.node)?;
     direct.write(4096, 4096, byte)?;
@@ -97,8 +99,9 @@ fn serves(device: &Device, byte: u8) -> Result<()> {
 }
 
 fn sigterm_loses_nothing_of_a_mounted_device_that_outlives_daemons(scene: &Scene) -> Result<()> {
-    // The kernel fails what is dirty when such a disk is stopped: it must be written back before, however long that takes.
-    // 24 MiB, at most 512 KiB each tenth of a second: longer than a removal waits for a backend that does nothing.
+    // The kernel fails dirty pages when a disk that outlived its daemon is stopped: write-back has
+    // to come first, however long it takes. Here it is 24 MiB at no more than 512 KiB per 0.1 s:
+    // longer than a removal waits for a backend without progress.
     let disk = RamDisk::slow(48, Duration::from_millis(80))?;
     let node = disk.node().display();
     let config = config(&format!("  d: {{ backend: {{ block: {node}, direct: true }}, depth: 1 }}\n"));
@@ -131,7 +134,7 @@ fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> 
     scene.ask(&["add", "added", "--file", file, "--size", "8MiB", "--create", "--group", "made"])?.expect_code(0)?;
     let added = scene.device("added")?;
     serves(&added, 0x77)?;
-    // The groups are written down a moment after the answer.
+    // A thread of the daemon writes the state of groups shortly after the answer.
     std::thread::sleep(Duration::from_millis(200));
     kill(daemon)?;
     let daemon = scene.start(&config)?;
@@ -145,7 +148,7 @@ fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> 
     ensure!(scene.device("added")?.id == added.id, "another id");
     ensure!(scene.listed("added")?["group"] == "made", "{}", scene.listed("added")?);
     ensure!(Direct::open(&added.node)?.holds(4096, 4096, 0x77)?, "its bytes are gone");
-    // What the file says anew counts from then on.
+    // A changed value in the configuration file replaces the value of `set`.
     kill(daemon)?;
     let daemon = scene.start(&config.replace("iops-total: 50", "iops-total: 51"))?;
     ensure!(scene.listed("d")?["limits"]["iops-total"] == 51, "{}", scene.listed("d")?);
@@ -161,7 +164,7 @@ fn f04_a_device_that_is_not_in_the_configuration_is_kept_and_told(scene: &Scene)
     let daemon = scene.start(&config(&one))?;
     daemon.wait_for_log("W-NOT-IN-CONFIG", ANSWER_LIMIT)?;
     ensure!(scene.device("two")?.id == two.id && Direct::open(&two.node)?.holds(4096, 4096, 0x22)?, "two is not there");
-    // As if `add` had made it: no reload takes it away, a `del` does.
+    // The device counts as made by `add`: a reload keeps it, a `del` removes it.
     scene.ask(&["reload"])?.expect_code(0)?;
     ensure!(two.node.exists(), "a reload took it away");
     scene.ask(&["del", "two"])?.expect_code(0)?;
@@ -169,7 +172,8 @@ fn f04_a_device_that_is_not_in_the_configuration_is_kept_and_told(scene: &Scene)
 }
 
 fn f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused(scene: &Scene) -> Result<()> {
-    // The others are served meanwhile; another file of the same size in its place is not taken for it.
+    // The daemon serves `other` while the file of `away` is missing. Another file of the same size
+    // in that place is refused.
     let config = config(&format!("{}{}", in_a_file(scene, "away", ""), in_a_file(scene, "other", "")));
     let daemon = scene.start(&config)?;
     let device = scene.device("away")?;
@@ -204,7 +208,8 @@ fn f04_a_device_left_behind_can_be_removed_before_it_is_served(scene: &Scene) ->
 }
 
 fn f04_a_queue_without_a_free_tag_is_waited_for(scene: &Scene) -> Result<()> {
-    // Some kernels notice only after 30 s that nobody serves such a queue. That is told, and others do not wait for it.
+    // Some kernels notice only after 30 s that a queue without a free tag has lost its server. The
+    // daemon logs the wait, and serves `other` during that time.
     let config = config(
         "  full: { backend: { null: 1GiB }, depth: 4, limits: { iops-total: 2 } }\n  other: { backend: { null: 1GiB } }\n",
     );
@@ -227,8 +232,9 @@ fn f04_a_queue_without_a_free_tag_is_waited_for(scene: &Scene) -> Result<()> {
 }
 
 fn f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served(scene: &Scene) -> Result<()> {
-    // Device e is taken up under its id. Device d stays as it was, is not made anew beside that, and is taken up once its file is
-    // back. Groups and levels that cannot be read stop nothing.
+    // Device e is recovered under its id. Device d stays unserved, the configuration makes no
+    // second device of its name, and it is recovered once its state file is back. Unreadable files
+    // of groups and levels do not stop the start.
     let config = config(&format!("{}{}", in_a_file(scene, "d", ""), in_a_file(scene, "e", "")));
     let mut daemon = scene.start(&config)?;
     let (d, e) = (scene.device("d")?, scene.device("e")?);
@@ -269,7 +275,7 @@ fn f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served(s
         daemon = scene.start(&config)?;
         ensure!(Direct::open(&d.node)?.holds(4096, 4096, 0x55)?, "{what}: the bytes of d are gone");
     }
-    // Without its file for good: removed by hand, it is made anew.
+    // The state file stays lost: after a removal by rublk, a reload makes the device anew.
     kill(daemon)?;
     fs::write(&file, "")?;
     let daemon = scene.start(&config)?;
@@ -280,7 +286,7 @@ fn f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served(s
 }
 
 fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> Result<()> {
-    // Forced, with requests held: whoever carries it out outlives the daemon.
+    // A forced removal with held requests: the helper outlives the daemon and finishes the removal.
     let begin = || {
         let daemon = scene.start(&config("  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n"))?;
         let device = scene.device("d")?;
@@ -289,7 +295,8 @@ fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> R
     };
     let check = |device: Device, fio: Fio, del: Started, killed: Instant| {
         del.finish(ANSWER_LIMIT)?;
-        // Either it has begun, and is carried through; or it has not, and the device waits for the next daemon.
+        // Depending on the moment of the kill, the removal is finished, or has not begun and the
+        // device waits for the next daemon.
         wait::until("end of helpers", Duration::from_secs(10), || Ok(scene.processes().is_empty().then_some(())))?;
         let is_there = device.node.exists();
         eprintln!("          {:?} after the kill the device is there: {is_there}", killed.elapsed());
@@ -307,7 +314,8 @@ fn f05_a_daemon_killed_during_a_removal_leaves_nothing_of_it(scene: &Scene) -> R
 }
 
 fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Result<()> {
-    // Twice in a row, at several points; the third start serves, and the load has seen no error.
+    // Two recoveries in a row are killed, after several delays. The third start serves, and the
+    // load has seen no error.
     let config = config(&in_a_file(scene, "d", ", queues: 2, limits: { iops-total: 1000 }"));
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;
@@ -331,8 +339,9 @@ fn f06_a_daemon_killed_while_it_recovers_is_recovered_from(scene: &Scene) -> Res
 }
 
 fn f06_a_server_that_died_between_its_queues_is_recovered_from(scene: &Scene) -> Result<()> {
-    // Linux 6.12 keeps which queues were offered until START_RECOVERY, and that takes it for granted that all were: with one of two it
-    // went through a null pointer while it held the lock of the device, and nothing could be done about that until a restart.
+    // Linux 6.12 remembers the offered queues until START_RECOVERY, which assumes that all queues
+    // were offered. With one of two it followed a null pointer while it held the lock of the
+    // device, and only a restart of the host cured that.
     let config = config(&in_a_file(scene, "d", ", queues: 2"));
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;
@@ -352,7 +361,7 @@ fn f06_a_server_that_died_between_its_queues_is_recovered_from(scene: &Scene) ->
     daemon.stop().map(drop)
 }
 
-/// START_RECOVERY, as a server sends it that gets no further.
+/// Sends START_RECOVERY, as a server does that dies right after it.
 fn begin_recovery(device: &Device) -> Result<()> {
     let mut control = Control::open()?;
     wait::until("START_RECOVERY", FULL_LIMIT, || match control.start_recovery(device.id) {
@@ -362,12 +371,12 @@ fn begin_recovery(device: &Device) -> Result<()> {
     })
 }
 
-/// Serves requests of this CPU, and so of its queue.
+/// Fails unless the device serves requests of this CPU, and so of the CPU's hardware queue.
 fn serves_on(cpu: usize, device: &Device) -> Result<()> {
     on_cpu(cpu, || serves(device, 0x44))
 }
 
-/// Runs something on a thread that may be on one CPU only.
+/// Runs a function on a thread that is bound to one CPU.
 fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let mut only = CpuSet::new();
     only.set(cpu)?;
@@ -376,9 +385,10 @@ fn on_cpu<T: Send>(cpu: usize, run: impl FnOnce() -> Result<T> + Send) -> Result
 }
 
 fn f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for(scene: &Scene) -> Result<()> {
-    // The kernel takes back what a dead server has offered by work that stands in line on the CPU where it saw that. Nothing says that
-    // it has run, and if a new server has offered by then, that is taken back, too: its disk is live, and nobody serves it. Here
-    // what stands in line on the first CPU has to wait for a program that never does.
+    // The kernel takes the offers of a dead server back in deferred work, on the CPU that noticed
+    // the death. No interface reports the end of that work. If a new server has offered its tags
+    // before, their offers are taken back as well: the disk is live and has no server. Here a
+    // real-time program on CPU 0 keeps the work waiting.
     let config = config(&in_a_file(scene, "d", ", queues: 1"));
     let daemon = scene.start(&config)?;
     let device = scene.device("d")?;
@@ -386,22 +396,26 @@ fn f06_what_the_kernel_does_late_about_a_dead_server_is_waited_for(scene: &Scene
     kill(daemon)?;
     begin_recovery(&device)?;
     let info = Control::open()?.info(device.id)?;
-    // Else the others get a 20th of the CPU all the same: before Linux 6.12 from the limit of real-time tasks, since then from the
-    // fair server, for 50 ms after each second without (0: never). The kernel ends one that is under way only where a task that is
-    // not real-time is running, so it is told there.
+    // Normal tasks would still get a 20th of the CPU: before Linux 6.12 by the limit on real-time
+    // tasks, since then by the fair server (50 ms after each second without a normal task; 0
+    // disables it). The kernel stops an active fair server only while a normal task runs on its
+    // CPU, so the write happens on CPU 0.
     let _all = Setting::set("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
     let _never = Path::new(FAIR_SERVER).exists().then(|| on_cpu(0, || Setting::set(FAIR_SERVER, "0"))).transpose()?;
-    // Rings are closed, and with them their files, by work on any CPU: not on that one.
+    // The kernel closes rings and their files in work that runs on any CPU: keep that work off CPU
+    // 0.
     let _elsewhere = Setting::set("/sys/devices/virtual/workqueue/cpumask", "2")?;
     let mut hog = Command::new("taskset");
     hog.args(["--cpu-list", "0", "chrt", "--fifo", "10", "sh", "-c", "while :; do :; done"]);
     let hog = command::start(scene.dir(), &mut hog)?;
-    // Half a second of its own CPU time: before that its pages may still be read, and meanwhile others run.
+    // The hog has used 0.5 s of CPU time: before that, faults that read its pages let normal tasks
+    // run.
     let has_run = || Ok(process::ran(hog.pid())?.iter().any(|(_, ran)| ran.ns >= 500_000_000).then_some(()));
     wait::until("the hog", ANSWER_LIMIT, has_run)?;
     thread::scope(|scope| {
         let waiting = scope.spawn(|| leftovers::make_good(&info));
-        // It takes milliseconds. Three periods of the fair server, so that one that runs is found.
+        // Without the hog `make_good` takes milliseconds. 3 s are three periods of the fair server,
+        // so one that is still active fails the check.
         thread::sleep(Duration::from_secs(3));
         let has_waited = !waiting.is_finished();
         drop(hog);

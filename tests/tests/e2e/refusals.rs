@@ -1,4 +1,4 @@
-//! What is refused: the exit code, a message that says where and what to do, and nothing changed.
+//! Refusals: exit code, a message with the place and a remedy, and no change.
 //!
 //! Exit codes: 2 usage, 3 configuration, 5 busy or conflict, 6 not permitted.
 
@@ -17,10 +17,10 @@ use ublk_throttle_tests::scene::{COMMAND_LIMIT, Scene};
 use crate::measure::{expect_all, expect_in_time};
 use crate::{Case, cases, error_count};
 
-/// An answer to a broken file must come within this.
+/// Bound of the answer to a broken file.
 const CHECK_LIMIT: Duration = Duration::from_secs(1);
 
-/// More lines than this nobody reads.
+/// Bound on the length of a message, in lines.
 const MESSAGE_LINES: usize = 40;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -41,7 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
     anywhere.into_iter().chain(ublk).collect()
 }
 
-/// The files of a folder of the configuration crate with this extension, in order.
+/// The files with this extension in a folder of the configuration crate, sorted.
 pub(crate) fn files(folder: &str, extension: &str) -> Result<Vec<PathBuf>> {
     let folder = ublk_throttle_tests::workspace().join("config").join(folder);
     let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
@@ -51,7 +51,8 @@ pub(crate) fn files(folder: &str, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Copies a broken file into the scene, so that it can be named as its expected message names it; with that message.
+/// Copies a broken file into the scene, under the name that its expected message uses. Returns name
+/// and message.
 fn broken(scene: &Scene, path: &Path) -> Result<(String, String)> {
     let name = path.file_name().context("no file name")?.to_string_lossy().into_owned();
     fs::copy(path, scene.dir().join(&name))?;
@@ -67,7 +68,8 @@ fn expect_refusal(outcome: Outcome, expected: &str) -> Result<()> {
 }
 
 fn f35_check_refuses_every_broken_file_and_says_where(scene: &Scene) -> Result<()> {
-    // Exit 3, each message word for word, with line and column; at least the 30 kinds that the suite promises.
+    // Exit 3 and each message word for word, with line and column. The suite promises at least 30
+    // kinds of broken files.
     let paths = files("tests/broken", "yaml")?;
     ensure!(paths.len() >= 30, "{} broken files", paths.len());
     eprintln!("          {} broken files", paths.len());
@@ -79,7 +81,8 @@ fn f35_check_refuses_every_broken_file_and_says_where(scene: &Scene) -> Result<(
 }
 
 fn f35_run_refuses_broken_files_without_making_a_device(scene: &Scene) -> Result<()> {
-    // The same answer as from `check`, and no device, state or socket. Every fifth file: the reader is the same.
+    // The same answer as from `check`; no device, state or socket is made. Every fifth file
+    // suffices, as `run` and `check` share the reader.
     expect_all(files("tests/broken", "yaml")?.iter().step_by(5).map(|path| {
         let (name, expected) = broken(scene, path)?;
         expect_refusal(scene.ask(&["run", &name])?, &expected)?;
@@ -89,7 +92,7 @@ fn f35_run_refuses_broken_files_without_making_a_device(scene: &Scene) -> Result
 }
 
 fn check_accepts_every_example(scene: &Scene) -> Result<()> {
-    // Examples are what newcomers copy: exit 0, and something is said about each.
+    // Newcomers copy the examples: `check` ends with 0 and describes each.
     let paths = files("examples", "yaml")?;
     ensure!(!paths.is_empty(), "no examples");
     expect_all(paths.iter().map(|path| {
@@ -100,7 +103,7 @@ fn check_accepts_every_example(scene: &Scene) -> Result<()> {
 }
 
 fn f35_check_of_what_is_no_readable_file_is_refused(scene: &Scene) -> Result<()> {
-    // Exit 3 and the path, for a file that is not there, a directory, and an endless one.
+    // Exit 3 and the path, for a missing file, a directory and an endless file.
     fs::create_dir(scene.dir().join("folder"))?;
     expect_all(
         ["missing.yaml", "folder", "/dev/zero"].map(|path| {
@@ -110,7 +113,7 @@ fn f35_check_of_what_is_no_readable_file_is_refused(scene: &Scene) -> Result<()>
 }
 
 fn wrong_usage_is_refused_with_a_hint(scene: &Scene) -> Result<()> {
-    // Exit 2, and a word about what would be right.
+    // Exit 2 and a hint at correct usage.
     let wrong: [&[&str]; 4] = [&[], &["chek"], &["check"], &["list", "--jsno"]];
     expect_all(wrong.map(|words| scene.run(words)?.expect_code(2)?.expect_stderr(&["Usage"]).map(drop)))?;
     scene.run(&["chek"])?.expect_stderr(&["check"])?;
@@ -118,13 +121,13 @@ fn wrong_usage_is_refused_with_a_hint(scene: &Scene) -> Result<()> {
 }
 
 fn commands_without_a_daemon_say_so(scene: &Scene) -> Result<()> {
-    // Exit 4 and the socket that was tried.
+    // Exit 4 and the path of the socket.
     let socket = scene.socket().display().to_string();
     scene.ask(&["del", "nothing"])?.expect_code(4)?.expect_stderr(&["error[", &socket]).map(drop)
 }
 
 fn f27_run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
-    // Exit 3, the path in the message, and the device that would have been sound is not there either.
+    // Exit 3 and the path; the sound device of the same configuration is not made either.
     let folder = scene.dir().join("folder");
     fs::create_dir(&folder)?;
     let fifo = scene.dir().join("fifo");
@@ -149,7 +152,8 @@ fn f27_run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
 }
 
 fn f15_second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt(scene: &Scene) -> Result<()> {
-    // Exit 5 with the pid of the first, also with another socket; the first serves on.
+    // Exit 5 and the pid of the first daemon, also with a socket of its own. The first daemon
+    // serves on.
     let mut first = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
     let config = scene.write("second.yaml", "version: 1\ndevices:\n  other: { backend: { null: 1MiB } }\n")?;
     let state_dir = scene.state_dir();
@@ -170,17 +174,17 @@ fn f15_second_daemon_on_a_state_directory_is_refused_and_the_first_unhurt(scene:
 }
 
 fn f14_run_without_privileges_is_refused(scene: &Scene) -> Result<()> {
-    // Exit 6 before anything is touched.
+    // Exit 6 before any change.
     scene.write("config.yaml", "version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let mut command = Command::new(scene.binary());
-    // The user `nobody`, who may write to no folder of ours.
+    // uid and gid 65534 (`nobody`): no write access to the scene's folders.
     command.args(["run", "config.yaml", "--socket", "control.sock", "--state-dir", "state"]).uid(65534).gid(65534);
     let outcome = command::start(scene.dir(), &mut command)?.finish(COMMAND_LIMIT)?;
     outcome.expect_code(6)?.expect_no_panic()?.expect_stderr(&["error[E-PERM]"]).map(drop)
 }
 
 fn commands_about_unknown_devices_are_refused(scene: &Scene) -> Result<()> {
-    // One error that names the device; the others are unhurt.
+    // Exactly one error, with the name of the device; the existing device stays.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let outcome = scene.ask(&["del", "nothing"])?.expect_stderr(&["nothing"])?;
     ensure!(outcome.code != Some(0) && error_count(&outcome.stderr) == 1, "{outcome}");

@@ -1,4 +1,4 @@
-//! Removal under load, whoever asks for it: our own command, SIGTERM, another client of the driver.
+//! Removal under load: by our own command, by SIGTERM and SIGINT, by another client of the driver.
 
 use std::fs;
 use std::path::Path;
@@ -61,16 +61,16 @@ impl Pair {
         let (victim, neighbour) = (scene.device("victim")?, scene.device("neighbour")?);
         let neighbours_load = load(scene, READS, &neighbour)?;
         let victims_load = load(scene, WRITES, &victim)?;
-        // A second to settle, two and a half to measure.
+        // 1.5 s to settle and 2.5 s to measure.
         let_run(4);
         Ok(Self { daemon, victim, neighbour, victims_load, neighbours_load })
     }
 
-    /// The claims of the neighbour's job, given when the removal began and ended.
+    /// Checks the claims of the neighbour's job; `begin_ms` and `end_ms` bound the removal.
     fn expect_neighbour_unhurt(self, scene: &Scene, begin_ms: u64, end_ms: u64) -> Result<()> {
         let Self { daemon, neighbour, victims_load, neighbours_load, .. } = self;
         victims_load.finish_any(Duration::ZERO).context("the load of the removed device")?;
-        // Half a second to settle, three to measure.
+        // 0.5 s to settle and 3 s to measure.
         let measured_by_ms = end_ms + 3700;
         sleep(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?)));
         neighbours_load.stop().context("the neighbour")?;
@@ -87,7 +87,7 @@ impl Pair {
     }
 }
 
-/// A device that lets one operation a second go, and fio with 32 in flight on it, most of them held.
+/// A device limited to 1 operation a second, and fio with 32 requests in flight, most of them held.
 pub(crate) fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio)> {
     let daemon = scene.start(
         "version: 1\n\
@@ -98,9 +98,10 @@ pub(crate) fn held_at_one_a_second(scene: &Scene) -> Result<(Daemon, Device, Fio
     Ok((daemon, device, fio))
 }
 
-/// Kills the daemon in the middle of a forced `del`, at moments of which one at least is inside the removal.
+/// Kills the daemon during a forced `del`, at several delays after the first step. At least one
+/// kill has to hit the removal; otherwise the trial is unmeasured.
 ///
-/// `check` is given the command under way and the instant of the kill.
+/// `check` receives the device, its load, the running command and the time of the kill.
 pub(crate) fn kill_during_dels(
     scene: &Scene,
     times: Times,
@@ -124,7 +125,8 @@ pub(crate) fn kill_during_dels(
 }
 
 fn f01_forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
-    // 200 a second each; the victim goes; no error, no gap, and then 400 for the neighbour.
+    // 200 operations a second each; after the victim's removal 400 for the neighbour, without an
+    // error or a gap.
     let pair = Pair::start(scene)?;
     let begin = now_ms()?;
     let del = scene.ask(&["del", "--force", "victim"])?.expect_code(0)?;
@@ -135,7 +137,8 @@ fn f01_forced_del_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Resul
 }
 
 fn f03_del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> Result<()> {
-    // Exit 5 with fio's name, while requests are held at 1 a second; they stay where they are.
+    // Exit 5 with fio's name while requests are held at 1 operation a second; the requests stay
+    // held.
     let (daemon, device, mut fio) = held_at_one_a_second(scene)?;
     let refused = scene.ask(&["del", "slow"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "fio"])?;
     expect_within("the refusal", refused.took, REMOVAL_LIMIT)?;
@@ -147,7 +150,7 @@ fn f03_del_of_an_open_device_is_refused_and_names_the_process(scene: &Scene) -> 
 }
 
 fn f01_forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -> Result<()> {
-    // 30 held requests would take half a minute at the limit's pace.
+    // At the limit's rate, 30 held requests would take half a minute.
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
     let del = scene.ask(&["del", "--force", device.node()])?.expect_code(0)?;
     expect_within("del", del.took, REMOVAL_LIMIT)?;
@@ -156,7 +159,8 @@ fn f01_forced_del_lets_requests_held_at_one_a_second_go_at_once(scene: &Scene) -
 }
 
 fn f34_two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Result<()> {
-    // One removes it; the other joins in (0), or is told that it is being removed (5).
+    // The first `del` removes the device; the second joins (0) or is refused, as a removal is under
+    // way (5).
     let (daemon, device, fio) = held_at_one_a_second(scene)?;
     let dels = [(); 2].map(|()| scene.begin_ask(&["del", "--force", "slow"]));
     let mut codes = Vec::new();
@@ -171,14 +175,14 @@ fn f34_two_dels_of_one_device_at_once_both_get_an_answer(scene: &Scene) -> Resul
 }
 
 fn f10_sigterm_ends_a_daemon_that_holds_requests_at_one_a_second(scene: &Scene) -> Result<()> {
-    // Exit 0 in bounded time with 30 requests held (QEMU's R42), and every request ends.
+    // Exit 0 in bounded time with 30 requests held (R42 of QEMU's groups), and every request ends.
     let (daemon, _, fio) = held_at_one_a_second(scene)?;
     expect_within("SIGTERM to exit", daemon.stop()?, STOP_LIMIT)?;
     fio.finish_any(Duration::ZERO).map(drop)
 }
 
 fn f10_sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
-    // Three devices without limits, as fast as they can go.
+    // Three devices without limits, under full load.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  a: { backend: { null: 1GiB }, queues: 2 }\n  b: { backend: { null: 1GiB } }\n  \
@@ -196,7 +200,7 @@ fn f10_sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
 }
 
 fn f10_sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
-    // What ^C sends.
+    // SIGINT is the signal of ^C.
     let mut daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     daemon.signal(Signal::SIGINT)?;
     let code = daemon.wait_for_end(STOP_LIMIT)?;
@@ -205,7 +209,7 @@ fn f10_sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
 }
 
 fn f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {
-    // The same claims as for our own del; besides, it is told in the log and the id is free again.
+    // The claims of our own `del`, and besides: a warning in the log, and the id is free again.
     let pair = Pair::start(scene)?;
     let id = pair.victim.id.to_string();
     let begin = now_ms()?;
@@ -219,7 +223,7 @@ fn f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &
 }
 
 fn f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second(scene: &Scene) -> Result<()> {
-    // The stop waits for what is held: the daemon must notice it by itself, and let go.
+    // STOP waits for held requests: the daemon must notice the removal by itself and dispatch them.
     let (mut daemon, device, fio) = held_at_one_a_second(scene)?;
     let id = device.id.to_string();
     let del = scene.begin_tool("rublk", &["del", "-n", &id])?.finish(STOP_LIMIT)?.expect_code(0)?;
@@ -232,8 +236,9 @@ fn f02_removal_by_another_client_does_not_wait_for_requests_held_at_one_a_second
 }
 
 fn f02_a_client_that_stops_and_then_deletes_succeeds_at_both(scene: &Scene) -> Result<()> {
-    // The daemon leaves DEL to the client that sent STOP for 1 s: 300 ms are a client on a busy host. A client that sends
-    // no DEL in that second leaves nothing behind all the same, and our own `del` does not wait for it.
+    // For 1 s the daemon leaves DEL to the client that sent STOP; a client on a busy host sends it
+    // within 300 ms. If the client sends no DEL within that second, the daemon does, and nothing is
+    // left behind. Our own `del` does not wait for the client.
     let patient = Duration::from_millis(300);
     let never = Duration::from_secs(60);
     let daemon = scene.start(
@@ -258,7 +263,7 @@ fn f02_a_client_that_stops_and_then_deletes_succeeds_at_both(scene: &Scene) -> R
     daemon.stop().map(drop)
 }
 
-/// Another program can have the id, and gives it back.
+/// Fails unless rublk can take the id and give it back.
 fn expect_id_is_free(scene: &Scene, id: &str) -> Result<()> {
     let begin = Instant::now();
     scene.tool("rublk", &["add", "null", "-n", id]).with_context(|| format!("id {id} is not free"))?;
@@ -268,7 +273,7 @@ fn expect_id_is_free(scene: &Scene, id: &str) -> Result<()> {
 }
 
 fn f03_del_of_a_mounted_device_is_refused_and_names_the_mount_point(scene: &Scene) -> Result<()> {
-    // Exit 5, nothing changed, the file system works on; once it is unmounted, del succeeds.
+    // Exit 5, no change, and the file system still works. After the unmount `del` succeeds.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 32MiB } }\n")?;
     let device = scene.device("d")?;
     let mount = Mount::new(&device.node, &scene.dir().join("mount"))?;

@@ -1,8 +1,9 @@
-//! A daemon is replaced by another one, or stopped and started, while its devices are in use: a pause.
+//! A daemon is replaced by a second one, or stopped and started, while its devices are in use: a
+//! pause.
 //!
 //! ```text
-//!   old  ── serves ──┐ leaves its devices                 a thread reads without end, and notes its longest wait;
-//!   new              └─ takes them up ── serves ──        fio writes and verifies
+//!   old  ── serves ──┐ leaves its devices                 a thread reads repeatedly, and notes its longest read;
+//!   new              └─ takes them over ── serves ──      fio writes and verifies
 //! ```
 
 use std::path::Path;
@@ -22,9 +23,9 @@ use ublk_throttle_tests::scene::Scene;
 use crate::measure::expect_within;
 use crate::{Case, VERIFIED, cases, let_run, load};
 
-/// For whoever uses a device.
+/// Bound on a pause of a device.
 const PAUSE_LIMIT: Duration = Duration::from_secs(2);
-/// Bound of an answer, and of a daemon's end that has nothing to wait for.
+/// Bound of an answer, and of the exit of a daemon without anything to wait for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -39,7 +40,8 @@ pub(crate) fn cases() -> Vec<Case> {
     plain.into_iter().chain(fio).collect()
 }
 
-/// Reads 10 ms apart until it is stopped, and the longest duration of a read since the last call of `longest`.
+/// Reads at intervals of 10 ms until `stop`; measures the longest read since the last call of
+/// `longest`.
 struct Probe {
     ends: Arc<AtomicBool>,
     longest_ns: Arc<AtomicU64>,
@@ -67,7 +69,7 @@ impl Probe {
         Duration::from_nanos(self.longest_ns.swap(0, Ordering::Relaxed))
     }
 
-    /// The error that it ended with, if any.
+    /// Ends the thread; an error if a read failed.
     fn stop(self) -> Result<()> {
         self.ends.store(true, Ordering::Relaxed);
         self.thread.join().ok().context("the probe's thread")?.context("a read failed")
@@ -89,11 +91,12 @@ fn ends_well(mut daemon: Daemon) -> Result<()> {
     Ok(())
 }
 
-/// Takeovers, at each of which requests are held and in flight.
+/// Takeovers, each with requests held and in flight.
 const TAKEOVERS: Times = Times { ci: 5, thorough: 20 };
 
 fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()> {
-    // One device writes and verifies at its limit, so that requests are held at each takeover; the other reads without a limit.
+    // Device `d` writes and verifies at its limit, so that requests are held at each takeover.
+    // Device `probe` is read without a limit.
     let devices = file(scene, "d", ", queues: 2, limits: { iops-total: 400 }") + &file(scene, "probe", "");
     let config = config(&devices);
     let mut daemon = scene.start(&config)?;
@@ -108,7 +111,7 @@ fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()
         ends_well(std::mem::replace(&mut daemon, new))?;
         daemon.wait_for_log("device=d state=recovered", ANSWER_LIMIT)?;
         daemon.wait_for_log("device=probe state=recovered", ANSWER_LIMIT)?;
-        // The read that waited has to come back to be counted.
+        // A read that waited counts after its return.
         let_run(1);
         pauses.push(probe.longest());
         ensure!(scene.device("d")?.id == device.id, "another id");
@@ -122,7 +125,8 @@ fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()
 }
 
 fn f10_sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene: &Scene) -> Result<()> {
-    // A read that waits while there is no daemon gets its answer from the next one. `set` outlives the stop, too.
+    // A read without a daemon waits and is served by the next daemon. The change by `set` outlives
+    // the stop, too.
     let devices = file(scene, "kept", ", on-stop: keep") + &file(scene, "goes", "");
     let config = config(&devices);
     let daemon = scene.start(&config)?;
@@ -143,7 +147,7 @@ fn f10_sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene
     probe.stop()?;
     let listed = scene.listing()?;
     ensure!(listed["devices"][1]["limits"]["iops-total"] == 500, "what was set is lost: {listed}");
-    // For good: what is kept is removed by name.
+    // A kept device ends with a `del`.
     scene.ask(&["del", "kept"])?.expect_code(0)?;
     daemon.stop()?;
     scene.expect_nothing_left()
@@ -157,7 +161,7 @@ fn a_takeover_that_would_end_a_device_is_refused_and_changes_nothing(scene: &Sce
     let path = scene.write("config.yaml", &text)?;
     let path = path.to_str().context("path")?;
     scene.ask(&["run", path, "--takeover"])?.expect_code(5)?.expect_stderr(&["error[E-CONFLICT]", "lost"])?;
-    // Refused before it asks: a configuration that is none.
+    // An invalid configuration is refused before the new daemon contacts the old one.
     let broken = scene.write("broken.yaml", "version: 2")?;
     scene.ask(&["run", broken.to_str().context("path")?, "--takeover"])?.expect_code(3)?;
     ensure!(daemon.is_running()? && direct.holds(0, 4096, 0x33)?, "the daemon or the device is hurt");

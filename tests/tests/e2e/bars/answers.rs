@@ -1,4 +1,5 @@
-//! Every command, while a device is in one of the states in which others have hung: none waits for that device.
+//! Every command, beside a device in a state that has blocked comparable software: no command waits for
+//! that device.
 
 use std::fs::{self, File};
 use std::thread::sleep;
@@ -14,11 +15,11 @@ use ublk_throttle_tests::wait;
 use crate::measure::{expect_all, expect_in_time, expect_within};
 use crate::{WRITES, load};
 
-/// What every command answers within, whatever state a device is in.
+/// Bound of the answer to every command, in any state of a device.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Every command to a daemon with a group `g`, a device `d` in some state and a device `other` in none. Its exit code is the
-/// state's business; a timeout (7) is an answer as well.
+/// Sends every command to a daemon with a group `g`, a device `d` in the given state and an idle
+/// device `other`. `del d` may end with 5 or 7 (timeout); all remaining commands must end with 0.
 fn ask_everything(scene: &Scene, state: &str) -> Result<()> {
     let commands: [&[&str]; 12] = [
         &["list"],
@@ -47,15 +48,15 @@ fn ask_everything(scene: &Scene, state: &str) -> Result<()> {
     expect_all(checks)
 }
 
-/// The last command: `d` goes, whatever state it is in.
+/// Removes `d` by force, in any state.
 fn del_force(scene: &Scene, state: &str) -> Result<()> {
     let del = scene.ask(&["del", "d", "--force"])?;
     ensure!(matches!(del.code, Some(0 | 7)), "{state}:\n{del}");
     expect_within(format!("{state}: del --force (exit {:?})", del.code), del.took, ANSWER_LIMIT)
 }
 
-/// A group, a device with this backend and another one.
-/// Data is copied: with zero copy a forced removal waits for a backend that has the pages of the clients.
+/// A group, a device `d` with this backend, and a device `other` without load. Data is copied: with
+/// zero copy a forced removal waits for the backend, which has the pages of the clients.
 fn with_device(scene: &Scene, backend: &str) -> Result<Daemon> {
     scene.start(&format!(
         "version: 1\n\
@@ -65,7 +66,7 @@ fn with_device(scene: &Scene, backend: &str) -> Result<Daemon> {
 }
 
 pub(super) fn every_command_answers_in_five_seconds_while_a_device_is_mounted_or_open(scene: &Scene) -> Result<()> {
-    // In use is refused with 5 at once; forced, it goes.
+    // `del` of a device in use is refused with 5 at once; `del --force` removes it.
     let daemon = with_device(scene, "memory: 32MiB")?;
     let node = scene.device("d")?.node;
     let open = File::open(&node)?;
@@ -80,7 +81,7 @@ pub(super) fn every_command_answers_in_five_seconds_while_a_device_is_mounted_or
 }
 
 pub(super) fn every_command_answers_in_five_seconds_while_queues_are_busy(scene: &Scene) -> Result<()> {
-    // 32 in flight without a limit: both queue threads never rest.
+    // 32 requests in flight without a limit keep both queue threads busy.
     let daemon = with_device(scene, "null: 1GiB")?;
     let load = load(scene, WRITES, &scene.device("d")?)?;
     ask_everything(scene, "busy")?;
@@ -92,8 +93,9 @@ pub(super) fn every_command_answers_in_five_seconds_while_queues_are_busy(scene:
 pub(super) fn every_command_answers_in_five_seconds_while_a_backend_is_stalled_for_a_minute(
     scene: &Scene,
 ) -> Result<()> {
-    // 32 requests that the backend does not answer: everything else goes on; forced, the device goes without them; when the
-    // backend is back, so can the device be.
+    // 32 requests wait for a stalled backend. All commands are answered, and `del --force` removes
+    // the device without the backend's answer. Once the backend answers again, a new device can use
+    // it.
     let mapped = Mapped::on_ram(16)?;
     let backend = format!("block: {}, direct: true", mapped.node().display());
     let daemon = with_device(scene, &backend)?;

@@ -40,16 +40,16 @@ use crate::measure::expect_within;
 use crate::removal::{held_at_one_a_second, kill_during_dels};
 use crate::{Case, cases, foreign};
 
-/// For a trial of many rounds.
+/// Limit of a trial with many rounds.
 const TRIAL_LIMIT: Duration = Duration::from_secs(900);
 
-/// What `del` of held requests may take.
+/// Bound of a `del` with held requests.
 const HELD_LIMIT: Duration = Duration::from_millis(500);
 
-/// What a DEL of somebody else may take, and an `add` beside it.
+/// Bound of a DEL by another client, and of an `add` at the same time.
 const FOREIGN_LIMIT: Duration = Duration::from_secs(1);
 
-/// What may be left of a killed daemon, and for how long.
+/// Bound on the end of a killed daemon with its helpers, and on the start of the next daemon.
 const KILLED_LIMIT: Duration = Duration::from_secs(2);
 
 /// Repetitions of our own removal, of a foreign one, and of a kill during a removal. A usual run needs them for the
@@ -90,7 +90,8 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn del_of_32_requests_held_at_one_a_second_takes_half_a_second(scene: &Scene) -> Result<()> {
-    // At the limit's pace it would be half a minute. From the question on the socket to its answer.
+    // At the limit's rate, 32 requests would take half a minute. Measured from the question on the
+    // socket to its answer.
     for _ in 0..DELS.get() {
         let (daemon, device, fio) = held_at_one_a_second(scene)?;
         let mut client = scene.connect()?;
@@ -107,11 +108,12 @@ fn del_of_32_requests_held_at_one_a_second_takes_half_a_second(scene: &Scene) ->
 }
 
 fn foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it(scene: &Scene) -> Result<()> {
-    // DEL without STOP holds the driver's own lock until the last request is answered: we must see it coming, and let go.
+    // A DEL without STOP holds the driver's lock until the last request is answered: the daemon has
+    // to notice it and dispatch the held requests.
     for _ in 0..FOREIGN_DELS.get() {
         let (daemon, device, fio) = held_at_one_a_second(scene)?;
         let del = foreign::begin_delete(scene.dir(), device.id)?;
-        // Into the middle of it.
+        // The `add` starts in the middle of the DEL.
         sleep(Duration::from_millis(100));
         let add = scene.ask(&["add", "beside", "--null", "1MiB"])?.expect_code(0)?;
         let del = del.finish(Duration::from_secs(10))?.expect_code(0)?;
@@ -126,7 +128,7 @@ fn foreign_del_under_load_takes_a_second_and_so_does_an_add_beside_it(scene: &Sc
 }
 
 fn daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds(scene: &Scene) -> Result<()> {
-    // Neither it nor its helper stays behind, the driver's locks are free, and another device comes up at once.
+    // Daemon and helper end, the driver's locks are free, and another device starts at once.
     let check = |_, fio: Fio, del: Started, killed: Instant| {
         let helpers_gone = || Ok(scene.processes().iter().all(|&pid| pid == del.pid()).then_some(()));
         wait::until("end of daemon and helpers", Duration::from_secs(10), helpers_gone)?;
@@ -146,7 +148,8 @@ fn daemon_killed_in_the_middle_of_a_del_is_gone_in_two_seconds(scene: &Scene) ->
 }
 
 fn forced_del_of_a_mounted_file_system_keeps_the_24_mib_just_written(scene: &Scene) -> Result<()> {
-    // Written, not synced, and the disk is taken away: what the backend holds afterwards has all of it.
+    // Data is written without a sync and the disk removed by force: the backend holds all of the
+    // data afterwards.
     let disk = RamDisk::new(64)?;
     let config = format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {} }} }}\n", disk.node().display());
     let daemon = scene.start(&config)?;
