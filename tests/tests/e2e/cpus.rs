@@ -1,4 +1,4 @@
-//! On which CPUs queue threads run, as the kernel tells it.
+//! The CPUs of queue threads, as reported by the kernel.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
     two.into_iter().chain(any).collect()
 }
 
-/// The CPUs of the threads of a device's queues, in order.
+/// The CPUs of a device's queue threads, in the order of the queues.
 fn of_queues(daemon: &Daemon, device: &str) -> Result<Vec<BTreeSet<u32>>> {
     let threads = Thread::all_of(daemon.pid())?;
     let of = |queue: usize| threads.iter().find(|thread| thread.name == format!("{device}/q{queue}"));
@@ -28,8 +28,9 @@ fn of_queues(daemon: &Daemon, device: &str) -> Result<Vec<BTreeSet<u32>>> {
 }
 
 fn queue_threads_run_on_the_cpus_of_their_queue_within_those_that_are_named(scene: &Scene) -> Result<()> {
-    // `free` has the kernel's masks. `first` names one CPU: its own queue meets it, the other one has it because it meets nothing.
-    // `last` has one queue for all CPUs, and gets the one that is named; `both` is named in full, and narrowed by nothing.
+    // `free` gets the kernel's masks. `first` names CPU 0: the queue of CPU 0 gets it, and the
+    // second queue gets it as its own mask has no common CPU with it. `last` has one queue for all
+    // CPUs and gets the named CPU. `both` names all CPUs and gets the kernel's masks.
     let online = cpu_list(&std::fs::read_to_string("/sys/devices/system/cpu/online")?)?;
     let last = *online.last().context("no CPU")?;
     let config = format!(
@@ -69,7 +70,7 @@ fn queue_threads_run_on_the_cpus_of_their_queue_within_those_that_are_named(scen
         told == [format!("\"0-{last}\""), "\"0\"".into(), "null".into(), format!("\"{last}\"")],
         "`list --json` says {told:?}"
     );
-    // What takes them up after a kill has read it in a state file.
+    // After a kill the next daemon reads the CPUs from the state files.
     daemon.kill(std::time::Duration::from_secs(5))?;
     let daemon = scene.start(&config)?;
     check_all(&daemon)?;
@@ -77,8 +78,8 @@ fn queue_threads_run_on_the_cpus_of_their_queue_within_those_that_are_named(scen
 }
 
 fn cpus_that_the_host_lacks_are_refused_with_their_line(scene: &Scene) -> Result<()> {
-    // No host under test has as many. Exit 3 from `run`, `add` and `reload`, with all of them at once and nothing made; `check`
-    // does not look at the host.
+    // No host under test has CPUs 900 to 902. Exit 3 from `run`, `add` and `reload`, with all
+    // errors in one answer, and no device is made. `check` does not look at the host.
     let config = "version: 1\ndevices:\n  sound: { backend: { null: 1MiB } }\n  \
                   wrong:\n    backend: { null: 1MiB }\n    cpus: [0, 900-901]\n  more: { backend: { null: 1MiB }, cpus: 902 }\n";
     scene.write("wrong.yaml", config)?;

@@ -1,11 +1,13 @@
-//! The daemon is killed between any two of its steps, and the next one finishes or undoes what was half done.
+//! The daemon is killed between any two of its steps; the next daemon finishes or undoes the
+//! interrupted work.
 //!
 //! ```text
 //!   for each point   a daemon that dies there ─► add, del, reload, recover ─► dies ─► a daemon that does not
-//!                    every device of the configuration serves, with its data; no id is nobody's; the log names what was half done
+//!                    every device of the configuration serves, with its data; every id has an owner; the log names
+//!                    the device of the interrupted work
 //! ```
 //!
-//! The points are those of the build under test (`__crash-points`): none can be forgotten.
+//! The build under test lists the points (`__crash-points`), so no point is left out.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +24,7 @@ use ublk_throttle_tests::wait;
 
 use crate::{Case, cases};
 
-/// Bound of an answer, and of a daemon's end.
+/// Bound of an answer, and of the end of a daemon.
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -36,7 +38,8 @@ pub(crate) fn cases() -> Vec<Case> {
     .into()
 }
 
-/// Names of the points of this work, those in helpers also with the daemon alone dying.
+/// Names of the points of these kinds of work. A point in a helper counts twice: helper and daemon
+/// die, or the daemon alone.
 fn points(works: &[&str]) -> Result<Vec<String>> {
     let listed = Command::new(crashing_binary()?).arg("__crash-points").output()?;
     let mut points = Vec::new();
@@ -67,14 +70,14 @@ fn arm(scene: &Scene, point: &str) -> Result<()> {
     scene.write("crash", point).map(drop)
 }
 
-/// A daemon that can die, ready.
+/// Starts a daemon with crash points and waits until it is ready.
 fn ready(scene: &Scene, config: &str) -> Result<Daemon> {
     let daemon = scene.start_crashing(config)?;
     daemon.wait_for_log("ready", LIMIT)?;
     Ok(daemon)
 }
 
-/// It has died, and not by itself.
+/// Fails unless the daemon has been killed at the armed point.
 fn died(mut daemon: Daemon, scene: &Scene, point: &str) -> Result<()> {
     let code = daemon.wait_for_end(LIMIT).with_context(|| format!("nothing came by {point}"))?;
     ensure!(
@@ -85,16 +88,16 @@ fn died(mut daemon: Daemon, scene: &Scene, point: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes what has to be there afterwards.
+/// Writes the data that `ends_well` expects.
 fn mark(scene: &Scene, name: &str) -> Result<()> {
     Ok(Direct::open(&scene.device(name)?.node)?.write(4096, 4096, 0x5a)?)
 }
 
-/// The next daemon: what it has to serve, it serves, with its data; every ublk device of the host is in its list; its log
-/// names the device that was half done. Then everything goes.
+/// Starts the next daemon: it serves `served` with their data, its list has every ublk device of
+/// the host, and its log names `half_done`. Then it stops, and nothing is left.
 fn ends_well(scene: &Scene, config: &str, served: &[&str], half_done: &str) -> Result<()> {
     let daemon = scene.start(config)?;
-    // A helper that outlived its daemon may still be taking a device away.
+    // A helper that outlived its daemon may still be removing a device.
     wait::until("every ublk device in the list", LIMIT, || Ok((ids()? == listed(scene)?).then_some(())))
         .with_context(|| format!("the kernel has {:?}, the list {:?}", ids(), listed(scene)))?;
     for name in served {
@@ -131,7 +134,7 @@ fn is_live(scene: &Scene, name: &str) -> Result<bool> {
     Ok(scene.devices()?.iter().any(|device| device["name"] == name && device["state"] == "live"))
 }
 
-/// Goes through the points, each in a state directory without a past.
+/// Goes through the points, each with a new state directory.
 fn at_each(scene: &Scene, points: &[String], mut go: impl FnMut(&str) -> Result<()>) -> Result<()> {
     let begin = Instant::now();
     for point in points {
@@ -143,7 +146,7 @@ fn at_each(scene: &Scene, points: &[String], mut go: impl FnMut(&str) -> Result<
 }
 
 fn f05_an_add_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {
-    // Whether the new device is there afterwards depends on the step; that it is not half there does not.
+    // Depending on the step, the new device exists afterwards or not; it never exists in part.
     let text = config(scene, &["a"], 10_000);
     at_each(scene, &points(&["Making"])?, |point| {
         let daemon = ready(scene, &text)?;
@@ -158,12 +161,12 @@ fn f05_an_add_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) 
     })
 }
 
-/// Starts that go on after their daemon.
+/// Rounds with a START that ends after its daemon.
 const LATE_STARTS: Times = Times { ci: 1, thorough: 3 };
 
 fn f05_a_disk_started_after_its_daemon_died_is_made_anew(scene: &Scene) -> Result<()> {
-    // The kernel had begun with START, and got to making the disk only when the queues had gone. Linux 6.12 calls the disk live then
-    // and never notices: it takes no new server.
+    // The kernel had begun START, and made the disk only after the queues had gone. Linux 6.12 then
+    // calls the disk live, never notices the dead server, and accepts no new one.
     let text = config(scene, &["a"], 10_000);
     let point = "helper-starting/late";
     for _ in 0..LATE_STARTS.get() {
@@ -180,7 +183,8 @@ fn f05_a_disk_started_after_its_daemon_died_is_made_anew(scene: &Scene) -> Resul
 }
 
 fn f05_a_removal_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {
-    // The configuration wants both, so both are there afterwards: kept, or made anew on the same file.
+    // The configuration contains both devices, so both exist afterwards: kept, or made anew on the
+    // same file.
     let text = config(scene, &["a", "b"], 10_000);
     at_each(scene, &points(&["Removing"])?, |point| {
         let daemon = ready(scene, &text)?;
@@ -194,7 +198,8 @@ fn f05_a_removal_killed_between_any_two_steps_is_finished_or_undone(scene: &Scen
 }
 
 fn f05_a_reload_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene) -> Result<()> {
-    // b goes, c comes, and the limit of all changes; the next daemon has the new configuration.
+    // The reload removes b, adds c and changes the limit of the group; the next daemon has the new
+    // configuration.
     let (before, after) = (config(scene, &["a", "b"], 10_000), config(scene, &["a", "c"], 5_000));
     let points = points(&["Making", "Removing", "Reloading"])?;
     at_each(scene, &points, |point| {
@@ -209,7 +214,8 @@ fn f05_a_reload_killed_between_any_two_steps_is_finished_or_undone(scene: &Scene
 }
 
 fn f06_a_recovery_killed_between_any_two_steps_and_then_at_another_ends_well(scene: &Scene) -> Result<()> {
-    // Killed at one point, then at the next one, and then not: the third daemon serves.
+    // Two daemons are killed during recovery, at one point and at the next; the third daemon
+    // serves.
     let text = config(scene, &["a", "b"], 10_000);
     let points = points(&["Recovering"])?;
     let mut second = points.iter().cycle().skip(1);

@@ -1,9 +1,9 @@
-//! A burst that was used up stays used up, however the daemon ends.
+//! The credit that a burst has used stays used, after a kill and after SIGTERM.
 //!
 //! ```text
 //!   20/s, or 200/s for 10 s: 2000 above the rate at most
 //!   load     ▇▇▇▇▇▇▇▇  ✗  ▁▂▁▁▁▁▁▁  SIGTERM  ▁▁▁
-//!            8 s of burst  what is left of it
+//!            8 s of burst  the rest of the burst
 //! ```
 
 use std::path::Path;
@@ -34,7 +34,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases![[Need::Ublk]; a_restart_in_the_middle_of_a_burst_grants_none].into()
 }
 
-/// One read after the other, until told to stop.
+/// Reads one after another until `stop`.
 struct Load {
     ends: Arc<AtomicBool>,
     served: Arc<AtomicU64>,
@@ -68,9 +68,10 @@ impl Load {
 }
 
 fn a_restart_in_the_middle_of_a_burst_grants_none(scene: &Scene) -> Result<()> {
-    // Served over the whole time ≤ rate · T + capacity: 2400 in some 20 s. A daemon that forgets serves 200/s for ten more
-    // seconds, 1600 too many. Besides, a queue far below its limit may have prepaid 1/16 of the capacity, one request goes at
-    // the brim in each life, and the one in flight at the kill is served twice.
+    // Served over the whole time: at most rate · T + capacity, 2400 in about 20 s. A daemon without
+    // the noted levels serves 200/s for 10 more seconds, 1600 too many. The bound adds 1/16 of the
+    // capacity, which a queue far below its limit may have prepaid, one request beyond the capacity
+    // for each daemon, and the request in flight at the kill, which is served twice.
     let begin = Instant::now();
     let most = || RATE * begin.elapsed().as_secs_f64() + CAPACITY * (1.0 + 1.0 / 16.0) + 5.0;
     let daemon = scene.start(CONFIG)?;
@@ -88,7 +89,8 @@ fn a_restart_in_the_middle_of_a_burst_grants_none(scene: &Scene) -> Result<()> {
     eprintln!("          {before} before the kill, {after} after it, at most {:.0}", most());
     expect(served <= most(), || format!("{served} served, at most {:.0}", most()))?;
     expect_at_least("served after the kill", after, least)?;
-    // An end that was asked for: everything is removed, and the group of the next daemon goes on all the same.
+    // A regular end removes all devices, and still the group of the next daemon continues at its
+    // level.
     daemon.stop()?;
     let daemon = scene.start(CONFIG)?;
     let load = Load::start(&scene.device("d")?.node)?;

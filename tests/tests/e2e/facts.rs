@@ -1,4 +1,4 @@
-//! Commands that print facts, for people and as JSON.
+//! Commands that print facts, as text and as JSON.
 
 use anyhow::{Context, Result, ensure};
 use ublk_throttle_tests::needs::Need;
@@ -22,7 +22,7 @@ const CONFIG: &str = "version: 1\n\
       second: { backend: { memory: 4MiB }, queues: 2 }\n";
 
 fn list_tells_devices_and_groups(scene: &Scene) -> Result<()> {
-    // Names, nodes, groups and limits, in both forms.
+    // Names, nodes, groups and limits, as text and as JSON.
     let daemon = scene.start(CONFIG)?;
     let (first, second) = (scene.device("first")?, scene.device("second")?);
     let text = scene.ask(&["list"])?.expect_code(0)?.stdout;
@@ -46,7 +46,8 @@ fn list_tells_devices_and_groups(scene: &Scene) -> Result<()> {
 }
 
 fn features_tells_what_this_kernel_offers(scene: &Scene) -> Result<()> {
-    // Without a daemon. Recovery is in every kernel that is supported (6.12 on), and whatever is used must be offered.
+    // `features` needs no daemon. Every supported kernel (6.12 and newer) offers recovery, which
+    // the daemon needs.
     let text = scene.run(&["features"])?.expect_code(0)?.stdout;
     let facts = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
     let features = facts["features"].as_array().with_context(|| format!("no features in {facts}"))?;
@@ -72,7 +73,7 @@ fn every_device_has_a_stable_name_while_it_lives(scene: &Scene) -> Result<()> {
 }
 
 fn help_describes_every_command(scene: &Scene) -> Result<()> {
-    // `--help` lists them all, and each has a help of its own.
+    // `--help` lists every command, and every command has a help text of its own.
     let help = scene.run(&["--help"])?.expect_code(0)?.stdout;
     for command in ["run", "check", "list", "features", "del"] {
         ensure!(help.contains(command), "`--help` does not mention {command}:\n{help}");

@@ -1,4 +1,4 @@
-//! A file system on a device, as users have it.
+//! A file system on a device.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn files(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
 }
 
 fn file_system_is_clean_and_complete_after_removal_and_return_of_its_device(scene: &Scene) -> Result<()> {
-    // mkfs, mount, write, unmount, fsck; then the daemon ends and another one serves the same file.
+    // mkfs, mount, write, unmount, fsck; then the next daemon serves the same backing file.
     let config = format!(
         "version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 64MiB, create: true }}, queues: 2 }}\n",
         scene.dir().join("disk.img").display()
@@ -54,7 +54,8 @@ fn file_system_is_clean_and_complete_after_removal_and_return_of_its_device(scen
 }
 
 fn file_system_works_behind_a_limit(scene: &Scene) -> Result<()> {
-    // 8 MiB/s and 300 operations a second: slow, and as sound as without. Journal, write-back and fsync wait their turn.
+    // 8 MiB/s and 300 operations a second: the file system is slow and intact. Journal, write-back
+    // and fsync are held by the limits.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  d: { backend: { memory: 32MiB }, queues: 2, limits: { bps-total: 8MiB/s, iops-total: 300 } }\n",

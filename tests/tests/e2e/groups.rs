@@ -23,7 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn two_devices_share_their_groups_limit_half_and_half(scene: &Scene) -> Result<()> {
-    // Both always hold requests, so the turn goes back and forth.
+    // Both devices hold requests all the time, so the turn alternates.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 1000 } }\n\
@@ -43,7 +43,8 @@ fn two_devices_share_their_groups_limit_half_and_half(scene: &Scene) -> Result<(
 }
 
 fn two_queues_of_a_device_share_its_limit(scene: &Scene) -> Result<()> {
-    // Held requests of both queues stand in one line, and each queue's thread is woken for its own.
+    // Held requests of both queues wait in one member's order; each queue's thread is woken for its
+    // own requests.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  d: { backend: { null: 1GiB }, queues: 2, limits: { iops-total: 1000 } }\n",
@@ -67,7 +68,7 @@ fn two_queues_of_a_device_share_its_limit(scene: &Scene) -> Result<()> {
 }
 
 fn device_in_a_group_keeps_its_own_limit_and_the_rest_goes_to_the_other(scene: &Scene) -> Result<()> {
-    // A member held back by its own limit is passed over: the group's limit is used up all the same.
+    // A member that its own limit holds back is skipped: the group's limit is still used up.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 1000 } }\n\

@@ -1,7 +1,8 @@
-//! Each of the six limits, alone: the configured rate is the measured one, within 1 %.
+//! Each of the six limits by itself: the measured rate is the configured one, within 1 %.
 //!
-//! Several devices are measured at once, each with its own limit and its own job, as long as their sum takes a fraction
-//! of the CPU (a request takes about 60 us). A load that needs more is measured alone.
+//! Several devices are measured together, each with its own limit and its own job, as long as their
+//! sum takes a fraction of the CPU (a request takes about 60 us). A load that needs more is
+//! measured alone.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ const MIB: u64 = 1 << 20;
 const OPERATIONS: [&str; 3] = ["iops-total", "iops-read", "iops-write"];
 const BYTES: [&str; 3] = ["bps-total", "bps-read", "bps-write"];
 
-/// The longest job with its ramp; at 1 MiB/s and depth 32 of 64 KiB, the requests in flight at the end take 2 s more.
+/// Time of the longest job with its ramp. At 1 MiB/s and depth 32 of 64 KiB, the requests in flight
+/// at the end take 2 s more.
 const RUNTIME: Duration = Duration::from_secs(11);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -33,10 +35,10 @@ pub(crate) fn cases() -> Vec<Case> {
     .into()
 }
 
-/// Of a limit, as the jobs say.
+/// A share of the limit, as in the job files.
 const TOLERANCE: f64 = 0.01;
 
-/// One device, its only limit and the load on it.
+/// A device, its only limit and the load on it.
 #[derive(Clone, Copy)]
 struct Load {
     kind: &'static str,
@@ -46,39 +48,41 @@ struct Load {
 }
 
 fn each_iops_limit_of_100_is_met(scene: &Scene) -> Result<()> {
-    // 3 kinds x 4k and 64k x depth 1 and 32 = 12 devices at once: 1200 operations a second.
+    // 3 kinds x 4 KiB and 64 KiB x depth 1 and 32 = 12 devices together: 1200 operations a second.
     measure(scene, &product(&OPERATIONS, 100, &[4096, 65536], &[1, 32]))
 }
 
 fn each_iops_limit_of_1000_is_met(scene: &Scene) -> Result<()> {
-    // Depth 32: of 4 KiB 3 at once, 3000 operations a second; of 64 KiB that would be 200 MB/s, so one at a time.
+    // Depth 32. 4 KiB: 3 devices together, 3000 operations a second. 64 KiB: together 200 MB/s, so
+    // each alone.
     measure(scene, &product(&OPERATIONS, 1000, &[4096], &[32]))?;
     measure_each_alone(scene, &product(&OPERATIONS, 1000, &[65536], &[32]))
 }
 
 fn each_iops_limit_of_1000_is_met_by_one_request_at_a_time(scene: &Scene) -> Result<()> {
-    // Each request must take less than 1 ms; one device at a time, nothing beside it.
+    // Each request must take less than 1 ms, so each device is measured alone.
     measure_each_alone(scene, &product(&OPERATIONS, 1000, &[4096], &[1]))
 }
 
 fn each_iops_limit_of_1000_is_met_by_one_large_request_at_a_time(scene: &Scene) -> Result<()> {
-    // The same, copying of 64 KiB included.
+    // Each request of 64 KiB, including its copy, must take less than 1 ms.
     measure_each_alone(scene, &product(&OPERATIONS, 1000, &[65536], &[1]))
 }
 
 fn each_bps_limit_of_1_mib_is_met(scene: &Scene) -> Result<()> {
-    // 4 KiB: 256 operations a second, 64 KiB: 16. 12 devices at once: 1632.
+    // 4 KiB: 256 operations a second, 64 KiB: 16. 12 devices together: 1632 operations a second.
     measure(scene, &product(&BYTES, MIB, &[4096, 65536], &[1, 32]))
 }
 
 fn each_bps_limit_of_10_mib_is_met(scene: &Scene) -> Result<()> {
-    // 64 KiB: 160 operations a second, 6 devices at once. 4 KiB: 2560 a second, so one at a time.
+    // 64 KiB: 160 operations a second, 6 devices together. 4 KiB: 2560 operations a second, so each
+    // alone.
     measure(scene, &product(&BYTES, 10 * MIB, &[65536], &[1, 32]))?;
     measure_each_alone(scene, &product(&BYTES, 10 * MIB, &[4096], &[32]))
 }
 
 fn limit_on_reads_leaves_writes_alone(scene: &Scene) -> Result<()> {
-    // Two buckets, not one: a writer beside a held reader goes at its own speed.
+    // Reads and writes have separate buckets: a writer beside a held reader keeps its own speed.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  d: { backend: { null: 1GiB }, limits: { iops-read: 50 } }\n",
@@ -102,12 +106,12 @@ fn product(kinds: &[&'static str], limit: u64, blocks: &[u64], depths: &[u32]) -
     loads
 }
 
-/// Runs one load after the other.
+/// Runs the loads one after another.
 fn measure_each_alone(scene: &Scene, loads: &[Load]) -> Result<()> {
     loads.iter().try_for_each(|&load| measure(scene, &[load]))
 }
 
-/// Runs all loads at the same time, each on a device of its own, and compares each rate with its limit.
+/// Runs all loads together, each on a device of its own, and compares each rate with its limit.
 fn measure(scene: &Scene, loads: &[Load]) -> Result<()> {
     let mut config = String::from("version: 1\ndevices:\n");
     for (number, Load { kind, limit, .. }) in loads.iter().enumerate() {
@@ -133,7 +137,7 @@ impl Load {
         self.kind.starts_with("iops")
     }
 
-    /// The job whose claim this load is: only requests that the limit counts.
+    /// The job with the claim for this load; the limit counts each of its requests.
     fn job(&self) -> Job {
         let claim = if self.is_iops() { "iops-limit-is-met-to-one-percent" } else { "bps-limit-is-met-to-one-percent" };
         let operations = match self.kind.rsplit('-').next() {
@@ -142,7 +146,8 @@ impl Load {
             _ => "randrw",
         };
         let requests_a_second = if self.is_iops() { self.limit } else { self.limit / self.block };
-        // 1 % is 5 requests of 500, 20 or more in 2 s at a high rate, and one of 64 KiB in 8 s at 1 MiB/s.
+        // 1 % is 5 of 500 requests; at high rates at least 20 in 2 s; at 1 MiB/s one request of 64
+        // KiB in 8 s.
         let seconds = 500_u64.div_ceil(requests_a_second).clamp(2, 8);
         let job = Job::new(claim).set("RW", operations).set("SECONDS", seconds);
         job.set("BLOCK", self.block).set("DEPTH", self.depth)

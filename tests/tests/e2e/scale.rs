@@ -1,4 +1,4 @@
-//! Many devices: what they cost while nothing happens, and whether the next one is as quick as the first.
+//! Many devices: their cost while idle, and the time of `add` and `del` beside them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ use ublk_throttle_tests::{process, sysfs};
 use crate::measure::{expect_all, expect_within};
 use crate::{Case, cases};
 
-/// For a hundred devices, made and removed.
+/// Limit of a trial that makes and removes 100 devices.
 const TRIAL_LIMIT: Duration = Duration::from_secs(600);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -32,19 +32,20 @@ pub(crate) fn cases() -> Vec<Case> {
     .into()
 }
 
-/// For all devices to come, and to go.
+/// Limit on the start and on the removal of all devices.
 const MANY_LIMIT: Duration = Duration::from_secs(120);
 
-/// Idle devices. A thread that runs shows with the first device; the bound on CPU is for the whole daemon.
+/// Idle devices. A thread that wakes shows with the first device; the bound on CPU time is for the
+/// whole daemon.
 const IDLE_DEVICES: Times = Times { ci: 16, thorough: 64 };
 
-/// How long idleness is looked at.
+/// The interval without requests over which CPU time is measured.
 const IDLE: Duration = Duration::from_secs(10);
 
 fn idle_devices_cost_a_millisecond_a_second_and_4_mib_each(scene: &Scene) -> Result<()> {
-    // Devices of two queues in one group of one daemon: all come up and serve. Then no thread of a device runs at all;
-    // the daemon and its helpers together use no more than 10 ms of CPU in 10 s; and at most 4 MiB are resident for
-    // each device.
+    // Devices of two queues in one group of one daemon: all start and serve. Then no thread of a
+    // device runs at all; the daemon and its helpers together use at most 10 ms of CPU in 10 s; and
+    // at most 4 MiB per device are resident.
     let count = IDLE_DEVICES.get();
     let mut config = "version: 1\ngroups:\n  g: { limits: { iops-total: 1000 } }\ndevices:\n".to_owned();
     for number in 0..count {
@@ -61,7 +62,8 @@ fn idle_devices_cost_a_millisecond_a_second_and_4_mib_each(scene: &Scene) -> Res
         ensure!(queues == cpus.min(2), "d{number} has {queues} queues");
         ensure!(Direct::open(&device.node)?.holds(0, 4096, 0)?, "d{number} does not read as zeroes");
     }
-    // What the reads have left behind is given back within seconds, and a kernel's worker without work ends after five.
+    // Buffers of the reads are given back within 4 s, and an idle io-wq worker of the kernel ends
+    // after 5 s.
     sleep(Duration::from_secs(12));
     let before = ran(scene)?;
     sleep(IDLE);
@@ -71,7 +73,7 @@ fn idle_devices_cost_a_millisecond_a_second_and_4_mib_each(scene: &Scene) -> Res
         (thread, Ran { ns: after.ns - before.ns, times: after.times - before.times })
     });
     let spent: BTreeMap<_, _> = spent.filter(|(_, ran)| ran.times > 0).collect();
-    // Of a device and of a queue of it: d12, d12/q0.
+    // Threads of a device and of its queues: d12, d12/q0.
     let is_of_a_device = |thread: &str| thread.split(' ').nth(1).is_some_and(|name| name.starts_with('d'));
     let of_devices: Vec<_> = spent.keys().filter(|(_, thread)| is_of_a_device(thread)).collect();
     ensure!(of_devices.is_empty(), "threads of idle devices have run: {of_devices:?}");
@@ -88,7 +90,7 @@ fn idle_devices_cost_a_millisecond_a_second_and_4_mib_each(scene: &Scene) -> Res
     Ok(())
 }
 
-/// What every thread of the daemon and its helpers has had of the CPUs, by process, and number and name.
+/// CPU time of every thread of the daemon and its helpers, by pid, and by the thread's id and name.
 fn ran(scene: &Scene) -> Result<BTreeMap<(u32, String), Ran>> {
     let mut all = BTreeMap::new();
     for pid in scene.processes() {
@@ -98,18 +100,18 @@ fn ran(scene: &Scene) -> Result<BTreeMap<(u32, String), Ran>> {
     Ok(all)
 }
 
-/// Rounds of a measurement of `add` and `del`, of which the median counts.
+/// Measurements of `add` and `del`, from which the median is taken.
 const ROUNDS: Times = Times { ci: 11, thorough: 21 };
 
-/// Devices beside the one that comes and goes.
+/// Devices beside the measured one.
 const MANY: Times = Times { ci: 32, thorough: 100 };
 
-/// How much longer the median may be beside many devices. A cost that grows with their number shows if each of 100 adds
-/// a third of a percent (each of 32: one percent).
+/// Bound on the ratio of the medians, beside many devices to beside one. A cost per present device
+/// shows from a third of a percent for each of 100 (1 % for each of 32).
 const LONGER: f64 = 1.3;
 
 fn a_device_is_added_and_removed_beside_many_as_fast_as_beside_one(scene: &Scene) -> Result<()> {
-    // One daemon: rounds beside one device, and then beside many.
+    // One daemon: rounds beside one device, then beside many.
     let daemon = scene.start(
         "version: 1\ngroups:\n  g: { limits: { iops-total: 1000 } }\ndevices:\n  d0: { backend: { null: 1GiB }, group: g }\n",
     )?;
@@ -127,10 +129,10 @@ fn a_device_is_added_and_removed_beside_many_as_fast_as_beside_one(scene: &Scene
     daemon.stop().map(drop)
 }
 
-/// What an answer may take; the bounds that users are promised are those of other trials.
+/// Limit of an answer; the bounds promised to users are the claims of further trials.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// Does something for all of [`MANY`] but d0, from four clients at once.
+/// Calls `what` for each number below [`MANY`] except 0, from four clients in parallel.
 fn together(scene: &Scene, what: impl Fn(&mut Client, usize) -> Result<serde_json::Value> + Sync) -> Result<()> {
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
@@ -153,7 +155,7 @@ struct Medians {
     del: Duration,
 }
 
-/// Adds and removes one device again and again: how long each took, shortest first.
+/// Adds and removes a device `count` times; returns the sorted times of `add` and of `del`.
 fn come_and_go(scene: &Scene, count: usize) -> Result<[Vec<Duration>; 2]> {
     let mut client = scene.connect()?;
     let mut times = [Vec::new(), Vec::new()];
@@ -172,7 +174,7 @@ fn come_and_go(scene: &Scene, count: usize) -> Result<[Vec<Duration>; 2]> {
     }))
 }
 
-/// Medians of [`ROUNDS`] of both, which it prints with their extremes.
+/// The medians of `add` and `del` over [`ROUNDS`] rounds, printed with their extremes.
 fn rounds(scene: &Scene) -> Result<Medians> {
     let present = fs::read_dir("/dev/ublk-throttle")?.count();
     let [add, del] = come_and_go(scene, ROUNDS.get())?;

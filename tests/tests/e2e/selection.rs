@@ -1,4 +1,4 @@
-//! Which trials a run has: all, a selection of them, or those that are named.
+//! The trials of a run: all, a selection, or named trials.
 
 use std::collections::BTreeSet;
 use std::env::{self, VarError};
@@ -10,13 +10,13 @@ use crate::Case;
 /// The name of a selection. Unset: all trials.
 const SELECTION: &str = "UBLK_THROTTLE_SELECTION";
 
-/// Names of trials, with commas between them: of the selection, these alone.
+/// Names of trials, separated by commas: only these trials of the selection run.
 const TRIALS: &str = "UBLK_THROTTLE_TRIALS";
 
 const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two-cpus", &TWO_CPUS), ("smoke", &SMOKE)];
 
-/// Paths that depend on the driver's features: data with and without a copy, requests in batches, another size, the end of a queue.
-/// The rest of the suite takes the same path on every kernel.
+/// Paths that depend on the driver's features: data with and without a copy, requests in batches, a
+/// resize, the end of a queue. The rest of the suite takes the same path on every kernel.
 const EVERY_KERNEL: [&str; 23] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
@@ -43,10 +43,10 @@ const EVERY_KERNEL: [&str; 23] = [
     "f78_another_watcher_is_made_for_one_that_dies",
 ];
 
-/// Races that need two CPUs at the same instant: removals, kills and changes of limits beside running queue threads,
-/// restart work between queue threads, recovery beside the kernel's late work, clients beside the control thread. They
-/// run with two emulated CPUs on the host's clock, where correctness alone is judged, so claims about a rate alone are
-/// left out.
+/// Races that need two CPUs at the same instant: removals, kills and changes of limits beside
+/// running queue threads, restart work between queue threads, recovery beside the kernel's late
+/// work, clients beside the control thread. The selection runs with two emulated CPUs on the host's
+/// clock, where correctness alone is judged, so claims about a rate alone are left out.
 const TWO_CPUS: [&str; 38] = [
     "two_queues_of_a_device_share_its_limit",
     "file_backend_keeps_data",
@@ -88,7 +88,8 @@ const TWO_CPUS: [&str; 38] = [
     "abuse_of_the_socket_holds_up_nobody_and_takes_no_memory",
 ];
 
-/// Every part within half a minute: start, facts, data, a limit, a removal, a kill and the recovery, changes, refusals.
+/// Every part within half a minute: start, facts, data, a limit, a removal, a kill and the
+/// recovery, changes, refusals.
 const SMOKE: [&str; 13] = [
     "list_tells_devices_and_groups",
     "every_device_has_a_stable_name_while_it_lives",

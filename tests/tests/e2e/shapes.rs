@@ -34,7 +34,8 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn f44_any_depth_and_number_of_queues_serves_or_is_refused_with_the_bound(scene: &Scene) -> Result<()> {
-    // Depth 1, 2 and 4096; queues 1 and three more than CPUs, which the kernel cuts and we tell; outside of that exit 3.
+    // Depths 1, 2 and 4096 serve. The kernel cuts a number of queues that is above the number of
+    // CPUs, and the daemon warns. Values outside the bounds: exit 3.
     let cpus = std::thread::available_parallelism()?.get();
     let more = cpus + 3;
     let daemon = scene.start(&format!(
@@ -66,7 +67,8 @@ fn f44_any_depth_and_number_of_queues_serves_or_is_refused_with_the_bound(scene:
 }
 
 fn f45_odd_requests_are_served_or_get_their_error(scene: &Scene) -> Result<()> {
-    // Unaligned: EINVAL. Behind the end: nothing is read, and a write has no space. 4 MiB in one call: whole.
+    // Unaligned requests: EINVAL. Behind the end: a read returns no bytes, a write ENOSPC. 4 MiB in
+    // one call arrive whole.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
     let device = scene.device("d")?;
     let direct = Direct::open(&device.node)?;
@@ -92,7 +94,7 @@ fn f45_odd_requests_are_served_or_get_their_error(scene: &Scene) -> Result<()> {
 }
 
 fn f45_buffered_bytes_and_many_segments_arrive_whole(scene: &Scene) -> Result<()> {
-    // One byte through the page cache; 200 pieces of a page in one call.
+    // A single byte through the page cache; 200 pages as segments of one call.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 4MiB }, queues: 2 }\n")?;
     let device = scene.device("d")?;
     let direct = Direct::open(&device.node)?;
@@ -116,7 +118,8 @@ fn f45_buffered_bytes_and_many_segments_arrive_whole(scene: &Scene) -> Result<()
 }
 
 fn f45_a_tebibyte_is_discarded_within_a_second(scene: &Scene) -> Result<()> {
-    // All of 1 TiB, on a file and on nothing: a discard costs one operation each, however long it is.
+    // A discard of all of 1 TiB, on a file and on null: each discard request costs one operation,
+    // at any length.
     let file = scene.dir().join("disk.img");
     let daemon = scene.start(&format!(
         "version: 1\ndevices:\n  f: {{ backend: {{ file: {}, size: 1TiB, create: true }} }}\n  \
@@ -125,7 +128,7 @@ fn f45_a_tebibyte_is_discarded_within_a_second(scene: &Scene) -> Result<()> {
     ))?;
     for name in ["f", "n"] {
         let device = scene.device(name)?;
-        // Forced: otherwise it looks for file systems first, and those reads are limited.
+        // Without --force blkdiscard first looks for file systems, and the limit holds those reads.
         let took = scene.tool("blkdiscard", &["--force", device.node()])?.took;
         expect_within(format!("discard of 1 TiB of {name}"), took, Duration::from_secs(1))?;
     }
@@ -133,7 +136,8 @@ fn f45_a_tebibyte_is_discarded_within_a_second(scene: &Scene) -> Result<()> {
 }
 
 fn f45_discards_of_everything_do_not_starve_readers(scene: &Scene) -> Result<()> {
-    // Readers beside somebody who discards all of 1 TiB again and again keep at least half of 400 operations a second.
+    // A reader keeps at least half of 400 operations a second beside repeated discards of all of 1
+    // TiB.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 400 } }\n\
@@ -148,7 +152,7 @@ fn f45_discards_of_everything_do_not_starve_readers(scene: &Scene) -> Result<()>
     let end = now_ms()?.max(begin + 2000);
     let_run(1);
     load.stop()?;
-    // Half of 400, less 2 %: the ends of a window of 2 s cut off 4 requests each at most.
+    // Half of 400, less 2 %: each end of a window of 2 s cuts off at most 4 requests.
     expect_at_least("reader beside discards", completions(scene, &reader)?.rate(begin, end), 196.0)?;
     daemon.stop().map(drop)
 }
@@ -169,7 +173,8 @@ fn partitioned(path: &Path) -> Result<()> {
 }
 
 fn f46_partitions_appear_and_vanish_with_their_disk(scene: &Scene) -> Result<()> {
-    // Two nodes more as soon as the device serves, I/O through them lands where they are, and del takes all three.
+    // The nodes of two partitions appear with the device, I/O through them reaches its place, and
+    // `del` removes all three nodes.
     let path = scene.dir().join("disk.img");
     partitioned(&path)?;
     let daemon = scene.start(&format!("version: 1\ndevices:\n  d: {{ backend: {{ file: {} }} }}\n", path.display()))?;
@@ -193,7 +198,8 @@ fn f46_partitions_appear_and_vanish_with_their_disk(scene: &Scene) -> Result<()>
 }
 
 fn f46_a_partition_scan_does_not_wait_for_tokens(scene: &Scene) -> Result<()> {
-    // At one request a second a scan of a few requests would take as many seconds; it is exempt, and the rest is not.
+    // At 1 request a second a scan of several requests would take as many seconds. The scan is
+    // exempt from the limit; later reads are not.
     let path = scene.dir().join("disk.img");
     partitioned(&path)?;
     let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! Clients of the socket that mean no good, all at once, and one that does.
+//! Clients of the socket that misbehave, all at once, and one client that does not.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -13,13 +13,14 @@ use ublk_throttle_tests::socket::Client;
 
 use crate::measure::{expect, expect_within};
 
-/// How long the abuse lasts at least, and how many answers it lasts at least.
+/// The abuse lasts until both are reached: a time and a number of answers.
 const ABUSED: Duration = Duration::from_secs(2);
 const ANSWERS: usize = 50;
 
 pub(super) fn abuse_of_the_socket_holds_up_nobody_and_takes_no_memory(scene: &Scene) -> Result<()> {
-    // Garbage, half lines, 300 idle clients, readers that never read, a line of 1 GiB, all at once: somebody else is answered
-    // within half a second each time, and the daemon takes no more than 32 MiB for it.
+    // Garbage, half lines, 300 idle clients, clients that never read, and a line of 1 GiB, all at
+    // once. Every answer to the well-behaved client takes at most 0.5 s, and the daemon grows by at
+    // most 32 MiB.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
     let before = Holdings::of(daemon.pid())?.rss_kib;
     let over = AtomicBool::new(false);
@@ -48,8 +49,8 @@ pub(super) fn abuse_of_the_socket_holds_up_nobody_and_takes_no_memory(scene: &Sc
     expect_within("the slowest answer", worst, Duration::from_millis(500))
 }
 
-/// Asks on new and on old connections; how long each answer took, and the most memory the daemon had.
-///
+/// Asks on new and on old connections; returns the time of each answer, and the largest memory of
+/// the daemon.
 fn be_answered(scene: &Scene, daemon: &Daemon) -> Result<(Vec<Duration>, u64)> {
     let (mut took, mut most_kib) = (Vec::new(), 0);
     let mut old = scene.connect()?;
@@ -62,7 +63,7 @@ fn be_answered(scene: &Scene, daemon: &Daemon) -> Result<(Vec<Duration>, u64)> {
         scene.connect()?.must(&json!({"cmd": "ping"}), Duration::from_secs(10)).context("a new connection")?;
         took.push(begin.elapsed());
         if took.len().is_multiple_of(20) {
-            // The command line finds a way in as well.
+            // A new process of the command line is answered as well.
             scene.ask(&["list"])?.expect_code(0)?;
         }
         most_kib = most_kib.max(Holdings::of(daemon.pid())?.rss_kib);
@@ -71,7 +72,7 @@ fn be_answered(scene: &Scene, daemon: &Daemon) -> Result<(Vec<Duration>, u64)> {
     Ok((took, most_kib))
 }
 
-/// 1 GiB without an end of line, as far as it is taken.
+/// Sends a line of 1 GiB without its end, as far as the daemon accepts it.
 fn endless_line(scene: &Scene) -> Result<()> {
     let mut client = scene.connect()?;
     let part = vec![b'x'; 1 << 20];
@@ -85,17 +86,17 @@ fn endless_line(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Lines of every byte, one client after another.
+/// Sends lines of arbitrary bytes, with one client after another.
 fn garbage(scene: &Scene, over: &AtomicBool) -> Result<()> {
     let noise: Vec<u8> = (0..65536_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     while !over.load(Ordering::Relaxed) {
-        // What the daemon makes of it, hanging up included, is its business.
+        // The daemon may refuse the bytes or close the connection.
         let _ = Client::connect(&scene.socket()).and_then(|mut client| client.send(&noise, Duration::from_secs(1)));
     }
     Ok(())
 }
 
-/// Clients that ask for ever and read nothing.
+/// Clients that send questions without a pause and never read.
 fn deaf_readers(scene: &Scene, over: &AtomicBool) -> Result<()> {
     let questions = b"{\"id\":1,\"cmd\":\"list\"}\n".repeat(1000);
     let mut clients = (0..20).map(|_| scene.connect()).collect::<Result<Vec<_>>>()?;
@@ -107,7 +108,7 @@ fn deaf_readers(scene: &Scene, over: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// 300 clients that say nothing, and 50 that leave a line of almost 1 MiB unfinished.
+/// 300 clients that send nothing, and 50 that leave a line of almost 1 MiB unfinished.
 fn idle_and_half_lines(scene: &Scene, over: &AtomicBool) -> Result<()> {
     let idle = (0..300).map(|_| scene.connect()).collect::<Result<Vec<_>>>()?;
     let mut halves = (0..50).map(|_| scene.connect()).collect::<Result<Vec<_>>>()?;

@@ -1,4 +1,5 @@
-//! Changes while I/O runs: thousands that hold, and those that are refused and change nothing.
+//! Changes under load: thousands of accepted `set` commands, and refused reloads that change
+//! nothing.
 
 use std::fs;
 use std::thread;
@@ -14,18 +15,20 @@ use crate::measure::{expect_all, expect_limit_held, expect_near, expect_within};
 use crate::refusals::files;
 use crate::{VERIFIED, completions, let_run, load, now_ms};
 
-/// Sets of each of the two clients. 3000 sets take about a second: 2 % of the requests of that time are 10.
+/// Sets of each of the two clients. 3000 sets take about a second; 2 % of the requests of that
+/// second are 10.
 const SETS: Times = Times { ci: 1500, thorough: 5000 };
 
 pub(super) fn sets_under_load_take_50_ms_each_and_lose_nothing(scene: &Scene) -> Result<()> {
-    // Client one sets the group's limit between 499 and 501, client two the weights of the devices. Both devices verify
-    // their data; together they get the limit, and at most 501 a second and the capacity.
+    // The first client sets the group's limit between 499 and 501, the second client the weights of
+    // the devices. Both devices verify their data. Together they get the limit, and at most 501 a
+    // second and the capacity.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 500 } }\n\
          devices:\n  a: { backend: { memory: 16MiB }, group: g }\n  b: { backend: { memory: 16MiB }, group: g }\n",
     )?;
-    // One of its threads is preferred to its queues and to those who use them: the one that answers.
+    // Only the control thread, which answers commands, runs at a higher priority (nice -5).
     let preferred: Vec<_> = Thread::all_of(daemon.pid())?.into_iter().filter(|thread| thread.nice != 0).collect();
     let is_control = |thread: &Thread| thread.name == "ublk-throttle" && thread.nice == -5;
     ensure!(matches!(&preferred[..], [thread] if is_control(thread)), "preferred: {preferred:?}");
@@ -64,7 +67,8 @@ pub(super) fn sets_under_load_take_50_ms_each_and_lose_nothing(scene: &Scene) ->
     daemon.stop().map(drop)
 }
 
-/// Sends [`SETS`] questions over one connection, each after the answer to the one before; how long each took.
+/// Sends [`SETS`] questions over one connection, each after the previous answer; returns the time
+/// of each.
 fn ask_repeatedly(scene: &Scene, question: impl Fn(u32) -> Value) -> Result<Vec<Duration>> {
     prefer_this_thread()?;
     let mut client = scene.connect()?;
@@ -77,7 +81,7 @@ fn ask_repeatedly(scene: &Scene, question: impl Fn(u32) -> Value) -> Result<Vec<
 }
 
 pub(super) fn reload_of_every_broken_file_changes_nothing(scene: &Scene) -> Result<()> {
-    // Exit 3, the place in the file, and everything as it was.
+    // Exit 3, the place in the file, and no change.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 300 } }\n\
@@ -95,7 +99,7 @@ pub(super) fn reload_of_every_broken_file_changes_nothing(scene: &Scene) -> Resu
     for path in &paths {
         let expected = fs::read_to_string(path.with_extension("expected"))?;
         let outcome = scene.ask(&["reload", path.to_str().context("path")?])?.expect_code(3)?;
-        // The same words as from `check`, after the whole path instead of the name.
+        // The words of `check`, with the whole path instead of the name of the file.
         let said: Vec<_> = expected.lines().map(|line| line.trim_start_matches("error[E-CONFIG]: ")).collect();
         let outcome = outcome.expect_stderr(&said)?;
         worst = worst.max(outcome.took);

@@ -1,12 +1,12 @@
-//! Daemons that are killed again and again, and what their users have to show for it.
+//! Daemons that are killed repeatedly, and the effect on the users of their devices.
 //!
 //! ```text
 //!   SIGKILL ─► run ─► SIGKILL ─► run …       fio: writes and verifies          each block of the stampers holds
 //!                                            stampers: read, compare, write    the last stamp that was acknowledged
 //! ```
 //!
-//! A pause is from before the signal is sent until the first request that waits is answered: the time to notice and to start is in
-//! it, as it is for whoever waits.
+//! A pause begins before the signal is sent and ends when the first waiting request is answered.
+//! Like a user's wait, it contains the time to notice the death and to start the next daemon.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -30,19 +30,19 @@ use crate::{VERIFIED, WRITES, foreign, load};
 
 /// From SIGKILL until every device serves again.
 const BACK_LIMIT: Duration = Duration::from_secs(2);
-/// From SIGKILL until the last request of a device that ends with its daemon has ended.
+/// From SIGKILL until the last request of a device with `on-crash: fail` has ended.
 const FAIL_LIMIT: Duration = Duration::from_secs(5);
 
 const MIB: u64 = 1 << 20;
 const PAGE: usize = 4096;
-/// Pages that one stamper goes over.
+/// Pages of one stamper.
 const PAGES: u64 = 64;
 
 fn kill(daemon: Daemon) -> Result<()> {
     daemon.kill(FAIL_LIMIT).map(drop)
 }
 
-/// A device of 64 MiB in a file of its own.
+/// A configuration with a device of 64 MiB on a file of its own.
 fn in_a_file(scene: &Scene, more: &str) -> String {
     let image = scene.dir().join("d.img");
     format!(
@@ -51,7 +51,8 @@ fn in_a_file(scene: &Scene, more: &str) -> String {
     )
 }
 
-/// Writes stamps to pages in turn, one at a time, each after it has found there what was acknowledged before.
+/// Writes stamps to its pages in turn, one at a time. Before it writes a page again, it compares
+/// the page with the last acknowledged stamp.
 struct Stamper {
     ends: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64>>,
@@ -65,7 +66,7 @@ impl Stamper {
         Ok(Self { ends, thread })
     }
 
-    /// How many writes were acknowledged, all of them found.
+    /// Ends the stamper; returns the number of acknowledged writes. Each was found on its page.
     fn stop(self) -> Result<u64> {
         self.ends.store(true, Ordering::Relaxed);
         self.thread.join().ok().context("a stamper's thread")?
@@ -73,7 +74,8 @@ impl Stamper {
 }
 
 fn stamp(direct: &Direct, begin: u64, ends: &AtomicBool) -> Result<u64> {
-    // 251 is prime to the number of pages: a page has another stamp in each round.
+    // 251 and the number of pages have no common factor, so a page gets a different stamp in each
+    // round.
     let value = |number: u64| 1 + (number % 251) as u8;
     let place = |number: u64| begin + number % PAGES * PAGE as u64;
     let check = |number: u64| {
@@ -93,12 +95,13 @@ fn stamp(direct: &Direct, begin: u64, ends: &AtomicBool) -> Result<u64> {
     Ok(number)
 }
 
-/// Kills, each at a different moment of the load. A lost write or an error shows only with requests in flight and held
-/// at the kill; every kill here has both.
+/// Kills, each at a different moment of the load. A lost write or an error shows only with requests
+/// in flight and held at the kill; every kill here has both.
 const KILLS: Times = Times { ci: 6, thorough: 30 };
 
 pub(super) fn f04_kills_under_verified_writes_lose_nothing_and_show_no_error(scene: &Scene) -> Result<()> {
-    // The limit keeps requests held at each kill. fio's own blocks are the first 8 MiB.
+    // The limit keeps requests held at each kill. fio uses the first 8 MiB, the stampers areas
+    // behind them.
     let config = in_a_file(scene, "queues: 2, limits: { iops-total: 1500 }");
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;
@@ -107,7 +110,7 @@ pub(super) fn f04_kills_under_verified_writes_lose_nothing_and_show_no_error(sce
         (1..5).map(|number| Stamper::start(&device.node, number * 8 * MIB)).collect::<Result<_>>()?;
     let mut longest = Duration::ZERO;
     for round in 0..KILLS.get() as u64 {
-        // At another moment of the load each time.
+        // A different moment of the load in each round.
         sleep(Duration::from_millis(150 + round * 37 % 500));
         let begin = Instant::now();
         kill(daemon)?;
@@ -126,7 +129,7 @@ pub(super) fn f04_kills_under_verified_writes_lose_nothing_and_show_no_error(sce
 }
 
 pub(super) fn f04_sixteen_devices_of_a_killed_daemon_are_back_in_two_seconds(scene: &Scene) -> Result<()> {
-    // Until the last of 16 readers that wait has its answer.
+    // From SIGKILL until the last of 16 waiting readers has its answer.
     let mut config = "version: 1\ndevices:\n".to_owned();
     for number in 0..16 {
         let _ = writeln!(config, "  d{number}: {{ backend: {{ null: 1GiB }} }}");
@@ -149,12 +152,13 @@ pub(super) fn f04_sixteen_devices_of_a_killed_daemon_are_back_in_two_seconds(sce
     expect_within("SIGKILL to service of 16 devices", last - begin, BACK_LIMIT)
 }
 
-/// Kills under a mounted file system, each between a file that was promised and one that is not yet.
+/// Kills under a mounted file system, each with one file before and one file during an fsync.
 const EXT4_KILLS: Times = Times { ci: 3, thorough: 10 };
 
 pub(super) fn f04_ext4_over_kills_is_clean_and_has_all_that_fsync_promised(scene: &Scene) -> Result<()> {
-    // A file that was promised before the kill, and one whose fsync waits for the next daemon. Read from the disk at the end, by
-    // a mount and a daemon that have seen none of it.
+    // The fsync of one file ends before the kill; the fsync of a second file waits for the next
+    // daemon. At the end both are read through a new mount and a new daemon, past any cache of the
+    // writes.
     let config = in_a_file(scene, "limits: { iops-total: 2000 }");
     let mut daemon = scene.start(&config)?;
     let device = scene.device("d")?;
@@ -167,7 +171,7 @@ pub(super) fn f04_ext4_over_kills_is_clean_and_has_all_that_fsync_promised(scene
         let [before, during] = names(round);
         fs::write(&before, content(round))?;
         File::open(&before)?.sync_all()?;
-        // In the page cache; the rest is written while nobody serves.
+        // In the page cache only; its write-back happens without a server.
         fs::write(&during, content(round))?;
         kill(daemon)?;
         let promised = std::thread::spawn(move || File::open(&during)?.sync_all());
@@ -186,7 +190,7 @@ pub(super) fn f04_ext4_over_kills_is_clean_and_has_all_that_fsync_promised(scene
     daemon.stop().map(drop)
 }
 
-/// Processes, with a program of their own, that wait and cannot be interrupted.
+/// Processes (without kernel threads) in uninterruptible sleep.
 fn stuck() -> Vec<String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -197,7 +201,7 @@ fn stuck() -> Vec<String> {
 }
 
 pub(super) fn f04_on_crash_fail_ends_everything_in_five_seconds_and_lets_it_be_deleted(scene: &Scene) -> Result<()> {
-    // Written held requests end with an error, none of their processes is left in D, and another client deletes the device.
+    // Held writes end with EIO, no process stays in state D, and another client deletes the device.
     let config = "version: 1\ndevices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 10 }, on-crash: fail }\n";
     let daemon = scene.start(config)?;
     let device = scene.device("d")?;
@@ -211,7 +215,7 @@ pub(super) fn f04_on_crash_fail_ends_everything_in_five_seconds_and_lets_it_be_d
         .with_context(|| stuck().join(""))?;
     let del = foreign::begin_delete(scene.dir(), device.id)?.finish(FAIL_LIMIT)?.expect_code(0)?;
     ensure!(!device.node.exists(), "{} is still there", device.node());
-    // The next daemon finds its state file, and makes it anew.
+    // The next daemon finds the state file of the device, and makes the device anew.
     let daemon = scene.start(config)?;
     Direct::open(&scene.device("d")?.node)?.read(0, PAGE)?;
     daemon.stop()?;

@@ -1,4 +1,4 @@
-//! Devices that come and go, and what is left of them: nothing.
+//! Devices that are added and removed repeatedly leave nothing behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,12 +12,14 @@ use ublk_throttle_tests::process::Holdings;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::{sysfs, wait};
 
-/// Devices that come and go. A leak of a descriptor, thread, node or id shows with the first device. A leak of memory
-/// shows from 1 MiB / 500 = 2 KiB a device in a thorough run, from 17 KiB in a usual one.
+/// Devices added and removed. A leak of a descriptor, thread, node or id shows with the first
+/// device. A leak of memory shows from 1 MiB / 500 = 2 KiB a device in a thorough run, from 17 KiB
+/// in a usual run.
 const CYCLES: Times = Times { ci: 60, thorough: 500 };
 
 pub(super) fn devices_come_and_go_and_leave_nothing(scene: &Scene) -> Result<()> {
-    // After 20 to warm up, from four clients at once: no descriptor, thread, node or id more; at most 1 MiB.
+    // After 20 devices to warm up, four clients at once: no more descriptors, threads, nodes or ids
+    // than before, and at most 1 MiB more memory.
     let daemon = scene.start("version: 1\ngroups:\n  g: { limits: { iops-total: 1000 } }\ndevices: {}\n")?;
     let cycles = |count: usize| -> Result<()> {
         thread::scope(|scope| {
@@ -37,7 +39,7 @@ pub(super) fn devices_come_and_go_and_leave_nothing(scene: &Scene) -> Result<()>
     let begin = Instant::now();
     cycles(CYCLES.get())?;
     let took = begin.elapsed();
-    // The last threads return a moment after their answers.
+    // The last threads end a moment after the answers of their devices.
     let settled = wait::until("descriptors and threads back", Duration::from_secs(5), || {
         let (now, _) = held()?;
         Ok((now.descriptors <= before.descriptors && now.threads <= before.threads).then_some(now))
@@ -53,7 +55,7 @@ pub(super) fn devices_come_and_go_and_leave_nothing(scene: &Scene) -> Result<()>
     daemon.stop().map(drop)
 }
 
-/// Adds and removes a device of its own, again and again.
+/// Adds and removes a device of this client `count` times.
 fn come_and_go(scene: &Scene, client: usize, count: usize) -> Result<()> {
     let name = format!("d{client}");
     let limit = Duration::from_secs(10);

@@ -1,9 +1,9 @@
-//! Removals of a device under load, one after another, as its neighbour in the group sees them.
+//! Repeated removals of a device under load, and their effect on a neighbour in the same group.
 //!
 //! ```text
 //!   neighbour   ═══════ 500/s ═══════╪═════ 1000/s ══════╪══ 500/s ═      writes, and verifies 64 writes later
 //!   victim      ═══════ 500/s ═══════╡ del               ├ add ════       32 in flight
-//!   looked at           │ 0.2 s │ removal │    1 s    │              gaps in all of it, the rate in any half of the last part
+//!   measured            │ 0.2 s │ removal │    1 s    │              gaps in all of it, the rate in any half of the last part
 //! ```
 
 use std::fs::{self, File};
@@ -21,40 +21,41 @@ use ublk_throttle_tests::wait;
 use crate::measure::{expect_all, expect_at_least, expect_limit_held, expect_within};
 use crate::{VERIFIED, completions, load, now_ms, wait_until_busy};
 
-/// Removals, each at a different moment of both loads. A fault that shows in one of ten escapes these 12 and the 12 of
-/// the run on two CPUs with probability 0.9^24 = 8 %.
+/// Removals, each at a different moment of both loads. A fault that one in ten removals shows
+/// escapes these 12 and the 12 of the run on two CPUs with probability 0.9^24 = 8 %.
 const REMOVALS: Times = Times { ci: 12, thorough: 200 };
 
-/// One removal, as the test saw it, in milliseconds since 1970.
+/// The begin and end of one `del`, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug)]
 struct Removed {
     begin_ms: u64,
     end_ms: u64,
 }
 
-/// The number of the disk that comes and goes.
+/// The id of the victim.
 const VICTIM: u32 = 77;
 
-/// What a removal may take.
+/// Bound of a `del`.
 const DEL_LIMIT: Duration = Duration::from_secs(2);
-/// How long the neighbour may wait for a completion.
+/// Bound on the interval between two completions of the neighbour.
 const GAP_LIMIT: Duration = Duration::from_millis(100);
-/// How long the neighbour is looked at before and after a removal.
+/// The measured intervals before and after a removal.
 const BEFORE_MS: u64 = 200;
-/// From the first full queue of the victim's load to what is looked at: the neighbour waits for a newcomer, too, and that is no
-/// matter of removals.
+/// From the first full queue of the victim's load to the measurement. A new device delays its
+/// neighbour, too, and that delay is not the subject of this trial.
 const SETTLE_MS: u64 = 300;
 const AFTER_MS: u64 = 1000;
-/// The windows that its rate is measured over.
+/// The length of the windows over which the neighbour's rate is taken.
 const WINDOW_MS: u64 = 500;
-/// Of 1000 a second, less 3 %: 15 of 500 requests, more than one timer lets go at either end of a window. In the best
-/// window: a gap of the neighbour moves requests over the edge of any one. A share that was not given back shows as
-/// half in each.
+/// 1000 a second, less 3 %: 15 of 500 requests, more than one timer dispatches at either end of a
+/// window. The best window counts, as a gap of the neighbour moves requests over the edge of a
+/// window. A share that the group has not given back shows as half the rate in every window.
 const RATE_BACK: f64 = 970.0;
 
 pub(super) fn removals_under_load_hurt_no_neighbour(scene: &Scene) -> Result<()> {
-    // A group of 1000 a second. Each removal: exit 0 within 2 s; the neighbour, which verifies what it reads, sees no error, no
-    // gap above 0.1 s, and all 1000 for half a second within the second after it.
+    // A group of 1000 operations a second. Each removal: exit 0 within 2 s. The neighbour verifies
+    // its data and sees no error, no gap above 0.1 s, and the whole rate for half a second within
+    // the second after the removal.
     let daemon = scene.start(
         "version: 1\n\
          groups:\n  g: { limits: { iops-total: 1000 } }\n\
@@ -67,7 +68,7 @@ pub(super) fn removals_under_load_hurt_no_neighbour(scene: &Scene) -> Result<()>
     let loads = loads_one_after_another(scene)?;
     let mut removals: Vec<Removed> = Vec::new();
     for number in 0..REMOVALS.get() {
-        // The same number again: free as soon as the load has closed the disk that it lost.
+        // The id is free as soon as the load has closed the removed disk.
         wait::until("victim added again", Duration::from_secs(10), || {
             let answer = client.ask(&add, Duration::from_secs(10))?;
             ensure!(answer["ok"] == true || answer["error"]["class"] == "E-ID-TAKEN", "{add}: {answer}");
@@ -107,12 +108,12 @@ impl Removed {
     }
 }
 
-/// Where a file `N` lets the load of removal N begin.
+/// The folder in which a file `N` starts the load of removal N.
 fn go(scene: &Scene) -> PathBuf {
     scene.dir().join("go")
 }
 
-/// A load for each removal, in one process.
+/// Starts a load for each removal, all in one process.
 fn loads_one_after_another(scene: &Scene) -> Result<Fio> {
     let go = go(scene);
     fs::create_dir(&go)?;
