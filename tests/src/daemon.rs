@@ -14,8 +14,8 @@ use crate::wait;
 /// Limit for the start of all devices: a start that takes longer counts as a hang.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// Limit for the exit after SIGTERM. (`FAULTS.md` allows 10 s for a `del` whose helper fails: row
-/// 71.)
+/// Limit for the exit after SIGTERM. (Row 71 of `FAULTS.md` gives 10 s to a `del` after the death
+/// of its helper.)
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running `ublk-throttle run`.

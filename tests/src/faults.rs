@@ -41,7 +41,8 @@ mod tests {
         Some(Row { number, tests, is_later: shown.starts_with("later") })
     }
 
-    /// Functions of the workspace whose name begins with the number of a row, with their files.
+    /// Functions of the workspace with a number of a row at the beginning of the name, and their
+    /// files.
     fn numbered_tests() -> BTreeMap<String, PathBuf> {
         let mut found = BTreeMap::new();
         for part in ["config", "tests", "throttle-core", "tools", "ublk-target"] {

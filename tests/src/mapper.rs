@@ -65,7 +65,7 @@ impl Mapped {
         &self.node
     }
 
-    /// Its size in sectors of 512 bytes.
+    /// Size in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.sectors
     }

@@ -21,8 +21,8 @@ pub fn is_set(variable: &str) -> bool {
 pub enum Judge {
     /// Data, counts, times and rates.
     Everything,
-    /// Data and counts. For a clock that goes on while the host withholds a CPU: times and rates then depend on the
-    /// host.
+    /// Data and counts. For a clock that goes on while the host withholds a CPU: times and rates
+    /// then depend on the host.
     Correctness,
 }
 
@@ -43,7 +43,7 @@ impl Judge {
     }
 }
 
-/// The repetitions of a step whose failure is rare.
+/// The repetitions of a step that fails rarely.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// In a usual run.

@@ -15,8 +15,8 @@ fn pause(waited: Duration) -> Duration {
     (waited / 50).clamp(Duration::from_millis(10), Duration::from_millis(100))
 }
 
-/// The time after which a wait counts as a hang: `limit`, or ten times `limit` where times are not judged, since the
-/// host may stop the guest for seconds.
+/// The time after which a wait counts as a hang: `limit`, or ten times `limit` where times are not
+/// judged, since the host may stop the guest for seconds.
 pub fn patience(limit: Duration) -> Duration {
     match Judge::of_this_run() {
         Judge::Everything => limit,
@@ -24,7 +24,8 @@ pub fn patience(limit: Duration) -> Duration {
     }
 }
 
-/// Waits until `look` yields something, at most for `limit` (see [`patience`]). The error names the wait.
+/// Polls `look` until it yields a value, for at most `limit` (see [`patience`]). The error names
+/// the wait.
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let (begin, limit) = (Instant::now(), patience(limit));
     loop {

@@ -37,7 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn daemon_killed_during_a_del_with_held_requests_leaves_no_process_behind(scene: &Scene) -> Result<()> {
-    // A daemon killed during its own STOP can never die and blocks all other ublk devices. A
+    // A daemon killed during its own STOP can never die and blocks all ublk devices of the host. A
     // helper's STOP has no such cycle. The daemon is killed at several points of a removal, as the
     // window is narrow.
     kill_during_dels(
@@ -66,7 +66,7 @@ fn daemon_killed_while_its_helper_stops_a_device_leaves_no_process_behind(scene:
 }
 
 fn expect_gone(scene: &Scene, device: &Device, fio: Fio, del: Started, killed: Instant) -> Result<()> {
-    // The users' view of the device is the claim of other trials (`on-crash`). Here another client
+    // The effect on users of the device is claimed elsewhere (`on-crash`). Here another client
     // deletes the device if it still exists.
     let character_node = format!("/dev/ublkc{}", device.id);
     wait::until("a device or none", GONE_LIMIT, || {
