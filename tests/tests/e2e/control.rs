@@ -250,7 +250,8 @@ fn reload_leaves_alone_what_commands_made(scene: &Scene) -> Result<()> {
 }
 
 fn sighup_reloads_the_file(scene: &Scene) -> Result<()> {
-    // SIGHUP reloads the file that `run` was given. A refused file is logged and changes nothing.
+    // SIGHUP reloads the file of `run`, by the absolute path that the daemon took at its start. A
+    // refused file is logged and changes nothing.
     let daemon = scene.start(PAIR)?;
     fs::write(daemon.config(), CHANGED)?;
     daemon.signal(Signal::SIGHUP)?;

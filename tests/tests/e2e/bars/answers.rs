@@ -19,7 +19,7 @@ use crate::{WRITES, load};
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Sends every command to a daemon with a group `g`, a device `d` in the given state and an idle
-/// device `other`. `del d` may end with 5 or 7 (timeout); all remaining commands must end with 0.
+/// device. `del d` may end with 5 or 7 (timeout); all remaining commands must end with 0.
 fn ask_everything(scene: &Scene, state: &str) -> Result<()> {
     let commands: [&[&str]; 12] = [
         &["list"],
@@ -55,8 +55,8 @@ fn del_force(scene: &Scene, state: &str) -> Result<()> {
     expect_within(format!("{state}: del --force (exit {:?})", del.code), del.took, ANSWER_LIMIT)
 }
 
-/// A group, a device `d` with this backend, and a device `other` without load. Data is copied: with
-/// zero copy a forced removal waits for the backend, which has the pages of the clients.
+/// A group, a device `d` with this backend, and a device without load. Data is copied: with zero
+/// copy a forced removal waits for the backend, which has the pages of the clients.
 fn with_device(scene: &Scene, backend: &str) -> Result<Daemon> {
     scene.start(&format!(
         "version: 1\n\
