@@ -15,7 +15,7 @@ use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::sysfs;
 
 use crate::measure::Unmeasured;
-use crate::{Case, cases};
+use crate::{Case, cases, has_feature};
 
 const MIB: u64 = 1 << 20;
 const KIB: u64 = 1 << 10;
@@ -31,12 +31,6 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     let zones = cases![[Need::Ublk, Need::NullBlk]; f82_a_zoned_disk_is_refused];
     sizes.into_iter().chain(mapped).chain(files).chain(zones).collect()
-}
-
-fn can_resize(scene: &Scene) -> Result<bool> {
-    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
-    let features = features["features"].as_array().context("no features")?;
-    Ok(features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true))
 }
 
 fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<()> {
@@ -68,7 +62,7 @@ fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<
     };
     scene.ask(&["reload"])?.expect_code(0)?.expect_stdout(&["nothing changes"])?;
     become_behind(16 * MIB)?;
-    if !can_resize(scene)? {
+    if !has_feature(scene, "UPDATE_SIZE")? {
         let cure = "remove the device and add it again";
         let words = ["set", "device", "b", "size=16MiB"];
         scene.ask(&words)?.expect_code(3)?.expect_stderr(&["error[E-UNSUPPORTED]", "6.16", cure])?;
@@ -116,7 +110,7 @@ fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<
 
 fn f80_a_device_follows_a_mapped_disk_that_got_another_table(scene: &Scene) -> Result<()> {
     // What lvextend does: a longer table while the device is open and written to.
-    if !can_resize(scene)? {
+    if !has_feature(scene, "UPDATE_SIZE")? {
         bail!(Unmeasured::Kernel("this kernel cannot resize a live device".into()));
     }
     let mapped = Mapped::on_ram(32)?;

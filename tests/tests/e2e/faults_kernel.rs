@@ -20,7 +20,7 @@ use ublk_throttle_tests::sysfs;
 use ublk_throttle_tests::wait;
 
 use crate::measure::{Unmeasured, expect_in_time, expect_within};
-use crate::{Case, WRITES, cases, load};
+use crate::{Case, WRITES, cases, has_feature, load};
 
 const MIB: u64 = 1 << 20;
 
@@ -199,9 +199,7 @@ fn ensure_no(found: bool, what: &str) -> Result<()> {
 fn f13_what_the_kernel_lacks_is_said_and_the_rest_works(scene: &Scene) -> Result<()> {
     // A resize needs UPDATE_SIZE (Linux 6.16). With it the disk is larger at once; without it: exit
     // 3, and the device keeps its size.
-    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
-    let features = features["features"].as_array().context("no features")?;
-    let offered = features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true);
+    let offered = has_feature(scene, "UPDATE_SIZE")?;
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 8MiB } }\n")?;
     let device = scene.device("d")?;
     let direct = Direct::open(&device.node)?;
@@ -224,9 +222,7 @@ fn f13_what_the_kernel_lacks_is_said_and_the_rest_works(scene: &Scene) -> Result
 fn f79_a_disk_gets_smaller_only_when_told(scene: &Scene) -> Result<()> {
     // `set` has made the device larger than the configuration says. A reload and a new daemon do
     // not cut it; the refused reload changes no limit either.
-    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
-    let features = features["features"].as_array().context("no features")?;
-    if !features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true) {
+    if !has_feature(scene, "UPDATE_SIZE")? {
         bail!(Unmeasured::Kernel("this kernel cannot resize a live device".into()));
     }
     let file = scene.dir().join("d.img");

@@ -24,7 +24,7 @@ use ublk_throttle_tests::setting::Setting;
 use ublk_throttle_tests::{sysfs, wait};
 
 use crate::measure::expect_in_time;
-use crate::{Case, WRITES, cases, load};
+use crate::{Case, WRITES, cases, has_feature, load};
 
 /// An answer, whatever dies.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -460,9 +460,7 @@ fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) 
 fn f77_a_resize_whose_helper_dies_tells_the_size_that_the_disk_has(scene: &Scene) -> Result<()> {
     // Before the command the size stays, after it the set has succeeded; where no disk can be resized nothing happens.
     let daemon = ready(scene, &config(scene, &["a"]))?;
-    let features = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
-    let features = features["features"].as_array().context("no features")?;
-    let is_offered = features.iter().any(|feature| feature["name"] == "UPDATE_SIZE" && feature["offered"] == true);
+    let is_offered = has_feature(scene, "UPDATE_SIZE")?;
     let disk = scene.device("a")?.disk;
     for (point, mib) in [("helper-resizing", 8), ("helper-resized", 12), ("none", 16)] {
         if !is_offered {

@@ -222,12 +222,17 @@ fn error_count(stderr: &str) -> usize {
     stderr.lines().filter(|line| line.starts_with("error[")).count()
 }
 
-/// Whether the kernel has zero copy, according to `features`.
-fn has_zero_copy(scene: &Scene) -> Result<bool> {
+/// Whether the ublk driver offers a feature, according to `features`.
+fn has_feature(scene: &Scene, name: &str) -> Result<bool> {
     let told = scene.run(&["features", "--json"])?.expect_code(0)?.json()?;
     let features = told["features"].as_array().context("no list of features")?;
-    let found = features.iter().find(|feature| feature["name"] == "AUTO_BUF_REG").context("no AUTO_BUF_REG")?;
+    let found = features.iter().find(|feature| feature["name"] == name).with_context(|| format!("no {name}"))?;
     found["offered"].as_bool().context("offered or not?")
+}
+
+/// Whether the kernel has zero copy.
+fn has_zero_copy(scene: &Scene) -> Result<bool> {
+    has_feature(scene, "AUTO_BUF_REG")
 }
 
 /// Sleeps for whole seconds while a load runs.
