@@ -36,8 +36,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// When partitions are looked for: what was known of them is known still, and a process for each device would take CPUs from those
 /// whose users still wait.
 const PARTITIONS_AFTER: Duration = Duration::from_secs(2);
-/// How often START_RECOVERY is tried while the kernel has not done with the old daemon.
+/// The pause before the next START_RECOVERY while the kernel has not done with the old daemon.
 const BUSY_AGAIN: Duration = Duration::from_millis(20);
+/// The same once the wait was reported: each try is three commands, and each command a thread and a worker of the kernel.
+const BUSY_AGAIN_LATER: Duration = Duration::from_millis(200);
 /// When that is told. Some kernels need 30 s where every tag of a queue was taken.
 const BUSY_TOLD: Duration = Duration::from_secs(1);
 const BUSY_LIMIT: Duration = Duration::from_secs(40);
@@ -289,7 +291,7 @@ impl DeviceThread {
                     ),
                 );
             }
-            self.wait(BUSY_AGAIN, |_| false);
+            self.wait(if is_told { BUSY_AGAIN_LATER } else { BUSY_AGAIN }, |_| false);
         }
     }
 
