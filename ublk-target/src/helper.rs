@@ -7,7 +7,7 @@
 //!     ├─ lets go of held requests
 //!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has to)
 //!     │ ◄──────────────────────── "written", or "unwritten" ┤
-//!     │ ◄───────────────────────────────── "stopped" ┘ STOP
+//!     │ ◄───────────── "stopped", or "busy open by fio" ┘ STOP, or TRY_STOP of a removal that is not forced
 //!     ├─ its queues end, the character device closes
 //!     ├─ "delete" ─────────────────────────► DEL; without a word too, if the daemon has died
 //!     │ ◄──────────────────────────────── "deleted" ┤ waits for the id, for a moment
@@ -18,6 +18,9 @@
 //! its own STOP can never die: its exit waits for the command, the command for the requests, the requests for the exit to
 //! close the ring. With the command in another process the kill ends everything within a second, and the helper, which
 //! lives on, deletes the device.
+//!
+//! TRY_STOP (SAFE_STOP_DEV) has the last word about users: the kernel counts the openers of the disk and refuses to stop an open
+//! one. A look at /proc misses an open after it, and a descriptor that is under way in a socket.
 //!
 //! All that can be lacking (the driver, io_uring, threads) is had before "claimed": until then nothing of the device has changed.
 //!
@@ -43,7 +46,7 @@ use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::in_use::Disk;
 use crate::ublk::control::Control;
-use crate::ublk::{DeviceInfo, Owner};
+use crate::ublk::{DeviceInfo, Owner, features};
 
 /// What a helper is sent to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +141,10 @@ const FREE_LOOK: Duration = Duration::from_millis(5);
 const FREE_LIMIT: Duration = Duration::from_millis(500);
 /// The same for a forced removal: whoever had it open before has it open still, and it is better to say so.
 const FREE_LIMIT_FORCED: Duration = Duration::from_millis(50);
+/// The time for which TRY_STOP is tried: udev opens a disk that its last writer has closed, for some milliseconds.
+const OPEN_LIMIT: Duration = Duration::from_secs(1);
+/// The pause between two TRY_STOP.
+const OPEN_LOOK: Duration = Duration::from_millis(20);
 /// How long a forced removal writes back before it goes on. STOP writes back once more, as far as the backend answers.
 pub const WRITE_LIMIT_FORCED: Duration = Duration::from_secs(3);
 /// How long it does so where STOP does not, as long as something is being written: of a disk that outlives its daemon, STOP fails
@@ -180,7 +187,7 @@ pub enum Answer {
     Written,
     /// Not everything is; STOP follows all the same.
     Unwritten,
-    /// The kernel has taken the disk down; [`Word::Delete`] may follow.
+    /// The kernel has taken the disk down; [`Word::Delete`] may follow. [`Answer::Busy`] instead: the disk is open, and as it was.
     Stopped,
     /// The device is deleted; the helper stays for a moment, to see whether the id is free.
     Deleted,
@@ -369,7 +376,7 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     }
     let Some(control) = &mut control else { return Ok(()) };
     let Some(info) = known(control, target)? else { return Ok(()) };
-    let claim = claim.map(Arc::new);
+    let mut claim = claim.map(Arc::new);
     let urgency = Urgency { is_forced, is_recoverable: info.is_recoverable };
     crash_point::at(Point::HelperWriting);
     match write_back(&disk, claim.clone(), urgency, &writer, &mut orders) {
@@ -379,13 +386,39 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
         Written::Orphaned => return Ok(()),
     }
     crash_point::at(Point::HelperStopping);
-    gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
+    let can_refuse = control.features().is_ok_and(|bits| bits & (1 << features::SAFE_STOP_DEV) != 0);
+    if can_refuse && !is_forced {
+        // The claim is an opener as well.
+        claim = None;
+        stop_unless_open(control, target, &disk, &mut orders)?;
+    } else {
+        gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
+    }
     crash_point::at(Point::HelperStopped);
     say(STOPPED);
     while !orders.are_over && orders.next(None) != Some(Heard::Word(Word::Delete)) {}
     // Else the id would wait for ourselves.
     drop(claim);
     free(control, target, &disk, if is_forced { FREE_LIMIT_FORCED } else { FREE_LIMIT })
+}
+
+/// TRY_STOP, until the disk is not open; STOP once the removal is a forced one.
+fn stop_unless_open(control: &mut Control, target: Target, disk: &Disk, orders: &mut Orders) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        if orders.is_hurried {
+            return gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno));
+        }
+        match control.try_stop(target.id) {
+            Err(Errno::EBUSY) if began.elapsed() >= OPEN_LIMIT => {
+                let users = disk.users();
+                let unseen = || "open, by no process that /proc shows".to_owned();
+                return Err(format!("{BUSY}{}", if users.is_empty() { unseen() } else { users.join("; ") }));
+            }
+            Err(Errno::EBUSY) => drop(orders.next(Some(OPEN_LOOK))),
+            result => return gone_is_fine(result).map_err(|errno| told("TRY_STOP", errno)),
+        }
+    }
 }
 
 fn no_thread(cause: std::io::Error) -> String {
@@ -407,6 +440,8 @@ struct Orders {
     heard: Receiver<Heard>,
     /// The daemon will say nothing more.
     are_over: bool,
+    /// [`Word::Hurry`] has come.
+    is_hurried: bool,
 }
 
 impl Orders {
@@ -424,7 +459,7 @@ impl Orders {
             }
             let _ = words.send(Heard::End);
         })?;
-        Ok(Self { sender, heard, are_over: false })
+        Ok(Self { sender, heard, are_over: false, is_hurried: false })
     }
 
     /// What comes next; nothing if that takes longer than `limit`.
@@ -434,6 +469,7 @@ impl Orders {
             None => self.heard.recv().ok(),
         };
         self.are_over |= heard == Some(Heard::End);
+        self.is_hurried |= heard == Some(Heard::Word(Word::Hurry));
         heard
     }
 }

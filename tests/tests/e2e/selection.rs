@@ -17,7 +17,7 @@ const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two
 
 /// Paths that depend on the driver's features: data with and without a copy, requests in batches, a
 /// resize, the end of a queue. The rest of the suite takes the same path on every kernel.
-const EVERY_KERNEL: [&str; 23] = [
+const EVERY_KERNEL: [&str; 24] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
     "memory_data_is_kept_with_and_without_a_copy",
@@ -35,6 +35,7 @@ const EVERY_KERNEL: [&str; 23] = [
     "f80_a_device_follows_a_mapped_disk_that_got_another_table",
     "f80_a_device_follows_the_size_of_the_disk_behind_it",
     "removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so",
+    "f61_del_is_refused_while_a_descriptor_of_the_device_is_in_a_socket",
     "f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused",
     "f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone",
     "f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies",

@@ -1,19 +1,25 @@
 //! Stacked devices: dm, loop and btrfs above a ublk disk, and the same below a backend; other nodes and other daemons.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::disks::{FileSystem, LoopDisk, Mount};
+use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 
-use crate::{Case, cases};
+use crate::measure::{Unmeasured, expect_near};
+use crate::{Case, cases, has_feature};
 
 const MIB: usize = 1 << 20;
 
@@ -36,6 +42,8 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     let plain = cases![[Need::Ublk];
         f61_del_is_refused_while_the_device_is_open_by_another_node,
+        f61_del_is_refused_while_the_device_is_only_mapped,
+        f61_del_is_refused_while_a_descriptor_of_the_device_is_in_a_socket,
         f63_a_second_daemon_does_not_take_a_stable_name,
     ];
     let own = cases![[Need::Ublk, Need::OwnMachine]; f65_a_flush_waits_for_a_thread_of_the_kernel];
@@ -163,6 +171,59 @@ fn f61_del_is_refused_while_the_device_is_open_by_another_node(scene: &Scene) ->
     scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &pid])?;
     drop(opener);
     scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+#[allow(unsafe_code, reason = "a mapping, which no code reads")]
+fn f61_del_is_refused_while_the_device_is_only_mapped(scene: &Scene) -> Result<()> {
+    // mmap keeps the disk open after close.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
+    let disk = File::open(scene.device("d")?.node)?;
+    let length = NonZeroUsize::new(4096).context("not zero")?;
+    // SAFETY: a new mapping at an address that the kernel picks.
+    let mapping = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &disk, 0) }?;
+    drop(disk);
+    let user = format!("mapped by e2e (pid {})", std::process::id());
+    let refused = scene.ask(&["del", "d"])?;
+    // SAFETY: the mapping from above, without a reference into it.
+    unsafe { munmap(mapping, length.get()) }?;
+    refused.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &user])?;
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f61_del_is_refused_while_a_descriptor_of_the_device_is_in_a_socket(scene: &Scene) -> Result<()> {
+    // No folder of /proc shows a descriptor between sendmsg and recvmsg. TRY_STOP alone knows: the kernel counts openers.
+    let daemon = scene.start(
+        "version: 1\n\
+         devices:\n  d: { backend: { memory: 16MiB }, limits: { iops-total: 50 } }\n  e: { backend: { null: 1MiB } }\n",
+    )?;
+    if !has_feature(scene, "SAFE_STOP_DEV")? {
+        bail!(Unmeasured::Kernel("this kernel stops a device without a look at its openers".into()));
+    }
+    let device = scene.device("d")?;
+    let disk = File::open(&device.node)?;
+    let (end, other_end) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty())?;
+    let (byte, descriptor) = ([IoSlice::new(b"x")], [disk.as_raw_fd()]);
+    let message = [ControlMessage::ScmRights(&descriptor)];
+    sendmsg::<()>(end.as_raw_fd(), &byte, &message, MsgFlags::empty(), None)?;
+    drop(disk);
+    let refused = scene.ask(&["del", "d"])?.expect_code(5)?;
+    refused.expect_stderr(&["error[E-BUSY]", "open, by no process that /proc shows"])?;
+    // The device is as it was: live, and limited.
+    ensure!(scene.listed("d")?["state"] == "live", "{}", scene.listed("d")?);
+    let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", device.node()).set("RW", "randread");
+    let report = scene.fio(job.set("BLOCK", 4096).set("DEPTH", 4).set("SECONDS", 2))?.finish(Duration::from_secs(9))?;
+    expect_near("operations a second after the refusal", report.only()?.iops(4096), 50.0, 0.02)?;
+    // A forced removal that joins one that the kernel refuses does not wait for the opener.
+    let waiting = scene.begin_ask(&["del", "d"])?;
+    std::thread::sleep(Duration::from_millis(600));
+    let forced = scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
+    ensure!(forced.stderr.contains("stays reserved") || forced.stdout.contains("stays reserved"), "{forced}");
+    waiting.finish(Duration::from_secs(5))?.expect_code(0)?;
+    drop((end, other_end));
+    // Without an opener the kernel stops it.
+    scene.ask(&["del", "e"])?.expect_code(0)?;
     daemon.stop().map(drop)
 }
 

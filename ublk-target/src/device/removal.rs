@@ -158,8 +158,11 @@ impl DeviceThread {
         log::info(format_args!("device={} state=stopping forced={}", self.name(), is_forced || self.is_forced()));
         self.shared.set_state(State::Stopping);
         helper.tell(Word::Go);
-        if let Err(failure) = self.hear_stopped(&mut helper, is_forced) {
-            let failure = self.disappointed(helper, "cannot stop the device", failure);
+        if let Err(said) = self.hear_stopped(&mut helper, is_forced) {
+            let failure = match said {
+                Some(Answer::Busy(users)) => self.in_use(helper, target, &users),
+                said => self.disappointed(helper, "cannot stop the device", said),
+            };
             self.end_drain(before);
             return Err(failure);
         }
@@ -183,7 +186,14 @@ impl DeviceThread {
             said => return Err(said),
         }
         self.hurry();
-        match self.hear(helper, self.made().transfer.stop_waits_for()) {
+        let (what, was_forced) = (self.made().transfer.stop_waits_for(), is_forced || self.is_forced());
+        let mut said = self.hear_unless(helper, what, |this| !was_forced && this.is_forced());
+        if said.is_none() && !was_forced && self.is_forced() {
+            // A disk that is open is stopped all the same from now on.
+            helper.tell(Word::Hurry);
+            said = self.hear(helper, what);
+        }
+        match said {
             Some(Answer::Stopped) => Ok(()),
             // Said nothing, and ended well: somebody else was faster.
             None if helper.ended().is_some_and(|status| status.success()) => Ok(()),
@@ -230,16 +240,7 @@ impl DeviceThread {
                     is_forced = true;
                     helper.kill();
                 }
-                Some(Answer::Busy(users)) => {
-                    helper.kill();
-                    let (name, node) = (self.name(), traces::node(target.id));
-                    return Err(Failure::new(
-                        Class::Busy,
-                        format!(
-                            "device {name:?} ({node}) is in use: {users}; unmount or close it first, or use --force"
-                        ),
-                    ));
-                }
+                Some(Answer::Busy(users)) => return Err(self.in_use(helper, target, &users)),
                 None if self.is_taken_down() => {
                     helper.kill();
                     let what = format!("device {:?}: another program is stopping it", self.name());
@@ -248,6 +249,14 @@ impl DeviceThread {
                 said => return Err(self.disappointed(helper, "cannot stop the device", said)),
             }
         }
+    }
+
+    /// The failure of a removal that is not forced.
+    fn in_use(&self, helper: Helper, target: Target, users: &str) -> Failure {
+        helper.kill();
+        let (name, node) = (self.name(), traces::node(target.id));
+        let what = format!("device {name:?} ({node}) is in use: {users}; unmount or close it first, or use --force");
+        Failure::new(Class::Busy, what)
     }
 
     /// Whether somebody else stops it: its queues have seen an abort, or there is the sign before that.

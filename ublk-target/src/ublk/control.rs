@@ -6,8 +6,8 @@
 //! ```
 //!
 //! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY, GET_FEATURES, and before a device serves GET_PARAMS and START_RECOVERY may be
-//! called by the daemon. START, END_RECOVERY, STOP, DEL and UPDATE_SIZE only by a helper process: they can wait for requests that
-//! the daemon holds, and a process killed in such a wait never dies.
+//! called by the daemon. START, END_RECOVERY, STOP, TRY_STOP, DEL and UPDATE_SIZE only by a helper process: they can wait for
+//! requests that the daemon holds, and a process killed in such a wait never dies.
 
 #![allow(unsafe_code, reason = "submission entries carry addresses; each buffer is ours and outlives its command")]
 
@@ -171,6 +171,12 @@ impl Control {
     /// STOP: the disk goes, after everything in flight was answered. For helpers only.
     pub fn stop(&mut self, id: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_STOP_DEV, id, ..no_device() })
+    }
+
+    /// TRY_STOP: STOP of a disk that no opener has; `EBUSY` if one has it, and then nothing has changed. Only a driver with
+    /// SAFE_STOP_DEV knows the command (Linux 7.0). For helpers only.
+    pub fn try_stop(&mut self, id: u32) -> Result<(), Errno> {
+        self.run(Command { operation: sys::UBLK_U_CMD_TRY_STOP_DEV, id, ..no_device() })
     }
 
     /// DEL, the variant that does not wait: the id is free once the last user has closed the device. For helpers only.

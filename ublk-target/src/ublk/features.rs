@@ -17,6 +17,8 @@ pub struct Feature {
 pub const UPDATE_SIZE: u32 = 10;
 /// The bit of the ability to have the client's pages in the ring's table of buffers.
 pub const AUTO_BUF_REG: u32 = 11;
+/// The bit of the ability to stop a disk only if no opener has it.
+pub const SAFE_STOP_DEV: u32 = 17;
 /// The bit of the ability to leave partitions alone.
 pub const NO_AUTO_PART_SCAN: u32 = 18;
 
@@ -39,7 +41,7 @@ pub const ALL: [Feature; 21] = [
     feature(14, "BUF_REG_OFF_DAEMON", "register buffers from any thread"),
     used(15, "BATCH_IO", "fetch and commit in batches"),
     feature(16, "INTEGRITY", "protection information"),
-    feature(17, "SAFE_STOP_DEV", "stop only if nobody has it open"),
+    used(SAFE_STOP_DEV, "SAFE_STOP_DEV", "stop only if nobody has it open"),
     feature(NO_AUTO_PART_SCAN, "NO_AUTO_PART_SCAN", "no partition scan at start"),
     feature(19, "SHMEM_ZC", "zero copy through shared memory"),
     feature(20, "IO_DESC_SIZE", "larger io descriptors"),
