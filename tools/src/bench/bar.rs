@@ -1,4 +1,4 @@
-//! A bar: what a number must be, and whether the rounds show that it is.
+//! A bar: the bound on a number, and whether the rounds show that the number meets it.
 //!
 //! # When a number is not trusted
 //!
@@ -9,102 +9,108 @@
 //!    not trusted   ───├─┼•────┤───────    the bar lies within it: another five rounds might say otherwise
 //! ```
 //!
-//! 1. *Spread against distance.* The interval is that of [`Summary::interval`]: no assumption on noise, doubt of 1/16. With
-//!    fewer than five rounds there is none. A number equal to its bar can never be told from it, so `1.00` as a bar of a
-//!    ratio is met by those that are better, and "as good as" stays open unless the bar leaves room.
-//! 2. *Processors taken away.* Around each sample a fixed piece of work is timed on all processors. In a round whose two sides had
-//!    paces more than [`PACE`] apart, or one in which the host says it stole more than [`STOLEN`], the ratio compares two machines.
-//!    What either did is at worst proportional to its pace, and the pace is known before and after, not within: so the ratio
-//!    counts as unknown by that factor twice, in the direction that hurts. 3.6 with one side at 0.8 of the other's pace is still
-//!    2.3 at least; 1.05 is nothing.
-//! 3. *A plain number on half a machine* can only be worse for it: later, longer, dearer. So it may still be met; that it is not
-//!    met is believed only if it would be so with the pace made up for.
+//! 1. *Spread against distance.* The interval is [`Summary::interval`]: it assumes nothing about the
+//!    noise and leaves a doubt of 1/16. With fewer than five rounds there is no interval. A number
+//!    equal to its bar cannot be separated from it: a ratio with the bar `1.00` is met only by a side
+//!    that is better, and "as good as" is never proved unless the bar leaves room.
+//! 2. *Processors taken away.* Before and after each sample all processors do the same kind of work for
+//!    0.1 s; the pace is the amount of work done. A ratio compares two different machines if the paces
+//!    of its two sides are more than [`PACE`] apart, or if the host reports more than [`STOLEN`] as
+//!    stolen. A side's result is at worst proportional to its pace, and the pace is known before and
+//!    after the sample only. The ratio therefore counts as uncertain by the square of that factor, in
+//!    the direction that hurts. A ratio of 3.6 with one side at 0.8 of the pace is at least 2.3; a ratio
+//!    of 1.05 proves nothing.
+//! 3. *A plain number on half a machine* can only be worse for it: later, longer, dearer. A plain number
+//!    that meets its bar is therefore accepted at any pace. A miss is accepted only if the number
+//!    misses its bar even when corrected for the pace.
 
 use super::sample::{Metric, Side};
 use super::statistics::Summary;
 
-/// The pace of one and the same idle machine repeats to about 3 % under emulation; 10 % is something else at work.
+/// On an idle machine the pace repeats to about 3 % under emulation; a difference of 10 % is
+/// another load on the host.
 const PACE: f64 = 0.10;
 
-/// One per cent moves a ratio by one per cent, about what the bars ask for.
+/// 1 % of stolen time moves a ratio by 1 %, about the resolution that the bars need.
 const STOLEN: f64 = 0.01;
 
-/// What is judged.
+/// The judged number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// One side's number over another's, in the same round. Sides by their place in the case.
+    /// A metric of one side divided by that of another side, in the same round. Sides are given by
+    /// their index in the case.
     Ratio(Metric, usize, usize),
-    /// One side's number.
+    /// A metric of one side.
     Plain(Metric, usize),
 }
 
-/// What it must be.
+/// The bound on a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// This or more.
+    /// At least this value.
     AtLeast(f64),
-    /// This or less.
+    /// At most this value.
     AtMost(f64),
-    /// Between the two.
+    /// Between both values.
     Within(f64, f64),
-    /// Nothing: it is shown.
+    /// No bound: the number is only shown.
     Shown,
 }
 
-/// A demand.
+/// A number and its bound.
 #[derive(Clone, Debug)]
 pub struct Bar {
-    /// What is judged.
+    /// The judged number.
     pub value: Value,
-    /// What it must be.
+    /// Bound on the number.
     pub bound: Bound,
-    /// Why it is not judged where a nanosecond is an instruction, if it is not.
+    /// Reason why the number is not judged on the counted clock; `None` if it is.
     pub doubt_in_instructions: Option<&'static str>,
 }
 
-/// What became of it.
+/// Verdict on a bar.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// It is so.
+    /// The number meets the bar.
     Met,
-    /// It is not so.
+    /// The number misses the bar.
     NotMet,
-    /// The rounds do not say; why.
+    /// The rounds do not decide, for this reason.
     NotTrusted(String),
-    /// Nothing was demanded.
+    /// The bar has no bound.
     Shown,
 }
 
-/// A bar with its number.
+/// A bar with its number and verdict.
 #[derive(Clone, Debug)]
 pub struct Judged {
-    /// What was judged, in words.
+    /// Description of the number.
     pub what: String,
-    /// What it must be.
+    /// Bound on the number.
     pub bound: Bound,
-    /// The number, unless it was not measured.
+    /// Summary of the number over the rounds; `None` if a round lacks it.
     pub summary: Option<Summary>,
-    /// What became of it.
+    /// Verdict on the bar.
     pub verdict: Verdict,
 }
 
 impl Bar {
-    /// Of a ratio between two sides.
+    /// Bar on the ratio of a metric between the sides `of` and `to`.
     pub fn ratio(metric: Metric, of: usize, to: usize, bound: Bound) -> Bar {
         Bar { value: Value::Ratio(metric, of, to), bound, doubt_in_instructions: None }
     }
 
-    /// Of one side's own number.
+    /// Bar on a metric of one side.
     pub fn plain(metric: Metric, side: usize, bound: Bound) -> Bar {
         Bar { value: Value::Plain(metric, side), bound, doubt_in_instructions: None }
     }
 
-    /// The same, for that reason not judged where a nanosecond is an instruction.
+    /// The bar, not judged on the counted clock for the reason `why`.
     pub fn not_in_instructions(self, why: &'static str) -> Bar {
         Bar { doubt_in_instructions: Some(why), ..self }
     }
 
-    /// Judges it by what the sides did.
+    /// Judges the bar by the samples of the sides.
     pub fn judge(&self, sides: &[Side]) -> Judged {
         let what = self.words(sides);
         let summary = Summary::of(self.rounds(sides));
@@ -139,7 +145,8 @@ impl Bar {
         }
     }
 
-    /// The factor by which a round's number may be off, as the machine was not the same for all; 1 if it was.
+    /// Factor by which the number of a round may be wrong because the machine was not the same for
+    /// both sides; 1 if it was.
     fn slack(&self, sides: &[Side], round: usize) -> f64 {
         let at = |side: usize| (sides[side].samples[round].pace, sides[side].samples[round].stolen);
         let (apart, stolen) = match self.value {
@@ -147,7 +154,9 @@ impl Bar {
                 let (mine, theirs) = (at(of), at(to));
                 ((mine.0 / theirs.0).ln().abs(), mine.1.max(theirs.1))
             }
-            // Below the whole machine by as much as two sides may differ counts as whole.
+            // A pace is relative to the best of the boot. `PACE` is subtracted here, and the check
+            // below adds `PACE` again: a plain number counts as measured on a whole machine down to
+            // a pace of exp(-0.2).
             Value::Plain(_, side) => ((-at(side).0.ln() - PACE).max(0.0), at(side).1),
         };
         let apart = if apart > PACE { apart } else { 0.0 };
@@ -157,7 +166,8 @@ impl Bar {
 }
 
 impl Judged {
-    /// The same, on a machine where the number says nothing of what was demanded; why.
+    /// The result as not trusted, for the reason `why`, because this machine's clock says nothing
+    /// about the number.
     pub fn doubted(self, why: &str) -> Judged {
         let verdict = match self.verdict {
             Verdict::Shown => Verdict::Shown,
@@ -168,7 +178,7 @@ impl Judged {
 }
 
 impl Bound {
-    /// Whether a number is as it must be.
+    /// Whether `number` lies within the bound.
     pub fn holds(self, number: f64) -> bool {
         match self {
             Bound::AtLeast(bar) => number >= bar,
@@ -178,7 +188,7 @@ impl Bound {
         }
     }
 
-    /// In a table.
+    /// The bound as text for a table.
     pub fn words(self) -> String {
         match self {
             Bound::AtLeast(bar) => format!(">= {bar}"),
@@ -195,7 +205,7 @@ fn verdict(summary: &Summary, bound: Bound, slacks: &[f64]) -> Verdict {
         return Verdict::NotTrusted(format!("{count} rounds cannot say; five can"));
     };
     let holds = bound.holds(summary.median);
-    // For a range, both ends outside is not enough: they must be on the same side of it.
+    // For a range, both ends of the interval must lie on the same side of it.
     let is_sure = |low, high| if holds { bound.holds(low) && bound.holds(high) } else { outside(bound, low, high) };
     if !is_sure(low, high) {
         return Verdict::NotTrusted(format!("the bar lies within the spread of the rounds, {low:.4} to {high:.4}"));
@@ -214,7 +224,7 @@ fn verdict(summary: &Summary, bound: Bound, slacks: &[f64]) -> Verdict {
     }
 }
 
-/// Whether all of `low..=high` lies on one bad side of the bound.
+/// Whether the interval `low..=high` lies entirely on one bad side of the bound.
 fn outside(bound: Bound, low: f64, high: f64) -> bool {
     match bound {
         Bound::Within(least, most) => high < least || low > most,
@@ -231,7 +241,7 @@ mod tests {
     use super::*;
     use crate::bench::sample::Sample;
 
-    /// A side whose IOPS were these, on a machine of these paces.
+    /// A side with these IOPS, on a machine with these paces.
     fn side(name: &str, iops: &[f64], paces: &[f64]) -> Side {
         let samples = iops.iter().zip(paces).map(|(&iops, &pace)| {
             let mut sample = Sample { pace, ..Sample::default() };
@@ -248,14 +258,15 @@ mod tests {
 
     #[test]
     fn ratio_is_met_when_every_round_is_on_the_good_side() {
-        // The worst of five is above the bar.
+        // The smallest of five rounds is above the bar.
         let judged = judged(&[103.0, 101.0, 104.0, 102.0, 103.0], &[1.0; 5], Bound::AtLeast(1.0));
         assert_eq!((judged.verdict, judged.what.as_str()), (Verdict::Met, "IOPS: ours / peer"));
     }
 
     #[test]
     fn bar_within_the_spread_is_not_trusted_either_way() {
-        // The median is on the good side, then on the bad one; one round says otherwise each time.
+        // The median is on the good side, then on the bad side; in each case a round is on the
+        // opposite side.
         for rounds in [[103.0, 99.0, 104.0, 102.0, 103.0], [97.0, 101.0, 96.0, 98.0, 97.0]] {
             let verdict = judged(&rounds, &[1.0; 5], Bound::AtLeast(1.0)).verdict;
             assert!(matches!(&verdict, Verdict::NotTrusted(why) if why.contains("spread")), "{verdict:?}");
@@ -264,21 +275,21 @@ mod tests {
 
     #[test]
     fn all_rounds_on_the_bad_side_are_a_miss() {
-        // Also for a range, on one side of it.
+        // The range is missed on one side.
         assert_eq!(judged(&[90.0; 5], &[1.0; 5], Bound::AtLeast(1.0)).verdict, Verdict::NotMet);
         assert_eq!(judged(&[90.0; 5], &[1.0; 5], Bound::Within(0.98, 1.02)).verdict, Verdict::NotMet);
     }
 
     #[test]
     fn range_with_rounds_on_both_sides_of_it_is_not_trusted() {
-        // 0.9 and 1.1 are both outside; their median may well be inside.
+        // 0.9 and 1.1 are both outside of the range; the true median may lie inside.
         let verdict = judged(&[90.0, 110.0, 90.0, 110.0, 90.0], &[1.0; 5], Bound::Within(0.98, 1.02)).verdict;
         assert!(matches!(verdict, Verdict::NotTrusted(_)), "{verdict:?}");
     }
 
     #[test]
     fn round_on_another_machine_counts_as_unknown_by_the_square_of_the_difference() {
-        // 1.1 with one side at 0.8 of the pace may be 0.70; 3.6 is still 2.3.
+        // 1.1 with one side at 0.8 of the pace may be 0.70; 3.6 is at least 2.3.
         let paces = [1.0, 0.8, 1.0, 1.0, 1.0];
         let close = judged(&[110.0; 5], &paces, Bound::AtLeast(1.0)).verdict;
         assert!(
@@ -291,14 +302,15 @@ mod tests {
 
     #[test]
     fn nine_rounds_forgive_one_on_another_machine() {
-        // The interval leaves out one at either end.
+        // With nine rounds the interval omits one at either end.
         let paces = [1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
         assert_eq!(judged(&[110.0; 9], &paces, Bound::AtLeast(1.0)).verdict, Verdict::Met);
     }
 
     #[test]
     fn plain_number_on_half_a_machine_may_be_met_and_is_missed_only_by_far() {
-        // Who is on time with half the processors is on time; who is not might have been with all.
+        // A side that meets its bar with half of the processors meets it with all of them. A side
+        // that misses its bar might have met it with all.
         let sides = [side("ours", &[110.0; 5], &[0.5; 5])];
         assert_eq!(Bar::plain(Metric::Iops, 0, Bound::AtLeast(100.0)).judge(&sides).verdict, Verdict::Met);
         assert_eq!(Bar::plain(Metric::Iops, 0, Bound::AtLeast(1000.0)).judge(&sides).verdict, Verdict::NotMet);
@@ -308,7 +320,8 @@ mod tests {
 
     #[test]
     fn what_a_machine_cannot_tell_is_neither_met_nor_missed() {
-        // 64k copied on the clock of instructions: far on the good side says as little as far on the bad one.
+        // On the counted clock, a ratio of 64k copies far on the good side proves as little as one
+        // far on the bad side.
         for rounds in [[200.0; 5], [50.0; 5]] {
             let doubted = judged(&rounds, &[1.0; 5], Bound::AtLeast(1.0)).doubted("copies");
             assert_eq!(doubted.verdict, Verdict::NotTrusted("copies".to_owned()));
@@ -318,14 +331,14 @@ mod tests {
 
     #[test]
     fn too_few_rounds_are_not_trusted() {
-        // --quick shows numbers, not verdicts.
+        // `--quick` shows numbers and no verdicts.
         let verdict = judged(&[110.0; 2], &[1.0; 2], Bound::AtLeast(1.0)).verdict;
         assert_eq!(verdict, Verdict::NotTrusted("2 rounds cannot say; five can".to_owned()));
     }
 
     #[test]
     fn number_that_was_not_measured_is_not_trusted() {
-        // A peer that failed must not read as a bar met.
+        // A missing number must not read as a bar met.
         let empty = Side { name: "ours".to_owned(), samples: vec![Sample::default(); 5] };
         let judged = Bar::plain(Metric::Rate, 0, Bound::AtMost(1.0)).judge(&[empty]);
         assert!(judged.summary.is_none() && matches!(judged.verdict, Verdict::NotTrusted(_)));

@@ -1,12 +1,12 @@
-//! The course of a bench: sides in turn, round after round.
+//! Runs the sides of a case in alternating order, round after round.
 //!
 //! ```text
 //!   round   1      2      3      4      5
-//!           A B    B A    A B    B A    A B        what drifts (a host that gets busier) meets both alike
-//!          │ │ │  │ │ │   …                         between samples: the yardstick
+//!           A B    B A    A B    B A    A B        a drift (a host that gets busier) affects both alike
+//!          │ │ │  │ │ │   …                        between samples: the yardstick
 //! ```
 //!
-//! All sides of a round are there from its start to its end, so none has a warmer start than another.
+//! All sides of a round exist from its start to its end, so no side starts warmer than the rest.
 
 use std::cell::Cell;
 use std::thread;
@@ -17,37 +17,38 @@ use anyhow::{Context, Result};
 use super::machine;
 use super::sample::{Sample, Side};
 
-/// After a device came up, before it is measured: START's reads, udev, the kernel's own look for partitions.
+/// Wait between a device's start and its first measurement: START's reads, udev, the kernel's
+/// partition scan.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// How much is measured.
+/// Amount of measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Alternations.
+    /// Rounds, each of which measures every side.
     pub rounds: usize,
-    /// Of a sample, after the ramp.
+    /// Seconds of a sample, after its ramp time.
     pub seconds: u32,
-    /// Of a sample that asks for a rate, in which windows are looked for.
+    /// Seconds of a sample that measures a rate, with its extremes over a sliding window.
     pub seconds_of_rates: u32,
     /// Queues of each device, ours and the peers'.
     pub queues: u32,
 }
 
-/// A bench that runs.
+/// A running bench.
 pub struct Bench {
-    /// How much is measured.
+    /// Amount of measurement.
     pub plan: Plan,
     best: Cell<f64>,
 }
 
 impl Bench {
-    /// Gets to know the machine.
+    /// Takes the best of five yardsticks as the machine's full speed.
     pub fn new(plan: Plan) -> Bench {
         let best = (0..5).map(|_| machine::yardstick()).fold(1.0, f64::max);
         Bench { plan, best: Cell::new(best) }
     }
 
-    /// Measures each side once a round; `measure` gets the side's place.
+    /// Measures each side once a round; `measure` gets the index of the side.
     pub fn alternate(&self, names: &[&str], mut measure: impl FnMut(usize) -> Result<Sample>) -> Result<Vec<Side>> {
         settle();
         let mut sides = sides(names);
@@ -64,7 +65,7 @@ impl Bench {
         Ok(sides)
     }
 
-    /// Measures all sides together once a round: for each round, a sample of each.
+    /// Measures all sides together once a round; `measure` returns a sample of each.
     pub fn together(&self, names: &[&str], mut measure: impl FnMut(usize) -> Result<Vec<Sample>>) -> Result<Vec<Side>> {
         let mut sides = sides(names);
         let mut before = self.pace();
@@ -79,7 +80,7 @@ impl Bench {
         Ok(sides)
     }
 
-    /// The yardstick against the best that was ever seen.
+    /// Ratio of the yardstick to the best one of this boot.
     fn pace(&self) -> f64 {
         let now = machine::yardstick();
         self.best.set(self.best.get().max(now));
@@ -87,7 +88,7 @@ impl Bench {
     }
 }
 
-/// Waits until a device that came up is left alone.
+/// Waits until the requests that follow a device's start are over.
 pub fn settle() {
     thread::sleep(SETTLE);
 }
@@ -96,7 +97,7 @@ fn sides(names: &[&str]) -> Vec<Side> {
     names.iter().map(|&name| Side { name: name.to_owned(), samples: Vec::new() }).collect()
 }
 
-/// The order of the sides in a round: there, and back in the next one.
+/// Order of the sides in a round: ascending in even rounds, descending in odd ones.
 pub fn order(sides: usize, round: usize) -> Vec<usize> {
     let there = 0..sides;
     if round.is_multiple_of(2) { there.collect() } else { there.rev().collect() }
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn no_side_is_always_first() {
-        // The second of two would always meet what the first one leaves.
+        // With a fixed order, the second side would always run after the first one.
         assert_eq!((order(2, 0), order(2, 1), order(3, 3)), (vec![0, 1], vec![1, 0], vec![2, 1, 0]));
     }
 }

@@ -1,7 +1,8 @@
-//! Control groups: whose processor time is whose, and the kernel's own throttle.
+//! Control groups: processor time by group, and the kernel's own throttle.
 //!
-//! A group's account is in microseconds, includes threads that have ended and children, and needs no controller. `/proc/PID/stat`
-//! counts in hundredths of a second, and the sum over `/proc/PID/task` forgets threads that have ended.
+//! A control group accounts CPU time in microseconds, includes children and threads that have
+//! ended, and needs no controller. `/proc/PID/stat` counts in hundredths of a second, and the sum
+//! over `/proc/PID/task` lacks threads that have ended.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,12 +14,13 @@ use nix::mount::{MsFlags, mount};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// A control group of ours, empty at first; removed when dropped.
+/// A control group, created empty and removed when dropped.
 pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Mounts the hierarchy, if nobody has, and allows limits on I/O in it.
+/// Mounts the cgroup2 hierarchy unless it is mounted, and enables the controller `io` for its
+/// children.
 pub fn prepare() -> Result<()> {
     let controllers = Path::new(ROOT).join("cgroup.controllers");
     if !controllers.exists() {
@@ -30,32 +32,32 @@ pub fn prepare() -> Result<()> {
 }
 
 impl Cgroup {
-    /// Makes it.
+    /// Creates the group `bench-NAME`.
     pub fn create(name: &str) -> Result<Cgroup> {
         let path = Path::new(ROOT).join(format!("bench-{name}"));
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Cgroup { path })
     }
 
-    /// Moves a process into it, with all its threads; its children begin there.
+    /// Moves a process with all its threads into the group. Its later children start in the group.
     pub fn add(&self, pid: u32) -> Result<()> {
         self.write("cgroup.procs", &pid.to_string())
     }
 
-    /// Writes one of its files.
+    /// Writes a control file of the group.
     pub fn write(&self, file: &str, text: &str) -> Result<()> {
         let path = self.path.join(file);
         fs::write(&path, text).with_context(|| format!("cannot write {text:?} to {}", path.display()))
     }
 
-    /// Processor time used in it so far.
+    /// Processor time that the group has used.
     pub fn usage(&self) -> Result<Duration> {
         let path = self.path.join("cpu.stat");
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         usage(&text).with_context(|| format!("{} has no usage_usec", path.display()))
     }
 
-    /// Stops all that runs in it, or lets it run again, and waits until that is so.
+    /// Freezes or thaws all processes of the group, and waits until that is done.
     pub fn freeze(&self, is_frozen: bool, limit: Duration) -> Result<()> {
         self.write("cgroup.freeze", if is_frozen { "1" } else { "0" })?;
         let (path, until) = (self.path.join("cgroup.events"), Instant::now() + limit);
@@ -71,14 +73,15 @@ impl Cgroup {
         }
     }
 
-    /// Its processes.
+    /// Processes of the group.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let path = self.path.join("cgroup.procs");
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
-    /// Memory of its processes that is in RAM, in bytes. What two of them share counts twice.
+    /// Resident memory of the group's processes, in bytes. A page shared by two processes counts
+    /// twice.
     pub fn resident(&self) -> Result<u64> {
         let mut total = 0;
         for pid in self.pids()? {
@@ -88,7 +91,7 @@ impl Cgroup {
         Ok(total)
     }
 
-    /// Waits until nothing is in it.
+    /// Waits until the group has no process.
     pub fn wait_until_empty(&self, limit: Duration) -> Result<()> {
         let until = Instant::now() + limit;
         loop {
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn accounts_of_the_kernel_are_read() {
-        // As the files are; other lines begin alike.
+        // Lines in the format of the files. `VmHWM` has the same form as `VmRSS`.
         assert_eq!(usage("usage_usec 1234\nuser_usec 1000\n"), Some(Duration::from_micros(1234)));
         assert_eq!(resident("VmHWM:\t    900 kB\nVmRSS:\t    800 kB\n"), Some(800 * 1024));
     }

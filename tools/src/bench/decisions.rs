@@ -1,6 +1,6 @@
-//! What a decision of the throttle costs, beside a peer's: the criterion benchmarks of `throttle-core`.
+//! CPU cost of a throttle decision, beside a peer's: the criterion benchmarks of `throttle-core`.
 //!
-//! Times depend on the machine and on what else it does; what counts are the ratios within one run.
+//! Absolute times depend on the machine and its load. The results are the ratios within one run.
 
 use anyhow::Result;
 
@@ -8,7 +8,7 @@ use crate::build::cargo;
 use crate::install;
 use crate::process;
 
-/// Runs them; the arguments go to criterion.
+/// Runs the benchmarks and passes `criterion` on to criterion as arguments.
 pub fn run(criterion: &[String]) -> Result<u8> {
     install::packages(&[install::BUILD])?;
     let mut bench = cargo();

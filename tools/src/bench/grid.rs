@@ -1,16 +1,17 @@
-//! How late things that are due on a grid come: a bare ring's timeout, reads of a throttled device, and reads of one that is not
-//! throttled by a client that keeps to the grid itself.
+//! Lateness of events that are due on a grid of instants: the timeout of an idle ring, reads of a
+//! throttled device, and reads of a device without limits by a client that keeps to the grid
+//! itself.
 //!
 //! ```text
 //!   grid      |    2 ms    |            |            |
-//!   ring      |.           |..          |.           |         a wait until each line, then a look at the clock
+//!   ring      |.           |..          |.           |         a wait until each line, then the clock is read
 //!   held      | .          | .          | ...        | .       reads one at a time: each is held until its line
-//!   paced     | ..         | ..         | ...        | ..      a wait until each line, then a read that nothing holds
+//!   paced     | ..         | ..         | ...        | ..      a wait until each line, then a read without a limit
 //! ```
 //!
-//! Where a ring's lines are is known, and the daemon knows its own; those two can be compared as they are. What the throttle's
-//! lines are is not known to its client, only that they are 2 ms apart: the earliest of all reads stands for one that was not late,
-//! and the same is done to the paced ones.
+//! The lines of the ring's grid are known, and the daemon knows those of its own, so both can be
+//! compared directly. The client of a throttle knows only that the lines are 2 ms apart: the
+//! earliest read of all counts as on time. The paced reads are evaluated in the same way.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -22,16 +23,17 @@ use io_uring::IoUring;
 use io_uring::types::{SubmitArgs, Timespec};
 use nix::errno::Errno;
 
-/// Between two lines: 500 a second.
+/// Distance of two lines: 500 a second.
 pub const STEP: Duration = Duration::from_millis(2);
 
-/// Reads that use up what the bucket has in hand: a tenth of a second's worth, and as many again to settle.
+/// Reads before the measurement: 50 use up the bucket's burst credit (0.1 s worth), and 50 more
+/// settle.
 const LEAD: u32 = 100;
 
-/// A read's size, and what its memory must be aligned to.
+/// Size of a read, and alignment of its memory.
 const BLOCK: usize = 4096;
 
-/// Waits of a ring with nothing in it until lines ahead; how late each came, in microseconds.
+/// Lateness of the timeout of an idle ring at each of `count` lines, in microseconds.
 pub fn ring(count: u32) -> Result<Vec<f64>> {
     let mut late = Vec::with_capacity(count as usize);
     on_each_line(count, |_, lateness, _| {
@@ -41,7 +43,8 @@ pub fn ring(count: u32) -> Result<Vec<f64>> {
     Ok(late)
 }
 
-/// Reads of a device that lets one go at each line; how late each was back, in microseconds above the earliest.
+/// Reads a device that dispatches one request at each line. Returns the lateness of each
+/// completion, in microseconds after the earliest.
 pub fn held(node: &Path, count: u32) -> Result<Vec<f64>> {
     let mut reader = Reader::open(node)?;
     let mut seen = Vec::with_capacity(count as usize);
@@ -54,9 +57,10 @@ pub fn held(node: &Path, count: u32) -> Result<Vec<f64>> {
     Ok(lateness(&seen))
 }
 
-/// Reads of a device that holds nothing, each begun when a ring's wait until its line is over: what [`held`] would be with a
-/// timer of the client's own in the throttle's place. And how late each wait was over, as of [`ring`], beside such reads; but for the
-/// lines that a read was not back for, which are not waited for.
+/// Reads a device without limits; a ring's timeout starts each read at its line. Compared with
+/// [`held`], a timer of the client takes the place of the throttle's. Returns the lateness of each
+/// completion as `held` does, and the lateness of each timeout as [`ring`] does. Timeouts of lines
+/// that were past when the preceding read completed are left out.
 pub fn paced(node: &Path, count: u32) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut reader = Reader::open(node)?;
     let (mut seen, mut late) = (Vec::with_capacity(count as usize), Vec::with_capacity(count as usize));
@@ -68,10 +72,11 @@ pub fn paced(node: &Path, count: u32) -> Result<(Vec<f64>, Vec<f64>)> {
     Ok((lateness(&seen), late))
 }
 
-/// Does something whenever a ring's wait until a line is over: told its number, how late that was in microseconds, and whether the
-/// line was yet to come when the wait began.
+/// Calls `act` at each line, when a ring's wait for that line has ended. `act` gets the number of
+/// the line, the lateness in microseconds, and whether the line was still ahead when the wait
+/// began.
 fn on_each_line(count: u32, mut act: impl FnMut(u32, f64, bool) -> Result<()>) -> Result<()> {
-    // A timer of this thread fires when it is due, not when it suits the kernel.
+    // Timer slack of 1 ns: a timer of this thread fires when it is due.
     nix::sys::prctl::set_timerslack(1).context("cannot set the timer slack")?;
     let ring = IoUring::new(4).context("cannot make a ring")?;
     let start = Instant::now() + STEP;
@@ -91,7 +96,7 @@ fn on_each_line(count: u32, mut act: impl FnMut(u32, f64, bool) -> Result<()>) -
     Ok(())
 }
 
-/// Reads past the page cache, one at a time.
+/// Reads a device with `O_DIRECT`, one request at a time.
 struct Reader {
     file: File,
     memory: Vec<u8>,
@@ -104,7 +109,7 @@ impl Reader {
         Ok(Reader { file, memory: vec![0; 2 * BLOCK] })
     }
 
-    /// When the read was back.
+    /// Reads a block and returns the instant of completion.
     fn read(&mut self, number: u32) -> Result<Instant> {
         let aligned = self.memory.as_ptr().align_offset(BLOCK);
         let place = u64::from(number) * 8 * BLOCK as u64;
@@ -113,7 +118,8 @@ impl Reader {
     }
 }
 
-/// How far behind a grid each of these is, in microseconds, if the earliest of them is on it.
+/// Lateness of each instant against a grid of lines [`STEP`] apart, in microseconds, if the
+/// earliest of them is on time.
 fn lateness(seen: &[Instant]) -> Vec<f64> {
     let Some(&start) = seen.first() else { return Vec::new() };
     let behind = |(line, &at): (usize, &Instant)| {
@@ -130,7 +136,7 @@ mod tests {
 
     #[test]
     fn lateness_is_told_against_the_earliest() {
-        // The first was 30 us late, the third on time: the grid is the third's.
+        // The third instant is the earliest relative to the grid; the first is 30 us late.
         let start = Instant::now();
         let us = Duration::from_micros;
         let seen = [start + us(30), start + us(2010), start + us(4000), start + us(6500)];
@@ -140,7 +146,7 @@ mod tests {
 
     #[test]
     fn bare_ring_is_never_early() {
-        // A kernel without io_uring, or one where it is forbidden, is no fault of ours.
+        // A host without io_uring, or one that forbids it, skips the check.
         if let Ok(late) = ring(20) {
             assert!(late.len() == 20 && late.iter().all(|&late| late > 0.0), "{late:?}");
         }

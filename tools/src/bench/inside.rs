@@ -1,4 +1,4 @@
-//! The half that runs in the guest: case by case, then the reports.
+//! The part of a bench that runs in the guest: case by case, then the reports.
 
 use std::env;
 use std::fs;
@@ -14,7 +14,7 @@ use super::cgroup;
 use super::machine;
 use super::report::{self, Came, INSTRUCTIONS, Outcome, Report};
 
-/// All of it; the exit code.
+/// Runs the cases and writes the reports; returns the exit code.
 pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u8> {
     cgroup::prepare()?;
     let bench = Bench::new(*plan);
@@ -30,7 +30,7 @@ pub fn run(plan: &Plan, cases: &[Case], kernel: &str, folder: &Path) -> Result<u
         let outcome = one(*case, &bench, report.clock == INSTRUCTIONS);
         print!("{}", report::text::case(&outcome));
         report.cases.push(outcome);
-        // After each case: what was measured is there even if a later one takes the machine with it.
+        // Written after each case, so that its numbers survive if a later case crashes the guest.
         write(&report, kernel, folder)?;
     }
     println!("\n{}", report::text::verdicts(&report));

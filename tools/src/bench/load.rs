@@ -1,4 +1,4 @@
-//! fio on a device, and what the kernel counted meanwhile.
+//! Runs fio on a device and reads the kernel's counters during the run.
 //!
 //! ```text
 //!   fio    start ─► ramp ─►├──────────── runs ───────────────┤─► report: latencies
@@ -19,30 +19,32 @@ use super::sample::{Metric, Sample};
 use crate::blockstat;
 use crate::fio::{Fio, Latency, Running};
 
-/// What a fio may take to start under emulation.
+/// Time limit for fio to start under emulation.
 const START: Duration = Duration::from_secs(30);
 
-/// `ramp_time` of the jobs, and a little more: the look comes when the ramp is over.
+/// Wait between fio's first requests and the first look: the jobs' `ramp_time` of 1 s, and 0.2 s
+/// more.
 const RAMP: Duration = Duration::from_millis(1200);
 
-/// Left between the second look and fio's end.
+/// Time between the second look and fio's end.
 const MARGIN: Duration = Duration::from_millis(400);
 
-/// A full load: two jobs at 32.
+/// A load of two fio jobs with 32 requests each under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// `randread` or `randwrite`.
     pub rw: &'static str,
-    /// Bytes of a request.
+    /// Bytes a request.
     pub block: u32,
-    /// After the ramp.
+    /// Duration after the ramp time.
     pub seconds: u32,
-    /// Requests a second that the client keeps to by itself; as many as it can if there is none.
+    /// Requests a second of both jobs together, at which fio paces itself; `None`: as fast as
+    /// possible.
     pub rate: Option<u64>,
 }
 
 impl Load {
-    /// Runs it on a device whose server is in `server`.
+    /// Runs the load on the device `node`, served by the processes in the control group `server`.
     pub fn run(self, node: &Path, server: &Cgroup) -> Result<Sample> {
         let disk = quiet(node)?;
         let before = blockstat::completed(&disk).context("the device is gone")?;
@@ -63,10 +65,10 @@ impl Load {
         Ok(sample)
     }
 
-    /// Starts it, for so long after its ramp.
+    /// Starts the load for `seconds` after its ramp time.
     pub fn start(self, node: &Path, seconds: u32) -> Result<Running> {
         let job = match self.rate {
-            // Of each of two jobs.
+            // `RATE` is the rate of each of the two jobs.
             Some(rate) => Fio::new("client-paces-itself").with("RATE", (rate / 2).to_string().as_ref()),
             None => Fio::new("path-is-as-fast-as-the-peers"),
         };
@@ -78,7 +80,7 @@ impl Load {
     }
 }
 
-/// What the kernel has counted at one moment.
+/// Snapshot of the kernel's counters.
 pub struct Look {
     at: Instant,
     requests: u64,
@@ -87,13 +89,13 @@ pub struct Look {
 }
 
 impl Look {
-    /// Looks now.
+    /// Takes a snapshot.
     pub fn now(disk: &str, server: &Cgroup) -> Result<Look> {
         let requests = blockstat::completed(disk).with_context(|| format!("{disk} is gone"))?;
         Ok(Look { at: Instant::now(), requests, own: server.usage()?, all: machine::times()? })
     }
 
-    /// What happened from this look to a later one.
+    /// Difference between this snapshot and a later one.
     pub fn until(&self, later: &Look) -> Spell {
         let time = later.at.duration_since(self.at);
         let machine::Spent { busy, stolen } = self.all.until(&later.all);
@@ -107,16 +109,16 @@ impl Look {
     }
 }
 
-/// What happened between two looks, or between several pairs of them.
+/// Requests and processor time between two snapshots, or the sum over several pairs of snapshots.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spell {
     time: Duration,
     requests: u64,
-    /// Processor time of the server.
+    /// Processor time of the server's processes.
     own: Duration,
-    /// Of all.
+    /// Processor time of all threads.
     busy: Duration,
-    /// Of the time, the share of the processors that the host took.
+    /// `time`, multiplied by the share of processor time that the host stole.
     stolen: Duration,
 }
 
@@ -132,7 +134,7 @@ impl AddAssign for Spell {
 }
 
 impl Spell {
-    /// IOPS and processor time.
+    /// IOPS, and processor time a request.
     pub fn sample(self) -> Result<Sample> {
         let Spell { time, requests, own, busy, stolen } = self;
         if requests == 0 {
@@ -147,7 +149,7 @@ impl Spell {
     }
 }
 
-/// Adds fio's percentiles.
+/// Adds fio's latency percentiles to `sample`, in microseconds.
 pub fn set_latency(sample: &mut Sample, latency: Latency) {
     let Latency { p50_ns, p90_ns, p99_ns, p999_ns } = latency;
     let all = [(Metric::P50, p50_ns), (Metric::P90, p90_ns), (Metric::P99, p99_ns), (Metric::P999, p999_ns)];
@@ -156,12 +158,13 @@ pub fn set_latency(sample: &mut Sample, latency: Latency) {
     }
 }
 
-/// Takes away what would be measured besides: no scheduler, no merging. The disk's name.
+/// Sets the I/O scheduler to `none` and disables merging, so that neither is measured. Returns the
+/// name of the disk.
 pub fn quiet(node: &Path) -> Result<String> {
     let disk = blockstat::name(node)?;
     let queue = PathBuf::from("/sys/block").join(&disk).join("queue");
     for (file, text) in [("scheduler", "none"), ("nomerges", "2")] {
-        // A disk's node is there a moment before its attributes.
+        // The device node appears shortly before the attributes in sysfs.
         let until = Instant::now() + Duration::from_secs(5);
         while !queue.join(file).exists() && Instant::now() < until {
             thread::sleep(Duration::from_millis(10));
@@ -171,7 +174,7 @@ pub fn quiet(node: &Path) -> Result<String> {
     Ok(disk)
 }
 
-/// Waits until fio's first requests are back.
+/// Waits until 50 requests have completed since the count `before`.
 pub fn started(disk: &str, before: u64) -> Result<()> {
     let until = Instant::now() + START;
     while blockstat::completed(disk).unwrap_or(0) < before + 50 {

@@ -1,19 +1,20 @@
-//! How fast, how exact and at what cost: ours and its peers, in one boot of the VM, in turn.
+//! Measures speed, accuracy and cost of ours and of its peers in turn, in one boot of the VM.
 //!
 //! ```text
 //!   host    builds ─► boots the VM ─► this program again, `bench --inside`
 //!   guest   case by case:  start all sides ─► A B, B A, A B … ─► stop them ─► judge against the bars
-//!   then    a table ─► stdout     everything ─► target/bench/KERNEL.json     pictures ─► target/bench/KERNEL.html
+//!   then    a table ─► stdout   all numbers ─► target/bench/KERNEL.json   plots ─► target/bench/KERNEL.html
 //!
-//!   cases/     what is run, what must come out          peers/    what it is run on
-//!   load, slices   fio, and the kernel's counters       grid      lateness
-//!   cgroup, machine   whose CPU time                    windows   rates over every place of a window
-//!   statistics, bar   medians, spread, and what is not trusted   report/  text, JSON, HTML
+//!   cases/            loads and their bars                 peers/    the sides that are measured
+//!   load, slices      fio, and the kernel's counters       grid      lateness
+//!   cgroup, machine   CPU time by group and in all         windows   rates over a sliding window
+//!   statistics, bar   medians, spread, verdicts            report/   text, JSON, HTML
 //! ```
 //!
-//! Absolute numbers are those of the machine, under emulation even more so; what counts are ratios within one boot. Under emulation
-//! the host's time tells more of the emulator and of who else is on the host than of what is measured: there a nanosecond is an
-//! instruction ([`vm::Clock`]). No bar is checked by CI: it takes too long.
+//! Absolute numbers belong to the machine, under emulation even more so: the results are ratios
+//! within one boot. On the host's clock an emulated VM measures mostly the emulator and the host's
+//! load, so without KVM a nanosecond is an instruction ([`vm::Clock`]). CI checks no bar, because a
+//! bench takes too long.
 
 mod bar;
 #[expect(clippy::module_inception, reason = "a bench is what this chore runs")]
@@ -85,7 +86,8 @@ pub struct Flags {
     criterion: Vec<String>,
 }
 
-/// What the VM may take: to start and stop, and for a round of all cases, which is twice what it takes emulated.
+/// Time limits of the VM: its start and end, and a round of all cases (twice its duration under
+/// emulation).
 const START: Duration = Duration::from_secs(900);
 const ROUND: Duration = Duration::from_secs(3600);
 
@@ -119,13 +121,13 @@ pub fn main(flags: &Flags) -> Result<u8> {
     vm::run(&options, &vm::Command::Run(command))
 }
 
-/// Where the reports are.
+/// Folder of the reports.
 fn folder() -> PathBuf {
     workspace::target().join("bench")
 }
 
 impl Flags {
-    /// What this program is called with in the guest.
+    /// Arguments of this program in the guest.
     fn words(&self) -> Vec<String> {
         let mut words = vec![
             format!("--rounds={}", self.rounds),

@@ -1,50 +1,53 @@
-//! What one side did in one round: numbers by name, and how much of the machine it had.
+//! Measurements of one side in one round: values by metric, and the share of the machine that was
+//! available.
 
 use std::collections::BTreeMap;
 
-/// What is measured.
+/// A measured quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// Requests a second, by the kernel's counter.
     Iops,
-    /// Processor time of the server's processes a request, in microseconds.
+    /// Processor time of the server's processes for each request, in microseconds.
     CpuOwn,
-    /// Processor time of everything that ran, a request, in microseconds: server, client and the kernel's threads.
+    /// Processor time of all threads for each request, in microseconds: server, client and kernel
+    /// threads.
     CpuAll,
-    /// Latency, in microseconds: half of all.
+    /// Median latency, in microseconds.
     P50,
-    /// Nine in ten.
+    /// 90th percentile of the latency, in microseconds.
     P90,
-    /// All but one in a hundred.
+    /// 99th percentile of the latency, in microseconds.
     P99,
-    /// All but one in a thousand.
+    /// 99.9th percentile of the latency, in microseconds.
     P999,
-    /// Rate measured over rate configured.
+    /// Measured rate divided by configured rate.
     Rate,
-    /// The slowest second, as a share of the rate configured.
+    /// Rate of the slowest window of 1 s, divided by the configured rate.
     SecondMin,
-    /// The fastest second.
+    /// Rate of the fastest window of 1 s, divided by the configured rate.
     SecondMax,
-    /// The slowest tenth of a second.
+    /// Rate of the slowest window of 100 ms, divided by the configured rate.
     TenthMin,
-    /// The fastest tenth of a second.
+    /// Rate of the fastest window of 100 ms, divided by the configured rate.
     TenthMax,
-    /// Jain's index over those that share.
+    /// Jain's index of fairness over the devices that share a limit.
     Jain,
-    /// Lateness behind the grid of deadlines, in microseconds: half of all.
+    /// Median lateness behind the grid of deadlines, in microseconds.
     Late50,
-    /// All but one in a hundred.
+    /// 99th percentile of that lateness, in microseconds.
     Late99,
-    /// Processor time of the server while nothing happens, in milliseconds a second.
+    /// Processor time of the server while no request comes, in milliseconds a second.
     IdleCpu,
-    /// Memory of the server that is in RAM, in MiB a device.
+    /// Resident memory (RSS) of the server, in MiB a device.
     Resident,
-    /// The same after each device was used with large requests and left alone.
+    /// Resident memory in MiB a device, after each device has served large requests and has then
+    /// been idle.
     ResidentUsed,
 }
 
 impl Metric {
-    /// Its key in the JSON report.
+    /// Key of the metric in the JSON report.
     pub fn key(self) -> &'static str {
         match self {
             Metric::Iops => "iops",
@@ -68,7 +71,7 @@ impl Metric {
         }
     }
 
-    /// Its words in a table, with its unit.
+    /// Name of the metric in a table, with its unit.
     pub fn words(self) -> &'static str {
         match self {
             Metric::Iops => "IOPS",
@@ -93,14 +96,15 @@ impl Metric {
     }
 }
 
-/// One side in one round.
+/// Measurements of one side in one round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
-    /// What was measured.
+    /// Values by metric.
     pub values: BTreeMap<Metric, f64>,
-    /// What the machine did for a fixed piece of work around it, against the best of this boot: 1 if all of it was ours.
+    /// Speed of the machine around the sample (`machine::yardstick`), relative to the best of this
+    /// boot: 1 if all processors were available.
     pub pace: f64,
-    /// Share of the processors' time that the host admits to have taken.
+    /// Share of processor time that the host reports as stolen.
     pub stolen: f64,
 }
 
@@ -110,28 +114,28 @@ impl Sample {
         self.values.insert(metric, value);
     }
 
-    /// A value; NaN where it was not measured.
+    /// The value of a metric, or NaN if it was not measured.
     pub fn get(&self, metric: Metric) -> f64 {
         self.values.get(&metric).copied().unwrap_or(f64::NAN)
     }
 }
 
-/// One side in all rounds.
+/// Measurements of one side in all rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Side {
-    /// What it is.
+    /// Name of the side.
     pub name: String,
-    /// In the order of the rounds.
+    /// Samples in the order of the rounds.
     pub samples: Vec<Sample>,
 }
 
 impl Side {
-    /// One value over the rounds.
+    /// The values of a metric in the order of the rounds.
     pub fn values(&self, metric: Metric) -> Vec<f64> {
         self.samples.iter().map(|sample| sample.get(metric)).collect()
     }
 
-    /// What was measured in every round.
+    /// Metrics that every round has.
     pub fn metrics(&self) -> Vec<Metric> {
         let first = self.samples.first().map(|sample| sample.values.keys().copied().collect::<Vec<_>>());
         let everywhere = |metric: &Metric| self.samples.iter().all(|sample| sample.values.contains_key(metric));

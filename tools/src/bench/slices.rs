@@ -1,13 +1,15 @@
-//! Loads on all sides of a case, of which one runs at a time: a slice of this one, a slice of the next.
+//! Runs the loads of all sides in slices of 0.5 s: at any time one load runs and the rest are
+//! frozen.
 //!
 //! ```text
 //!   A  ░███          ░███░███          ░███         ░ settles   █ counts      its clients' control group is frozen else
 //!   B       ░███░███          ░███░███
 //! ```
 //!
-//! Whole runs in turn differ from each other by a fifth under emulation, two of one and the same device too: it matters which
-//! processor a thread happens to stay on, and the host is never the same for long. A sample made of slices has met all of that as
-//! often as its neighbour has. Latencies are no use here, of what is under way when the clients are frozen; see [`Load::run`].
+//! Complete runs in turn differ by a fifth under emulation, even two runs on one device: a result
+//! depends on the processor a thread happens to stay on, and the host's load changes all the time.
+//! A sample made of slices meets these conditions as often as its neighbour does. Slices give no
+//! latencies, because a freeze interrupts requests under way; [`Load::run`] measures latencies.
 
 use std::thread;
 use std::time::Duration;
@@ -22,19 +24,20 @@ use super::sample::Sample;
 use crate::blockstat;
 use crate::fio::Running;
 
-/// After the thaw: what was under way is answered, and a bucket that filled up meanwhile (a tenth of a second's worth) is used up.
+/// Wait between thaw and slice. Requests under way complete, and a bucket that filled up during the
+/// freeze (0.1 s worth of tokens) is used up.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// What counts.
+/// Length of a measured slice.
 const SLICE: Duration = Duration::from_millis(500);
 
-/// What the kernel may take to freeze or thaw.
+/// Time limit for the kernel to freeze or thaw a control group.
 const FREEZE: Duration = Duration::from_secs(5);
 
-/// Longer than any case; the loads are ended when it is over.
+/// Runtime of fio in seconds, longer than any case. [`Slices::end`] interrupts fio.
 const FOR_EVER: u32 = 36_000;
 
-/// A load on each side, frozen.
+/// A running load for each side, frozen between slices.
 pub struct Slices<'a> {
     sides: Vec<Frozen<'a>>,
 }
@@ -47,13 +50,13 @@ struct Frozen<'a> {
 }
 
 impl<'a> Slices<'a> {
-    /// Starts the load on each, and freezes it.
+    /// Starts the load on each peer, then freezes it.
     pub fn start(load: Load, peers: impl Iterator<Item = &'a dyn Peer>) -> Result<Slices<'a>> {
         let sides = peers.enumerate().map(|(place, peer)| Frozen::start(load, place, peer)).collect::<Result<_>>()?;
         Ok(Slices { sides })
     }
 
-    /// One round: so many seconds of each, in slices.
+    /// Runs one round: `seconds` of each side, in slices.
     pub fn round(&self, seconds: u32) -> Result<Vec<Sample>> {
         let slices = (Duration::from_secs(seconds.into()).as_millis() / SLICE.as_millis()).max(2);
         let mut spells = vec![Spell::default(); self.sides.len()];
@@ -65,13 +68,13 @@ impl<'a> Slices<'a> {
         spells.into_iter().map(Spell::sample).collect()
     }
 
-    /// Ends the loads.
+    /// Thaws and interrupts all loads.
     pub fn end(self) -> Result<()> {
         for Frozen { disk, client, fio, .. } in self.sides {
             client.freeze(false, FREEZE)?;
             fio.interrupt()?;
             let jobs = fio.finish(Duration::from_secs(60))?;
-            // Those of the interrupt itself are none: fio tells them as no error.
+            // fio reports no error for the interrupt itself.
             if let Some(job) = jobs.iter().find(|job| job.error != 0) {
                 bail!("fio on {disk} ended with errno {}", job.error);
             }
@@ -86,7 +89,8 @@ impl<'a> Frozen<'a> {
         let before = blockstat::completed(&disk).context("the device is gone")?;
         let client = Cgroup::create(&format!("load{place}"))?;
         let fio = load.start(peer.node(), FOR_EVER)?;
-        // Its jobs are processes that it forks once it has read the file: they begin where their parent is by then.
+        // fio forks its jobs after it has read the job file; a forked job starts in its parent's
+        // control group.
         client.add(fio.pid())?;
         started(&disk, before)?;
         client.freeze(true, FREEZE)?;

@@ -1,4 +1,4 @@
-//! What a handful of rounds says, and how sure one can be of it. Pure arithmetic.
+//! Median of a few rounds and its confidence interval. Pure arithmetic.
 //!
 //! ```text
 //!   rounds   1.031  1.019  1.042  1.027  1.036        bar 1.00
@@ -6,28 +6,28 @@
 //!            └──────────── interval ────────┘         the bar lies outside: the median is above it, trusted
 //! ```
 //!
-//! Nothing is assumed of how the values are distributed: one round in which the host was busy elsewhere pulls a mean, and
-//! a deviation, anywhere.
+//! The interval assumes nothing about the distribution of the values. A mean or a standard
+//! deviation would move arbitrarily far by a single round in which the host was busy.
 
-/// Chance left that the true median lies outside [`Summary::interval`]. With five rounds the interval from the least to the
-/// greatest leaves 2 · ½⁵ = 1/16: the smallest that five rounds can give.
+/// Probability that the true median lies outside [`Summary::interval`]. With five rounds the
+/// interval from minimum to maximum leaves 2 · ½⁵ = 1/16, the smallest that five rounds can give.
 const DOUBT: f64 = 1.0 / 16.0;
 
-/// Median and spread of one value over the rounds.
+/// Median and spread of a value over the rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
-    /// In the order of the rounds.
+    /// Values in the order of the rounds.
     pub rounds: Vec<f64>,
-    /// The middle one.
+    /// Median of the rounds.
     pub median: f64,
-    /// The least.
+    /// Smallest value.
     pub min: f64,
-    /// The greatest.
+    /// Largest value.
     pub max: f64,
 }
 
 impl Summary {
-    /// `None` without a value, or with one that is not a number.
+    /// `None` if there are no values, or if a value is not finite.
     pub fn of(rounds: Vec<f64>) -> Option<Summary> {
         if rounds.is_empty() || rounds.iter().any(|value| !value.is_finite()) {
             return None;
@@ -37,10 +37,12 @@ impl Summary {
         Some(Summary { median: median(&rounds), min, max, rounds })
     }
 
-    /// Where the true median lies, but for a chance of [`DOUBT`]; `None` where there are too few rounds to say.
+    /// Interval that contains the true median, except with a probability of [`DOUBT`]; `None` if
+    /// there are too few rounds.
     ///
-    /// Each round lies above the true median as a coin falls. All but `k` of `n` fall on one side with the chance
-    /// 2 · Σ(i ≤ k) C(n, i) / 2ⁿ; the largest `k` for which that is at most the doubt may be left out at either end.
+    /// Each round lies above the true median with probability ½. All but `k` of `n` rounds fall on
+    /// one side with the probability 2 · Σ(i ≤ k) C(n, i) / 2ⁿ. The interval omits `k` values at
+    /// either end, for the largest `k` with at most [`DOUBT`].
     pub fn interval(&self) -> Option<(f64, f64)> {
         let count = self.rounds.len();
         let mut chance = 2.0 * 0.5f64.powi(i32::try_from(count).ok()?);
@@ -58,7 +60,7 @@ impl Summary {
     }
 }
 
-/// The middle value, or the mean of the two in the middle. NaN of none.
+/// The middle value, or the mean of the two middle values. NaN for an empty slice.
 pub fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     match sorted.len() {
@@ -68,14 +70,14 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The value below which `share` of all lie; the nearest one that is there. NaN of none.
+/// The value below which `share` of all lie, by nearest rank. NaN for an empty slice.
 pub fn percentile(values: &[f64], share: f64) -> f64 {
     let sorted = sorted(values);
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }
 
-/// Jain's index of fairness: 1 if all have the same, 1/n if one has all.
+/// Jain's index of fairness: 1 if all shares are equal, 1/n if one share has everything.
 pub fn jain(shares: &[f64]) -> f64 {
     let (sum, squares) = (shares.iter().sum::<f64>(), shares.iter().map(|share| share * share).sum::<f64>());
     sum * sum / (shares.len() as f64 * squares)
@@ -97,14 +99,14 @@ mod tests {
 
     #[test]
     fn one_round_gone_wrong_does_not_move_the_median() {
-        // A host that was busy for one round of five.
+        // The host was busy in one round of five.
         let summary = summary(&[1.01, 1.02, 0.31, 1.00, 1.03]);
         assert_eq!((summary.median, summary.min, summary.max), (1.01, 0.31, 1.03));
     }
 
     #[test]
     fn five_rounds_give_an_interval_and_four_do_not() {
-        // 2/2⁴ is 1/8, more doubt than is allowed; 2/2⁵ is just allowed.
+        // 2/2⁴ is 1/8, more than `DOUBT`; 2/2⁵ is equal to it.
         assert_eq!(summary(&[4.0, 2.0, 3.0, 1.0]).interval(), None);
         assert_eq!(summary(&[4.0, 2.0, 3.0, 1.0, 5.0]).interval(), Some((1.0, 5.0)));
     }
@@ -119,14 +121,14 @@ mod tests {
 
     #[test]
     fn value_that_is_not_a_number_has_no_summary() {
-        // A division by no requests must not become a median.
+        // A division by zero requests must not become a median.
         assert_eq!(Summary::of(vec![1.0, f64::NAN]), None);
         assert_eq!(Summary::of(Vec::new()), None);
     }
 
     #[test]
     fn percentiles_are_values_that_were_there() {
-        // Of 1 to 100 the 99th; of few values the greatest.
+        // Of 1 to 100 the 99th; of two values the larger.
         let values: Vec<f64> = (1..=100).map(f64::from).collect();
         assert_eq!(percentile(&values, 0.99), 99.0);
         assert_eq!(percentile(&[3.0, 1.0], 0.99), 3.0);
@@ -135,7 +137,7 @@ mod tests {
 
     #[test]
     fn jain_is_one_for_equal_shares_and_a_quarter_if_one_of_four_has_all() {
-        // Its two ends.
+        // Both ends of the index's range.
         assert_eq!(jain(&[7.0; 4]), 1.0);
         assert_eq!(jain(&[0.0, 0.0, 5.0, 0.0]), 0.25);
     }

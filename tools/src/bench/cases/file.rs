@@ -1,4 +1,5 @@
-//! A file on tmpfs, against the loop targets of kublk and rublk: all through the page cache, with the same queues and depth.
+//! A file on tmpfs, against the loop targets of kublk and rublk. All sides use the page cache and
+//! have the same queues and depth.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -12,13 +13,15 @@ use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Commands, Kublk, Ours, Rublk};
 
-/// In MiB: small enough for five of them in half of the guest's memory, which is what its tmpfs may have.
+/// Size of a file in MiB. Five files fit in half of the guest's memory of 3 GiB, the size of its
+/// tmpfs.
 const SIZE: u64 = 256;
 
-/// From here on the copies are most of a request.
+/// Request size from which on copies are most of a request's cost.
 const LARGE: u32 = 65536;
 
-/// Runs the case. Where zero copy would be compared with the peers' copies, our copies are, too.
+/// Runs the case. For large requests on a kernel with zero copy, a second side of ours with zero
+/// copy off is compared with the peers' copies as well.
 pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
     let queues = bench.plan.queues;
     let (our_file, rublk_file, kublk_file) = (written("ours")?, written("rublk")?, written("kublk")?);
@@ -64,11 +67,12 @@ pub fn run(bench: &Bench, block: u32) -> Result<Finding> {
 
 /// A file that is removed when dropped.
 pub struct Written {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
 }
 
-/// A file on tmpfs with every page written: reads of a hole would measure something else.
+/// Creates a file on tmpfs and writes every page, because tmpfs serves reads of a hole without any
+/// page of the file.
 pub fn written(name: &str) -> Result<Written> {
     let path = Path::new("/dev/shm").join(format!("bench-{name}.img"));
     fs::File::create(&path).with_context(|| path.display().to_string())?;
@@ -76,7 +80,7 @@ pub fn written(name: &str) -> Result<Written> {
     Ok(Written { path })
 }
 
-/// Writes that many MiB of what is there.
+/// Writes the first `size` MiB of an existing file or device.
 pub fn fill(path: &Path, size: u64) -> Result<()> {
     let file = fs::OpenOptions::new().write(true).open(path).with_context(|| path.display().to_string())?;
     let chunk = vec![0xa5; 1 << 20];

@@ -1,6 +1,7 @@
-//! 64 devices of two queues in one daemon that nobody uses: what they cost in CPU and memory.
+//! CPU time and memory of a daemon with 64 idle devices of two queues each.
 //!
-//! On files, without zero copy: a null device's buffers are never written, and zero copy needs none.
+//! The devices use files without zero copy: the buffers of a null device are never written, and
+//! zero copy needs no buffers.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -20,16 +21,16 @@ use crate::bench::machine;
 use crate::bench::peers::{Ours, Peer};
 use crate::bench::sample::{Metric, Sample};
 
-/// In one daemon.
+/// Devices of the daemon.
 const DEVICES: usize = 64;
 
-/// Of each.
+/// Queues of each device.
 const QUEUES: usize = 2;
 
-/// Read at once from each queue of each device: 16 requests of the largest size.
+/// Bytes read at once from each queue of each device: 16 requests of the largest size.
 const LARGE: usize = 8 << 20;
 
-/// After which a buffer that was used is to be given back.
+/// Idle time after which a device has released the memory of its used buffers.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 
 /// Runs the case.
@@ -38,12 +39,12 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     fs::create_dir_all(files).with_context(|| files.display().to_string())?;
     let mut config = "devices:\n".to_owned();
     for number in 0..DEVICES {
-        // Holes all of them: tmpfs keeps nothing of what is read.
+        // Each file is a hole: tmpfs allocates no memory for reads of it.
         let file = format!("{{ file: {}/{number}.img, size: 16MiB, create: true }}", files.display());
         let _ = writeln!(config, "  idle-{number}: {{ backend: {file}, queues: {QUEUES}, zero-copy: 'off' }}");
     }
     let ours = Ours::start("idle-0", &config)?;
-    // The writing down of the start, each device's first second.
+    // Waits for the state files of the start and for the first second of each device.
     thread::sleep(LEFT_ALONE);
     let (mut processes, mut fresh) = (0, None);
     let sides = bench.alternate(&["64 devices x 2 queues"], |_| {
@@ -73,7 +74,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     Ok(Finding::Measured { sides, bars, notes })
 }
 
-/// Milliseconds of CPU a second.
+/// CPU time of the idle daemon in milliseconds a second.
 fn idle(ours: &Ours, seconds: u32) -> Result<f64> {
     let (start, before) = (Instant::now(), ours.server().usage()?);
     thread::sleep(Duration::from_secs(seconds.into()));
@@ -85,7 +86,8 @@ fn mib_each(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64 / DEVICES as f64
 }
 
-/// A large read from every processor: a request goes to the queue of the processor it is submitted on.
+/// Reads a large block from every processor: a request goes to the queue of the processor that
+/// submits it.
 fn read_all_queues(node: &Path) -> Result<()> {
     let (mut memory, mut everywhere) = (vec![0; LARGE + 4096], CpuSet::new());
     let aligned = memory.as_ptr().align_offset(4096);

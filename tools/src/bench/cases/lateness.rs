@@ -1,11 +1,11 @@
-//! How late a held request goes, against a bare ring's timeout in the same boot.
+//! Lateness of a held request, against the timeout of an idle ring in the same boot.
 //!
 //! ```text
-//!   at the client   reads one at a time, held:         timer of the daemon, kernel, client
-//!   paced           the same reads, of a free device:  timer of the client, kernel, daemon, kernel, client
-//!   by `stats`      the daemon's own word:             timer of the daemon
-//!   bare ring                                          timer of this program, and nothing else in the machine
-//!   ring beside reads                                  that of the paced ones
+//!   at the client       reads one at a time, held:         timer of the daemon, kernel, client
+//!   paced               the same reads without a limit:    timer of the client, kernel, daemon, kernel, client
+//!   by `stats`          lateness that the daemon reports:  timer of the daemon
+//!   bare ring           no request in the machine:         timer of this program
+//!   ring beside reads   the timers of the paced reads:     timer of this program, beside reads
 //! ```
 
 use std::path::Path;
@@ -84,7 +84,7 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     Ok(Finding::Measured { sides, bars, notes })
 }
 
-/// The percentiles of some latenesses, in microseconds.
+/// Percentiles 50 and 99 of latenesses in microseconds.
 fn sample(late: &[f64]) -> Sample {
     let mut sample = Sample::default();
     sample.set(Metric::Late50, percentile(late, 0.50));
@@ -92,7 +92,8 @@ fn sample(late: &[f64]) -> Sample {
     sample
 }
 
-/// What `stats` says of the lateness meanwhile; `None` if it says nothing of it.
+/// Lateness that the daemon's `stats` reports over an interval of `seconds` - 1 s, at least 1 s;
+/// `None` if it reports none.
 fn own_account(ours: &Ours, seconds: u32) -> Result<Option<Sample>> {
     let interval = format!("{}s", seconds.saturating_sub(1).max(1));
     let told = ours.ask(&["stats", "at-500", "--json", "--interval", &interval, "--count", "1"])?;
@@ -119,7 +120,8 @@ mod tests {
 
     #[test]
     fn account_of_the_daemon_is_read_where_it_has_one() {
-        // An older daemon has no such key; no device at all is a fault of the case.
+        // A reply of an older daemon has no lateness and gives `None`; a reply without a device is
+        // an error.
         let sample =
             account(r#"{"devices":[{"lateness":{"count":9,"p50_ns":1500,"p99_ns":70000}}]}"#).unwrap().unwrap();
         assert_eq!((sample.get(Metric::Late50), sample.get(Metric::Late99)), (1.5, 70.0));

@@ -1,4 +1,4 @@
-//! Limits that never bind: six of them far above the load, against none.
+//! Cost of limits that never bind: six limits far above the load, against no limits.
 
 use anyhow::Result;
 
@@ -7,11 +7,11 @@ use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Peer};
 
-/// More than a device does under emulation or on hardware, by a factor of ten at least.
+/// At least ten times the rate of a device, under emulation or on hardware.
 pub const FAR_ABOVE: &str = "{ iops-total: 50000000, iops-read: 50000000, iops-write: 50000000, \
                              bps-total: 400GB/s, bps-read: 400GB/s, bps-write: 400GB/s }";
 
-/// Runs the case with so many queues a device.
+/// Runs the case with `queues` queues a device.
 pub fn run(bench: &Bench, queues: u32) -> Result<Finding> {
     let start = |name: &str, limits: &str| -> Result<Box<dyn Peer>> {
         let config = format!("devices:\n  {name}: {{ backend: {{ null: 1GiB }}, queues: {queues}{limits} }}\n");

@@ -1,7 +1,8 @@
 //! A group with 3000 idle members, against the same group with none.
 //!
-//! 3000 real devices do not fit the VM (each takes the kernel a disk and the daemon a thread). To the throttle a member is a
-//! child of a node in the tree, device or group alike; so 3000 idle groups stand in for devices, and 48 are real ones.
+//! 3000 real devices do not fit the VM: each needs a disk in the kernel and a thread in the daemon.
+//! To the throttle a member is a child of a tree node, be it a device or a group. 3000 idle groups
+//! therefore stand in for devices, beside 48 real idle devices.
 
 use std::fmt::Write as _;
 
@@ -15,10 +16,10 @@ use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Peer};
 use crate::bench::sample::Metric;
 
-/// Groups below the group.
+/// Idle groups below the group `all`.
 const GROUPS: usize = 3000;
 
-/// Devices in it, besides the one that is busy.
+/// Idle devices in the group, besides the busy one.
 const DEVICES: usize = 48;
 
 /// Runs the case.
@@ -48,7 +49,8 @@ pub fn run(bench: &Bench) -> Result<Finding> {
     Ok(Finding::Measured { sides, bars, notes })
 }
 
-/// A busy device and idle members of one group, whose six limits never bind.
+/// Configuration with a busy device and idle members of one group. The group's six limits never
+/// bind.
 fn config(name: &str, queues: u32, groups: usize, devices: usize) -> String {
     let mut text = format!("groups:\n  all: {{ limits: {FAR_ABOVE} }}\n");
     for number in 0..groups {

@@ -1,4 +1,4 @@
-//! The bars, each a case: what is run, and what must come out.
+//! The cases of a bench: loads to run, and the bars for their results.
 
 mod file;
 mod idle;
@@ -62,32 +62,32 @@ pub enum Case {
     Shares,
 }
 
-/// Why ways that copy differently are not compared where a nanosecond is an instruction.
+/// Reason why sides that copy data in different ways are not compared on the counted clock.
 const COPIES: &str = "most of it is copies, of which instructions do not tell the time: Linux takes one for 8 bytes to or from a process, \
                       and three within itself; see `--clock host`";
 
-/// What a case came to.
+/// Outcome of a case.
 pub enum Finding {
-    /// Numbers, and what is demanded of them.
+    /// Numbers, and the bars for them.
     Measured {
-        /// Those that were measured.
+        /// The measured sides.
         sides: Vec<Side>,
-        /// What must come out.
+        /// Bars on their numbers.
         bars: Vec<Bar>,
-        /// What a reader should know.
+        /// Remarks for the reader of the report.
         notes: Vec<String>,
     },
-    /// It cannot be measured here; why.
+    /// The case cannot run in this guest, for this reason.
     Skipped(String),
 }
 
 impl Case {
-    /// Its name on the command line and in reports.
+    /// Name of the case on the command line and in reports.
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// What it shows.
+    /// Claim that the case tests.
     pub fn claim(self) -> &'static str {
         match self {
             Case::NullUnlimited => {
@@ -146,22 +146,24 @@ impl Case {
     }
 }
 
-/// Of a full load. Where they share one queue, its thread and theirs take turns on two processors, and which meets which decides how
-/// many requests there are in a turn: three in one spell of seconds, seven in another, and a request costs up to half as much again
-/// where they are few. With a queue for each there are about 25.
+/// Jobs of a full load. On one shared queue its thread and the two clients take turns on two
+/// processors, and the schedule decides the number of requests a turn: three for some seconds, then
+/// seven. With few requests a turn, a request costs up to half as much again. With a queue for each
+/// job a turn has about 25 requests.
 const JOBS: u32 = 2;
 
-/// Of a run that is there for its latencies, after the ramp.
+/// Seconds of a run that measures latencies, after its ramp time.
 const LATENCY_SECONDS: u32 = 1;
 
-/// How a side is started.
+/// Starts a side.
 type Start<'a> = Box<dyn Fn() -> Result<Box<dyn Peer>> + 'a>;
 
-/// Runs a load on all of them, started for each round and stopped after it: a short run of each for the latencies, and slices for all
-/// else.
+/// Runs a load on all sides, which are started for each round and stopped after it. A short run of
+/// each measures latencies, and slices measure the rest.
 ///
-/// Where memory and threads happen to lie when a server starts, or its client, makes a request up to 12 % dearer or cheaper under emulation.
-/// Kept for a whole boot, that luck would look like a difference between the sides, and the spread of the rounds would not show it.
+/// The placement of memory and threads at the start of a server or its client makes a request up to
+/// 12 % dearer or cheaper under emulation. If a side ran for the whole boot, that effect would look
+/// like a difference between the sides and would not show in the spread of the rounds.
 fn loaded(bench: &Bench, starts: &[(&str, Start<'_>)], load: Load) -> Result<Vec<Side>> {
     let names: Vec<&str> = starts.iter().map(|(name, _)| *name).collect();
     bench.together(&names, |round| {
@@ -177,7 +179,7 @@ fn loaded(bench: &Bench, starts: &[(&str, Start<'_>)], load: Load) -> Result<Vec
         let mut samples = slices.round(load.seconds)?;
         slices.end()?;
         for (sample, latencies) in samples.iter_mut().zip(latencies.into_iter().flatten()) {
-            // What both have measured is that of the slices.
+            // A metric that both have measured is taken from the slices.
             let both = latencies.values.into_iter().chain(std::mem::take(&mut sample.values));
             sample.values = both.collect();
         }
@@ -186,14 +188,14 @@ fn loaded(bench: &Bench, starts: &[(&str, Start<'_>)], load: Load) -> Result<Vec
     })
 }
 
-/// What a device does by itself under this load, in requests a second: that of a second run, as the first meets code that nothing has
-/// run yet, which an emulated machine must translate first.
+/// Natural rate of a device under this load, in requests a second, from a second run. The first run
+/// executes code for the first time, which an emulator must translate.
 fn natural_rate(load: Load, peer: &dyn Peer) -> Result<f64> {
     load.run(peer.node(), peer.server())?;
     Ok(load.run(peer.node(), peer.server())?.get(Metric::Iops))
 }
 
-/// Whether the kernel's ublk can do something; by the kernel's name for it.
+/// Whether the kernel's ublk driver offers a feature, by the kernel's name for it.
 fn is_offered(feature: &str) -> Result<bool> {
     let said = process::output(Command::new(build::daemon_path("release")).args(["features", "--json"]))?;
     let said: Value = serde_json::from_str(&said).context("ublk-throttle features --json")?;
@@ -201,13 +203,14 @@ fn is_offered(feature: &str) -> Result<bool> {
     Ok(features.iter().any(|offered| offered["name"] == feature && offered["offered"] == true))
 }
 
-/// Why there is no side for kublk with `-b`, where there is none.
+/// Reason why the case has no side for kublk with `-b`; `None` if it has one.
 fn without_batches() -> Result<Option<String>> {
     let why = "kublk -b is skipped: this kernel's ublk has no BATCH_IO (Linux 7.0 or newer)";
     Ok(if is_offered("BATCH_IO")? { None } else { Some(why.to_owned()) })
 }
 
-/// One side against another: not fewer requests than `iops` times, not more CPU than `cpu` times. Latencies are shown.
+/// Bars for the side `of` against the side `to`: at least `iops` times the IOPS, and at most `cpu`
+/// times the CPU time a request. Latencies are shown only.
 fn as_fast_as(of: usize, to: usize, iops: f64, cpu: f64) -> Vec<Bar> {
     vec![
         Bar::ratio(Metric::Iops, of, to, Bound::AtLeast(iops)),

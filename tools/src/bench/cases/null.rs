@@ -1,4 +1,5 @@
-//! The path itself: a null device without limits, against those of kublk and rublk.
+//! Cost of the path itself: a null device without limits, against the null targets of kublk and
+//! rublk.
 
 use anyhow::Result;
 
@@ -7,7 +8,7 @@ use crate::bench::bench::Bench;
 use crate::bench::load::Load;
 use crate::bench::peers::{Commands, Kublk, Ours, Rublk};
 
-/// Runs the case with so many queues a device.
+/// Runs the case with `queues` queues a device.
 pub fn run(bench: &Bench, queues: u32) -> Result<Finding> {
     let config = format!("devices:\n  free: {{ backend: {{ null: 1GiB }}, queues: {queues} }}\n");
     let load = Load { rw: "randread", block: 4096, seconds: bench.plan.seconds, rate: None };

@@ -1,8 +1,9 @@
-//! What a request costs that the throttle holds, against one that comes at the same rate by itself: at half the natural rate of this
-//! boot, and at 1000 a second.
+//! Cost of a held request, against one from a client that paces itself at the same rate: half the
+//! natural rate of this boot, and 1000 a second.
 //!
-//! `throttled-cpu` compares with a device at its natural rate, whose queue threads hardly sleep and find many requests at each look.
-//! At a lower rate each look costs more, throttle or not; here both sides have the same rate.
+//! `throttled-cpu` compares with a device at its natural rate. The queue threads of such a device
+//! hardly sleep and find many requests each turn. At a lower rate each turn costs more, with or
+//! without a throttle; here both sides run at the same rate.
 
 use anyhow::Result;
 

@@ -1,4 +1,5 @@
-//! 1000 operations a second: in all, in every window, and no longer a wait than the queue is long. Beside the other throttles.
+//! 1000 operations a second: the total rate, the rate in every window, and a wait no longer than
+//! the queue. Beside ours run io.max, qemu-storage-daemon and nbdkit.
 
 use std::path::Path;
 use std::thread;
@@ -16,13 +17,14 @@ use crate::bench::windows::Completions;
 use crate::blockstat;
 use crate::fio::Fio;
 
-/// The limit.
+/// The limit in operations a second.
 const RATE: u32 = 1000;
 
-/// What 32 under way take at that rate, and a fifth more, in microseconds.
+/// Bar for p99 in microseconds: the wait of 32 requests at 1000 a second, and 20 % more.
 const P99_US: f64 = 1.2 * 32_000.0;
 
-/// `ramp_time` of the job.
+/// Wait between the first requests and the first look: the job's `ramp_time` of 2 s, and 0.2 s
+/// more.
 const RAMP: Duration = Duration::from_millis(2200);
 
 /// Runs the case.
@@ -69,7 +71,7 @@ fn boxed(peer: impl Peer + 'static) -> Box<dyn Peer> {
     Box::new(peer)
 }
 
-/// One run of the job on one of them.
+/// Runs the job once on a peer.
 fn measure(peer: &dyn Peer, seconds: u32) -> Result<Sample> {
     let node = peer.node();
     let disk = load::quiet(node)?;
@@ -80,7 +82,8 @@ fn measure(peer: &dyn Peer, seconds: u32) -> Result<Sample> {
         .with("SECONDS", seconds.to_string().as_ref())
         .with("LOG", log.as_os_str())
         .start()?;
-    // Its job is a process that it forks once it has read the file: that one begins where its parent is by then.
+    // fio forks its job after it has read the job file; the job starts in its parent's control
+    // group.
     if let Some(client) = peer.client() {
         client.add(fio.pid())?;
     }

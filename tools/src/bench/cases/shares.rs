@@ -1,4 +1,5 @@
-//! Who gets what of a group's limit: four devices of unequal depth, by Jain's index. Beside the group that ours is modelled on.
+//! Shares of a group's limit: four devices of unequal depth, by Jain's index, beside a throttle
+//! group of QEMU, the model of ours.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,10 +16,10 @@ use crate::bench::sample::{Metric, Sample};
 use crate::bench::statistics::jain;
 use crate::fio::Fio;
 
-/// Of the group.
+/// Limit of the group in operations a second.
 const RATE: u32 = 1000;
 
-/// Parameters of the job, one a device.
+/// Parameters of the fio job, one for each device.
 const DEVICES: [&str; 4] = ["DEVICE_1", "DEVICE_4", "DEVICE_16", "DEVICE_32"];
 
 /// Runs the case.

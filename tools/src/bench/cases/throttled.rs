@@ -1,4 +1,5 @@
-//! What a throttled request costs: held at half the natural rate of this boot, and at 1000 a second, against not held.
+//! Cost of a throttled request, held at half the natural rate of this boot and at 1000 a second,
+//! against a request without a limit.
 
 use anyhow::Result;
 

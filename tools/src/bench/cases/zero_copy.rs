@@ -1,4 +1,4 @@
-//! What zero copy is worth: 64k on a file and on memory, with the key `zero-copy` on and off.
+//! Gain of zero copy: requests of 64k on a file and on memory, with the key `zero-copy` on and off.
 
 use anyhow::Result;
 
@@ -10,10 +10,10 @@ use crate::bench::load::Load;
 use crate::bench::peers::{Ours, Peer};
 use crate::bench::sample::Metric;
 
-/// The kernel's name for it.
+/// Name of the ublk feature that zero copy needs.
 pub const FEATURE: &str = "AUTO_BUF_REG";
 
-/// Runs the case, where the kernel can do it.
+/// Runs the case if the kernel offers the feature.
 pub fn run(bench: &Bench) -> Result<Finding> {
     if !is_offered(FEATURE)? {
         return Ok(Finding::Skipped(format!("this kernel's ublk has no {FEATURE} (Linux 6.16 or newer)")));

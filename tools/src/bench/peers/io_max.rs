@@ -1,4 +1,4 @@
-//! The kernel's own throttle, `io.max`, over a null device of rublk's.
+//! The kernel's own throttle, `io.max`, over a null device of rublk.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,14 @@ use super::{Peer, Rublk};
 use crate::bench::cgroup::Cgroup;
 use crate::bench::load;
 
-/// A rublk null, and a control group whose processes have a limit on it.
+/// A null device of rublk, and a control group with a limit on it.
 pub struct IoMax {
     device: Rublk,
     client: Cgroup,
 }
 
 impl IoMax {
-    /// With this many reads a second.
+    /// Starts with a limit of `iops` reads a second.
     pub fn start(id: u32, queues: u32, iops: u32) -> Result<IoMax> {
         let device = Rublk::null(id, queues)?;
         let client = Cgroup::create(&format!("client{id}"))?;

@@ -1,4 +1,4 @@
-//! `kublk`: ublk without a throttle, as the kernel's own tests serve it.
+//! `kublk`: the ublk server of the kernel's self-tests, without a throttle.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,37 +10,39 @@ use super::{Peer, Server};
 use crate::bench::cgroup::Cgroup;
 use crate::{kublk, process};
 
-/// The driver's commands that fetch and commit requests.
+/// Commands of the driver that fetch and commit requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commands {
-    /// One for each tag.
+    /// A command for each tag.
     EachTag,
-    /// One for all requests of a turn (`-b`, `UBLK_F_BATCH_IO`). A driver that does not know the flag clears it and adds the
-    /// device, which kublk then serves with a command for each tag, without an error. So look for the feature first.
+    /// A command for all requests of a turn (`-b`, `UBLK_F_BATCH_IO`). A driver without that
+    /// feature clears the flag and adds the device, and kublk then serves it with a command for
+    /// each tag, without an error. Callers must check the feature first.
     Batched,
 }
 
-/// A device of kublk's.
+/// A device of kublk.
 pub struct Kublk {
-    // Before the device, which goes once its server has ended.
+    // Dropped before the device, which can be deleted once its server has ended.
     server: Server,
     device: Device,
 }
 
 impl Kublk {
-    /// Its null target.
+    /// Starts the null target.
     pub fn null(id: u32, queues: u32, commands: Commands) -> Result<Kublk> {
         Kublk::start(id, queues, commands, "null", None)
     }
 
-    /// Its loop target. It opens the file with `O_DIRECT` and cannot do otherwise.
+    /// Starts the loop target, which always opens its file with `O_DIRECT`.
     pub fn file(id: u32, queues: u32, commands: Commands, file: &Path) -> Result<Kublk> {
         Kublk::start(id, queues, commands, "loop", Some(file.as_os_str()))
     }
 
     fn start(id: u32, queues: u32, commands: Commands, target: &str, file: Option<&OsStr>) -> Result<Kublk> {
         let mut add = Command::new(kublk::path());
-        // By default it forks twice, and the process started here would end before the control group has the server.
+        // `--foreground`: by default kublk forks twice, and the process started here would end
+        // before the server is in the control group.
         add.args(["add", "--type", target, "--foreground", "--quiet", "--depth", "128"]);
         add.args(["--number", &id.to_string(), "--queues", &queues.to_string()]);
         add.args((commands == Commands::Batched).then_some("--batch")).args(file);
@@ -60,7 +62,8 @@ impl Peer for Kublk {
         &self.server.cgroup
     }
 
-    /// In steps. `del` alone does all of it, but waits 10 s for the end of a server that ended before `del` began to watch.
+    /// Stops the device, waits for the server, then deletes the device. `del` alone does all of it,
+    /// but waits 10 s for a server that ended before `del` began to watch.
     fn stop(self: Box<Self>) -> Result<()> {
         let Kublk { server, device } = *self;
         device.ask("stop")?;
@@ -69,7 +72,7 @@ impl Peer for Kublk {
     }
 }
 
-/// A device in the driver, deleted when dropped: its server does not do so when it ends.
+/// A device in the driver, deleted when dropped, because its server does not delete it.
 struct Device {
     id: u32,
     node: PathBuf,
@@ -83,7 +86,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Fails after `stop`, which has deleted it.
+        // After `Peer::stop` the device is gone and `del` fails.
         let _ = self.ask("del");
     }
 }

@@ -1,15 +1,17 @@
-//! What is measured, ours and others: each starts, names its node and its processes, stops and leaves nothing behind.
+//! The measured servers: ours and its peers. Each starts, gives its device node and its control
+//! group, and stops without leaving anything behind.
 //!
 //! ```text
 //!   ours     ublk-throttle                    null, file, with any configuration
 //!   kublk    kublk (Linux's self-tests)       null, loop: the kernel's own server without a throttle, so the bound for all
-//!   rublk    rublk (crates.io)                null, loop: another without a throttle
+//!   rublk    rublk (crates.io)                null, loop: a second server without a throttle
 //!   io.max   the kernel's, over a rublk null  the client is in a control group with a limit
 //!   qsd      qemu-storage-daemon              throttle group over null-co ── NBD, unix socket ── kernel's nbd
 //!   nbdkit   nbdkit's filter `rate`           over its null ───────────────── NBD, unix socket ── kernel's nbd
 //! ```
 //!
-//! The last two reach their block device through a socket: what they cost a request includes that, as it does for their users.
+//! qsd and nbdkit reach their block device through a socket. Their cost a request includes the
+//! socket, as it does for their users.
 
 mod io_max;
 mod kublk;
@@ -38,37 +40,38 @@ pub use ours::Ours;
 pub use qsd::Qsd;
 pub use rublk::Rublk;
 
-/// What any of them may take to start or to end under emulation.
+/// Time limit for a peer to start or to end under emulation.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bytes of a null device.
+/// Size of a null device in bytes.
 pub const NULL_SIZE: u64 = 1 << 30;
 
-/// Something with a block device.
+/// A server with a block device.
 pub trait Peer {
-    /// The device.
+    /// Node of the block device.
     fn node(&self) -> &Path;
 
-    /// Where its processes are.
+    /// Control group of the server's processes.
     fn server(&self) -> &Cgroup;
 
-    /// Where the client has to be for its limit to count.
+    /// Control group that limits the client; `None` if the limit does not depend on the client's
+    /// group.
     fn client(&self) -> Option<&Cgroup> {
         None
     }
 
-    /// Ends it; nothing of it is left.
+    /// Ends the server and removes its device.
     fn stop(self: Box<Self>) -> Result<()>;
 }
 
-/// A process in a control group of its own; killed when dropped.
+/// A server process in a control group of its own, killed when dropped.
 struct Server {
     child: Child,
     cgroup: Cgroup,
 }
 
 impl Server {
-    /// Starts it.
+    /// Starts the process and moves it into its control group.
     fn spawn(name: &str, command: &mut Command) -> Result<Server> {
         let cgroup = Cgroup::create(name)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
@@ -78,7 +81,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Waits for a file that it makes.
+    /// Waits until the process has created the file `path`.
     fn wait_for(&mut self, path: &Path) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while !path.exists() {
@@ -93,13 +96,13 @@ impl Server {
         Ok(())
     }
 
-    /// Asks it to end, and waits for that.
+    /// Sends SIGTERM and waits for the end.
     fn end(self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
         self.wait()
     }
 
-    /// Waits for its end, which somebody has asked for.
+    /// Waits for the end of a process that has been asked to end.
     fn wait(mut self) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {

@@ -1,4 +1,4 @@
-//! The kernel's NBD client: a unix socket becomes `/dev/nbdN`.
+//! The kernel's NBD client: connects a unix socket to `/dev/nbdN`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::process;
 
-/// A connected device; disconnected when dropped.
+/// A connected device, disconnected when dropped.
 pub struct Nbd {
     node: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `nbdkit` with its filter `rate`, which knows bits a second only.
+//! `nbdkit` with its filter `rate`, which limits bits a second only.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,14 +12,14 @@ use crate::process;
 
 /// nbdkit and the kernel's client.
 pub struct Nbdkit {
-    // First: the kernel lets go before the server ends.
+    // Dropped first: the kernel disconnects before the server ends.
     disk: Nbd,
     server: Server,
     socket: PathBuf,
 }
 
 impl Nbdkit {
-    /// With as many bits a second as this many requests of `block` bytes have.
+    /// Starts with a limit in bits a second that equals `iops` requests of `block` bytes a second.
     pub fn start(number: u32, iops: u32, block: u32) -> Result<Nbdkit> {
         let socket = PathBuf::from(format!("/run/bench-nbdkit{number}.sock"));
         let mut nbdkit = Command::new("nbdkit");

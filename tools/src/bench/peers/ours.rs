@@ -12,7 +12,7 @@ use crate::daemon::{Daemon, Log};
 
 /// A daemon of ours with its own state directory.
 pub struct Ours {
-    // Before the control group, which kills what is in it: the daemon ends by itself when it can.
+    // Dropped before the control group, which kills its processes: the daemon gets SIGTERM first.
     daemon: Daemon,
     server: Cgroup,
     folder: PathBuf,
@@ -20,8 +20,8 @@ pub struct Ours {
 }
 
 impl Ours {
-    /// Starts it; `device` is the one that is measured, `config` the YAML below `version: 1`. Names of devices are unique among
-    /// all daemons of the boot that run at the same time.
+    /// Starts the daemon. `device` is the measured device; `config` is the YAML below `version: 1`.
+    /// Device names must be unique among all daemons that run at the same time.
     pub fn start(device: &str, config: &str) -> Result<Ours> {
         let folder = PathBuf::from("/run/bench").join(device);
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -34,7 +34,7 @@ impl Ours {
         Ok(Ours { daemon, server, folder, node: Path::new("/dev/ublk-throttle").join(device) })
     }
 
-    /// What a command prints that is sent to it.
+    /// Sends a command to the daemon and returns its output.
     pub fn ask(&self, words: &[&str]) -> Result<String> {
         self.daemon.ask(words)
     }

@@ -1,4 +1,4 @@
-//! `qemu-storage-daemon` with a throttle group: the one whose words we use.
+//! `qemu-storage-daemon` with a throttle group, the source of our terms.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,14 +12,15 @@ use crate::process;
 
 /// The storage daemon and the kernel's client.
 pub struct Qsd {
-    // First: the kernel lets go before the server ends.
+    // Dropped first: the kernel disconnects before the server ends.
     disks: Vec<Nbd>,
     server: Server,
     socket: PathBuf,
 }
 
 impl Qsd {
-    /// A group with this `iops-total`, and as many null devices in it; they become `/dev/nbdN` from `first` on.
+    /// Starts a throttle group with the limit `iops` and `devices` null devices, connected to
+    /// `/dev/nbdN` with N counted from `first`.
     pub fn start(first: u32, devices: u32, iops: u32) -> Result<Qsd> {
         let socket = PathBuf::from(format!("/run/bench-qsd{first}.sock"));
         let mut qsd = Command::new("qemu-storage-daemon");
@@ -32,7 +33,7 @@ impl Qsd {
             qsd.arg("--export")
                 .arg(format!("nbd,id=export{number},node-name=throttled{number},name=throttled{number}"));
         }
-        // Written when all of the above is there; the socket is there before the exports are.
+        // The PID file is written after all exports are ready; the socket appears earlier.
         let pidfile = socket.with_extension("pid");
         qsd.arg("--pidfile").arg(&pidfile);
         let mut server = Server::spawn(&format!("qsd{first}"), &mut qsd)?;
@@ -42,7 +43,7 @@ impl Qsd {
         Ok(Qsd { disks, server, socket })
     }
 
-    /// Its devices.
+    /// Nodes of the devices.
     pub fn nodes(&self) -> Vec<PathBuf> {
         self.disks.iter().map(|disk| disk.node().to_owned()).collect()
     }

@@ -1,4 +1,4 @@
-//! `rublk`: ublk without a throttle.
+//! `rublk`: a ublk server without a throttle.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use super::{Peer, Server};
 use crate::bench::cgroup::Cgroup;
 use crate::{install, process};
 
-/// A device of rublk's.
+/// A device of rublk.
 pub struct Rublk {
     server: Server,
     id: u32,
@@ -17,12 +17,12 @@ pub struct Rublk {
 }
 
 impl Rublk {
-    /// Its null target.
+    /// Starts the null target.
     pub fn null(id: u32, queues: u32) -> Result<Rublk> {
         Rublk::start(id, queues, "null", &[])
     }
 
-    /// Its loop target, through the page cache as ours is by default.
+    /// Starts the loop target, which uses the page cache as ours does by default.
     pub fn file(id: u32, queues: u32, file: &Path) -> Result<Rublk> {
         Rublk::start(id, queues, "loop", &["--buffered-io".as_ref(), "--file".as_ref(), file.as_os_str()])
     }
@@ -47,8 +47,8 @@ impl Peer for Rublk {
         &self.server.cgroup
     }
 
-    /// Its server deletes the device when it ends, and so does `rublk del`, which ends it: the second of them fails. That is no fault
-    /// as long as the device is gone.
+    /// Ends the server and deletes the device. Both `rublk del` and the server that it ends delete
+    /// the device, so the later delete fails. The failure is ignored if the device is gone.
     fn stop(self: Box<Self>) -> Result<()> {
         let mut del = Command::new(install::RUBLK_OPTIMIZED.path());
         let deleted = process::output(del.args(["del", "--number", &self.id.to_string()]).env("RUST_BACKTRACE", "0"));

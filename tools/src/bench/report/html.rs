@@ -1,11 +1,12 @@
-//! A page that needs nothing but itself: a table of the bars, and for each case a plot of its ratios and one of its numbers.
+//! Report as one HTML page: a table of the bars, and for each case a plot for each bar and for each
+//! metric.
 //!
 //! ```text
 //!   bars      name   ──────────┬───●●─●●──      each dot a round, the line the bar, the tick the median
 //!   numbers   side   ●● ●●●                     one strip a metric, one row a side
 //! ```
 //!
-//! No script, no font, no picture from elsewhere: it can be sent by mail.
+//! The page has no script, font or picture from another address, so it can be sent by mail.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,7 @@ use crate::bench::bar::{Bound, Judged, Verdict};
 use crate::bench::sample::{Metric, Side};
 use crate::bench::statistics::median;
 
-/// Widths of a plot, in pixels: the names, then the dots; and the height of a row.
+/// Widths of a plot in pixels (names, then dots), and the height of a row.
 const NAMES: f64 = 380.0;
 const DOTS: f64 = 420.0;
 const ROW: f64 = 22.0;
@@ -27,7 +28,7 @@ svg{display:block;margin:.6em 0;max-width:100%;height:auto}svg text{font:13px sy
 svg .axis{stroke:#bbb}svg .bar{stroke:#b3161b;stroke-width:2}svg .good{fill:#176b2c14}svg .median{stroke:#222;stroke-width:2}\
 svg .dot{fill:#2563a8;fill-opacity:.65}svg .value{fill:#666}";
 
-/// The page.
+/// The whole page.
 pub fn page(report: &Report) -> String {
     let plan = report.plan;
     let mut page = format!(
@@ -53,7 +54,7 @@ pub fn page(report: &Report) -> String {
     page
 }
 
-/// The bars of all cases.
+/// Table of the bars of all cases.
 fn table(report: &Report) -> String {
     let mut text =
         "<table><tr><th>case</th><th>what</th><th class=\"n\">median</th><th class=\"n\">spread</th><th>bar</th>\
@@ -123,7 +124,7 @@ fn case(outcome: &Outcome) -> String {
     text
 }
 
-/// A bar: its rounds, its median, and where it must lie.
+/// Plot of a bar: its rounds, its median, and the range that the bar accepts.
 fn judged_plot(judged: &Judged) -> String {
     let Some(summary) = &judged.summary else { return String::new() };
     let edges: &[f64] = match judged.bound {
@@ -165,7 +166,7 @@ fn judged_plot(judged: &Judged) -> String {
     text
 }
 
-/// A metric: the rounds of each side on one scale.
+/// Plot of a metric: the rounds of each side, all on one scale.
 fn metric_plot(metric: Metric, sides: &[Side]) -> String {
     let has: Vec<&Side> = sides.iter().filter(|side| side.metrics().contains(&metric)).collect();
     let scale = Scale::over(has.iter().flat_map(|side| side.values(metric)));
@@ -174,7 +175,7 @@ fn metric_plot(metric: Metric, sides: &[Side]) -> String {
     format!("<h3>{}</h3>\n{}", escape(metric.words()), svg(has.len(), &rows))
 }
 
-/// A name, a dot for each round, a tick at the median and its number.
+/// Row of a plot: a name, a dot for each round, a tick at the median and the median as a number.
 fn strip(name: &str, rounds: &[f64], scale: &Scale, row: usize) -> String {
     let (middle, top) = (ROW * (row as f64 + 0.5), ROW * row as f64);
     let mut text = format!(
@@ -211,19 +212,19 @@ fn svg(rows: usize, inner: &str) -> String {
     )
 }
 
-/// From numbers to places.
+/// Maps numbers to x coordinates.
 struct Scale {
     low: f64,
     high: f64,
 }
 
 impl Scale {
-    /// All of these, and a little room at either end.
+    /// A scale over all finite values, with 8 % of their range as a margin at either end.
     fn over(values: impl Iterator<Item = f64>) -> Scale {
         let (low, high) = values
             .filter(|value| value.is_finite())
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-        // One value, or none: it stands in the middle.
+        // For a single value the range is 0: a minimal margin keeps it in the middle.
         let room = ((high - low) * 0.08).max(high.abs() * 1e-6).max(1e-9);
         if low > high { Scale { low: 0.0, high: 1.0 } } else { Scale { low: low - room, high: high + room } }
     }
@@ -264,7 +265,8 @@ mod tests {
 
     #[test]
     fn page_needs_nothing_from_elsewhere() {
-        // It must open from a mail, years later: no script, and no address but the name of SVG's namespace.
+        // The page must open from a mail years later. The only address in it is the name of SVG's
+        // namespace.
         let page = page(&report()).replace("http://www.w3.org/2000/svg", "");
         for foreign in ["<script", "http:", "https:", "src=", "@import", "url("] {
             assert!(!page.contains(foreign), "{foreign}");
@@ -273,14 +275,14 @@ mod tests {
 
     #[test]
     fn words_of_a_case_are_no_markup() {
-        // A claim may hold any sign.
+        // The claim of the test report contains `&`, `<` and `>`.
         let page = page(&report());
         assert!(page.contains("as fast &amp; &lt;not&gt; dearer") && !page.contains("<not>"));
     }
 
     #[test]
     fn every_bar_has_a_row_and_a_plot_with_its_rounds() {
-        // Three bars of five rounds; the metrics by side have as many dots again, two sides of five.
+        // Dots: 3 bars of 5 rounds, then the metric IOPS by side, which is 2 sides of 5 rounds.
         let page = page(&report());
         assert!(page.contains("one boot; a nanosecond is an instruction."), "{page}");
         assert_eq!(page.matches("<circle").count(), 3 * 5 + 2 * 5);
@@ -290,7 +292,7 @@ mod tests {
 
     #[test]
     fn single_value_stands_in_the_middle() {
-        // No division by the width of nothing.
+        // The range is 0 or empty; the scale must not divide by it.
         let scale = Scale::over([5.0].into_iter());
         assert_eq!(scale.x(5.0).round(), NAMES + DOTS / 2.0);
         assert!(Scale::over(std::iter::empty()).x(0.5).is_finite());

@@ -1,4 +1,4 @@
-//! For programs: every number of every round.
+//! Report for programs: every number of every round.
 
 use serde_json::{Map, Value, json};
 
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_round_can_be_read_back() {
-        // Whoever doubts a median looks at what it is the median of.
+        // A reader who doubts a median finds the rounds behind it.
         let value: Value = serde_json::from_str(&text(&report())).unwrap();
         assert_eq!(value["clock"], "instructions");
         let case = &value["cases"][0];

@@ -1,4 +1,4 @@
-//! What came out, for people in a terminal, for programs, and as a page with plots.
+//! Results of a bench run: `text` for a terminal, `json` for programs, `html` as a page with plots.
 
 pub mod html;
 pub mod json;
@@ -10,62 +10,63 @@ use super::bar::{Judged, Verdict};
 use super::bench::Plan;
 use super::sample::Side;
 
-/// The clock that counts instructions, as `xtask vm` names it to its guest.
+/// Name of the counted clock in `XTASK_VM_CLOCK`, the variable that `xtask vm` sets in the guest.
 pub const INSTRUCTIONS: &str = "instructions";
 
-/// A run.
+/// A bench run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// `uname -r` of the guest.
     pub kernel: String,
-    /// Of the guest.
+    /// Processors of the guest.
     pub processors: u32,
-    /// What its time was: `host`, or `instructions`, of which one is a nanosecond.
+    /// Clock of the guest: `host`, or `instructions` (a nanosecond is an instruction).
     pub clock: String,
-    /// How much was measured.
+    /// Rounds, seconds and queues of the run.
     pub plan: Plan,
-    /// In the order in which they were run.
+    /// Results of the cases, in the order in which they ran.
     pub cases: Vec<Outcome>,
 }
 
-/// A case of it.
+/// Result of a case.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Its name.
+    /// Name of the case, as `--only` takes it.
     pub name: String,
-    /// What it shows.
+    /// Claim that the case tests.
     pub claim: String,
-    /// How long it took.
+    /// Duration of the case, by the guest's clock.
     pub took: Duration,
-    /// What it came to.
+    /// Measurements, or the reason why the case has none.
     pub came: Came,
 }
 
-/// What a case came to.
+/// Outcome of a case.
 #[derive(Clone, Debug)]
 pub enum Came {
-    /// Numbers.
+    /// The case ran.
     Measured {
-        /// By side.
+        /// Samples of each side.
         sides: Vec<Side>,
-        /// By bar.
+        /// Each bar with its number and verdict.
         judged: Vec<Judged>,
-        /// What a reader should know.
+        /// Remarks for the reader of the report.
         notes: Vec<String>,
     },
-    /// It cannot be run here; why.
+    /// The case cannot run in this guest, for this reason.
     Skipped(String),
-    /// It should have run; what went wrong.
+    /// The case failed with this error.
     Failed(String),
 }
 
 impl Report {
-    /// What a reader must know of the times.
+    /// Unit of all times in the report.
     fn clock(&self) -> &'static str {
         if self.clock == INSTRUCTIONS { "a nanosecond is an instruction" } else { "time is the host's" }
     }
 
-    /// Whether a case could not be run, or a bar was surely not met.
+    /// Whether a case failed or a bar is not met. Skipped cases and bars without a trusted verdict
+    /// do not count.
     pub fn is_failed(&self) -> bool {
         self.cases.iter().any(|case| match &case.came {
             Came::Measured { judged, .. } => judged.iter().any(|judged| judged.verdict == Verdict::NotMet),
@@ -75,7 +76,7 @@ impl Report {
     }
 }
 
-/// A number with four digits that count, without an exponent.
+/// `value` with four significant digits and without an exponent.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 1000.0 => 0,
@@ -87,7 +88,7 @@ fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Short, for a column.
+/// The verdict as a short word for a column.
 fn verdict(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Met => "met",
@@ -141,7 +142,8 @@ pub(super) mod tests {
 
     #[test]
     fn numbers_keep_four_digits() {
-        // A rate of 1.0004 and one of 1.000 are told apart by their difference to the bar, not here.
+        // Four digits do not separate a rate of 1.0004 from 1.000. The report shows that difference
+        // as the distance to the bar.
         assert_eq!(
             [31_234.6, 123.46, 12.346, 1.2346, 0.123_46].map(number),
             ["31235", "123.5", "12.35", "1.235", "0.1235"]
@@ -150,7 +152,8 @@ pub(super) mod tests {
 
     #[test]
     fn run_fails_by_a_miss_or_a_failure_and_not_by_a_skip_or_by_doubt() {
-        // What is not trusted proves nothing either way.
+        // The report has three bars; without the third, which is a miss, only a met and an
+        // untrusted bar are left.
         let mut report = report();
         assert!(report.is_failed());
         report.cases.pop();

@@ -1,4 +1,4 @@
-//! For a terminal.
+//! Report for a terminal.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use crate::bench::bar::{Judged, Verdict};
 use crate::bench::sample::Side;
 use crate::bench::statistics::median;
 
-/// A case: medians by side, then the bars.
+/// Text of a case: a table of medians by side, then a line for each bar.
 pub fn case(outcome: &Outcome) -> String {
     match &outcome.came {
         Came::Skipped(why) => format!("   skipped: {why}\n"),
@@ -27,7 +27,7 @@ pub fn case(outcome: &Outcome) -> String {
     }
 }
 
-/// The demands of all cases, one a line.
+/// Verdicts of all cases, one line for each bar that demands a value.
 pub fn verdicts(report: &Report) -> String {
     let mut lines = vec![format!(
         "== the bars, on Linux {}, median of {} rounds; {}",
@@ -48,7 +48,8 @@ pub fn verdicts(report: &Report) -> String {
     lines.join("\n")
 }
 
-/// A row for each metric, a column for each side.
+/// Table of medians: a row for each metric, a column for each side, a dash where a side lacks the
+/// metric.
 fn medians(sides: &[Side]) -> String {
     let width = sides.iter().map(|side| side.name.len()).max().unwrap_or(0).max(10);
     let mut text = format!("   {:26}", "median (pace)");
@@ -93,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_bar_has_its_number_its_spread_and_its_verdict() {
-        // Met, in doubt with the reason, and missed.
+        // The three bars of the report: met, not trusted (with the reason), not met.
         let text = verdicts(&report());
         assert!(text.lines().next().unwrap().ends_with("; a nanosecond is an instruction"), "{text}");
         let lines: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn case_has_medians_in_columns() {
-        // What was not measured on a side is a dash, not a zero.
+        // The columns hold the medians of both sides.
         let report = report();
         let text = case(&report.cases[0]);
         assert!(text.contains("IOPS                             30600       30000\n"), "{text}");
