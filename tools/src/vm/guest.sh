@@ -1,5 +1,5 @@
-# Second half of the guest's start, in the host's own files; then the command; then its status; then the end.
-# Before this text stand, written for this run: OUT, FOLDER, the exported environment, and prepare.sh.
+# Second part of the guest's start, in the host's files: runs the command, writes its status, resets.
+# Prepended for each run: OUT, FOLDER, the exported environment, and prepare.sh.
 cd "$FOLDER" || cd /
 
 if [ -e "$OUT/shell" ]; then
@@ -9,15 +9,17 @@ if [ -e "$OUT/shell" ]; then
     PS1="vm:\w# " setsid -c bash --norc -i < /dev/ttyS0 > /dev/ttyS0 2>&1
     status=$?
 else
-    # Through pipes: a virtio port can be opened once only, so `echo > /dev/stderr` in the command would fail.
+    # Output goes through pipes: a virtio port can be opened once only, so `echo > /dev/stderr` in
+    # the command would fail.
     mkfifo /run/vm/stdout /run/vm/stderr
     cat < /run/vm/stdout > /dev/virtio-ports/stdout & stdout=$!
     cat < /run/vm/stderr > /dev/virtio-ports/stderr & stderr=$!
     echo "guest: command starts" > /dev/kmsg
     setsid -w /bin/sh "$OUT/command.sh" < /dev/null > /run/vm/stdout 2> /run/vm/stderr
     status=$?
-    # Normally at once: the pipes end with the command. A program left behind holds them for ever, a busy host makes
-    # the last lines take seconds: wait, then say that some may be missing.
+    # Normally the pipes end with the command. A program left behind holds them for ever, and on a
+    # busy host the last lines take seconds: wait at most 10 s, then report that lines may be
+    # missing.
     patience=100
     while { kill -0 $stdout || kill -0 $stderr; } 2> /dev/null; do
         sleep 0.1
@@ -27,10 +29,11 @@ else
 fi
 
 dmesg > "$OUT/dmesg"
-# Renamed when complete: the host kills the guest some time after it has seen this file.
+# Renamed when complete: the host kills the guest 5 s after it has seen this file (`LAST_MOMENT`).
 echo "$status" > "$OUT/status.part"
 mv "$OUT/status.part" "$OUT/status"
 sync -f "$OUT"
-# A reset, which -no-reboot makes the end. On its way to a power-off it would be idle without a timer, and QEMU would warn of that.
+# A reset, which -no-reboot turns into the end of QEMU. During a power-off the guest would be idle
+# without a timer, and QEMU would warn about that.
 echo b > /proc/sysrq-trigger
 sleep 60

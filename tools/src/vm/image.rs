@@ -1,15 +1,15 @@
-//! A guest whose files are all in its memory before it begins: an initramfs with programs, their libraries and modules.
+//! Builds an initramfs with all files of a guest: programs, their libraries, and kernel modules.
 //!
 //! ```text
 //!   packages ─ dpkg -L ─┐
-//!   paths of the caller ┼─► staging ─ ldd: libraries ─ modprobe: modules ─► cpio        (kept, by a hash of all that goes in)
+//!   paths of the caller ┼─► staging ─ ldd: libraries ─ modprobe: modules ─► cpio        (kept, named by a hash of its inputs)
 //!   accounts, dpkg's db ┘                                                    │
 //!   the run's own files (command, environment) ─────────────────────────► + cpio        (the kernel unpacks both)
 //! ```
 //!
-//! With the counted clock such a guest is deterministic: nothing outside of it takes part in what it does, so two runs of the same
-//! image are the same, instruction by instruction. A file of the host would come when the host has it, which is another instant of
-//! the guest's time in each run. See `session` for how its output leaves it.
+//! On the counted clock such a guest is deterministic: no input arrives from outside, so two runs
+//! of the same image execute the same instructions. A file of the host would arrive at a different
+//! instant of guest time in each run. The guest's output leaves through serial ports (`session`).
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +27,11 @@ use crate::lock;
 use crate::process;
 use crate::workspace;
 
-/// The first program of such a guest, and what it goes on with.
+/// The init program of such a guest.
 const INIT: &str = include_str!("image.sh");
 
-/// Debian packages whose files every image has, as far as the host has them: what a shell script, a disk and a service need.
+/// Debian packages in every image, if the host has them installed: programs for shell scripts,
+/// disks and services.
 const PACKAGES: [&str; 28] = [
     "bash",
     "bsdextrautils",
@@ -62,7 +63,7 @@ const PACKAGES: [&str; 28] = [
     "util-linux-extra",
 ];
 
-/// Parts of those packages that no program reads.
+/// Folders of those packages that no program reads.
 const LEFT_OUT: [&str; 6] = [
     "/usr/share/doc/",
     "/usr/share/locale/",
@@ -72,7 +73,7 @@ const LEFT_OUT: [&str; 6] = [
     "/usr/share/bash-completion/",
 ];
 
-/// The kernel's modules that a command in the guest may load.
+/// Kernel modules that a command in the guest may load.
 const MODULES: [&str; 9] = ["ublk_drv", "null_blk", "brd", "loop", "dm-mod", "dm-delay", "ext4", "btrfs", "configfs"];
 
 /// Further files of the host: user and group names, the library cache, the database of dpkg.
@@ -87,7 +88,7 @@ const FILES: [&str; 8] = [
     "/var/lib/dpkg/info/format",
 ];
 
-/// Folders that programs expect, empty.
+/// Empty folders that programs expect.
 const FOLDERS: [&str; 13] = [
     "dev",
     "mnt",
@@ -104,7 +105,8 @@ const FOLDERS: [&str; 13] = [
     "var/tmp",
 ];
 
-/// The image for this kernel with these files and folders of the host beside [`PACKAGES`], from an earlier run if nothing changed.
+/// Builds the image for this kernel with [`PACKAGES`] and `paths`, or returns that of an earlier
+/// run if nothing has changed.
 pub fn build(kernel: &Kernel, paths: &[PathBuf]) -> Result<PathBuf> {
     let folder = workspace::vm().join("image");
     let _one_at_a_time = lock::acquire(&folder.join("lock"))?;
@@ -119,7 +121,7 @@ pub fn build(kernel: &Kernel, paths: &[PathBuf]) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Writes the image followed by one with the run's own files, by name, to `into`.
+/// Writes to `into` the image, followed by an archive of the run's own files.
 pub fn with_files(image: &Path, files: &[(&str, String)], into: &Path) -> Result<()> {
     let staging = into.with_extension("staging");
     fs::create_dir_all(staging.join("run-files"))?;
@@ -127,18 +129,19 @@ pub fn with_files(image: &Path, files: &[(&str, String)], into: &Path) -> Result
         fs::write(staging.join("run-files").join(name), text)?;
     }
     fs::copy(image, into).with_context(|| format!("cannot copy the image to {}", into.display()))?;
-    // The kernel looks for the next archive at a multiple of four, and finds one at any.
+    // The kernel accepts a further archive at any multiple of 4 bytes; cpio pads archives to 512
+    // bytes.
     append(&staging, into)?;
     fs::remove_dir_all(&staging)?;
     Ok(())
 }
 
-/// What goes into an image, and where it is put together.
+/// Contents of an image, and the folder that it is built in.
 struct Staging {
     root: PathBuf,
-    /// By the path in the guest: a file of the host.
+    /// Path in the guest → file of the host.
     files: BTreeMap<PathBuf, PathBuf>,
-    /// By the path in the guest: where it points to.
+    /// Path in the guest → target of the link.
     links: BTreeMap<PathBuf, PathBuf>,
 }
 
@@ -147,13 +150,13 @@ impl Staging {
         Self { root, files: BTreeMap::new(), links: BTreeMap::new() }
     }
 
-    /// Finds out which files of the host the image has.
+    /// Collects the files of the image.
     fn collect(&mut self, kernel: &Kernel, paths: &[PathBuf]) -> Result<()> {
         for folder in ["/bin", "/sbin", "/lib", "/lib64"] {
             self.add(Path::new(folder))?;
         }
         for name in PACKAGES {
-            // One that the host has not installed is missed by the command that needs it, which then says so.
+            // A missing package is reported by the command in the guest that needs it.
             let Ok(listing) = process::output(Command::new("dpkg").args(["--listfiles", name])) else { continue };
             for path in listing.lines().filter(|path| !LEFT_OUT.iter().any(|part| path.starts_with(part))) {
                 self.add(Path::new(path))?;
@@ -180,10 +183,10 @@ impl Staging {
         Ok(())
     }
 
-    /// A file, or a link and what it leads to. Folders are made as files need them.
+    /// Adds a file, or a link and its target. Folders are created on demand.
     fn add(&mut self, path: &Path) -> Result<()> {
         let Ok(kind) = path.symlink_metadata() else { return Ok(()) };
-        // /bin is a link to usr/bin on some hosts: in the guest a file lies where it truly is.
+        // On some hosts /bin is a link to usr/bin. The guest gets each file at its canonical path.
         let folder = path.parent().unwrap_or(Path::new("/")).canonicalize()?;
         let place = folder.join(path.file_name().unwrap_or_default());
         if kind.is_file() {
@@ -196,7 +199,7 @@ impl Staging {
         Ok(())
     }
 
-    /// A file, or all that is below a folder.
+    /// Adds a file, or all files below a folder.
     fn add_all(&mut self, path: &Path) -> Result<()> {
         if !path.is_dir() {
             anyhow::ensure!(path.exists(), "{} does not exist", path.display());
@@ -208,10 +211,10 @@ impl Staging {
         Ok(())
     }
 
-    /// What the programs and libraries among the files load when they start.
+    /// Adds the shared libraries that the programs and libraries among the files load.
     fn add_libraries(&mut self) -> Result<()> {
         let programs: Vec<PathBuf> = self.files.values().filter(|path| is_elf(path)).cloned().collect();
-        // It fails for what is linked statically, and tells the others all the same.
+        // ldd fails for static programs but lists the libraries of the rest.
         let told = Command::new("ldd").args(&programs).output().context("cannot run ldd")?;
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let libraries: BTreeSet<&str> = told.lines().filter_map(library).collect();
@@ -260,7 +263,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Where a path of the guest is while it is put together; its folder is made.
+    /// Staging path of a file of the guest; creates the folder.
     fn make_folder_of(&self, place: &Path) -> Result<PathBuf> {
         let inside: PathBuf = place.components().filter(|part| matches!(part, Component::Normal(_))).collect();
         let path = self.root.join(inside);
@@ -276,7 +279,8 @@ fn is_elf(path: &Path) -> bool {
     fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
 }
 
-/// `libaio.so.1 => /lib/x86_64-linux-gnu/libaio.so.1 (0x00007f…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`, indented: the path.
+/// Path in a line of ldd, for example `libaio.so.1 => /lib/x86_64-linux-gnu/libaio.so.1
+/// (0x00007f…)` or `/lib64/ld-linux-x86-64.so.2 (0x…)`.
 fn library(line: &str) -> Option<&str> {
     line.split_whitespace().find(|word| word.starts_with('/') && !word.ends_with(':'))
 }
@@ -288,7 +292,8 @@ fn pack(staging: &Path, file: &Path) -> Result<()> {
     fs::rename(&part, file).with_context(|| file.display().to_string())
 }
 
-/// Adds an archive of a folder to a file. Everything in it is of the same date and in one order: the same content is the same archive.
+/// Appends an archive of a folder to a file. All entries have the same date and are sorted, so the
+/// same content gives the same archive.
 fn append(staging: &Path, file: &Path) -> Result<()> {
     let script = format!(
         "find . -exec touch --no-dereference --date=@0 {{}} + && find . | LC_ALL=C sort | \
@@ -304,7 +309,8 @@ mod tests {
 
     #[test]
     fn libraries_are_read_from_ldd() {
-        // With several programs each has a line of its own, which ends with a colon and names no library.
+        // For several programs ldd prints a header line each, which ends with a colon and names no
+        // library.
         assert_eq!(library("\tlibaio.so.1 => /lib/libaio.so.1 (0x00007f)"), Some("/lib/libaio.so.1"));
         assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 (0x00007f)"), Some("/lib64/ld-linux-x86-64.so.2"));
         assert_eq!((library("/usr/bin/fio:"), library("\tlinux-vdso.so.1 (0x00007f)")), (None, None));
@@ -313,7 +319,8 @@ mod tests {
 
     #[test]
     fn same_files_are_the_same_archive() {
-        // Whenever they were made, and in whichever order the file system lists them.
+        // The archive depends neither on the files' times nor on the order in which the file system
+        // lists them.
         let folder = std::env::temp_dir().join(format!("xtask-image-{}", std::process::id()));
         let archive = |name: &str, order: [&str; 2]| {
             let staging = folder.join(name);

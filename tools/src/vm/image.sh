@@ -1,13 +1,14 @@
 #!/usr/bin/busybox sh
-# First program of a guest whose files are all in its memory: mounts what the kernel offers, then run-files/guest.sh.
+# Init program of a guest with all files in its memory: mounts the kernel's file systems, then runs
+# run-files/guest.sh.
 #
-#   ttyS0 console    ttyS1 output of the command    ttyS2 the kernel's log, at the end    ttyS3 exit status, written last
+#   ttyS0 console    ttyS1 output of the command    ttyS2 kernel log, at the end    ttyS3 exit status, written last
 #
-# A serial port takes a byte in the instruction that writes it. A virtio port would take it when the host is ready, and tell the
-# guest so by an interrupt at another instant in each run.
+# A serial port accepts a byte in the instruction that writes it. A virtio port accepts it when the
+# host is ready, and signals that by an interrupt at a different instant in each run.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
-# The root of an initramfs cannot be changed (pivot_root): a mount of the same files over it can.
+# The root of an initramfs cannot be changed (pivot_root), but a mount of the same files over it can.
 busybox mount --bind / /mnt
 cd /mnt
 busybox mount --move . /
@@ -19,7 +20,7 @@ mkdir -p /dev/shm /dev/pts
 mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=755 run /run
-# A workspace may lie below /tmp: its files move to where they can be seen.
+# A workspace below /tmp would be hidden by the tmpfs: copy its files into it first.
 mkdir -p /mnt/tmp
 mount -t tmpfs -o mode=1777,size=75% tmp /mnt/tmp
 cp -a /tmp/. /mnt/tmp/

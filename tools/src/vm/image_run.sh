@@ -1,5 +1,5 @@
-# Second half of the start of a guest whose files are all in its memory; then the command; then its status; then the end.
-# Before this text stand, written for this run: FOLDER, the exported environment, and prepare.sh.
+# Second part of the start of a guest with all files in its memory: runs the command, writes its
+# status, resets. Prepended for each run: FOLDER, the exported environment, and prepare.sh.
 export LANG=C.UTF-8
 mkdir -p "$FOLDER" && cd "$FOLDER" || cd /
 
@@ -8,7 +8,8 @@ cat < /run/vm/output > /dev/ttyS1 & output=$!
 echo "guest: command starts" > /dev/kmsg
 setsid -w /bin/sh /run-files/command.sh < /dev/null > /run/vm/output 2>&1
 status=$?
-# Normally at once: the pipe ends with the command. A program left behind holds it for ever.
+# Normally the pipe ends with the command. A program left behind holds it for ever: wait 10 s at
+# most.
 patience=100
 while kill -0 $output 2> /dev/null && [ $patience -gt 0 ]; do
     sleep 0.1
@@ -18,6 +19,6 @@ done
 
 dmesg > /dev/ttyS2
 echo "$status" > /dev/ttyS3
-# A reset, which -no-reboot makes the end; see guest.sh.
+# A reset, which -no-reboot turns into the end of QEMU; see guest.sh.
 echo b > /proc/sysrq-trigger
 sleep 60

@@ -1,9 +1,10 @@
 #!/bin/busybox sh
-# First program of the guest: makes the host's files its root, then hands over to guest.sh, which comes by the "out" share.
+# Init program of the guest: makes the host's files its root, then runs guest.sh from the "out"
+# share.
 #
-#   /host   the host's root, 9p, read-only
-#   /upper  tmpfs: what the guest writes
-#   /out    the run's own folder, 9p, writable; has mounts.sh (which folders, what they are) and guest.sh
+#   /host   root of the host, 9p, read-only
+#   /upper  tmpfs for the guest's writes
+#   /out    folder of the run, 9p, writable; has mounts.sh (folders to mount and their kinds) and guest.sh
 #   /root   overlay of /host and /upper: the new root
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -30,7 +31,7 @@ mount -t 9p -o "$NINE,cache=loose,ro" host /host || die "cannot mount the host's
 mount -t 9p -o "$NINE,cache=none" out /out || die "cannot mount the run's folder"
 mount -t tmpfs -o mode=755,size=75% upper /upper
 
-# writable FOLDER AT: an overlay at AT, through which writes to FOLDER stay in memory.
+# writable FOLDER AT: mounts an overlay of FOLDER at AT that keeps writes in memory.
 layers=0
 writable() {
     layers=$((layers + 1))
@@ -57,24 +58,25 @@ for port in /sys/class/virtio-ports/*; do
 done
 ip link set lo up
 
-# keep FOLDER: one that a mount above hides (the workspace may lie below /tmp).
+# keep FOLDER: makes FOLDER visible if a tmpfs hides it (the workspace may lie below /tmp).
 keep() {
     case "$1/" in
     /tmp/* | /run/* | /dev/*) writable "/host$1" "/root$1" ;;
     esac
 }
-# share TAG FOLDER: one that the guest may write to.
+# share TAG FOLDER: mounts a share that the guest may write to.
 share() {
     mkdir -p "/root$2"
     mount -t 9p -o "$NINE,cache=none" "$1" "/root$2" || die "cannot mount the share $2"
 }
-# modules FOLDER RELEASE: where modprobe finds this kernel's modules.
+# modules FOLDER RELEASE: mounts this kernel's modules for modprobe.
 modules() {
     mkdir -p "/root/lib/modules/$2"
     mount --bind "/host$1" "/root/lib/modules/$2" || die "cannot mount the modules"
 }
 . /out/mounts.sh
-# At its own path too. A 9p channel can be mounted once only, hence the bind.
+# The run's folder is also at its path on the host. A 9p channel can be mounted only once, hence
+# bind.
 mkdir -p "/root$OUT"
 mount --bind /out "/root$OUT" || die "cannot mount the run's folder at its path"
 exec switch_root /root /bin/sh "$OUT/guest.sh" < /dev/console > /dev/console 2>&1

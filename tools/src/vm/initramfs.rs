@@ -1,7 +1,8 @@
-//! What the guest boots from: a static busybox, the modules that reach the host's files, and `init.sh`.
+//! Builds the initramfs of a guest with this host's files: a static busybox, the modules for 9p,
+//! and `init.sh`.
 //!
-//! Only what must be there before `/lib/modules` is: the rest is loaded by the host's own modprobe. Made in about a
-//! second and kept; the name holds a hash of all that goes in.
+//! It has only the modules needed before `/lib/modules` is mounted; the host's modprobe loads the
+//! rest. The build takes about 1 s and is kept under a name with a hash of its inputs.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -18,13 +19,13 @@ use crate::process;
 use crate::workspace;
 
 const INIT: &str = include_str!("init.sh");
-/// Linked statically, so that it runs alone.
+/// A static program, because the initramfs has no libraries.
 pub const BUSYBOX: &str = "/bin/busybox";
 
-/// Built into some kernels, modules in others: modprobe tells which.
+/// Modules of the initramfs. Some kernels have them built in; modprobe reports which.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"];
 
-/// The initramfs for this kernel, from an earlier run if nothing changed.
+/// Builds the initramfs for this kernel, or returns that of an earlier run if nothing has changed.
 pub fn build(kernel: &Kernel) -> Result<PathBuf> {
     let folder = workspace::vm().join("initramfs");
     let _one_at_a_time = lock::acquire(&folder.join("lock"))?;
@@ -35,7 +36,7 @@ pub fn build(kernel: &Kernel) -> Result<PathBuf> {
     let staging = folder.join("staging");
     let _ = fs::remove_dir_all(&staging);
     fill(&staging, kernel).with_context(|| format!("cannot build the initramfs in {}", staging.display()))?;
-    // Not compressed: unpacking under emulation takes longer than reading 3 MB.
+    // Uncompressed: under emulation, unpacking takes longer than reading 3 MB.
     let part = file.with_extension("part");
     let archive = format!("find . | cpio --quiet -o -H newc -R 0:0 > {}", process::quote(&part.to_string_lossy()));
     process::output(Command::new("sh").arg("-c").arg(archive).current_dir(&staging))?;
@@ -71,7 +72,7 @@ fn fill(staging: &Path, kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// Files of [`MODULES`] and all they need, each once, in an order in which `insmod` takes them.
+/// Files of [`MODULES`] and their dependencies, each once, in the load order for `insmod`.
 fn modules_in_order(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let mut ordered: Vec<PathBuf> = Vec::new();
     for module in MODULES {
@@ -84,7 +85,8 @@ fn modules_in_order(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     Ok(ordered)
 }
 
-/// Files of a module and of all it needs, in an order in which `insmod` takes them; none for one that is built in.
+/// Files of a module and its dependencies, in the load order for `insmod`; empty for a built-in
+/// module.
 pub fn module_files(kernel: &Kernel, module: &str) -> Result<Vec<PathBuf>> {
     let mut modprobe = Command::new("modprobe");
     modprobe.env("PATH", process::path_with_sbin()).arg("-d").arg(&kernel.tree);
@@ -92,7 +94,8 @@ pub fn module_files(kernel: &Kernel, module: &str) -> Result<Vec<PathBuf>> {
     Ok(process::output(&mut modprobe)?.lines().filter_map(insmod_file).collect())
 }
 
-/// `insmod PATH PARAMETERS` of `modprobe --show-depends`; other lines say `builtin NAME`.
+/// Path in a line `insmod PATH PARAMETERS` of `modprobe --show-depends`; the remaining lines are
+/// `builtin NAME`.
 fn insmod_file(line: &str) -> Option<PathBuf> {
     line.strip_prefix("insmod ")?.split_whitespace().next().map(PathBuf::from)
 }
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn modules_are_read_from_modprobe_and_builtins_are_not() {
-        // Both kinds of line are followed by a space; parameters may follow the path.
+        // Both kinds of line end with a space; parameters may follow the path.
         assert_eq!(insmod_file("insmod /k/9p.ko.xz msize=1 "), Some(PathBuf::from("/k/9p.ko.xz")));
         assert_eq!(insmod_file("builtin virtio_pci"), None);
     }

@@ -20,10 +20,10 @@ use crate::lock;
 use crate::process;
 use crate::workspace;
 
-/// How long a resolved version is used before the archive is asked again.
+/// Time for which a resolved version is used before the archive is queried again.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Beginnings of the names of packages that hold a part of a kernel.
+/// Name prefixes of packages that hold a part of a kernel.
 const PARTS: [&str; 4] = ["linux-base-", "linux-binary-", "linux-image-", "linux-modules-"];
 
 /// Which kernel to boot.
@@ -38,7 +38,7 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// The word for it on the command line.
+    /// Name of the kernel on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Wanted::Lts => "6.12",
@@ -46,7 +46,7 @@ impl Wanted {
         }
     }
 
-    /// The suite that has it, as [`Apt::update`] takes it.
+    /// Suite of the kernel, as [`Apt::update`] takes it.
     pub fn suite(self) -> &'static str {
         match self {
             Wanted::Lts => "http://deb.debian.org/debian-security bookworm-security main",
@@ -54,7 +54,7 @@ impl Wanted {
         }
     }
 
-    /// The package that depends on it, whatever its version.
+    /// Metapackage that depends on the current version of the kernel.
     fn metapackage(self) -> &'static str {
         match self {
             Wanted::Lts => "linux-image-6.12-amd64",
@@ -65,7 +65,7 @@ impl Wanted {
 
 /// An unpacked kernel.
 pub struct Kernel {
-    /// As `uname -r` says it.
+    /// The release, as `uname -r` prints it.
     pub release: String,
     /// The image to boot.
     pub image: PathBuf,
@@ -80,7 +80,7 @@ impl Kernel {
     }
 }
 
-/// The wanted kernel, from the archive or from an earlier run.
+/// Returns the wanted kernel, from the archive or from an earlier run.
 pub fn fetch(wanted: Wanted) -> Result<Kernel> {
     if cfg!(not(target_arch = "x86_64")) {
         bail!("the VM needs an x86_64 host: its kernel and its programs are the host's kind");
@@ -114,7 +114,8 @@ fn is_fresh(file: &Path) -> bool {
     written.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < FRESH))
 }
 
-/// Asks the archive; downloads and unpacks what is new. The version, which names the folder.
+/// Queries the archive; downloads and unpacks a new version. Returns the version, which names the
+/// folder.
 fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
     let apt = Apt::update(wanted.suite(), &folder.join("apt"))?;
     let (version, packages) = resolve(wanted.metapackage(), |name| apt.record(name))?;
@@ -135,7 +136,7 @@ fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
     process::output(
         Command::new("depmod").env("PATH", process::path_with_sbin()).arg("-b").arg(&unpacked).arg(&release),
     )?;
-    // Renamed only when complete, so that a run that was killed leaves nothing that looks usable.
+    // Renamed only when complete, so that a killed run leaves no tree that looks usable.
     let _ = fs::remove_dir_all(&tree);
     fs::rename(&unpacked, &tree).with_context(|| format!("cannot move the kernel to {}", tree.display()))?;
     let _ = fs::remove_dir_all(&staging);
@@ -144,7 +145,7 @@ fn refresh(wanted: Wanted, folder: &Path) -> Result<String> {
 
 /// The version of the metapackage, and every package that holds a part of the kernel it stands for.
 ///
-/// `show` gives the archive's record of a package.
+/// `show` returns the archive's record of a package.
 fn resolve(metapackage: &str, mut show: impl FnMut(&str) -> Result<String>) -> Result<(String, Vec<String>)> {
     let record = show(metapackage)?;
     let version = field(&record, "Version").with_context(|| format!("{metapackage}: the archive gives no version"))?;
@@ -163,13 +164,14 @@ fn resolve(metapackage: &str, mut show: impl FnMut(&str) -> Result<String>) -> R
     Ok((version.to_owned(), packages))
 }
 
-/// Dependencies that hold a part of a kernel; `linux-base-…` (unlike `linux-base`) says which modules are built in.
+/// Dependencies that hold a part of a kernel. `linux-base-…` (unlike `linux-base`) lists the
+/// built-in modules.
 fn kernel_parts(record: &str) -> Vec<String> {
     let holds_a_part = |name: &&str| PARTS.iter().any(|part| name.starts_with(part));
     dependencies(record).filter(holds_a_part).map(str::to_owned).collect()
 }
 
-/// The kernel in an unpacked tree; an error where a part is missing.
+/// The kernel in an unpacked tree; an error if a part is missing.
 fn open(tree: &Path) -> Result<Kernel> {
     let release = release(tree)?;
     let places = [
@@ -207,7 +209,8 @@ mod tests {
 
     #[test]
     fn metapackage_of_an_old_kernel_leads_to_one_image() {
-        // The image's other dependencies (kmod, an initramfs generator) are the host's business.
+        // The image's remaining dependencies (kmod, an initramfs generator) are not part of the
+        // kernel.
         let archive = [
             ("linux-image-6.12-amd64", "Version: 6.12.9-1\nDepends: linux-image-6.12.9-amd64 (= 6.12.9-1)\n"),
             ("linux-image-6.12.9-amd64", "Depends: kmod, linux-base, initramfs-tools (>= 1) | linux-initramfs-tool\n"),
@@ -218,7 +221,8 @@ mod tests {
 
     #[test]
     fn metapackage_of_a_new_kernel_leads_to_binary_and_modules_too() {
-        // The image package is empty there; modules come by a second metapackage, and twice.
+        // The image package of a new kernel is empty. The modules are reached twice: directly, and
+        // by a second metapackage.
         let archive = [
             ("linux-image-amd64", "Version: 7.3\nDepends: linux-image-7.3 (= 7.3), linux-modules-amd64 (= 7.3)"),
             ("linux-image-7.3", "Depends: linux-binary-7.3 (= 7.3), linux-modules-7.3 (= 7.3)\n"),
@@ -236,7 +240,7 @@ mod tests {
 
     #[test]
     fn metapackage_without_a_kernel_is_an_error_that_shows_the_record() {
-        // An archive that changes its names must not end in an empty tree.
+        // A renamed package in the archive must not end in an empty tree.
         let error = resolved("linux-image-amd64", &[("linux-image-amd64", "Version: 8\nDepends: kernel-8\n")]);
         assert!(error.unwrap_err().to_string().contains("kernel-8"));
     }

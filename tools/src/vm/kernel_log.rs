@@ -1,9 +1,11 @@
-//! What in the guest's kernel log is trouble: a test that passed while the kernel complained has not passed.
+//! Finds complaints in the guest's kernel log: a test during which the kernel complained has not
+//! passed.
 
-/// Written to the log by `guest.sh` when the command starts: what a boot logs is not the command's doing.
+/// Line that `guest.sh` writes to the kernel log when the command starts. Lines before it belong to
+/// the boot, not to the command.
 const START: &str = "guest: command starts";
 
-/// Beginnings of the kernel's complaints, as they stand after the time stamp.
+/// Prefixes of the kernel's complaints, after the time stamp.
 const TROUBLE: [&str; 10] = [
     "WARNING:",
     "BUG:",
@@ -17,15 +19,15 @@ const TROUBLE: [&str; 10] = [
     "refcount_t:",
 ];
 
-/// What follows a complaint: registers, and how it came to that.
+/// Number of lines shown of a complaint: registers and call trace.
 const TRACE: usize = 50;
 
-/// The lines that complain, in order.
+/// The complaining lines, in order.
 pub fn trouble(log: &str) -> Vec<&str> {
     since_start(log).filter(|line| complains(message(line))).collect()
 }
 
-/// The first complaint with what the kernel says about it. The others mostly follow from it.
+/// The first complaint with its trace. Later complaints mostly follow from the first.
 pub fn first_trace(log: &str) -> String {
     let lines = since_start(log).skip_while(|line| !complains(message(line)));
     lines.take(TRACE).collect::<Vec<_>>().join("\n")
@@ -42,7 +44,8 @@ fn complains(message: &str) -> bool {
 /// `[   12.345678] message` without the stamp.
 fn message(line: &str) -> &str {
     let rest = line.strip_prefix('[').and_then(|line| line.split_once("] ")).map_or(line, |(_, rest)| rest);
-    // "rcu: INFO: …", "block ublkb0: …": a prefix names the part of the kernel; complaints have none, except this one.
+    // A prefix names a subsystem ("rcu: INFO: …", "block ublkb0: …"). Complaints have no prefix,
+    // except those of the watchdog.
     rest.strip_prefix("watchdog: ").unwrap_or(rest)
 }
 
@@ -52,7 +55,7 @@ mod tests {
 
     #[test]
     fn hung_task_and_warning_are_found_with_their_lines() {
-        // The two that a wrong removal of a ublk device shows first.
+        // A wrong removal of a ublk device shows these two complaints first.
         let log = "[    1.0] guest: command starts\n\
                    [    2.0] EXT4-fs (ublkb0): mounted filesystem\n\
                    [  121.5] INFO: task fio:311 blocked for more than 120 seconds.\n\
@@ -65,13 +68,13 @@ mod tests {
 
     #[test]
     fn warnings_of_the_boot_are_not_the_commands() {
-        // Emulated hardware makes the kernel complain before anything of ours runs.
+        // The kernel complains about emulated hardware before the command runs.
         assert!(trouble("[    0.1] WARNING: CPU: 0 PID: 0 at x\n[    1.0] guest: command starts\n").is_empty());
     }
 
     #[test]
     fn messages_that_only_mention_trouble_are_none() {
-        // A module that is called so, a command line that is echoed.
+        // A kernel parameter and a message of a module contain the words.
         assert!(trouble("[    1.0] Kernel command line: oops=panic\n[    1.0] foo: BUG: in a message\n").is_empty());
     }
 }

@@ -1,7 +1,8 @@
-//! How QEMU is started, and whether KVM is any use here.
+//! Starts QEMU, and finds out whether KVM works on this host.
 //!
-//! `/dev/kvm` that exists, and even one that opens, may still fail to run a stock kernel (nested virtualisation, missing
-//! CPU features). So it is tried: the guest's own kernel must reach its first program. Emulation needs nothing.
+//! A `/dev/kvm` that exists, and even one that opens, may still fail to run a stock kernel (nested
+//! virtualisation, missing CPU features). KVM is therefore tested: the guest's own kernel must
+//! reach its first program. Emulation has no requirements.
 
 use std::fs;
 use std::path::Path;
@@ -16,23 +17,24 @@ use super::kernel::Kernel;
 use crate::lock;
 use crate::workspace;
 
-/// What executes the guest's instructions.
+/// Executor of the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// The host's CPU.
+    /// The host's CPU, on the host's clock.
     Kvm,
-    /// Emulation.
+    /// Emulation on the host's clock.
     Tcg,
-    /// Emulation that is the guest's clock, too.
+    /// Emulation on the counted clock.
     TcgClock,
 }
 
 impl Accelerator {
-    /// Processors of a guest for which nobody asked for a number.
+    /// Default number of virtual CPUs.
     ///
-    /// Where all take turns at one count of instructions, each seems to be busy while another works: with two, a throttled request
-    /// was charged for 12.7 us of the daemon, with one for 7.8. And how many requests a turn of a queue thread has varies by itself
-    /// where three threads meet on two processors; on one it does not.
+    /// On the counted clock all virtual CPUs share one instruction count, so each seems to be busy
+    /// while a different one works: a throttled request was charged for 12.7 us of the daemon with
+    /// two virtual CPUs and for 7.8 us with one. With three threads on two virtual CPUs, the number
+    /// of requests in a queue thread's turn also varies by itself; on one it does not.
     pub fn cpus(self) -> u32 {
         if self == Accelerator::TcgClock { 1 } else { 2 }
     }
@@ -49,29 +51,31 @@ pub enum Clock {
     Auto,
 }
 
-/// A kernel under KVM is up in about one second.
+/// Time limit of the KVM test. A kernel under KVM boots in about 1 s.
 const PROBE_LIMIT: Duration = Duration::from_secs(8);
 
-/// All that can be emulated, less this:
+/// CPU model under emulation: every feature that QEMU emulates, except these.
 ///
-/// `cx16`: QEMU before 8.0 works out the flags of cmpxchg16b from those of some earlier instruction. An interrupt before
-/// the next comparison keeps them, and the return from it takes their bits for those of the system. The guest's kernel,
-/// whose allocator of memory is the one place that has this instruction, ends with a double fault, or finds itself
-/// stepped through (`WARNING: ... exc_debug_kernel`): the first often where instructions are time, the second once in a
-/// long run with the host's clock.
+/// `cx16`: QEMU before 8.0 computes the flags after cmpxchg16b from an earlier instruction. An
+/// interrupt before the next comparison saves these wrong flags, and the return from it loads some
+/// of their bits as system flags (TF among them). In the guest's kernel only the memory allocator
+/// has this instruction. The kernel ends with a double fault (often on the counted clock) or runs
+/// single-stepped (`WARNING: ... exc_debug_kernel`, once in a long run on the host's clock).
 ///
-/// `smap`, `smep`, `la57`: QEMU drops its table of addresses at each change of the page table, which is at most wake-ups.
-/// With `smap` it fills two tables for the kernel, and with `la57` each entry takes five steps instead of four. A trial
-/// at 1600 requests a second takes 31 s of the host with them, 25 s without.
+/// `smap`, `smep`, `la57`: QEMU drops its TLB at each change of the page table, which is at most
+/// wake-ups. With `smap` it fills two TLBs for the kernel, and with `la57` each entry takes five
+/// steps instead of four. A trial at 1600 requests a second takes 31 s of the host's time with
+/// these features and 25 s without.
 const EMULATED: &str = "max,-cx16,-smap,-smep,-la57";
 
-/// The same where instructions are time.
+/// CPU model on the counted clock, which also lacks these features.
 ///
-/// `erms`, `fsrm`: a byte that `rep movsb` copies counts as one; the kernel takes eight at once where that is not said to be fast. That
-/// is about what a processor does; else two thirds of what a request of 4k costs the daemon would be its copy.
+/// `erms`, `fsrm`: each byte that `rep movsb` copies counts as an instruction. Without these flags
+/// the kernel copies 8 bytes with each instruction, which is close to the cost on a real processor.
+/// With them, two thirds of the daemon's cost of a 4k request would be the copy.
 const COUNTED: &str = "max,-cx16,-smap,-smep,-la57,-erms,-fsrm";
 
-/// What runs a guest with this clock here.
+/// Accelerator for a guest with this clock on this host.
 pub fn accelerator(kernel: &Kernel, initramfs: &Path, clock: Clock) -> Result<Accelerator> {
     fit(clock, || has_kvm(kernel, initramfs))
 }
@@ -85,7 +89,7 @@ fn fit(clock: Clock, has_kvm: impl Fn() -> Result<bool>) -> Result<Accelerator> 
     })
 }
 
-/// Whether KVM works here; asked once for each boot of the host.
+/// Whether KVM works on this host. The answer is stored and valid until the host's next boot.
 fn has_kvm(kernel: &Kernel, initramfs: &Path) -> Result<bool> {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(false);
@@ -128,51 +132,56 @@ fn boots_with_kvm(kernel: &Kernel, initramfs: &Path) -> Result<bool> {
     Ok(String::from_utf8_lossy(&said).contains("init: alive"))
 }
 
-/// What QEMU is started with.
+/// Parameters of QEMU.
 pub struct Boot<'a> {
     pub accelerator: Accelerator,
     pub kernel: &'a Kernel,
     pub initramfs: &'a Path,
     pub cpus: u32,
-    /// In QEMU's words.
+    /// Memory in QEMU's syntax.
     pub memory: &'a str,
-    /// More for the kernel's command line.
+    /// Words to add to the kernel's command line.
     pub extra: &'a str,
-    /// Of its random numbers, for a guest whose files are all in the initramfs.
+    /// Seed of random numbers, for a guest whose files are all in the initramfs.
     pub seed: Option<u32>,
 }
 
-/// When a deterministic guest begins.
+/// Date at which a deterministic guest boots.
 const BEGIN: &str = "2026-01-01T00:00:00";
 
-/// QEMU with everything but devices that carry a run's files and output.
+/// QEMU's command line, except the devices that carry a run's files and output.
 pub fn qemu(boot: &Boot<'_>) -> Command {
-    // The kernel kills QEMU when the thread that started it is gone: no guest outlives a run, even one that was killed.
+    // PDEATHSIG: the kernel kills QEMU when the thread that started it ends, so no guest outlives a
+    // run, even a killed run.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
     command.args(["-display", "none", "-no-reboot", "-M", "pc", "-nic", "none"]);
-    // Its threads have names, by which `placement` knows them.
+    // QEMU names its threads; `placement` finds them by name.
     command.args(["-name", "guest,debug-threads=on"]);
     match boot.accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", EMULATED]),
-        // Without sleep, time in which no processor has anything to do is over at once. Turns, as there is one count.
+        // `sleep=off`: when no virtual CPU is busy, the clock jumps to the next timer.
+        // `thread=single`: virtual CPUs take turns on one thread, because they share one
+        // instruction count.
         Accelerator::TcgClock => {
             command.args(["-accel", "tcg,thread=single", "-cpu", COUNTED, "-icount", "shift=0,sleep=off"])
         }
     };
     command.args(["-smp", &boot.cpus.to_string(), "-m", boot.memory]);
     command.arg("-kernel").arg(&boot.kernel.image).arg("-initrd").arg(boot.initramfs);
-    // panic=-1 with -no-reboot: a panic ends QEMU at once. An oops is a panic: what comes after one proves nothing.
-    // loglevel=5: warnings and worse reach the serial console, for the guest that never tells more.
-    // nowatchdog, rcu_cpu_stall_suppress: a busy host lets virtual CPUs stand still; that is no fault of the guest's.
+    // panic=-1 with -no-reboot: a panic ends QEMU at once. oops=panic: results after an oops prove nothing.
+    // loglevel=5: warnings and worse reach the serial console, in case the guest never sends its log.
+    // nowatchdog, rcu_cpu_stall_suppress: a busy host stalls virtual CPUs, which is no fault of the guest.
     let mut line =
         "console=ttyS0 loglevel=5 panic=-1 oops=panic nowatchdog rcupdate.rcu_cpu_stall_suppress=1 mitigations=off"
             .to_owned();
     if let (Some(seed), Accelerator::TcgClock) = (boot.seed, boot.accelerator) {
-        // Nothing is left to chance: the date, what the processor's random number generator gives, where the kernel lies, and where
-        // programs do. The last one is worth more: QEMU keeps the code that it has translated by its address, so a program that
-        // starts at the same one again costs the host a tenth (120 starts of ours: 15 s, and less than 1 s without randomization).
+        // Fixed for a deterministic guest: the date, the output of the processor's random number
+        // generator, and the addresses of the kernel and of programs. Fixed program addresses also
+        // save time: QEMU keeps translated code by address, so a program that starts again at the
+        // same address costs the host a tenth (120 starts of ours: 15 s, and less than 1 s without
+        // randomization).
         command.args(["-seed", &seed.to_string(), "-rtc", &format!("base={BEGIN},clock=vm")]);
         line.push_str(" nokaslr norandmaps");
     }
@@ -180,16 +189,17 @@ pub fn qemu(boot: &Boot<'_>) -> Command {
     command
 }
 
-/// A path inside a QEMU option, where a comma ends the value unless doubled.
+/// A path as the value of a QEMU option, in which a comma must be doubled.
 pub fn comma(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
-/// A folder of the host, for the guest to mount by `tag`.
+/// Adds a folder of the host that the guest mounts by `tag`.
 pub fn virtfs(command: &mut Command, folder: &Path, tag: &str, readonly: bool) {
     let readonly = if readonly { ",readonly=on" } else { "" };
     let path = comma(folder);
-    // remap: the host's root spans several file systems, whose inode numbers would collide.
+    // multidevs=remap: the host's root spans several file systems, and their inode numbers would
+    // collide.
     let option = format!("local,path={path},mount_tag={tag},security_model=none,multidevs=remap{readonly}");
     command.args(["-virtfs", &option]);
 }
@@ -205,7 +215,7 @@ mod tests {
 
     #[test]
     fn who_asks_for_instructions_gets_no_kvm() {
-        // Its time would be the host's. Left to us, KVM is better than a count.
+        // KVM has no instruction count. For `auto`, KVM is preferred to the counted clock.
         let fit = |clock, kvm| fit(clock, || Ok(kvm)).unwrap();
         assert_eq!(fit(Clock::Instructions, true), Accelerator::TcgClock);
         assert_eq!([true, false].map(|kvm| fit(Clock::Auto, kvm)), [Accelerator::Kvm, Accelerator::TcgClock]);

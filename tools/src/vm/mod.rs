@@ -1,4 +1,5 @@
-//! A small virtual machine with this host's programs and another kernel: real ublk where the host has none.
+//! A small virtual machine with this host's programs and a different kernel: real ublk on a host
+//! without it.
 //!
 //! ```text
 //!   host                                      guest
@@ -10,14 +11,17 @@
 //!   out-N/status ◄─── written last ────────── exit status of COMMAND, or no such file: then the run has failed
 //! ```
 //!
-//! With `--in-memory` the guest has no file of the host but those that it was given before it began ([`image`]), and its output comes
-//! through serial ports. On the counted clock that makes it deterministic: the same command does the same, to the instruction.
+//! With `--in-memory` the guest has only the files of the host that it gets before it boots
+//! ([`image`]), and its output comes through serial ports. On the counted clock such a guest is
+//! deterministic: the same command executes the same instructions.
 //!
-//! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with this program, however
-//! that ends (`setpriv --pdeathsig`). There is no network and no udevd in the guest. Its processors are kept apart on the
-//! host's ([`placement`]), or its time is the number of instructions it has executed ([`Clock`]): then nothing that the host does can
-//! be seen in a time, and nothing that instructions do not tell (a cache, two processors at once). Where nobody has anything to do
-//! until a timer is due, it is due at once; so while all wait for the host, for a file of it, time flies.
+//! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with
+//! this program, however that ends (`setpriv --pdeathsig`). The guest has no network and no udevd.
+//! On the host's clock its virtual CPUs are bound to different CPUs of the host ([`placement`]). On
+//! the counted clock ([`Clock`]) its time is the number of executed instructions: the host's load
+//! does not show in a time, and neither do effects that instructions do not count (caches, two
+//! processors at once). When all virtual CPUs are idle, the counted clock jumps to the next timer
+//! at once. The clock therefore runs ahead while the guest waits for a file of the host.
 
 mod image;
 mod initramfs;
@@ -85,36 +89,37 @@ pub struct Flags {
     command: Vec<String>,
 }
 
-/// What to boot and how.
+/// Options of a boot.
 pub struct Options {
-    /// Which kernel.
+    /// Kernel of the guest.
     pub kernel: Kernel,
-    /// What its time is.
+    /// Clock of the guest.
     pub clock: Clock,
-    /// Virtual CPUs, if not as many as befits what runs them.
+    /// Virtual CPUs; `None`: the default of the accelerator (`Accelerator::cpus`).
     pub cpus: Option<u32>,
-    /// Memory, in QEMU's words.
+    /// Memory in QEMU's syntax.
     pub memory: String,
-    /// The guest is killed after this long.
+    /// Time limit after which the guest is killed.
     pub timeout: Option<Duration>,
-    /// Where its files come from.
+    /// Source of the guest's files.
     pub files: Files,
-    /// Whether trouble in the kernel's log is a failure.
+    /// Whether a complaint in the kernel's log is a failure.
     pub check_dmesg: bool,
 }
 
-/// Where a guest's files come from.
+/// Source of a guest's files.
 pub enum Files {
-    /// From the host while it runs.
+    /// The host's file system, over 9p while the guest runs.
     Host {
         /// Folders that the guest may write to.
         share: Vec<PathBuf>,
     },
-    /// From its memory.
+    /// The initramfs: all files are in memory before the guest boots.
     Image {
-        /// Files and folders of the host that go there besides the usual programs.
+        /// Files and folders of the host that the image has besides the usual programs.
         with: Vec<PathBuf>,
-        /// Of random numbers. On the counted clock a run with the same files and the same seed is the same run.
+        /// Seed of random numbers. On the counted clock, runs with the same files and the same seed
+        /// are identical.
         seed: u32,
     },
 }
@@ -133,7 +138,7 @@ impl Default for Options {
     }
 }
 
-/// The chore `vm`.
+/// The command `cargo xtask vm`.
 pub fn main(flags: Flags) -> Result<u8> {
     let shell = flags.command.is_empty();
     if shell && !io::stdin().is_terminal() {
@@ -162,14 +167,14 @@ pub fn main(flags: Flags) -> Result<u8> {
     run(&options, &command)
 }
 
-/// What the time of a guest with this clock is here: instructions, or the host's.
+/// Clock that a guest gets on this host for the wanted `clock`: instructions or the host's.
 pub fn clock(kernel: Kernel, clock: Clock) -> Result<Clock> {
     let kernel = kernel::fetch(kernel)?;
     let counts = machine::accelerator(&kernel, &initramfs::build(&kernel)?, clock)? == machine::Accelerator::TcgClock;
     Ok(if counts { Clock::Instructions } else { Clock::Host })
 }
 
-/// Boots, runs the command, says what went wrong; the exit code (see [`Flags`]).
+/// Boots the guest, runs the command and reports errors. Returns the exit code (see [`Flags`]).
 pub fn run(options: &Options, command: &Command) -> Result<u8> {
     install::packages(&[install::VM])?;
     let kernel = kernel::fetch(options.kernel)?;

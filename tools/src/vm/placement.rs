@@ -1,14 +1,15 @@
-//! Where QEMU's threads run on the host, and which of them goes first.
+//! Placement of QEMU's threads on the host's CPUs, and their priority.
 //!
 //! ```text
-//!   thread        host CPUs           why
-//!   CPU 0/TCG     0, 2, 4, ...        two virtual CPUs on one host CPU: one spins for a lock of the guest's that the other
-//!   CPU 1/TCG     1, 3, 5, ...        holds, until the host's scheduler changes its mind, which is 2 to 4 ms
-//!   main loop     any, before others  it delivers the guest's timers; behind a busy virtual CPU they would be as late
+//!   thread        host CPUs           reason
+//!   CPU 0/TCG     0, 2, 4, ...        On one shared host CPU, a virtual CPU spins for a guest lock that the second one
+//!   CPU 1/TCG     1, 3, 5, ...        holds, until the host's scheduler switches after 2 to 4 ms.
+//!   main loop     any, before others  It delivers the guest's timers. Behind a busy virtual CPU they would be as late.
 //! ```
 //!
-//! Left alone, a scheduler often puts a thread on the CPU of the one that woke it; virtual CPUs wake each other all the time. A
-//! machine of metal has no such thing, so what it would do to a time measured in the guest says nothing of the guest.
+//! By default a scheduler often places a thread on the CPU of the thread that woke it, and virtual
+//! CPUs wake each other all the time. A physical machine has no such effect, so its influence on a
+//! time measured in the guest says nothing about the guest.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -16,18 +17,18 @@ use std::process::{Command, Stdio};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// What has been seen to.
+/// State of the placement.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Placed {
-    /// All of it.
+    /// All threads are placed.
     Yes,
-    /// QEMU has not started all of its threads.
+    /// QEMU has not started all of its threads yet.
     NotYet,
-    /// The host does not let us, for this reason.
+    /// The host refuses, for this reason.
     Refused(String),
 }
 
-/// Spreads the threads of the QEMU with this process ID, whose threads have names.
+/// Places the threads of the QEMU with this process ID. QEMU must name its threads.
 pub fn place(qemu: u32, cpus: u32) -> Placed {
     match virtual_cpus(qemu) {
         found if found.len() < cpus as usize => Placed::NotYet,
@@ -35,7 +36,7 @@ pub fn place(qemu: u32, cpus: u32) -> Placed {
     }
 }
 
-/// Number and thread ID of each virtual CPU.
+/// Index and thread ID of each virtual CPU.
 fn virtual_cpus(qemu: u32) -> Vec<(usize, i32)> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{qemu}/task")) else { return Vec::new() };
     let named = tasks.flatten().filter_map(|task| {
@@ -45,7 +46,7 @@ fn virtual_cpus(qemu: u32) -> Vec<(usize, i32)> {
     named.collect()
 }
 
-/// `CPU 3/TCG` is the thread of virtual CPU 3.
+/// Index of a virtual CPU from its thread's name: 3 from `CPU 3/TCG`.
 fn number(name: &str) -> Option<usize> {
     name.strip_prefix("CPU ")?.split_once('/')?.0.parse().ok()
 }
@@ -64,13 +65,14 @@ fn spread(virtual_cpus: &[(usize, i32)]) -> Result<(), String> {
     Ok(())
 }
 
-/// The host's CPUs for one of `virtual_cpus`: no two have one in common as long as there are enough.
+/// Host CPUs of virtual CPU `number`, in disjoint sets as long as the host has enough CPUs.
 fn share(host: &[usize], virtual_cpus: usize, number: usize) -> impl Iterator<Item = usize> {
     let shares = virtual_cpus.min(host.len()).max(1);
     host.iter().copied().skip(number % shares).step_by(shares)
 }
 
-/// The main loop, and not the threads it starts, goes before everything that has no priority.
+/// Gives QEMU's main loop, but not the threads that it starts, a real-time priority (SCHED_FIFO 1),
+/// ahead of all threads without one.
 fn first(qemu: u32) -> Result<(), String> {
     let mut chrt = Command::new("chrt");
     chrt.args(["--reset-on-fork", "--fifo", "--pid", "1", &qemu.to_string()]);
@@ -98,16 +100,17 @@ mod tests {
             (0..count).map(|number| share(host, count, number).collect()).collect()
         };
         assert_eq!(all(&[0, 1], 2), [[0], [1]]);
-        // The host's numbers may have gaps; the last CPU is left to somebody, too.
+        // The host's CPU numbers may have gaps; with an odd number of CPUs the last one is used,
+        // too.
         assert_eq!(all(&[2, 3, 6, 7, 8], 2), [vec![2, 6, 8], vec![3, 7]]);
-        // More virtual ones than there are: as even as it gets.
+        // More virtual CPUs than host CPUs share them as evenly as possible.
         assert_eq!(all(&[0, 1], 3), [[0], [1], [0]]);
         assert_eq!(all(&[5], 2), [[5], [5]]);
     }
 
     #[test]
     fn virtual_cpus_are_waited_for_and_bound() {
-        // Threads of ours with QEMU's names stand for them.
+        // Threads of this process with QEMU's thread names stand in for QEMU's.
         let us = std::process::id();
         assert_eq!(place(us, 2), Placed::NotYet);
         let meeting = Arc::new(Barrier::new(3));
@@ -130,7 +133,7 @@ mod tests {
         let all = (0..CpuSet::count()).filter(|&cpu| ours.is_set(cpu).unwrap());
         for cpu in all.clone() {
             let times = bound.iter().filter(|set| set.is_set(cpu).unwrap()).count();
-            // The only one is for both.
+            // On a host with a single CPU both threads get it.
             assert_eq!(times, if all.clone().count() == 1 { 2 } else { 1 }, "CPU {cpu}");
         }
     }
@@ -141,7 +144,8 @@ mod tests {
         let done = first(qemu.id());
         let stat = fs::read_to_string(format!("/proc/{}/stat", qemu.id())).unwrap();
         qemu.kill().and_then(|()| qemu.wait()).unwrap();
-        // proc_pid_stat(5): the 41st field is the policy, the 40th the priority; the name of `sleep` has no space.
+        // proc_pid_stat(5): field 41 is the policy, field 40 the priority. The name `sleep` has no
+        // space, so `split` finds them.
         let field = |number: usize| stat.split(' ').nth(number - 1).unwrap();
         match done {
             Ok(()) => assert_eq!((field(40), field(41)), ("1", "1"), "SCHED_FIFO is 1"),

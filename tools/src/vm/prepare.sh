@@ -1,12 +1,14 @@
-# What every command finds in the guest, wherever its files are.
+# Prepares the guest for the command; part of both kinds of guest.
 mkdir -p /lib/modules /run/vm
-# More ids than the kernel's 64 for unprivileged users; by default devices would run out in a test of many.
+# ublks_max: by default the driver allows 64 devices (from Linux 6.15 on, 64 of unprivileged users),
+# too few for a test of many devices.
 modprobe ublk_drv ublks_max=4096 || echo "guest: no ublk_drv in $(uname -r)" > /dev/kmsg
 mount -t debugfs debugfs /sys/kernel/debug 2> /dev/null
 
-# The kernel rewrites its own code (static keys); an emulated processor may still run what stood there for a moment, the trap that
-# guards the rewriting, and the kernel dies of it: "Oops: int3" in kmem_cache_alloc, when systemd made the first control group with
-# memory. So that is done once while there is one processor. The key stays as it is when the group has gone.
+# The kernel patches its own code (static keys). For a moment an emulated processor may still
+# execute the trap that guards the patch, and the kernel dies of it ("Oops: int3" in
+# kmem_cache_alloc, when systemd made the first control group with memory). Make such a group once
+# while a single processor is online; its static key stays enabled after the group is removed.
 others=$(ls -d /sys/devices/system/cpu/cpu[1-9]* 2> /dev/null)
 for cpu in $others; do echo 0 > "$cpu/online"; done
 mkdir -p /run/vm/cgroup

@@ -1,4 +1,4 @@
-//! One boot: what the guest is told, its output passed on, its end waited for.
+//! Runs one boot: writes the guest's input, passes its output on and waits for its end.
 
 use std::env;
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ use super::{Files, Options};
 use crate::process::{last_lines, quote};
 use crate::workspace;
 
-/// What the guest does.
+/// Task of the guest.
 pub enum Command {
     /// A shell on the serial console.
     Shell,
@@ -31,22 +31,22 @@ pub enum Command {
     Run(Vec<String>),
 }
 
-/// Variables that the guest's command gets from ours, by name or by the beginning of their names.
+/// Environment variables of this process that the guest's command gets, by name or by prefix.
 const ENVIRONMENT: [&str; 8] = ["PATH", "HOME", "LANG", "CI", "TERM", "USER", "CARGO_TARGET_DIR", "NO_COLOR"];
 const ENVIRONMENT_PREFIXES: [&str; 5] = ["UBLK_THROTTLE_", "RUBLK", "RUST_", "PROPTEST_", "XTASK_"];
 
-/// The status is written before the guest ends, which takes a moment.
+/// Time limit for the guest to end after it has written the status.
 const LAST_MOMENT: Duration = Duration::from_secs(5);
 
-/// How a run ended.
+/// Result of a run.
 pub struct Ended {
     out: Out,
-    /// The command's exit status, if the guest told it.
+    /// Exit status of the command, if the guest reported it.
     status: Option<u8>,
     timed_out: bool,
 }
 
-/// Boots, runs `command`, waits for the end.
+/// Boots the guest, runs `command` and waits for the end.
 pub fn run(
     options: &Options,
     command: &Command,
@@ -56,7 +56,7 @@ pub fn run(
 ) -> Result<Ended> {
     let out = Out::create()?;
     let cpus = options.cpus.unwrap_or(accelerator.cpus());
-    // All virtual CPUs are one thread when they take turns.
+    // On the counted clock all virtual CPUs are one thread, which needs no placement.
     let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
     let boot = |initramfs, seed| {
         let extra = "";
@@ -82,7 +82,7 @@ pub fn run(
     Ok(Ended { status: out.status(), out, timed_out })
 }
 
-/// A guest with this host's files, whose output comes through virtio ports.
+/// Runs a guest with this host's files. Its output comes through virtio ports.
 fn run_on_host_files(
     out: &Out,
     command: &Command,
@@ -99,7 +99,7 @@ fn run_on_host_files(
     let mut copies = Vec::new();
     match command {
         Command::Shell => {
-            // signal=off: ^C is for the guest's shell.
+            // signal=off: the guest's shell gets ^C.
             qemu.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
             child = machine::spawn(&mut qemu)?;
         }
@@ -107,7 +107,8 @@ fn run_on_host_files(
             qemu.args(["-serial", &format!("file:{}", machine::comma(&out.path.join("console")))]);
             qemu.args(["-device", "virtio-serial-pci"]);
             for (name, descriptor) in [("stdout", 1), ("stderr", 2)] {
-                // Opened anew by its path: QEMU makes the descriptor non-blocking, and ours is not shared that way.
+                // By this path QEMU opens the pipe anew: its O_NONBLOCK then does not apply to the
+                // inherited descriptor.
                 qemu.args(["-chardev", &format!("file,id={name},path=/dev/fd/{descriptor}")]);
                 qemu.args(["-device", &format!("virtserialport,chardev={name},name={name}")]);
             }
@@ -127,7 +128,8 @@ fn run_on_host_files(
     Ok(timed_out)
 }
 
-/// Runs a guest from an initramfs with all its files. Output, kernel log and status come through serial ports (`image.sh`).
+/// Runs a guest from an initramfs with all its files. Output, kernel log and status come through
+/// serial ports (`image.sh`).
 fn run_in_memory(out: &Out, mut qemu: Process, wait: impl FnOnce(&mut Child) -> Result<bool>) -> Result<bool> {
     for name in ["console", "output", "dmesg", "status"] {
         let path = out.path.join(name);
@@ -144,7 +146,8 @@ fn run_in_memory(out: &Out, mut qemu: Process, wait: impl FnOnce(&mut Child) -> 
 }
 
 impl Ended {
-    /// Says what went wrong and gives the exit code; the run's folder is kept when there is something to see in it.
+    /// Prints errors and returns the exit code. The run's folder is kept if the guest reported no
+    /// status or its kernel complained.
     pub fn report(self, options: &Options) -> u8 {
         let log = self.out.read("dmesg");
         let trouble = kernel_log::trouble(&log);
@@ -182,7 +185,8 @@ impl Ended {
     }
 }
 
-/// Existing folders, by their true paths: QEMU opens them, and the guest mounts them, without symlinks.
+/// Canonical paths of existing folders. QEMU opens the shares, and the guest mounts them, without
+/// symlinks.
 fn shares(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let canonical = |folder: &PathBuf| {
         folder.canonicalize().with_context(|| format!("--share {}: no such folder", folder.display()))
@@ -190,7 +194,7 @@ fn shares(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     folders.iter().map(canonical).collect()
 }
 
-/// Writes the files that `init.sh` and `guest.sh` read, for a guest with this host's files.
+/// Writes the input files of `init.sh` and `guest.sh`, for a guest with this host's files.
 fn tell(out: &Out, command: &Command, kernel: &Kernel, accelerator: Accelerator, shares: &[PathBuf]) -> Result<()> {
     let folder = |path: &Path| quote(&path.to_string_lossy());
     let at = folder(&out.path);
@@ -212,17 +216,18 @@ fn tell(out: &Out, command: &Command, kernel: &Kernel, accelerator: Accelerator,
     }
 }
 
-/// The files that `image.sh` goes on with, by name.
+/// Input files of `image.sh`, by name.
 fn run_files(command: &Command, accelerator: Accelerator) -> Result<[(&'static str, String); 2]> {
     let Command::Run(words) = command else {
         bail!("a guest whose files are in its memory has no shell: name a command")
     };
-    // Only our own variables: the environment lies on the stack, so PATH or HOME of the host would shift its addresses.
+    // Only variables with `ENVIRONMENT_PREFIXES`: the environment lies on the stack, so the host's
+    // PATH or HOME would shift addresses in the guest.
     let script = preparation(accelerator, is_ours)? + include_str!("image_run.sh");
     Ok([("guest.sh", script), ("command.sh", exec(words))])
 }
 
-/// The first part of the guest's script: working folder, environment variables, `prepare.sh`.
+/// First part of the guest's script: working folder, environment variables, `prepare.sh`.
 fn preparation(accelerator: Accelerator, is_passed_on: impl Fn(&str) -> bool) -> Result<String> {
     let here = env::current_dir().unwrap_or_else(|_| workspace::root().to_owned());
     let here = if here.starts_with(workspace::root()) { here } else { workspace::root().to_owned() };
@@ -237,7 +242,7 @@ fn preparation(accelerator: Accelerator, is_passed_on: impl Fn(&str) -> bool) ->
     Ok(script)
 }
 
-/// The command as a script.
+/// Shell script that executes the command.
 fn exec(words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     format!("exec {}\n", words.join(" "))
@@ -251,7 +256,7 @@ fn is_ours(name: &str) -> bool {
     ENVIRONMENT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// `rows R cols C` for stty: a serial line does not tell its size.
+/// Terminal size as `rows R cols C` for stty, because a serial line does not transmit it.
 fn terminal_size() -> String {
     let size = Process::new("stty").arg("size").stdin(Stdio::inherit()).output();
     let size = size.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -265,18 +270,20 @@ fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'stati
     thread::spawn(move || {
         let mut buffer = [0; 16 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
-            // Our reader may be gone (`| head`); the guest must not block on that.
+            // The reader of our output may be gone (`| head`); the guest must not block on a full
+            // pipe.
             let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
         }
     })
 }
 
-/// Copies to standard output what QEMU writes to a file, until QEMU has ended.
+/// Copies a file that QEMU appends to, to standard output until QEMU has ended.
 fn follow(path: PathBuf, has_ended: Arc<AtomicBool>) -> Result<JoinHandle<()>> {
     let mut file = fs::File::open(&path).with_context(|| path.display().to_string())?;
     Ok(thread::spawn(move || {
         loop {
-            // Asked before reading: what is written between the two is read.
+            // Load before reading, so that output written in between is read in this pass. Pairs
+            // with the store in `run_in_memory`.
             let is_last = has_ended.load(Ordering::Acquire);
             let mut out = io::stdout().lock();
             let _ = io::copy(&mut file, &mut out).and_then(|_| out.flush());
@@ -289,8 +296,9 @@ fn follow(path: PathBuf, has_ended: Arc<AtomicBool>) -> Result<JoinHandle<()>> {
     }))
 }
 
-/// Waits for QEMU's end, and spreads its threads when they are there unless they are `placed`; kills it when the time is over (then
-/// true) or when it lingers after the status.
+/// Waits for QEMU's end, and places its threads once all of them have started. Kills QEMU when the
+/// time limit has passed (returns true) or when it still runs [`LAST_MOMENT`] after the status
+/// (returns false).
 fn wait(child: &mut Child, out: &Out, limit: Option<Duration>, cpus: u32, mut placed: Placed) -> Result<bool> {
     let start = Instant::now();
     let mut told: Option<Instant> = None;
@@ -324,7 +332,7 @@ mod tests {
 
     #[test]
     fn guest_gets_our_switches_and_not_our_secrets() {
-        // Tests are steered by variables; everything else stays on the host.
+        // Variables control the tests; the rest of the environment stays on the host.
         assert!(is_passed_on("UBLK_THROTTLE_BIN") && is_passed_on("RUST_BACKTRACE") && is_passed_on("CI"));
         assert!(!is_passed_on("AWS_SECRET_ACCESS_KEY") && !is_passed_on("CARGO_REGISTRY_TOKEN"));
     }
