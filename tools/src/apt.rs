@@ -1,10 +1,11 @@
-//! Packages of one suite of Debian's archive, fetched and unpacked without being installed.
+//! Fetches and unpacks packages of a suite of Debian's archive, without installing them.
 //!
 //! ```text
 //!   a sources line ──► apt with its own sources, lists and status ──► .deb ──dpkg -x──► a folder
 //! ```
 //!
-//! The host's own sources are neither used nor touched, so the same package comes to every host, whatever its release.
+//! The host's own sources are neither used nor changed, so every host gets the same package,
+//! whichever release it has.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,18 +15,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::process;
 
-/// Where the Debian keyring may lie; newer releases changed the suffix.
+/// Possible paths of the Debian keyring; newer releases changed the suffix.
 const KEYRINGS: [&str; 2] =
     ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
 
-/// apt that knows one suite and none of the host's settings, packages or preferences.
+/// apt with a single suite and none of the host's settings, packages or preferences.
 pub struct Apt {
     folder: PathBuf,
 }
 
 impl Apt {
-    /// Keeps what it needs in `folder`, and fetches the suite's list of packages. `suite` is the line of a sources file behind its
-    /// options: archive, suite, component.
+    /// Fetches the suite's package lists and keeps apt's files in `folder`. `suite` is a line of a
+    /// sources file without type and options: archive, suite, component.
     pub fn update(suite: &str, folder: &Path) -> Result<Apt> {
         for sub in ["sources", "lists/partial", "cache/archives/partial"] {
             let path = folder.join(sub);
@@ -41,12 +42,12 @@ impl Apt {
         Ok(apt)
     }
 
-    /// The archive's record of a package.
+    /// Record of a package in the archive.
     pub fn record(&self, package: &str) -> Result<String> {
         process::output(self.command("apt-cache").args(["show", "--no-all-versions", package]))
     }
 
-    /// Downloads the packages and unpacks all of them into `tree`.
+    /// Downloads the packages and unpacks them into `tree`.
     pub fn unpack(&self, packages: &[impl AsRef<str>], tree: &Path) -> Result<()> {
         let debs = self.folder.join("debs");
         let _ = fs::remove_dir_all(&debs);
@@ -72,7 +73,8 @@ impl Apt {
             "Dir::Etc::Preferences=/dev/null".to_owned(),
             "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
             format!("Dir::State::Lists={folder}/lists"),
-            // An empty package status: what the host has installed would take part in choosing the version.
+            // An empty package status: the host's installed packages would affect the choice of the
+            // version.
             format!("Dir::State::Status={folder}/status"),
             format!("Dir::Cache={folder}/cache"),
             "Acquire::Languages=none".to_owned(),
@@ -81,25 +83,26 @@ impl Apt {
             command.args(["-o", &option]);
         }
         if nix::unistd::geteuid().is_root() {
-            // apt would download as the user _apt, who may not write below the target directory.
+            // By default apt downloads as the user _apt, which cannot write below the target
+            // directory.
             command.args(["-o", "APT::Sandbox::User=root"]);
         }
         command
     }
 }
 
-/// The value of a one-line field in a package record.
+/// Value of a one-line field in a package record.
 pub fn field<'a>(record: &'a str, name: &str) -> Option<&'a str> {
     record.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
 }
 
-/// The names of the packages that a record depends on, in its order.
+/// Names of the packages that a record depends on, in its order.
 pub fn dependencies(record: &str) -> impl Iterator<Item = &str> {
     ["Depends", "Pre-Depends"]
         .into_iter()
         .filter_map(|name| field(record, name))
         .flat_map(|list| list.split(','))
-        // "a (= 1) | b": the first alternative is what the archive itself installs.
+        // "a (= 1) | b": the archive itself installs the first alternative.
         .filter_map(|dependency| dependency.split(['|', '(']).next())
         .map(str::trim)
 }

@@ -1,4 +1,4 @@
-//! The kernel's own counters of a block device, looked at all the time: rates over any window, and the longest gap.
+//! Samples the kernel's counters of block devices: rates over any window, and the longest gap.
 
 use std::fs;
 use std::path::Path;
@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Twenty looks a second: a gap is seen to 50 ms, and the looking costs nothing that shows.
+/// 20 samples a second: the resolution of a gap is 50 ms, and the cost of sampling does not show.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// The kernel's name (`ublkb3`) of a device node or a link to one.
+/// Kernel name (`ublkb3`) of a device node or of a link to it.
 pub fn name(node: &Path) -> Result<String> {
     let true_path = node.canonicalize().with_context(|| format!("no device {}", node.display()))?;
     Ok(true_path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// Waits until a device has completed `count` more reads than now.
+/// Waits until a device has completed `count` further reads.
 pub fn wait_for_reads(name: &str, count: u64, limit: Duration) -> Result<()> {
     let (start, until) = (reads(name).unwrap_or(0), Instant::now() + limit);
     while reads(name).unwrap_or(0) < start + count {
@@ -30,30 +30,30 @@ pub fn wait_for_reads(name: &str, count: u64, limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Reads completed by two devices up to a moment.
+/// Completed reads of two devices at an instant.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     at: Instant,
     first: u64,
-    /// Of the second device.
+    /// Completed reads of the second device.
     pub second: u64,
 }
 
 impl Sample {
-    /// Of both devices.
+    /// Completed reads of both devices.
     pub fn both(self) -> u64 {
         self.first + self.second
     }
 }
 
-/// Looks at two devices from its start until stopped. A device that is gone keeps its last count.
+/// Samples two devices until stopped. A removed device keeps its last count.
 pub struct Sampler {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Vec<Sample>>,
 }
 
 impl Sampler {
-    /// Starts to look.
+    /// Starts sampling.
     pub fn start(first: &str, second: &str) -> Sampler {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, names) = (Arc::clone(&stop), [first.to_owned(), second.to_owned()]);
@@ -72,25 +72,25 @@ impl Sampler {
         Sampler { stop, thread }
     }
 
-    /// Ends the looking.
+    /// Stops sampling and returns the samples.
     pub fn stop(self) -> Samples {
         self.stop.store(true, Ordering::Relaxed);
         Samples(self.thread.join().unwrap_or_default())
     }
 }
 
-/// What was seen, in order of time.
+/// Samples in order of time.
 pub struct Samples(Vec<Sample>);
 
 impl Samples {
-    /// Requests a second between two moments: from the first look to the last one between them.
+    /// Requests a second from the first to the last sample between two instants.
     pub fn rate(&self, from: Instant, to: Instant, count: impl Fn(Sample) -> u64) -> f64 {
         let within = self.within(from, to);
         let [first, .., last] = within[..] else { return 0.0 };
         (count(last) - count(first)) as f64 / last.at.duration_since(first.at).as_secs_f64()
     }
 
-    /// The longest time in which the second device's count stood still.
+    /// Longest time without a completed read on the second device.
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
         let within = self.within(from, to);
         let (mut longest, mut since) = (Duration::ZERO, within.first().copied());
@@ -110,7 +110,7 @@ impl Samples {
     }
 }
 
-/// Reads and writes completed, together; `None` once the device is gone.
+/// Completed reads and writes; `None` if the device is gone.
 pub fn completed(name: &str) -> Option<u64> {
     Some(field(name, 0)? + field(name, 4)?)
 }
@@ -129,7 +129,8 @@ fn field(name: &str, number: usize) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// The second device's count at 0, 50, 100, … ms; the first device has done 2 at each.
+    /// Samples of the second device at 0, 50, 100, … ms; the first device completes 2 reads in each
+    /// interval.
     fn samples(start: Instant, counts: &[u64]) -> Samples {
         let at = |index: usize| start + INTERVAL * index as u32;
         let sample = |(index, &second): (usize, &u64)| Sample { at: at(index), first: 2 * index as u64, second };
@@ -138,7 +139,7 @@ mod tests {
 
     #[test]
     fn rate_counts_only_what_lies_in_the_window() {
-        // 0 to 100 ms: 50 requests in 0.1 s; what came before and after is not counted.
+        // 50 requests from 0 to 100 ms; the window excludes the last sample, at 150 ms.
         let start = Instant::now();
         let seen = samples(start, &[100, 120, 150, 900]);
         let end = start + Duration::from_millis(110);
@@ -148,7 +149,7 @@ mod tests {
 
     #[test]
     fn gap_is_the_longest_standstill() {
-        // Still at 7 from 50 to 200 ms.
+        // The count stays at 7 from 50 to 200 ms.
         let start = Instant::now();
         let seen = samples(start, &[5, 7, 7, 7, 7, 9, 9, 11]);
         assert_eq!(seen.longest_gap(start, start + Duration::from_secs(1)), Duration::from_millis(150));
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn window_without_samples_has_no_rate() {
-        // A machine that stood still must not end in a division by zero.
+        // A machine that stood still must not cause a division by zero.
         let start = Instant::now();
         assert_eq!(samples(start, &[]).rate(start, start, |sample| sample.second), 0.0);
     }

@@ -1,4 +1,4 @@
-//! What the CI service does, on this machine: `.ci/run`, with its input closed and its time limited.
+//! Runs `.ci/run` as the CI service does: with its input closed and its time limited.
 
 use std::process::{Command, Stdio};
 
@@ -6,14 +6,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// The service ends a run after an hour and a half.
+/// The CI service ends a run after 90 minutes.
 const LIMIT_SECONDS: u32 = 90 * 60;
 
-/// The chore `ci`.
+/// The command `cargo xtask ci`.
 pub fn main() -> Result<u8> {
     let script = workspace::root().join(".ci/run");
-    // timeout(1) ends the script's children as well, as it gives them a process group; the terminal's ^C then reaches
-    // only us, so it is told of our end.
+    // timeout(1) gives the script a process group of its own and can thus end its children. The
+    // terminal's ^C then reaches only this process, so PDEATHSIG passes its end on to timeout(1).
     let status = Command::new("setpriv")
         .args(["--pdeathsig", "TERM", "--", "timeout", "--kill-after=10"])
         .arg(LIMIT_SECONDS.to_string())

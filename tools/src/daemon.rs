@@ -1,4 +1,4 @@
-//! The daemon as a user runs it: a child of ours, its log passed on or kept, its end awaited.
+//! Runs the daemon as a user does: as a child, with its log passed on or kept, until its end.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,22 +14,24 @@ use nix::unistd::Pid;
 
 use crate::process;
 
-/// A device takes about half a second to come up under emulation; a bench makes dozens.
+/// Time limit for the daemon to become ready. A device takes about 0.5 s to start under emulation;
+/// a bench starts dozens.
 const READY: Duration = Duration::from_secs(60);
 
-/// For a daemon that hangs. The 64 devices of a bench take 11 s of an emulated machine to go, and twice that of a busy one.
+/// Time limit for the daemon's end after SIGTERM. The removal of a bench's 64 devices takes 11 s on
+/// an emulated machine, and twice that on a busy host.
 const END: Duration = Duration::from_secs(120);
 
-/// What becomes of the daemon's lines.
+/// Use of the daemon's log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Log {
-    /// They are printed below ours.
+    /// Printed below the output of this program, each after `|`.
     Shown,
-    /// They are told only if the daemon does not become ready.
+    /// Kept, and shown only if the daemon does not become ready.
     Kept,
 }
 
-/// A running daemon; stopped when dropped.
+/// A running daemon, stopped when dropped.
 pub struct Daemon {
     child: Child,
     binary: PathBuf,
@@ -39,7 +41,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it; [`Daemon::wait_until_ready`] is to follow.
+    /// Starts the daemon. [`Daemon::wait_until_ready`] must follow.
     pub fn spawn(binary: &Path, config: &Path, folder: &Path, log: Log) -> Result<Daemon> {
         let socket = folder.join("control.sock");
         let mut child = Command::new(binary)
@@ -62,9 +64,9 @@ impl Daemon {
         Ok(Daemon { child, binary: binary.to_owned(), socket, ready, kept })
     }
 
-    /// Waits for its line `ready`.
+    /// Waits for the daemon's line `ready`.
     pub fn wait_until_ready(&self) -> Result<()> {
-        // Both ends of its output closed: it has ended.
+        // Disconnected: both output streams are closed, so the daemon has ended.
         match self.ready.recv_timeout(READY) {
             Ok(()) => Ok(()),
             Err(RecvTimeoutError::Disconnected) => bail!("the daemon ended before it was ready{}", self.last_words()),
@@ -74,12 +76,12 @@ impl Daemon {
         }
     }
 
-    /// Its process.
+    /// Process ID of the daemon.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What a command prints that is sent to it: `ask(&["stats", "--json"])`.
+    /// Sends a command to the daemon and returns its output: `ask(&["stats", "--json"])`.
     pub fn ask(&self, words: &[&str]) -> Result<String> {
         process::output(Command::new(&self.binary).args(words).arg("--socket").arg(&self.socket))
     }
@@ -92,12 +94,12 @@ impl Daemon {
         format!(":\n{}", process::last_lines(&kept.join("\n"), 15))
     }
 
-    /// `ublk-throttle del --force NAME`: by force, because fio has the device open.
+    /// `ublk-throttle del --force NAME`. `--force`, because fio has the device open.
     pub fn del(&self, name: &str) -> Result<()> {
         self.ask(&["del", "--force", name]).map(drop)
     }
 
-    /// SIGTERM; how long it took to end, with 0.
+    /// Sends SIGTERM, expects exit code 0, and returns the time until the end.
     pub fn stop(mut self) -> Result<Duration> {
         let start = Instant::now();
         self.terminate()?;
@@ -127,7 +129,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Kindly first, so that its devices go too; a step has failed already, so its errors are not of interest.
+        // SIGTERM first, so that the daemon removes its devices. A step has failed already, so
+        // further errors are ignored.
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.terminate();
             if !matches!(self.ended_within(END), Ok(Some(_))) {
@@ -138,7 +141,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Keeps the daemon's lines, or prints them below ours; says when one of them is `ready`.
+/// Keeps or prints the daemon's lines, and sends a message when a line is `ready`.
 fn pass_on(from: impl Read + Send + 'static, tell: Sender<()>, keep: Option<Arc<Mutex<Vec<String>>>>) {
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {

@@ -1,4 +1,4 @@
-//! The Debian package: `cargo xtask dist`.
+//! Builds the Debian package: `cargo xtask dist`.
 //!
 //! ```text
 //!   cargo build ──► ublk-throttle ──┬─ man, completions ──► release/package/share ─┐
@@ -6,8 +6,9 @@
 //!   ublk-target/packaging ──────────┴─ unit, configuration, maintainer scripts ────┘
 //! ```
 //!
-//! What goes where is told in `ublk-target/Cargo.toml`. The package for others comes from a build of its own, in which no
-//! path of this machine is left; the tests look at one of the release build that they have anyway.
+//! `ublk-target/Cargo.toml` lists the files and their places. The package to distribute comes from
+//! a build of its own that contains no path of this machine. The tests use a package of the release
+//! build that they need anyway.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,11 +23,12 @@ use crate::workspace;
 
 const PROGRAM: &str = "ublk-throttle";
 
-/// systemd-analyze rates a service from 0 (locked in) to 100. 1 of it is for `capset`, by which queue threads give a right up, and 2
-/// are for CAP_DAC_READ_SEARCH.
+/// Maximum exposure of the unit. systemd-analyze rates a service from 0 (locked in) to 100.
+/// `capset`, with which queue threads drop CAP_SYS_ADMIN, counts 1, and CAP_DAC_READ_SEARCH counts
+/// 2.
 const EXPOSURE_MAX: &str = "19";
 
-/// The chore `dist`.
+/// The command `cargo xtask dist`.
 pub fn main() -> Result<u8> {
     install::packages(&[install::BUILD, install::PACKAGE])?;
     let folder = workspace::target().join("dist");
@@ -42,7 +44,7 @@ pub fn main() -> Result<u8> {
     Ok(0)
 }
 
-/// The package of the release build that the tests run, made anew; `run` runs what builds.
+/// Builds the package of the release build that the tests run. `run` runs the build commands.
 pub fn of_release(mut run: impl FnMut(&mut Command) -> Result<()>) -> Result<PathBuf> {
     run(&mut build::daemon_command())?;
     install::CARGO_DEB.install(run)?;
@@ -51,7 +53,7 @@ pub fn of_release(mut run: impl FnMut(&mut Command) -> Result<()>) -> Result<Pat
     package(&workspace::target(), &folder)
 }
 
-/// The package of the present release build, if it was made.
+/// Package of the current release build, if it was built after that.
 pub fn of_this_release() -> Option<PathBuf> {
     let package =
         fs::read_dir(release_folder()).ok()?.flatten().map(|entry| entry.path()).find(|path| is_package(path))?;
@@ -59,7 +61,7 @@ pub fn of_this_release() -> Option<PathBuf> {
     (made(&package).ok()? >= made(&build::daemon_path("release")).ok()?).then_some(package)
 }
 
-/// Fails where the unit gives the daemon more than it has to; what the score is.
+/// Fails if the unit's exposure is above [`EXPOSURE_MAX`]. Returns the line with the score.
 pub fn expect_sandbox() -> Result<String> {
     let unit = workspace::root().join("ublk-target/packaging").join(format!("{PROGRAM}.service"));
     let mut analyze = Command::new("systemd-analyze");
@@ -76,7 +78,7 @@ fn is_package(path: &Path) -> bool {
     path.extension().is_some_and(|suffix| suffix == "deb")
 }
 
-/// Packs the program that was built in `target`.
+/// Packs the program built in `target`.
 fn package(target: &Path, into: &Path) -> Result<PathBuf> {
     let release = target.join("release");
     write_shared(&release.join(PROGRAM), &release.join("package/share"))?;
@@ -84,7 +86,7 @@ fn package(target: &Path, into: &Path) -> Result<PathBuf> {
     let mut pack = Command::new(install::CARGO_DEB.path());
     pack.args(["--package", "ublk-target", "--no-build", "--strip", "--output"]).arg(into);
     pack.current_dir(workspace::root()).env("CARGO_TARGET_DIR", target);
-    // The time of the files in it, so that the same commit gives the same package.
+    // Timestamp of the packed files, so that the same commit gives the same package.
     if let Ok(time) =
         process::output(Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()))
     {
@@ -96,9 +98,10 @@ fn package(target: &Path, into: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What belongs below /usr/share, by the program itself, and its pages that are written by hand.
+/// Writes the files for /usr/share: manual pages and completions that the program prints, and the
+/// manual pages written by hand.
 fn write_shared(program: &Path, share: &Path) -> Result<()> {
-    // Pages of commands that are no more would be packed too.
+    // Otherwise pages of removed commands would be packed too.
     let _ = fs::remove_dir_all(share);
     let overview = process::output(Command::new(program).arg("man"))?;
     for command in commands(&overview) {
@@ -123,7 +126,7 @@ fn write_shared(program: &Path, share: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The commands that the overview's page lists, each as `ublk\-throttle\-list(1)`.
+/// Commands in the overview page, each in the form `ublk\-throttle\-list(1)`.
 fn commands(overview: &str) -> impl Iterator<Item = &str> {
     overview
         .lines()
@@ -137,7 +140,7 @@ fn pages_by_hand() -> Result<Vec<PathBuf>> {
 }
 
 fn compress(folder: &Path) -> Result<()> {
-    // Without name and time, so that the same page gives the same file.
+    // Without name and time in the archive, so that the same page gives the same file.
     process::output(Command::new("gzip").args(["--best", "--no-name", "--recursive"]).arg(folder)).map(drop)
 }
 
@@ -146,7 +149,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::create_dir_all(folder).and_then(|()| fs::write(path, text)).with_context(|| path.display().to_string())
 }
 
-/// Folders of this machine, each with the name that stands for it in the program. The longest last: the last that fits wins.
+/// Folders of this machine, each with its replacement in the program. The longest path is last,
+/// because rustc takes the last match.
 fn hidden_paths(target: &Path) -> Result<Vec<(String, &'static str)>> {
     let home = std::env::var("HOME").unwrap_or_default();
     let cargo_home = std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{home}/.cargo"));
@@ -159,7 +163,7 @@ fn hidden_paths(target: &Path) -> Result<Vec<(String, &'static str)>> {
     Ok(hidden)
 }
 
-/// Flags for rustc, separated as cargo wants them.
+/// Flags for rustc, separated as cargo expects them in CARGO_ENCODED_RUSTFLAGS.
 fn remapping(hidden: &[(String, &str)]) -> String {
     let flags: Vec<_> = hidden.iter().map(|(path, name)| format!("--remap-path-prefix={path}={name}")).collect();
     flags.join("\x1f")
@@ -189,14 +193,15 @@ mod tests {
 
     #[test]
     fn commands_are_read_from_the_overview() {
-        // `help` has no page of its own; a mention in running text is no entry.
+        // `help` has no page; a command named in running text is not an entry.
         let page = ".SH SUBCOMMANDS\n.TP\nublk\\-throttle\\-run(1)\nMake\n.TP\nublk\\-throttle\\-help(1)\nsee ublk\\-throttle\\-x(1)\n";
         assert_eq!(commands(page).collect::<Vec<_>>(), ["run"]);
     }
 
     #[test]
     fn the_longest_path_is_remapped_last() {
-        // rustc takes the last that fits: with the home folder last, what lies in the workspace would name it.
+        // rustc takes the last match: with the home folder last, a path in the workspace would show
+        // below `home`.
         let hidden = hidden_paths(Path::new("/a/target")).unwrap();
         assert!(hidden.is_sorted_by_key(|(path, _)| path.len()), "{hidden:?}");
         let flags = remapping(&[("/a b".to_owned(), "."), ("/a b/target".to_owned(), "target")]);
@@ -205,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_path_is_found_in_a_program() {
-        // Also at the very end.
+        // The match may be at the very end.
         assert!(contains(b"\x00/root/x", b"/root/"));
         assert!(contains(b"a/root/", b"/root/"));
         assert!(!contains(b"/roo", b"/root/"));

@@ -1,4 +1,4 @@
-//! fio, run on a file of `fio-jobs/`, and what of its JSON report is of interest.
+//! Runs fio on a job file of `fio-jobs/` and parses its JSON report.
 
 use std::ffi::{OsStr, OsString};
 use std::process::{Child, Command, Stdio};
@@ -19,70 +19,71 @@ pub struct Fio {
     parameters: Vec<(String, OsString)>,
 }
 
-/// fio at work; killed when dropped.
+/// A running fio, killed when dropped.
 pub struct Running {
     claim: String,
     child: Child,
 }
 
-/// One job's result, reads and writes together.
+/// Result of a job, reads and writes together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
-    /// An errno, 0 if all went well.
+    /// Errno, or 0 without an error.
     pub error: i64,
-    /// Requests that fio counted, without the ramp time.
+    /// Requests counted by fio, without those of the ramp time.
     pub requests: u64,
-    /// Bytes of those, and of the requests that were under way at the end.
+    /// Bytes of those requests, and of the requests that were under way at the end.
     pub bytes: u64,
-    /// From the end of the ramp time until the last request was back.
+    /// Time from the end of the ramp time to the last completion.
     pub runtime: Duration,
-    /// How long requests took, where the job measures that; of the direction that had more of them.
+    /// Latency of the direction with more requests, if the job measures it.
     pub latency: Option<Latency>,
 }
 
 /// Percentiles of the time from submission to completion, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Latency {
-    /// Half of all.
+    /// Median.
     pub p50_ns: u64,
-    /// Nine in ten.
+    /// 90th percentile.
     pub p90_ns: u64,
-    /// All but one in a hundred.
+    /// 99th percentile.
     pub p99_ns: u64,
-    /// All but one in a thousand.
+    /// 99.9th percentile.
     pub p999_ns: u64,
 }
 
 impl Job {
-    /// Requests of this many bytes a second.
+    /// Requests a second, if each has `request_bytes` bytes.
     ///
-    /// From bytes and time. fio's own `iops` divides the requests that came back in time by a runtime that reaches until
-    /// the last one was back: at depth 32 and 500/s 32 of 4000 are missing, 0.8 %.
+    /// Computed from bytes and runtime. fio's own `iops` divides the requests completed in time by
+    /// a runtime that reaches to the last completion: at depth 32 and 500/s, 32 of 4000 requests
+    /// are missing, 0.8 %.
     pub fn rate(&self, request_bytes: u64) -> f64 {
         self.bytes as f64 / request_bytes as f64 / self.runtime.as_secs_f64()
     }
 }
 
 impl Fio {
-    /// The job file `fio-jobs/CLAIM.fio`.
+    /// A job file `fio-jobs/CLAIM.fio`.
     pub fn new(claim: &str) -> Fio {
         Fio { claim: claim.to_owned(), parameters: Vec::new() }
     }
 
-    /// A value for `${name}` in the job file.
+    /// Sets the value of `${name}` in the job file.
     pub fn with(mut self, name: &str, value: &OsStr) -> Fio {
         self.parameters.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts it.
+    /// Starts fio.
     pub fn start(self) -> Result<Running> {
         let file = workspace::root().join("fio-jobs").join(format!("{}.fio", self.claim));
         let child = Command::new("fio")
             .arg("--output-format=json")
             .arg(&file)
             .envs(self.parameters)
-            // It keeps state files in its working directory.
+            // fio writes state files to its working directory.
             .current_dir("/tmp")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -94,19 +95,19 @@ impl Fio {
 }
 
 impl Running {
-    /// Its process, whose jobs are children of it.
+    /// Process ID of fio. Its jobs are child processes.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Ends it before its time, by SIGINT: it then reports on what it has done.
+    /// Ends fio early with SIGINT; fio then reports the results so far.
     pub fn interrupt(&self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT).context("cannot interrupt fio")
     }
 
-    /// Its jobs' results, once it has ended; it must within `limit`.
+    /// Waits up to `limit` for fio's end and returns the results of its jobs.
     pub fn finish(mut self, limit: Duration) -> Result<Vec<Job>> {
-        // Its reports are read while it runs: a full pipe would stop it.
+        // Reads the output while fio runs, because a full pipe would block fio.
         let stdout = drain(self.child.stdout.take().expect("piped"));
         let stderr = drain(self.child.stderr.take().expect("piped"));
         let until = Instant::now() + limit;
@@ -138,10 +139,10 @@ fn drain(mut from: impl std::io::Read + Send + 'static) -> thread::JoinHandle<St
     })
 }
 
-/// fio writes notes before its JSON, on the same stream.
+/// Parses a report. fio writes notes before its JSON, to the same stream.
 fn parse(report: &str) -> Result<Vec<Job>> {
     let start = report.find('{').context("fio wrote no JSON")?;
-    // The first value only: something may follow it as well.
+    // Only the first JSON value: text may follow it.
     let mut values = serde_json::Deserializer::from_str(&report[start..]).into_iter::<Value>();
     let report = values.next().context("fio wrote no JSON")?.context("fio's JSON is damaged")?;
     let jobs = report["jobs"].as_array().context("fio's JSON has no jobs")?;
@@ -200,7 +201,7 @@ mod tests {
 
     #[test]
     fn rate_counts_the_requests_under_way_at_the_end() {
-        // A real report at depth 32: 3999 in 8.000 s, and 32 more until 8.065 s.
+        // A real report at depth 32: 3999 requests in 8.000 s, and 32 more until 8.065 s.
         let job =
             Job { error: 0, requests: 3999, bytes: 4031 * 4096, runtime: Duration::from_millis(8065), latency: None };
         assert_eq!((job.rate(4096) * 10.0).round(), 4998.0);
@@ -208,7 +209,7 @@ mod tests {
 
     #[test]
     fn report_without_jobs_is_an_error() {
-        // A fio that could not read its job file still ends with text on its output.
+        // Without a readable job file fio still ends with text on its output.
         assert!(parse("fio: unable to open 'x.fio' job file").is_err());
         assert!(parse(r#"{"jobs":[{"error":0}]}"#).unwrap_err().to_string().contains("read.total_ios"));
     }

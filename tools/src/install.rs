@@ -1,8 +1,8 @@
-//! What a new machine lacks: Debian packages, installed as root, else named with the line that installs them; and programs
-//! that come as crates, built once below the target directory.
+//! Installs the requirements of a new machine: Debian packages (as root; otherwise prints the line
+//! that installs them), and programs from crates, built once below the target directory.
 //!
-//! Asking dpkg instead of looking for programs: `busybox` on the path may be the dynamic one, which is of no use in an
-//! initramfs.
+//! Packages are looked up with dpkg, not by program: a `busybox` on the path may be the dynamic
+//! one, which does not run in an initramfs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,10 +15,12 @@ use crate::lock;
 use crate::process;
 use crate::workspace;
 
-/// For building: libublk's bindings are made by bindgen, which loads libclang; the rest is what any Rust build needs.
+/// Packages for building: bindgen makes libublk's bindings and loads libclang; the rest is needed
+/// by any Rust build.
 pub const BUILD: &[&str] = &["libclang-dev", "gcc", "libc6-dev"];
 
-/// For the VM: the emulator, what makes an initramfs, and the keys that sign Debian's kernels.
+/// Packages for the VM: the emulator, tools to build an initramfs, and the keys of Debian's
+/// archive.
 pub const VM: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -30,39 +32,42 @@ pub const VM: &[&str] = &[
     "ca-certificates",
 ];
 
-/// For measuring.
+/// Packages for measuring.
 pub const MEASURE: &[&str] = &["fio", "kmod"];
 
-/// Other throttles, to measure ours against; the kernel's NBD client reaches them.
+/// Packages of the peers, throttles to measure ours against; the kernel's NBD client connects to
+/// them.
 pub const PEERS: &[&str] = &["nbdkit", "nbd-client", "qemu-system-common"];
 
-/// For the end-to-end tests besides.
+/// Further packages for the end-to-end tests.
 pub const TEST: &[&str] = &["btrfs-progs", "e2fsprogs", "util-linux", "dmsetup"];
 
-/// For packaging, and for looking at the package: what it depends on, a smaller program, pages, the unit's sandbox.
+/// Packages for packaging and for checks of the package: its dependencies, a stripped program,
+/// manual pages, the unit's sandbox.
 pub const PACKAGE: &[&str] = &["dpkg-dev", "binutils", "gzip", "man-db", "systemd"];
 
-/// A program that comes as a crate. Pinned: its command line is relied on.
+/// A program from a crate. The version is pinned, because the chores rely on its command line.
 pub struct Program {
-    /// Of the crate, and of the program.
+    /// Name of the crate and of the program.
     pub name: &'static str,
-    /// Of the crate.
+    /// Version of the crate.
     pub version: &'static str,
-    /// Whether it is used for longer than it takes to optimize it.
+    /// Whether to optimize the program: worth it only if the program runs for longer than its
+    /// optimization takes.
     pub optimized: bool,
 }
 
-/// The foreign control client: another program that removes our devices.
+/// The foreign control client: a different program that removes our devices.
 pub const RUBLK: Program = Program { name: "rublk", version: "0.2.15", optimized: false };
 
 /// rublk as the peer of a measurement.
 pub const RUBLK_OPTIMIZED: Program = Program { optimized: true, ..RUBLK };
 
-/// Makes Debian packages.
+/// Builds Debian packages.
 pub const CARGO_DEB: Program = Program { name: "cargo-deb", version: "3.7.0", optimized: false };
 
 impl Program {
-    /// Where it is, once it is there.
+    /// Path of the built program.
     pub fn path(&self) -> PathBuf {
         self.root().join("bin").join(self.name)
     }
@@ -71,7 +76,7 @@ impl Program {
         if self.optimized { tools().join("optimized") } else { tools() }
     }
 
-    /// Builds it, unless an earlier run did; `run` runs what builds.
+    /// Builds the program, unless an earlier run did. `run` runs the build command.
     pub fn install(&self, run: impl FnOnce(&mut Command) -> Result<()>) -> Result<()> {
         let Self { name, version, optimized } = self;
         let root = self.root();
@@ -81,24 +86,25 @@ impl Program {
         }
         let mut install = cargo();
         install.args(["install", name, "--version", version, "--root"]).arg(root);
-        // Crates that the workspace's debug build has, too, are built once: same directory, same profile.
+        // The workspace's directory and profile: crates that its debug build has too are built
+        // once.
         install.arg("--target-dir").arg(workspace::target());
         install.args((!optimized).then_some("--debug")).env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
         run(&mut install)
     }
 }
 
-/// The folder that cargo installs programs to.
+/// Folder that cargo installs programs to.
 fn tools() -> PathBuf {
     workspace::target().join("tools")
 }
 
-/// The folder of programs that one run builds and later runs use.
+/// Folder of programs that a run builds and later runs use.
 pub fn programs() -> PathBuf {
     tools().join("bin")
 }
 
-/// Makes sure all of them are installed; says what it installs.
+/// Makes sure that all packages are installed, and prints those that it installs.
 pub fn packages(wanted: &[&[&str]]) -> Result<()> {
     let _one_at_a_time = lock::acquire(&workspace::vm().join("install.lock"))?;
     let wanted: Vec<&str> = wanted.iter().flat_map(|list| list.iter().copied()).collect();
@@ -121,7 +127,8 @@ pub fn packages(wanted: &[&[&str]]) -> Result<()> {
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {
-    // The output is only of interest when it fails; the lock may be held by the machine's own updates.
+    // The output is shown only on failure. The machine's own updates may hold the lock: wait up to
+    // 120 s.
     process::output(
         Command::new("apt-get")
             .args(["-q", "-o", "DPkg::Lock::Timeout=120"])
@@ -132,7 +139,7 @@ fn apt(arguments: &[&str]) -> Result<()> {
 }
 
 fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
-    // dpkg-query ends with 1 when one of the names is unknown: that is an answer, not a failure.
+    // dpkg-query ends with 1 if a name is unknown: that is an answer, not a failure.
     let listing = Command::new("dpkg-query")
         .args(["--show", "--showformat=${Package} ${db:Status-Status}\\n"])
         .args(wanted)
@@ -141,7 +148,7 @@ fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     Ok(absent(wanted, &String::from_utf8_lossy(&listing.stdout)))
 }
 
-/// Those of `wanted` that dpkg-query's listing does not show as installed, each once.
+/// Names in `wanted` that dpkg-query's listing does not show as installed, each once.
 fn absent<'a>(wanted: &[&'a str], listing: &str) -> Vec<&'a str> {
     let mut absent = Vec::new();
     for &name in wanted {
@@ -159,7 +166,7 @@ mod tests {
 
     #[test]
     fn removed_and_unknown_packages_are_absent_and_named_once() {
-        // A package that left its configuration behind is listed, yet not installed.
+        // A removed package with configuration files left is listed, but not as installed.
         let listing = "fio installed\ncpio config-files\n";
         assert_eq!(absent(&["fio", "cpio", "kmod", "kmod"], listing), ["cpio", "kmod"]);
     }

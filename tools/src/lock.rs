@@ -1,26 +1,27 @@
-//! A lock between several runs of this program: two VMs that start at once fetch one kernel.
+//! A lock between runs of this program: two VMs that start at the same time fetch a kernel once.
 //!
-//! `flock` on a file that is never removed: removing it would let a third run lock a new file of the same name while
-//! the second still holds the old one. The kernel drops the lock with the process, so a killed run leaves none.
+//! `flock` on a file that is never removed: after a removal a third run could lock a new file of
+//! the same name while the second run still holds the old one. The kernel releases the lock when
+//! the process ends, so a killed run leaves none.
 
 use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Held until dropped.
+/// A held lock, released when dropped.
 pub struct Lock {
     _file: File,
 }
 
-/// Waits for the lock of the file at `path`, which is made if absent.
+/// Waits for the lock of the file at `path`, which is created if absent.
 pub fn acquire(path: &Path) -> Result<Lock> {
     let file = open(path)?;
     file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(Lock { _file: file })
 }
 
-/// The lock, or `None` where another run holds it.
+/// The lock, or `None` if a different run holds it.
 pub fn try_acquire(path: &Path) -> Result<Option<Lock>> {
     let file = open(path)?;
     match file.try_lock() {

@@ -1,20 +1,21 @@
-//! `cargo xtask`: the one entry for every chore of this workspace.
+//! `cargo xtask`: the entry point for every chore of this workspace.
 //!
 //! ```text
 //!   ci ──► test ──► e2e         steps of cargo, then the end-to-end suite ─┐
-//!          simulate             the example traces, in virtual time
-//!          dist                 the Debian package
-//!          bench                against the peers, with every bar judged ──┤
-//!          demo                 the main job, on this host or else ────────┤
+//!          simulate             the example traces, in virtual time        │
+//!          dist                 the Debian package                         │
+//!          bench                ours against its peers, judged by bars ────┤
+//!          demo                 the main job, on this host or in the VM ───┤
 //!                                                                          ▼
-//!          vm ──┬─ kernel       which kernel, fetched how
-//!               ├─ initramfs    what it boots from
-//!               ├─ machine      how QEMU is started, whether KVM works
-//!               └─ session      one boot: output, exit status, end
+//!          vm ──┬─ kernel       Debian's kernel, fetched and unpacked
+//!               ├─ initramfs    the files for its boot
+//!               ├─ machine      QEMU's command line; whether KVM works
+//!               └─ session      a boot: output, exit status, end
 //! ```
 //!
-//! Every chore installs what it needs (as root) or says the one command that does. Nothing is pinned to a machine: all
-//! that is fetched or built lies below the cargo target directory.
+//! Every chore installs the packages that it needs (as root) or prints the command that does.
+//! Nothing is pinned to a machine: all fetched and built files lie below the cargo target
+//! directory.
 
 mod apt;
 mod bench;

@@ -1,10 +1,10 @@
-//! Programs run to their end, with errors that say which program, with which arguments, and what it said.
+//! Runs programs to their end. Errors contain the program, its arguments and the end of its output.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs it quietly; its standard output. Where it fails, the error holds the end of what it wrote.
+/// Runs a command and returns its standard output. An error holds the last lines of its output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", line(command)))?;
     if !output.status.success() {
@@ -14,7 +14,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs it with its output on ours.
+/// Runs a command with its output on that of this process.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {}", line(command)))?;
     if !status.success() {
@@ -23,7 +23,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The command as one would type it.
+/// The command as typed in a shell.
 pub fn line(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
@@ -32,7 +32,7 @@ pub fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// One word for a POSIX shell, whatever it holds.
+/// Quotes any text as a word for a POSIX shell.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -42,7 +42,7 @@ pub fn quote(word: &str) -> String {
     }
 }
 
-/// `PATH` with the folders of the system's own programs, which a user's lacks: depmod, modprobe.
+/// `PATH` with the folders of system programs (depmod, modprobe), which a user's `PATH` lacks.
 pub fn path_with_sbin() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn quoting_survives_spaces_and_quotes() {
-        // What the guest's shell reads must be what the user typed.
+        // The guest's shell must read the words that the user typed.
         assert_eq!(quote("a-b_c./=:"), "a-b_c./=:");
         assert_eq!(quote("exit 7; echo"), "'exit 7; echo'");
         assert_eq!(quote("it's"), r"'it'\''s'");
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn last_lines_of_a_short_text_are_all_of_it() {
-        // Fewer lines than asked for are not an error.
+        // A text with fewer lines is not an error.
         assert_eq!(last_lines("a\nb\nc", 2), "b\nc");
         assert_eq!(last_lines("a", 5), "a");
     }

@@ -1,4 +1,5 @@
-//! The example traces, played through `ublk-throttle simulate`: what the limits of the examples do to a load.
+//! Plays the example traces through `ublk-throttle simulate`, to show the effect of the examples'
+//! limits on a load.
 
 use std::process::Command;
 
@@ -9,11 +10,11 @@ use crate::install;
 use crate::process;
 use crate::workspace;
 
-/// Configuration and trace, below `config/examples`; what is to be seen in them is told in `traces/README.md`.
+/// Configurations and traces below `config/examples`, which `traces/README.md` there explains.
 const EXAMPLES: [(&str, &str); 3] =
     [("burst.yaml", "burst.jsonl"), ("fairness.yaml", "fairness.jsonl"), ("fairness.yaml", "raise.jsonl")];
 
-/// The chore `simulate`.
+/// The command `cargo xtask simulate`.
 pub fn main() -> Result<u8> {
     install::packages(&[install::BUILD])?;
     build::daemon()?;

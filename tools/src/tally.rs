@@ -1,4 +1,5 @@
-//! Counts of a test run, from the lines that every libtest program ends with, while those lines stay visible.
+//! Counts of a test run, parsed from the last lines of libtest programs while their output is
+//! passed on.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -9,19 +10,19 @@ use anyhow::{Context, Result};
 
 use crate::process;
 
-/// How many tests did what.
+/// Numbers of tests by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Did what they claim.
+    /// Passed tests.
     pub passed: u64,
-    /// Did not.
+    /// Failed tests.
     pub failed: u64,
-    /// Were not run.
+    /// Ignored tests.
     pub skipped: u64,
 }
 
 impl Tally {
-    /// Whether anything was counted.
+    /// Whether all counts are zero.
     pub fn is_empty(self) -> bool {
         self == Tally::default()
     }
@@ -41,7 +42,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs a command and passes on its standard output; what it counted and how it ended.
+/// Runs a command and copies its standard output to `output`. Returns its counts and its exit
+/// status.
 pub fn run(command: &mut Command, mut output: impl Write) -> Result<(Tally, ExitStatus)> {
     let mut child = command
         .stdin(Stdio::null())
@@ -51,7 +53,7 @@ pub fn run(command: &mut Command, mut output: impl Write) -> Result<(Tally, Exit
     let mut tally = Tally::default();
     let mut lines = BufReader::new(child.stdout.take().expect("piped"));
     let mut line = Vec::new();
-    // Bytes, not text: a test may print anything.
+    // Bytes, not text: the output of a test may be invalid UTF-8.
     while lines.read_until(b'\n', &mut line)? > 0 {
         output.write_all(&line)?;
         if let Some(counted) = parse(&String::from_utf8_lossy(&line)) {
@@ -62,6 +64,7 @@ pub fn run(command: &mut Command, mut output: impl Write) -> Result<(Tally, Exit
     Ok((tally, child.wait()?))
 }
 
+/// Counts in a line of this form:
 /// `test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`
 fn parse(line: &str) -> Option<Tally> {
     let (_, counts) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
@@ -85,7 +88,7 @@ mod tests {
 
     #[test]
     fn counts_are_read_from_passing_and_failing_runs() {
-        // Both endings have the same form; filtered ones are not skipped ones.
+        // Both results have the same form. Filtered tests do not count as skipped.
         let passing =
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.01s\n";
         assert_eq!(parse(passing), Some(Tally { passed: 12, failed: 0, skipped: 1 }));

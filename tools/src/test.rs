@@ -1,4 +1,4 @@
-//! Everything that CI runs, as named and timed steps; a failed one does not hide the others.
+//! Runs all checks of CI as named and timed steps. A failed step does not stop the rest.
 //!
 //! ```text
 //!   fmt ─ clippy ─ unit ─ rublk ─ dist ─┐
@@ -6,9 +6,10 @@
 //!   build ─ loom ─ shuttle ─────────────┘
 //! ```
 //!
-//! The two lanes run side by side: they share no build directory, and each can use one CPU only for a part of its time.
-//! `rublk` and `dist` come after `unit`, which builds half of their crates; `dist` waits for `build`.
-//! The steps in VMs run in turn, as each of them keeps two CPUs busy.
+//! The two lanes run side by side, because for a part of its time each can use a single CPU only.
+//! They share no build directory, except that `dist` uses that of `build` and waits for it. `rublk`
+//! and `dist` follow `unit`, which builds half of their crates. The steps in VMs run in turn,
+//! because each keeps two CPUs busy.
 
 use std::fs;
 use std::io::{IsTerminal, Write};
@@ -31,7 +32,7 @@ use crate::tally::{self, Tally};
 use crate::vm::{self, Clock, Kernel};
 use crate::workspace;
 
-/// The package of the end-to-end suite, which needs real ublk and so the VM.
+/// Package of the end-to-end suite, which needs real ublk and thus the VM.
 const E2E: &str = "ublk-throttle-tests";
 
 /// Run everything that CI runs
@@ -65,7 +66,7 @@ pub struct Flags {
     e2e: Vec<String>,
 }
 
-/// A part of the whole.
+/// A step of the test run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Step {
     /// rustfmt has nothing to change
@@ -94,23 +95,23 @@ enum Step {
     TwoCpus,
 }
 
-/// Steps that run side by side, then those that come after.
+/// Lanes of steps that run side by side, then the steps that follow.
 const LANES: [&[Step]; 2] =
     [&[Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Dist], &[Step::Build, Step::Loom, Step::Shuttle]];
 const THEN: [Step; 4] = [Step::Smoke, Step::E2e, Step::Newest, Step::TwoCpus];
 const QUICK: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Unit, Step::Rublk, Step::Smoke];
 
-/// How often a terminal is told what runs.
+/// Interval at which a terminal shows the running steps.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What became of a step.
+/// Result of a step.
 struct Done {
     step: Step,
     took: Duration,
     outcome: Result<Tally>,
 }
 
-/// The chore `test`.
+/// The command `cargo xtask test`.
 pub fn main(flags: &Flags) -> Result<u8> {
     install::packages(&[install::BUILD, install::VM, install::MEASURE, install::TEST, install::PACKAGE])?;
     let start = Instant::now();
@@ -126,7 +127,8 @@ pub fn main(flags: &Flags) -> Result<u8> {
     Ok(u8::from(done.iter().any(|done| done.outcome.is_err())))
 }
 
-/// Runs lanes of steps at the same time. What a step prints comes at once when it has ended; meanwhile a terminal shows which run.
+/// Runs lanes of steps side by side. The output of a step is printed in a single block when it has
+/// ended; until then a terminal shows the running steps.
 fn side_by_side(lanes: &[Vec<Step>], flags: &Flags) -> Vec<Done> {
     let running = Mutex::new(Vec::new());
     let (ended, wait) = mpsc::channel::<()>();
@@ -149,7 +151,7 @@ fn side_by_side(lanes: &[Vec<Step>], flags: &Flags) -> Vec<Done> {
     })
 }
 
-/// Runs a step, and prints what it said when it has ended.
+/// Runs a step, and prints its output when it has ended.
 fn captured(step: Step, flags: &Flags, running: &Mutex<Vec<(Step, Instant)>>) -> Done {
     let is_this = |(other, _): &(Step, Instant)| *other == step;
     running.lock().expect("no panic while it is held").push((step, Instant::now()));
@@ -176,11 +178,11 @@ fn show_progress(running: &[(Step, Instant)]) {
     }
 }
 
-/// The file that the commands of a step print to. It is shown when the step has ended.
+/// Output file of a step's commands, shown when the step has ended.
 struct Log(PathBuf);
 
 impl Log {
-    /// Runs a command; its counts, or an error if it fails.
+    /// Runs a command and returns its test counts; an error if it fails.
     fn counted(&self, command: &mut Command) -> Result<Tally> {
         let open = || fs::File::options().create(true).append(true).open(&self.0);
         let file = open().with_context(|| self.0.display().to_string())?;
@@ -195,7 +197,7 @@ impl Log {
         Ok(tally)
     }
 
-    /// Says a line.
+    /// Appends a line.
     fn say(&self, line: &str) -> Result<()> {
         self.counted(Command::new("echo").arg(line)).map(drop)
     }
@@ -206,7 +208,7 @@ impl Step {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Whether it prints what its trials say as they end.
+    /// Whether the step prints each of its trials at its end.
     fn is_live(self) -> bool {
         matches!(self, Step::Smoke | Step::E2e | Step::Newest | Step::TwoCpus)
     }
@@ -247,7 +249,8 @@ impl Step {
             Step::Unit => {
                 let mut tally = log.counted(cargo().args(["test", "--workspace", "--exclude", E2E]))?;
                 tally += log.counted(cargo().args(["test", "--package", E2E, "--lib"]))?;
-                // Built here, where nothing else waits for the build directory: the steps in VMs begin with all they need.
+                // Built in this lane, where no step waits for the build directory, so that the
+                // steps in VMs find their programs built.
                 log.counted(&mut build::e2e_command())?;
                 log.counted(&mut build::crashing_daemon_command())?;
                 Ok(tally)
@@ -273,8 +276,8 @@ impl Step {
     }
 }
 
-/// The models of the throttle under a checker, which is switched on by a `cfg` of its name. Each has a build directory of
-/// its own: with the flags changing, one would be built anew each time.
+/// Tests the throttle's models under a checker, which a `cfg` of its name enables. Each checker has
+/// a build directory of its own: with alternating flags in a shared one, each run would build anew.
 fn models(checker: &str) -> Command {
     let mut test = cargo();
     test.args(["test", "--profile", "models", "--package", "throttle-core", "--lib", "models"])
@@ -283,7 +286,7 @@ fn models(checker: &str) -> Command {
     test
 }
 
-/// Makes sure that cargo has a subcommand; a minimal toolchain lacks these.
+/// Makes sure that cargo has a subcommand, which a minimal toolchain may lack.
 fn component(subcommand: &str, name: &str) -> Result<()> {
     if process::output(cargo().args([subcommand, "--version"])).is_ok() {
         return Ok(());
@@ -294,7 +297,7 @@ fn component(subcommand: &str, name: &str) -> Result<()> {
         .map(drop)
 }
 
-/// What ships, and what tests it.
+/// Builds the release programs and the suite that tests them.
 fn programs() -> Result<Programs> {
     process::run(&mut build::daemon_command())?;
     install::RUBLK.install(process::run)?;
@@ -306,7 +309,8 @@ fn programs() -> Result<Programs> {
     })
 }
 
-/// The same without the minutes that it takes to build what ships.
+/// Builds the suite and the daemon's debug build with crash points. The release build, which takes
+/// minutes, is not needed.
 fn debug_programs() -> Result<Programs> {
     let crashing = build::crashing_daemon()?;
     Ok(Programs { suite: build::e2e()?, daemon: crashing.clone(), crashing, package: None })
@@ -326,7 +330,7 @@ fn summary(done: &[Done], took: Duration) -> String {
     }
     let failed = done.iter().filter(|done| done.outcome.is_err()).count();
     let result = if failed == 0 { format!("ok: {total}") } else { format!("FAILED: {failed} of {} steps", done.len()) };
-    // Less than the sum: some run side by side.
+    // The total is less than the sum, because steps run side by side.
     lines.push(format!("{:8} {:>6.1} s  {result}", "all", took.as_secs_f64()));
     lines.join("\n")
 }
@@ -352,7 +356,7 @@ mod tests {
 
     #[test]
     fn summary_with_one_failed_step_is_a_failure() {
-        // The last line is what people read.
+        // Readers look at the last line.
         let steps = [done(Step::Fmt, Ok(Tally::default())), done(Step::Clippy, Err(anyhow::anyhow!("no")))];
         let text = summary(&steps, Duration::from_secs(2));
         assert!(text.contains("clippy      1.5 s  FAILED: no\n"), "{text}");

@@ -1,4 +1,4 @@
-//! What a daemon could leave behind: ublk devices, its stable names, its processes.
+//! Finds remains of a daemon: ublk devices, stable names, processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-/// All there is now, by name. Devices of other programs are among them, so compare two looks.
+/// All present devices, stable names and processes of `binary`, by name. Devices of unrelated
+/// programs are among them, so callers compare two results.
 pub fn look(binary: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/dev")?.flatten() {
@@ -19,7 +20,7 @@ pub fn look(binary: &Path) -> Result<BTreeSet<String>> {
         found.insert(entry.path().display().to_string());
     }
     for entry in fs::read_dir("/proc")?.flatten() {
-        // Not ours to read, or ended since: not one of the daemon's.
+        // An unreadable link is not the daemon's: the process may not be read, or has ended.
         if fs::read_link(entry.path().join("exe")).is_ok_and(|program| program == binary) {
             found.insert(format!("process {}", entry.file_name().to_string_lossy()));
         }
@@ -27,7 +28,7 @@ pub fn look(binary: &Path) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// What is there now and was not before.
+/// Entries in `now` that are not in `before`.
 pub fn since(before: &BTreeSet<String>, now: &BTreeSet<String>) -> Vec<String> {
     now.difference(before).cloned().collect()
 }

@@ -1,4 +1,5 @@
-//! The product's main job, shown: two devices share a limit, one is removed under load, nothing is left behind.
+//! Shows the product's main job: two devices share a limit, a device is removed under load, and
+//! nothing is left behind.
 //!
 //! ```text
 //!   host has ublk and root?  yes ──► here
@@ -9,7 +10,7 @@
 //!              shared       removal                SIGTERM: no device, no process, no file
 //! ```
 //!
-//! Every number of the table is measured by fio or by the kernel's own counters, never by the daemon.
+//! fio or the kernel's counters measure every number of the table, never the daemon.
 
 mod leftovers;
 mod table;
@@ -44,7 +45,7 @@ pub struct Flags {
     inside: bool,
 }
 
-/// The chore `demo`.
+/// The command `cargo xtask demo`.
 pub fn main(flags: &Flags) -> Result<u8> {
     let binary = build::daemon_path("release");
     if flags.inside {
@@ -74,7 +75,7 @@ pub fn main(flags: &Flags) -> Result<u8> {
     Ok(code)
 }
 
-/// The load average, where it is clearly more than the guest's own two processors make.
+/// The host's load average, if it exceeds the number of the host's processors by more than 1.
 fn overload() -> Option<f64> {
     let load: f64 = std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()?;
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
@@ -85,7 +86,7 @@ fn host_has_ublk() -> bool {
     if !nix::unistd::geteuid().is_root() {
         return false;
     }
-    // Fails where the kernel has it built in, or has none: the node tells.
+    // modprobe fails if the driver is built in or missing; the device node decides.
     let _ = Command::new("modprobe").arg("-q").arg("ublk_drv").status();
     Path::new("/dev/ublk-control").exists()
 }

@@ -1,9 +1,9 @@
-//! Configured against measured.
+//! Table of configured and measured rates.
 
-/// What a judged rate may be off: the product's promise.
+/// Tolerance of a judged rate, as the product promises.
 const TOLERANCE: f64 = 0.01;
 
-/// One rate.
+/// A rate.
 pub struct Row {
     what: String,
     configured: f64,
@@ -12,17 +12,18 @@ pub struct Row {
 }
 
 impl Row {
-    /// A rate that must be met.
+    /// A rate that must be within the tolerance.
     pub fn judged(what: &str, configured: f64, measured: f64) -> Row {
         Row { what: what.to_owned(), configured, measured, judged: true }
     }
 
-    /// A rate that is shown only: two jobs do not begin and end at the same instant, so halves differ a little.
+    /// A rate that is only shown: two jobs do not start and end at the same instant, so halves
+    /// differ a little.
     pub fn shown(what: &str, configured: f64, measured: f64) -> Row {
         Row { judged: false, ..Row::judged(what, configured, measured) }
     }
 
-    /// Whether it is within 1 %, or not to be judged.
+    /// Whether the rate is within 1 %, or is not judged.
     pub fn is_met(&self) -> bool {
         !self.judged || self.difference().abs() <= TOLERANCE
     }
@@ -69,7 +70,7 @@ mod tests {
 
     #[test]
     fn rate_is_met_up_to_one_percent_either_way() {
-        // Too fast is as wrong as too slow.
+        // A rate that is too high is as wrong as one that is too low.
         assert!(Row::judged("a", 1000.0, 1009.9).is_met() && Row::judged("a", 1000.0, 990.1).is_met());
         assert!(!Row::judged("a", 1000.0, 1010.5).is_met() && !Row::judged("a", 1000.0, 989.0).is_met());
         assert!(Row::shown("a", 1000.0, 700.0).is_met());
@@ -77,13 +78,13 @@ mod tests {
 
     #[test]
     fn rate_that_is_not_a_number_is_not_met() {
-        // A measurement of nothing over no time must not pass.
+        // A count of 0 in 0 s must not pass.
         assert!(!Row::judged("a", 1000.0, f64::NAN).is_met());
     }
 
     #[test]
     fn columns_are_aligned() {
-        // What the reader compares stands in one column.
+        // Numbers to compare are in one column.
         let rows = [Row::judged("vol0 + vol1, both busy", 1000.0, 1000.31), Row::shown("  vol0", 500.0, 495.0)];
         let expected = "\
             requests a second       configured    measured  difference\n\

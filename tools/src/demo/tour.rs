@@ -1,4 +1,4 @@
-//! The steps of the demonstration, in order, and the verdict.
+//! Steps of the demo in order, and the verdict.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -16,26 +16,28 @@ use crate::workspace;
 /// `groups.shared.limits.iops-total` of quickstart.yaml.
 const LIMIT: f64 = 1000.0;
 
-/// `bs` of the fio jobs.
+/// Request size (`bs`) of the fio jobs.
 const REQUEST_BYTES: u64 = 4096;
 
-/// Requests after which a device counts as busy and the group's burst credit as spent: the bucket's capacity is avg/10, so
-/// 100 requests go at once, and then the rate holds.
+/// Reads after which a device counts as busy and the group's burst credit as spent. The bucket's
+/// capacity is avg/10, so 100 requests pass at once, and then the rate holds.
 const WELL_UNDER_WAY: u64 = 200;
 
-/// What a fio may take to start on a busy machine, under emulation, and to do those requests.
+/// Time limit for fio to start and to complete these reads, on a busy machine under emulation.
 const FIO_START: Duration = Duration::from_secs(20);
 
-/// Windows of the kernel's counters: 1 % of 4 s is 40 requests, far more than the edges' uncertainty of a few.
+/// Length of a window over the kernel's counters: 1 % of 4 s is 40 requests, far more than the few
+/// by which the window's edges are uncertain.
 const WINDOW: Duration = Duration::from_secs(4);
 
-/// What removal may take under load, in a VM that shares its processors: what `del` itself waits for by default.
+/// Time limit of a removal under load, in a VM that shares its processors. `del` itself waits 4.5 s
+/// by default.
 const REMOVAL: Duration = Duration::from_secs(10);
 
-/// What a fio may take to end and to report, under emulation.
+/// Time limit for fio to end and to report, under emulation.
 const FIO_END: Duration = Duration::from_secs(15);
 
-/// All of it; the exit code.
+/// Runs all steps; returns the exit code.
 pub fn run(binary: &Path) -> Result<u8> {
     let (vol0, vol1) = (node("vol0"), node("vol1"));
     for node in [&vol0, &vol1] {
@@ -76,10 +78,10 @@ pub fn run(binary: &Path) -> Result<u8> {
     Ok(0)
 }
 
-/// Both devices are busy: fio's own figures.
+/// Both devices are busy; fio measures the rates.
 fn share(vol0: &Path, vol1: &Path) -> Result<Vec<Row>> {
     println!("\n2. fio on vol0 and vol1 at the same time: fio-jobs/two-devices-share-one-limit.fio");
-    // Its ramp_time leaves the burst credit out of what it counts.
+    // The job's ramp_time excludes the burst credit.
     let jobs = Fio::new("two-devices-share-one-limit")
         .with("DEVICE_A", vol0.as_os_str())
         .with("DEVICE_B", vol1.as_os_str())
@@ -96,7 +98,8 @@ fn share(vol0: &Path, vol1: &Path) -> Result<Vec<Row>> {
     ])
 }
 
-/// vol0 goes while both are busy: the kernel's counters, in a window before and one after.
+/// Removes vol0 while both devices are busy. The kernel's counters give the rates in a window
+/// before and a window after.
 fn remove_under_load(daemon: &Daemon, vol0: &Path, vol1: &Path, scratch: &Path) -> Result<Vec<Row>> {
     println!("\n3. fio on both again, and ublk-throttle del --force vol0");
     let (first, second) = (blockstat::name(vol0)?, blockstat::name(vol1)?);
@@ -121,7 +124,7 @@ fn remove_under_load(daemon: &Daemon, vol0: &Path, vol1: &Path, scratch: &Path) 
     if vol0.exists() || Path::new("/sys/block").join(&first).exists() {
         bail!("vol0 was removed, yet {} or /sys/block/{first} is still there", vol0.display());
     }
-    // Its requests that were let go by the removal are charged to the group: give the debt a second.
+    // The removal dispatched vol0's held requests and charged them to the group: give the debt 1 s.
     thread::sleep(Duration::from_secs(1));
     let alone = Instant::now();
     thread::sleep(WINDOW);
@@ -149,7 +152,7 @@ fn node(name: &str) -> PathBuf {
     Path::new("/dev/ublk-throttle").join(name)
 }
 
-/// A folder for the socket, the state and fio's logs, so that a daemon of this host's own is not disturbed.
+/// Folder for the socket, the state and fio's logs, apart from those of a daemon of this host.
 struct Scratch {
     path: PathBuf,
 }

@@ -1,44 +1,44 @@
-//! What a suite prints, cut into trials.
+//! Splits the output of a suite into trials.
 //!
 //! ```text
-//!   test NAME ...                                  begins one
+//!   test NAME ...                                  start of a trial
 //!             what was measured: 1, expected 1     its text
-//!     12.3 s  NAME                                 how long it took
-//!   ok                                             ends it
+//!     12.3 s  NAME                                 its duration in guest time
+//!   ok                                             its end
 //! ```
 
 use std::time::{Duration, Instant};
 
 use crate::tally::Tally;
 
-/// How a trial ended.
+/// An ended trial.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
-    /// Its name.
+    /// Name of the trial.
     pub name: String,
-    /// What it printed, with line ends.
+    /// Output of the trial, with line ends.
     pub text: String,
-    /// `ok`, `FAILED` or `ignored`, and perhaps why.
+    /// `ok`, `FAILED` or `ignored`, the last optionally with a reason.
     outcome: String,
-    /// Seconds of the guest's time.
+    /// Duration in seconds of guest time.
     took: Option<f64>,
-    /// How long that took the host.
+    /// Duration on the host's clock.
     pub host: Duration,
 }
 
 impl Ended {
-    /// All of it in one line.
+    /// Summary line.
     pub fn line(&self) -> String {
         let took = self.took.map_or_else(String::new, |seconds| format!(" ({seconds:.1} s)"));
         format!("test {} ... {}{took}", self.name, self.outcome)
     }
 
-    /// Its line in a table of lengths.
+    /// Line of the trial in the table of lengths.
     pub fn length(&self) -> String {
         format!("{:.0} {}\n", self.host.as_secs_f64(), self.name)
     }
 
-    /// What it counts as.
+    /// Counts of this trial.
     pub fn tally(&self) -> Tally {
         let is = |outcome| u64::from(self.outcome.starts_with(outcome));
         let (passed, skipped) = (is("ok"), is("ignored"));
@@ -46,23 +46,23 @@ impl Ended {
     }
 }
 
-/// A suite's output so far.
+/// Output of a suite since the start of the current trial.
 pub struct Blocks {
     name: Option<String>,
     text: String,
     took: Option<f64>,
-    /// When the trial began, by the host's clock.
+    /// Start of the trial on the host's clock.
     since: Instant,
     failed: u64,
 }
 
 impl Blocks {
-    /// Nothing yet.
+    /// An empty parser.
     pub fn new(now: Instant) -> Self {
         Self { name: None, text: String::new(), took: None, since: now, failed: 0 }
     }
 
-    /// Takes a line, with its end; the trial that ends with it.
+    /// Takes a line with its line end. Returns the trial that the line ends.
     pub fn line(&mut self, line: &str, now: Instant) -> Option<Ended> {
         let plain = line.trim_end();
         if let Some((name, rest)) = begin(plain) {
@@ -92,24 +92,24 @@ impl Blocks {
         Some(Ended { name, text, outcome: outcome.to_owned(), took, host: now - self.since })
     }
 
-    /// How many have failed.
+    /// Number of failed trials.
     pub fn failed(&self) -> u64 {
         self.failed
     }
 
-    /// What was printed since the last trial ended.
+    /// Output since the last trial ended.
     pub fn rest(&self) -> &str {
         &self.text
     }
 }
 
-/// `test [kind] NAME   ... REST`: name and rest.
+/// Name and rest of a line `test [kind] NAME   ... REST`.
 fn begin(line: &str) -> Option<(&str, &str)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ...")?;
     Some((without_kind(name.trim()), rest.trim()))
 }
 
-/// `[kind] NAME: test`, as a list has it: the name.
+/// Name in a line `[kind] NAME: test` of the suite's list.
 pub fn listed(line: &str) -> Option<&str> {
     line.strip_suffix(": test").map(without_kind)
 }
@@ -118,7 +118,7 @@ fn without_kind(name: &str) -> &str {
     name.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map_or(name, |(_, name)| name)
 }
 
-/// `  12.3 s  NAME`: the number.
+/// Seconds in a line `  12.3 s  NAME`, if it is that of the trial `name`.
 fn took(line: &str, name: &str) -> Option<f64> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [seconds, "s", of] = words[..] else { return None };
@@ -155,7 +155,7 @@ mod tests {
         let ended = blocks.line("FAILED\n", now).unwrap();
         assert_eq!((ended.tally().failed, blocks.failed()), (1, 1));
         assert!(ended.text.contains("above"));
-        // What comes after the last one belongs to none.
+        // Output after the last trial belongs to no trial.
         blocks.line("failures:\n", now);
         assert_eq!(blocks.rest(), "failures:\n");
     }

@@ -1,14 +1,16 @@
-//! The end-to-end suite: its trials in several VMs side by side, one line a trial, one tally.
+//! Runs the end-to-end suite: its trials in several VMs side by side, a line for each trial, and a
+//! total tally.
 //!
 //! ```text
-//!   suite --list ─► shards: always the same ones, by the known length of each trial
+//!   suite --list ─► shards: a function of the trials and of the table of their lengths
 //!                     ├─► VM 1 ─ output ─► blocks ─┐
-//!                     ├─► VM 2 ─ output ─► blocks ─┼─► standard output, a trial at once, and target/e2e/RUN.txt
-//!                     └─► …    as many at a time as the host has CPUs
+//!                     ├─► VM 2 ─ output ─► blocks ─┼─► standard output, trial by trial, and target/e2e/RUN.txt
+//!                     └─► …    at a time as many as the host has CPUs
 //! ```
 //!
-//! On the counted clock a shard is deterministic: its trials, in this order, in a guest whose files are all in its memory. How many
-//! shards there are depends on the trials alone, so what a trial prints depends neither on the host nor on how many CPUs it has.
+//! On the counted clock a shard is deterministic: it is a fixed list of trials, in a fixed order,
+//! in a guest with all files in its memory. The number of shards depends only on the trials and on
+//! the table, so the output of a trial depends neither on the host nor on its number of CPUs.
 
 mod blocks;
 mod shards;
@@ -33,43 +35,46 @@ use crate::tally::Tally;
 use crate::vm::{Clock, Kernel};
 use crate::workspace;
 
-/// Kills a guest that hangs. The longest shard takes four minutes on an idle host.
+/// Time limit of a guest in seconds. The longest shard takes four minutes on an idle host.
 const SECONDS_MAX: u32 = 2400;
 
-/// Memory of a guest: its files, and what its trials write.
+/// Memory of a guest, for its files and for the writes of its trials.
 const MEMORY: &str = "3G";
 
 /// The programs under test.
 pub struct Programs {
-    /// The suite.
+    /// The end-to-end suite.
     pub suite: PathBuf,
     /// The daemon.
     pub daemon: PathBuf,
-    /// The daemon that can be killed between its steps.
+    /// The daemon with crash points, at which a trial can kill it.
     pub crashing: PathBuf,
-    /// The Debian package of the daemon, where one was made.
+    /// The daemon's Debian package, if one was built.
     pub package: Option<PathBuf>,
 }
 
-/// Which trials, and where.
+/// Trials of a run, and their guest.
 pub struct Run {
-    /// Names the run's files in `target/e2e`.
+    /// Name of the run's files in `target/e2e`.
     pub name: String,
-    /// The guest's kernel.
+    /// Kernel of the guests.
     pub kernel: Kernel,
-    /// The guest's time: instructions or the host's.
+    /// Clock of the guests: instructions or the host's.
     pub clock: Clock,
-    /// A list of trials that the suite knows by this name; all if none.
+    /// Name of a selection of trials that the suite defines; `None`: all trials.
     pub selection: Option<&'static str>,
-    /// Judges no rate and no time: what two CPUs of a busy host do in a second says nothing.
+    /// Judges no rate and no time, because a second on two CPUs of a busy host proves nothing about
+    /// them.
     pub correctness_only: bool,
-    /// Of the guests' random numbers.
+    /// Seed of the guests' random numbers.
     pub seed: u32,
-    /// Repeats what is repeated as often as it takes to trust it, not as often as CI has time for.
+    /// Repeats removals, kills and changes as often as needed to trust them, beyond the time of a
+    /// CI run.
     pub thorough: bool,
 }
 
-/// Runs trials, those that `arguments` of libtest choose among them; an error if one fails or does not end.
+/// Runs the trials that libtest's `arguments` select. Returns an error if a trial fails or does not
+/// end.
 pub fn run(programs: &Programs, run: &Run, arguments: &[String]) -> Result<Tally> {
     let names = list(programs, run, arguments)?;
     if arguments.iter().any(|argument| argument == "--list") {
@@ -78,7 +83,8 @@ pub fn run(programs: &Programs, run: &Run, arguments: &[String]) -> Result<Tally
     }
     ensure!(!names.is_empty(), "no trial is called so");
     let lengths = Lengths::read()?;
-    // Two CPUs at the same instant are all that a host of two has: one VM then.
+    // On the host's clock each guest needs two CPUs at the same instant, which may be all that the
+    // host has: one VM.
     let shards = if run.clock == Clock::Instructions { shards::split(&names, &lengths) } else { vec![names.clone()] };
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let report = Mutex::new(Report { run, count: names.len(), done: Vec::new(), tally: Tally::default() });
@@ -116,14 +122,14 @@ pub fn run(programs: &Programs, run: &Run, arguments: &[String]) -> Result<Tally
     }
 }
 
-/// The line that libtest ends with.
+/// Result in the form of libtest's last line.
 fn libtest(tally: Tally) -> String {
     let Tally { passed, failed, skipped } = tally;
     let outcome = if failed == 0 { "ok" } else { "FAILED" };
     format!("{outcome}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; 0 filtered out")
 }
 
-/// The trials of a run, in the suite's order. The suite tells them on any host.
+/// Trials of a run in the suite's order. The suite can list them on any host.
 fn list(programs: &Programs, run: &Run, arguments: &[String]) -> Result<Vec<String>> {
     let mut list = Command::new(&programs.suite);
     let chosen = arguments.iter().filter(|argument| *argument != "--list");
@@ -131,19 +137,21 @@ fn list(programs: &Programs, run: &Run, arguments: &[String]) -> Result<Vec<Stri
     Ok(process::output(&mut list)?.lines().filter_map(blocks::listed).map(str::to_owned).collect())
 }
 
-/// What the suite is told by variables.
+/// Environment variables that control the suite.
 fn environment(programs: &Programs, run: &Run) -> Vec<(&'static str, String)> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut variables = vec![
         ("UBLK_THROTTLE_BIN", text(&programs.daemon)),
         ("UBLK_THROTTLE_CRASHING_BIN", text(&programs.crashing)),
-        // Nothing is missing in the VM: what is not met there is a fault, not a reason to skip.
+        // The VM has everything that a trial requires: an unmet requirement is a fault, not a
+        // reason to skip.
         ("UBLK_THROTTLE_REQUIRE_ALL", "1".to_owned()),
         ("UBLK_THROTTLE_OWN_MACHINE", "1".to_owned()),
         ("RUBLK", text(&install::RUBLK.path())),
         ("RUST_BACKTRACE", "1".to_owned()),
     ];
-    // Absent after `--only e2e` on a new build: the trials that need it then say which step makes it.
+    // Absent after `--only e2e` on a new build; the trials that need it then name the step that
+    // builds it.
     variables.extend(programs.package.as_ref().map(|path| ("UBLK_THROTTLE_DEB", text(path))));
     variables.extend(run.selection.map(|selection| ("UBLK_THROTTLE_SELECTION", selection.to_owned())));
     variables.extend(run.correctness_only.then(|| ("UBLK_THROTTLE_JUDGE", "correctness".to_owned())));
@@ -151,7 +159,8 @@ fn environment(programs: &Programs, run: &Run) -> Vec<(&'static str, String)> {
     variables
 }
 
-/// Runs a shard; its trials go to the report as they end. An error if the guest did not end well.
+/// Runs a shard and adds its trials to the report as they end. Returns an error if the guest fails
+/// without a failed trial.
 fn in_vm(
     programs: &Programs,
     run: &Run,
@@ -167,7 +176,7 @@ fn in_vm(
     let mut blocks = Blocks::new(Instant::now());
     let mut lines = BufReader::new(child.stdout.take().expect("piped"));
     let mut line = Vec::new();
-    // Bytes, not text: a trial may print anything.
+    // Bytes, not text: the output of a trial may be invalid UTF-8.
     while lines.read_until(b'\n', &mut line)? > 0 {
         if let Some(ended) = blocks.line(&String::from_utf8_lossy(&line), Instant::now()) {
             report.lock().expect("no panic while it is held").add(ended)?;
@@ -178,7 +187,7 @@ fn in_vm(
     if status.success() {
         return Ok(());
     }
-    // The logs of what has failed, or whatever came before the end.
+    // The logs of failed trials, or the output before an early end.
     println!("{}", blocks.rest());
     if blocks.failed() == 0 {
         bail!("the VM with {} to {} ended with {status}", shard[0], shard[shard.len() - 1]);
@@ -186,7 +195,7 @@ fn in_vm(
     Ok(())
 }
 
-/// `cargo xtask vm` as a child; it dies with us, and its guest with it.
+/// `cargo xtask vm` as a child that dies with this process, and its guest with it.
 fn itself_in_vm(programs: &Programs, run: &Run) -> Result<Command> {
     let itself = env::current_exe().context("cannot tell where this program is")?;
     let mut vm = Command::new("setpriv");
@@ -202,22 +211,22 @@ fn itself_in_vm(programs: &Programs, run: &Run) -> Result<Command> {
     Ok(vm)
 }
 
-/// What has ended so far.
+/// Trials that have ended so far.
 struct Report<'a> {
     run: &'a Run,
-    /// How many there will be.
+    /// Number of trials of the run.
     count: usize,
     done: Vec<Ended>,
     tally: Tally,
 }
 
 impl Report<'_> {
-    /// Prints a trial that has ended, all of it at once: others run beside it.
+    /// Prints an ended trial as a block, because the trials of a second VM run beside it.
     fn add(&mut self, ended: Ended) -> Result<()> {
         self.tally += ended.tally();
         let number = self.done.len() + 1;
         let mut out = std::io::stdout().lock();
-        // A line of progress may stand there.
+        // Clears a line of progress.
         let clear = if out.is_terminal() { "\r\x1b[K" } else { "" };
         let host = ended.host.as_secs();
         let run = &self.run.name;
@@ -226,7 +235,8 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// Writes what each trial printed, by name, so that two runs can be compared by `diff`, and how long each took.
+    /// Writes the output of each trial, sorted by name, so that `diff` compares two runs, and the
+    /// lengths of the long trials.
     fn write(&self) -> Result<()> {
         let folder = workspace::target().join("e2e");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;

@@ -1,4 +1,4 @@
-//! Which trials run in one guest, one after the other.
+//! Splits the trials into shards. A shard runs in a guest of its own, trial after trial.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,23 +7,25 @@ use anyhow::{Context, Result};
 
 use crate::workspace;
 
-/// At most so many: a guest boots for a third of a minute.
+/// Maximum number of shards: the boot of a guest takes 20 s.
 const SHARDS_MAX: usize = 2;
 
-/// What makes another guest worth its boot, in seconds of an emulating host.
+/// Length of trials that justifies a further guest, in seconds of an emulating host.
 const WORTH_A_BOOT: f64 = 100.0;
 
-/// Of a trial that the table does not have.
+/// Length in seconds of a trial that the table lacks.
 const UNKNOWN: f64 = 2.0;
 
-/// Shorter trials do not need a line in the table.
+/// Shorter trials get no line in the table. In seconds.
 pub const LINE_MIN: f64 = 5.0;
 
-/// How long trials take an emulating host, in seconds. It is not the guest's time: waiting for a timer takes the host no time.
+/// Lengths of trials in seconds of an emulating host. Guest time is different: a wait for a timer
+/// takes the host no time.
 pub struct Lengths(BTreeMap<String, f64>);
 
 impl Lengths {
-    /// Those of `tests/lengths.txt`: `12 name` in each line, the longest trials only. A run writes such a file to `target/e2e`.
+    /// Reads `tests/lengths.txt`: a line `12 name` for each of the long trials. A run writes such a
+    /// file to `target/e2e`.
     pub fn read() -> Result<Self> {
         let path = workspace::root().join("tests/lengths.txt");
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -43,7 +45,8 @@ fn parse(line: &str) -> Result<(String, f64)> {
     Ok((name.to_owned(), seconds.parse()?))
 }
 
-/// Shards of about the same length, the longest first. A function of the trials and the table alone.
+/// Splits the trials into shards of about the same length, the longest first. The result depends
+/// only on the trials and the table.
 pub fn split(names: &[String], lengths: &Lengths) -> Vec<Vec<String>> {
     let mut longest_first: Vec<(f64, usize)> =
         names.iter().enumerate().map(|(place, name)| (lengths.of(name), place)).collect();

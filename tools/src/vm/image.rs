@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   packages ─ dpkg -L ─┐
-//!   paths of the caller ┼─► staging ─ ldd: libraries ─ modprobe: modules ─► cpio        (kept, named by a hash of its inputs)
+//!   paths of the caller ┼─► staging ─ ldd: libraries ─ modprobe: modules ─► cpio        (kept, by a hash of paths, sizes, times)
 //!   accounts, dpkg's db ┘                                                    │
 //!   the run's own files (command, environment) ─────────────────────────► + cpio        (the kernel unpacks both)
 //! ```
