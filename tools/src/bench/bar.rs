@@ -4,9 +4,9 @@
 //!
 //! ```text
 //!                      bar
-//!    met           ─────┼──├───•───┤──    the whole interval of the median on the good side
-//!    not met       ├─•──┤──┼──────────    all of it on the bad side
-//!    not trusted   ───├─┼•────┤───────    the bar lies within it: another five rounds might say otherwise
+//!    met           ─────┼──├───•───┤──    the whole interval of the median is on the good side
+//!    not met       ├─•──┤──┼──────────    the whole interval is on the bad side
+//!    not trusted   ───├─┼•────┤───────    the bar lies within the interval: five further rounds may decide differently
 //! ```
 //!
 //! 1. *Spread against distance.* The interval is [`Summary::interval`]: it assumes nothing about the

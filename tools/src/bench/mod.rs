@@ -91,7 +91,7 @@ pub struct Flags {
 const START: Duration = Duration::from_secs(900);
 const ROUND: Duration = Duration::from_secs(3600);
 
-/// The chore `bench`.
+/// The command `cargo xtask bench`.
 pub fn main(flags: &Flags) -> Result<u8> {
     if flags.decisions {
         return decisions::run(&flags.criterion);

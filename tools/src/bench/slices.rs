@@ -2,7 +2,7 @@
 //! frozen.
 //!
 //! ```text
-//!   A  ░███          ░███░███          ░███         ░ settles   █ counts      its clients' control group is frozen else
+//!   A  ░███          ░███░███          ░███         ░ settles   █ is measured   blank: the clients are frozen
 //!   B       ░███░███          ░███░███
 //! ```
 //!

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   completions  | ||  |  | || |  |  ||   | |
-//!   window         ├───────────┤                 slid by a millisecond at a time: the least and the most it ever holds
+//!   window         ├───────────┤                 slides by 1 ms at a time: minimum and maximum of its completions
 //! ```
 
 use std::fs;

@@ -125,7 +125,7 @@ impl Case {
         }
     }
 
-    /// Runs it.
+    /// Runs the case.
     pub fn run(self, bench: &Bench) -> Result<Finding> {
         match self {
             Case::NullUnlimited => null::run(bench, bench.plan.queues),
