@@ -1,19 +1,21 @@
-//! Whether anything has happened since somebody last asked, so that who writes down what happens can sleep while nothing does.
+//! Whether a request or a command has come since the daemon last read the limits. The task that
+//! stores their levels sleeps until then.
 //!
 //! ```text
-//!   queue threads    see, at the end of each turn with a request ──┐       the first after a look wakes the daemon,
-//!   clients          see, with each command ───────────────────────┤       the others find that it was told
-//!   daemon           forget ─► look at the limits ─► wait until seen ◄─┘
+//!   queue threads    see, at the end of each turn with a request ──┐   the first `see` after a `forget`
+//!   clients          see, with each command ───────────────────────┤   wakes the daemon; until the next
+//!   daemon           forget ─► read the limits ─► wait for the flag ◄┘   `forget` the flag stays up
 //! ```
 //!
-//! A request is charged first and seen afterwards, and the daemon forgets first and looks afterwards: either the look finds the
-//! charge, or the request finds the flag down.
+//! A queue thread charges a request before it calls `see`, and the daemon calls `forget` before it
+//! reads the limits. So either the read finds the charge, or `see` finds the flag down and raises
+//! it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-/// A flag that is up once something has happened.
+/// A flag that goes up at the first event after [`Self::forget`].
 #[derive(Default)]
 pub struct Activity {
     is_up: AtomicBool,
@@ -21,23 +23,24 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Something has happened. While the flag is up this is one load.
+    /// Reports an event. While the flag is up, this is one load.
     pub fn see(&self) {
-        // Relaxed for the load: the charge before it and the look are ordered by the lock of the limits.
+        // The load may be relaxed: the throttle's lock orders the charge before it and the daemon's
+        // read of the limits.
         if !self.is_up.load(Ordering::Relaxed) && !self.is_up.swap(true, Ordering::AcqRel) {
             self.raised.notify_one();
         }
     }
 
-    /// What has happened until now is about to be looked at.
+    /// Lowers the flag; to be called right before the limits are read.
     pub fn forget(&self) {
         self.is_up.store(false, Ordering::Release);
     }
 
-    /// Waits until something has happened since [`Self::forget`].
+    /// Waits until an event has raised the flag after [`Self::forget`].
     pub async fn seen(&self) {
         while !self.is_up.load(Ordering::Acquire) {
-            // What was raised before this is remembered by it.
+            // `Notify` stores a permit, so an event before this call ends the wait at once.
             self.raised.notified().await;
         }
     }
@@ -51,14 +54,14 @@ mod tests {
 
     use super::*;
 
-    /// Whether something is seen within a moment.
+    /// Whether `seen` returns within 50 ms.
     fn is_seen(activity: &Activity) -> bool {
         tokio_uring::start(async { tokio::time::timeout(Duration::from_millis(50), activity.seen()).await.is_ok() })
     }
 
     #[test]
     fn what_happened_before_the_wait_is_not_missed() {
-        // And not remembered longer than until it was looked at.
+        // An event is remembered until `forget`, and not longer.
         let activity = Activity::default();
         activity.see();
         activity.see();

@@ -1,27 +1,28 @@
-//! Where a daemon may be killed between two steps, for the trials that do it at each.
+//! Points between two steps, at which a trial kills the daemon, a helper, or both.
 //!
 //! ```text
-//!   a line of $UBLK_THROTTLE_CRASH_FILE  "added"                  the process that comes to the point kills itself
-//!                                        "helper-stopped"         a helper at it kills its daemon, and itself
+//!   a line of $UBLK_THROTTLE_CRASH_FILE  "added"                  the process that reaches the point kills itself
+//!                                        "helper-stopped"         a helper there kills its daemon, and itself
 //!                                        "helper-stopped/daemon"  only its daemon
 //!                                        "helper-stopped/helper"  only itself
-//!                                        "helper-starting/late"   only its daemon, and goes on when that is gone: as a
-//!                                                                 command does that the kernel had begun already
+//!                                        "helper-starting/late"   only its daemon, and goes on once the daemon is gone, as
+//!                                                                 a command does that the kernel had begun already
 //! ```
 //!
-//! Each line is for one process; the file goes with the last of them.
+//! Each line serves one process and is then removed; the file goes with its last line.
 //!
-//! Only builds with the feature `crash-points` have any of it; in the others [`at`] is nothing. A new point goes into [`Point::ALL`],
-//! from where the trials take them, and fail if what is said to come by it does not.
+//! Only builds with the feature `crash-points` contain this; in all other builds [`at`] does
+//! nothing. A new point is added to [`Point::ALL`], from which the trials take the points. A trial
+//! fails if the work that is named for a point does not pass it.
 
-/// What can be under way when a point is passed.
+/// The work during which a point is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// A device is being made, by `add` or by a reload.
     Making,
     /// A device is being removed, by `del` or by a reload.
     Removing,
-    /// What an earlier daemon left is being taken up.
+    /// The devices of an earlier daemon are being recovered.
     Recovering,
     /// A configuration is being brought into force.
     Reloading,
@@ -31,12 +32,12 @@ pub enum Work {
 
 macro_rules! points {
     ($($point:ident $name:literal $work:ident $helper:literal)+) => {
-        /// Between two steps.
+        /// A point between two steps.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Point { $(#[doc = $name] $point),+ }
 
         impl Point {
-            /// Every one: its name, what is under way, and whether it is in a helper process.
+            /// Every point: its name, its work, and whether it is in a helper process.
             pub const ALL: &[(Self, &'static str, Work, bool)] = &[$((Self::$point, $name, Work::$work, $helper)),+];
         }
     };
@@ -81,11 +82,11 @@ points! {
     HelperResized "helper-resized" Resizing true
 }
 
-/// Does nothing.
+/// Does nothing without the feature `crash-points`.
 #[cfg(not(feature = "crash-points"))]
 pub const fn at(_: Point) {}
 
-/// Ends here, if that is wanted.
+/// Kills the processes that the line of `point` names, if the file has one.
 #[cfg(feature = "crash-points")]
 pub fn at(point: Point) {
     use nix::sys::signal::{Signal, kill};
@@ -108,7 +109,8 @@ pub fn at(point: Point) {
     }
 }
 
-/// What is to happen at this point, if anything is; then it has happened, and the line is gone.
+/// Removes the line of `point` from the file and returns the part behind its `/` (empty without
+/// one); `None` if the file has no such line.
 #[cfg(feature = "crash-points")]
 fn taken(point: &str) -> Option<String> {
     let path = std::env::var_os("UBLK_THROTTLE_CRASH_FILE")?;
@@ -116,7 +118,7 @@ fn taken(point: &str) -> Option<String> {
     if !std::fs::read_to_string(&path).ok()?.lines().any(named) {
         return None;
     }
-    // Whoever takes the file away is the one: once is enough.
+    // Only one process succeeds in renaming the file, so a line serves once.
     let own = format!("{}.{}", path.display(), std::process::id());
     std::fs::rename(&path, &own).ok()?;
     let wanted = std::fs::read_to_string(&own).ok()?;
@@ -131,7 +133,7 @@ fn taken(point: &str) -> Option<String> {
     found.map(|line| line.split_once('/').map_or("", |(_, how)| how).to_owned())
 }
 
-/// Prints every point: its name, what is under way, `helper` or `daemon`.
+/// Prints every point: its name, its work, `helper` or `daemon`.
 #[cfg(feature = "crash-points")]
 pub fn list() {
     for (_, name, work, is_helper) in Point::ALL {

@@ -1,31 +1,34 @@
-//! START, END_RECOVERY, STOP, DEL and UPDATE_SIZE, each in a short-lived process of its own: this binary, executed again.
+//! START, END_RECOVERY, STOP, DEL and UPDATE_SIZE, each in a short-lived process of its own: this
+//! binary, executed again.
 //!
 //! ```text
 //!   daemon                                  helper of a removal
 //!     ├─ spawn __stop ID NONCE ────────────► opens the driver, makes its threads; opens the disk O_EXCL, looks for users
 //!     │ ◄──────────────── "claimed" or "busy mounted at /srv" ┘
-//!     ├─ lets go of held requests
+//!     ├─ dispatches the held requests
 //!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has to)
 //!     │ ◄──────────────────────── "written", or "unwritten" ┤
 //!     │ ◄───────────── "stopped", or "busy open by fio" ┘ STOP, or TRY_STOP of a removal that is not forced
 //!     ├─ its queues end, the character device closes
-//!     ├─ "delete" ─────────────────────────► DEL; without a word too, if the daemon has died
-//!     │ ◄──────────────────────────────── "deleted" ┤ waits for the id, for a moment
+//!     ├─ "delete" ─────────────────────────► DEL; also without this word, if the daemon has died
+//!     │ ◄──────────────────────────────── "deleted" ┤ waits until the id is free, at most 500 ms
 //!     │ ◄─────────────────── exit 0, or "reserved open by fio (pid 12)" and exit 0
 //! ```
 //!
-//! Why a process: these commands can wait, uninterruptibly, for requests that the daemon holds. A daemon killed during
-//! its own STOP can never die: its exit waits for the command, the command for the requests, the requests for the exit to
-//! close the ring. With the command in another process the kill ends everything within a second, and the helper, which
-//! lives on, deletes the device.
+//! Why a process: these commands can wait, uninterruptibly, for requests that the daemon holds. A
+//! daemon killed during its own STOP can never die: its exit waits for the command, the command for
+//! the requests, the requests for the exit to close the ring. With the command in a second process
+//! the kill ends everything within a second, and the helper, which lives on, deletes the device.
 //!
-//! TRY_STOP (SAFE_STOP_DEV) has the last word about users: the kernel counts the openers of the disk and refuses to stop an open
-//! one. A look at /proc misses an open after it, and a descriptor that is under way in a socket.
+//! TRY_STOP (SAFE_STOP_DEV) has the last word about users: the kernel counts the openers of the disk
+//! and refuses to stop an open one. A look at /proc misses a later open, and a descriptor that is
+//! under way in a socket.
 //!
-//! All that can be lacking (the driver, io_uring, threads) is had before "claimed": until then nothing of the device has changed.
+//! A helper acquires everything that can be lacking (the driver, io_uring, threads) before it
+//! reports "claimed". Until then the device is unchanged.
 //!
-//! Every helper checks that the device is still the one it was sent for (the nonce that ADD stored with it): the id may
-//! have been freed and given to somebody else in between.
+//! Every helper compares the nonce that ADD stored with the device: the id may have been freed and
+//! given to a foreign device in between.
 
 use std::fs::File;
 use std::io::{BufRead, Read, Write};
@@ -48,31 +51,31 @@ use crate::in_use::Disk;
 use crate::ublk::control::Control;
 use crate::ublk::{DeviceInfo, Owner, features};
 
-/// What a helper is sent to do.
+/// The control command, or sequence of commands, of a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errand {
     /// START, for the server process given.
     Start {
-        /// Who has the character device open.
+        /// The process that has the character device open.
         server: u32,
     },
     /// END_RECOVERY, for the server process given.
     Recover {
-        /// Who has the character device open, and every tag of it offered.
+        /// The process that has the character device open and has offered every tag.
         server: u32,
     },
     /// A removal, step by step: the in-use check, write-back and STOP, DEL.
     Stop {
-        /// Go on although somebody uses it.
+        /// Go on although the disk is in use.
         is_forced: bool,
     },
-    /// STOP if need be, and DEL, at once.
+    /// STOP and DEL, without any word from the daemon.
     Delete,
     /// UPDATE_SIZE.
     Resize {
         /// Bytes, whole blocks.
         size: u64,
-        /// Then nobody may use it: what is behind the new end would be lost to them.
+        /// A smaller disk must have no users: they would lose the data behind the new end.
         is_shrinking: bool,
     },
 }
@@ -91,7 +94,7 @@ impl Errand {
         device.into_iter().chain(number).chain(flag.map(str::to_owned)).collect()
     }
 
-    /// What such a command line asks for; none if it is no such command line.
+    /// Parses the command line of a helper; `None` for any different command line.
     pub fn of_words(words: &[&str]) -> Option<(Target, Self)> {
         let [name, id, nonce, more @ ..] = words else { return None };
         let errand = match (*name, more) {
@@ -108,12 +111,12 @@ impl Errand {
     }
 }
 
-/// Which device, and that it is really that one.
+/// A device by id, with the nonce that identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The N of `/dev/ublkbN`.
     pub id: u32,
-    /// What ADD stored.
+    /// The number that ADD stored with the device.
     pub nonce: u32,
 }
 
@@ -135,30 +138,34 @@ const RESERVED: &str = "reserved ";
 const BUSY: &str = "busy ";
 const FAILED: &str = "failed ";
 
-/// How often the id of a deleted device is looked at.
+/// Interval at which the driver is asked whether the id of a deleted device is free.
 const FREE_LOOK: Duration = Duration::from_millis(5);
-/// How long a helper waits for the id of a device that nobody was seen to use: udev opens a disk that changes.
+/// How long a helper waits for the id of a device without known users: udev opens a disk that
+/// changes.
 const FREE_LIMIT: Duration = Duration::from_millis(500);
-/// The same for a forced removal: whoever had it open before has it open still, and it is better to say so.
+/// The wait after a forced removal: the users that it ignored have the disk open still, so the
+/// report comes sooner.
 const FREE_LIMIT_FORCED: Duration = Duration::from_millis(50);
-/// The time for which TRY_STOP is tried: udev opens a disk that its last writer has closed, for some milliseconds.
+/// The time for which TRY_STOP is repeated: udev opens a disk that its last writer has closed, for
+/// some milliseconds.
 const OPEN_LIMIT: Duration = Duration::from_secs(1);
 /// The pause between two TRY_STOP.
 const OPEN_LOOK: Duration = Duration::from_millis(20);
-/// How long a forced removal writes back before it goes on. STOP writes back once more, as far as the backend answers.
+/// How long a forced removal writes back before STOP. STOP writes back once more, as far as the
+/// backend answers.
 pub const WRITE_LIMIT_FORCED: Duration = Duration::from_secs(3);
-/// How long it does so where STOP does not, as long as something is being written: of a disk that outlives its daemon, STOP fails
-/// what is dirty.
+/// The limit of such a write-back for a recoverable device whose disk makes progress: STOP does not
+/// write back there, but fails the dirty pages.
 const WRITE_LIMIT_PROGRESS: Duration = Duration::from_secs(60);
-/// How often it is looked whether something was.
+/// Interval at which the progress of such a write-back is read.
 const WRITE_LOOK: Duration = Duration::from_millis(250);
 
-/// What a helper is told on its way.
+/// A word from the daemon to a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
     /// Write back and STOP.
     Go,
-    /// The removal is forced now: do not wait any longer for what is being written back.
+    /// The removal is forced from now on, which limits the rest of the write-back.
     Hurry,
     /// DEL.
     Delete,
@@ -176,51 +183,53 @@ impl Word {
     }
 }
 
-/// What a helper said.
+/// A line from a helper to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// START follows: a helper that ends without this has changed nothing.
+    /// START follows. A helper that ends without this line has changed nothing.
     Sent,
-    /// The disk is ours alone, or the removal is forced: [`Word::Go`] may follow.
+    /// The helper has the disk exclusively, or the removal is forced: [`Word::Go`] may follow.
     Claimed,
-    /// Everything dirty is with the backend; STOP follows.
+    /// All dirty data is with the backend; STOP follows.
     Written,
-    /// Not everything is; STOP follows all the same.
+    /// Some dirty data is not with the backend; STOP follows nevertheless.
     Unwritten,
-    /// The kernel has taken the disk down; [`Word::Delete`] may follow. [`Answer::Busy`] instead: the disk is open, and as it was.
+    /// The kernel has taken the disk down; [`Word::Delete`] may follow. With [`Answer::Busy`] instead,
+    /// the disk is open, and unchanged.
     Stopped,
-    /// The device is deleted; the helper stays for a moment, to see whether the id is free.
+    /// The device is deleted. The helper stays for a moment to see whether the id becomes free.
     Deleted,
-    /// The id is not free yet; who keeps it, in words.
+    /// The id is not free yet; the text names the users that keep it.
     Reserved(String),
-    /// Somebody uses it, in words.
+    /// The disk is in use; the text names its users.
     Busy(String),
-    /// It could not be done, in words.
+    /// The errand failed, for the reason in the text.
     Failed(String),
 }
 
-/// Executes this binary again, with other words: they are read in [`crate::command::main`].
+/// Executes this binary again with `words`, which [`crate::command::main`] parses.
 pub fn spawn(words: impl IntoIterator<Item = String>) -> Outcome<Child> {
     look_after_orphans();
-    // The file this process runs, even if it was replaced on disk meanwhile.
+    // The file that this process runs, even if the file on disk has been replaced since.
     Command::new("/proc/self/exe")
         .arg0("ublk-throttle")
         .args(words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        // Control-C on a terminal goes to the whole process group; a helper must see its errand through.
+        // Control-C on a terminal goes to the whole process group; a helper must finish its errand.
         .process_group(0)
         .current_dir("/")
         .spawn()
         .or_fail(Class::Resource, "cannot start a helper process (/proc/self/exe)")
 }
 
-/// Children whose end no thread waits for, as there was none left.
+/// Children for which no waiting thread could be made. [`spawn`] reaps them.
 static ORPHANS: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
-/// A child may sit in an open or a write that does not end: a thread waits for its end. Without one it is looked after when the next
-/// child is made; unless somebody does, each would take up a process of those that are short already.
+/// Reaps `child` in a thread, as the child may hang in an open or a write. If no thread can be
+/// made, the next [`spawn`] reaps it: unreaped, it would take up a process where processes are
+/// short already.
 pub fn leave_to_its_end(child: Child, name: &str) {
     let child = Arc::new(Mutex::new(Some(child)));
     let taken = Arc::clone(&child);
@@ -235,7 +244,7 @@ fn look_after_orphans() {
     ORPHANS.lock().expect("nothing panics with it locked").retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
-/// A helper at work.
+/// The daemon's end of a helper process.
 pub struct Helper {
     child: Child,
     input: Option<ChildStdin>,
@@ -244,7 +253,7 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Sends one out.
+    /// Starts a helper.
     pub fn spawn(target: Target, errand: Errand) -> Outcome<Self> {
         let mut child = spawn(errand.words(target))?;
         let input = child.stdin.take();
@@ -252,15 +261,15 @@ impl Helper {
         Ok(Self { child, input, output, heard: Vec::new() })
     }
 
-    /// Tells it to go on.
+    /// Sends `word` to the helper.
     pub fn tell(&mut self, word: Word) {
         if let Some(input) = &mut self.input {
-            // If it died, its exit status tells.
+            // A write fails if the helper has died, which its exit status shows.
             let _ = input.write_all(word.line().as_bytes());
         }
     }
 
-    /// What it has said since, without waiting.
+    /// The next line from the helper, if it has come; does not wait.
     pub fn heard(&mut self) -> Option<Answer> {
         let mut ready = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
         if poll(&mut ready, PollTimeout::ZERO) == Ok(1) {
@@ -273,13 +282,14 @@ impl Helper {
         Some(Answer::parse(&String::from_utf8_lossy(&line[..end])))
     }
 
-    /// Its exit, if it has ended.
+    /// The exit status, once the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        // An error means that it is no child of ours any more: it has ended, in a way we cannot see.
+        // An error means that the process is no child of the daemon any more: it has ended, with
+        // unknown status.
         self.child.try_wait().unwrap_or(Some(ExitStatus::default()))
     }
 
-    /// Calls it off. Only for one that has not been told to go on, or has done its errand.
+    /// Kills the helper. Only before [`Word::Go`] is sent, or after the errand is done.
     pub fn kill(self) {
         let Self { mut child, .. } = self;
         let _ = child.kill();
@@ -304,7 +314,7 @@ impl Answer {
     }
 }
 
-/// The other side: what a helper process does. Its output is for the daemon.
+/// The body of a helper process, whose output goes to the daemon; the result is the exit code.
 pub fn run(target: Target, errand: Errand) -> u8 {
     let result = match errand {
         Errand::Start { server } => start(target, server),
@@ -322,13 +332,14 @@ pub fn run(target: Target, errand: Errand) -> u8 {
     }
 }
 
-/// Ends this process with its daemon: what makes requests reach a server must not go on without one. A disk whose server is gone
-/// would be called live.
+/// Has the kernel kill this process when the daemon dies: START and END_RECOVERY make requests
+/// reach a server, and without the daemon they would make a disk live that has no server.
 fn end_with_daemon() -> Result<(), String> {
     set_pdeathsig(Signal::SIGKILL).map_err(|errno| told("PR_SET_PDEATHSIG", errno))
 }
 
-/// The last look before the command: the daemon may have gone before this process was bound to it.
+/// The last check before the command: the daemon may have died before `end_with_daemon` took
+/// effect.
 fn expect_alive(server: u32) -> Result<(), String> {
     let is_alive = u32::try_from(getppid().as_raw()) == Ok(server);
     is_alive.then_some(()).ok_or_else(|| format!("{FAILED}the daemon is gone"))
@@ -357,10 +368,10 @@ fn recover(target: Target, server: u32) -> Result<(), String> {
 
 fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     crash_point::at(Point::HelperClaiming);
-    // Before the disk goes: afterwards nothing tells its numbers.
+    // Before STOP: the device numbers cannot be read once the disk is gone.
     let disk = Disk::find(target.id);
-    // All that can fail, before the daemon lets go of anything: the driver, a ring, the worker of the kernel that STOP needs, two
-    // threads.
+    // Acquire everything that can be lacking before the daemon dispatches the held requests: the
+    // driver, a ring, the io_uring worker that STOP needs, two threads.
     let mut control = open(target)?;
     let mut orders = Orders::listen().map_err(no_thread)?;
     let writer = Writer::start(orders.sender.clone()).map_err(no_thread)?;
@@ -371,7 +382,8 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     };
     say(CLAIMED);
     if orders.next(None) != Some(Heard::Word(Word::Go)) {
-        // The daemon called it off, or died: its devices die with it, or wait for the next one.
+        // The daemon has called the removal off, or has died. Then its devices end with it or wait
+        // for the next daemon.
         return Ok(());
     }
     let Some(control) = &mut control else { return Ok(()) };
@@ -382,7 +394,7 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     match write_back(&disk, claim.clone(), urgency, &writer, &mut orders) {
         Written::All => say(WRITTEN),
         Written::Part => say(UNWRITTEN),
-        // The next daemon takes it up, with what is dirty.
+        // The next daemon recovers the device, with its dirty pages.
         Written::Orphaned => return Ok(()),
     }
     crash_point::at(Point::HelperStopping);
@@ -397,7 +409,7 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     crash_point::at(Point::HelperStopped);
     say(STOPPED);
     while !orders.are_over && orders.next(None) != Some(Heard::Word(Word::Delete)) {}
-    // Else the id would wait for ourselves.
+    // Close the claim before DEL: an open disk keeps the id from being free.
     drop(claim);
     free(control, target, &disk, if is_forced { FREE_LIMIT_FORCED } else { FREE_LIMIT })
 }
@@ -425,27 +437,27 @@ fn no_thread(cause: std::io::Error) -> String {
     failed(&Err::<(), _>(cause).or_fail(Class::Resource, "cannot start a thread").unwrap_err())
 }
 
-/// What reaches the main thread of a helper.
+/// An event for the main thread of a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heard {
     Word(Word),
-    /// The daemon has closed the pipe, by dying.
+    /// The pipe is closed: the daemon has died.
     End,
     Written,
 }
 
-/// The words of the daemon, and the end of the write-back, in the order in which they come.
+/// The words of the daemon and the end of the write-back, in order of arrival.
 struct Orders {
     sender: Sender<Heard>,
     heard: Receiver<Heard>,
-    /// The daemon will say nothing more.
+    /// The pipe is closed: no further word can come.
     are_over: bool,
     /// [`Word::Hurry`] has come.
     is_hurried: bool,
 }
 
 impl Orders {
-    /// Reads words until the end of the pipe, in a thread.
+    /// Starts a thread that reads words until the end of the pipe.
     fn listen() -> std::io::Result<Self> {
         let (sender, heard) = channel();
         let words = sender.clone();
@@ -462,7 +474,7 @@ impl Orders {
         Ok(Self { sender, heard, are_over: false, is_hurried: false })
     }
 
-    /// What comes next; nothing if that takes longer than `limit`.
+    /// The next event; `None` if it takes longer than `limit`.
     fn next(&mut self, limit: Option<Duration>) -> Option<Heard> {
         let heard = match limit {
             Some(limit) => self.heard.recv_timeout(limit).ok(),
@@ -474,22 +486,22 @@ impl Orders {
     }
 }
 
-/// What a write-back may cost.
+/// The kind of removal, which limits its write-back.
 #[derive(Clone, Copy)]
 struct Urgency {
     is_forced: bool,
-    /// STOP fails what is dirty then, and a dead daemon keeps it.
+    /// STOP then fails the dirty pages, and the death of the daemon keeps them.
     is_recoverable: bool,
 }
 
 enum Written {
     All,
     Part,
-    /// Not all, and nobody serves the disk any more: it is kept for the next daemon.
+    /// Part of the data is dirty, and no server is left: the device is kept for the next daemon.
     Orphaned,
 }
 
-/// The thread that writes back: nothing interrupts it.
+/// The thread that writes back, which no signal or event can interrupt.
 struct Writer(Sender<Work>);
 
 /// A write-back: the file systems and devices above the disk, then the page cache of the disk itself.
@@ -500,13 +512,13 @@ struct Work {
 }
 
 impl Writer {
-    /// One that waits for its work.
+    /// Starts the thread, which waits for its work.
     fn start(done: Sender<Heard>) -> std::io::Result<Self> {
         let (sender, work) = channel();
         std::thread::Builder::new().spawn(move || {
             if let Ok(work) = work.recv() {
                 Work::carry_out(work);
-                // Nobody hears it if it was given up.
+                // The main thread has gone on if it gave the write-back up.
                 let _ = done.send(Heard::Written);
             }
         })?;
@@ -532,7 +544,7 @@ impl Work {
     }
 }
 
-/// Writes back what is dirty.
+/// Writes back dirty data, with the limits that `urgency` implies.
 fn write_back(
     disk: &Disk,
     claim: Option<Arc<File>>,
@@ -549,13 +561,16 @@ fn write_back(
         let look = if is_recoverable { limit.map(|limit| limit.min(WRITE_LOOK)) } else { limit };
         match orders.next(look) {
             Some(Heard::Written) => return Written::All,
-            // As if it had been forced from the beginning.
+            // The limit counts from the beginning or the last progress, as if the removal had been
+            // forced from the start.
             Some(Heard::Word(Word::Hurry)) => is_limited = true,
-            // Whoever forced it meant it; else what is dirty counts for more than the removal.
+            // The daemon has died. A forced removal goes on to STOP; otherwise dirty data counts
+            // for more than the removal.
             Some(Heard::End) if is_recoverable => {
                 return if is_limited { Written::Part } else { Written::Orphaned };
             }
-            // At the end, too: the kernel fails what a dead daemon cannot write.
+            // Also after the daemon's death: without recovery the kernel fails the requests of a
+            // dead server, so the write-back ends.
             Some(Heard::Word(_) | Heard::End) => {}
             None => {
                 let now = disk.progress();
@@ -572,19 +587,20 @@ fn write_back(
 fn delete(target: Target) -> Result<(), String> {
     let disk = Disk::find(target.id);
     let Some(mut control) = open(target)? else { return Ok(()) };
-    // DEL would do the work of STOP under a lock that all ublk devices of the host share.
+    // Without STOP, DEL would do its work under a lock that all ublk devices of the host share.
     gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
     free(&mut control, target, &disk, FREE_LIMIT)
 }
 
-/// DEL of a device that has been stopped, and a look at who keeps its id from being free.
+/// DEL of a stopped device. If its id does not become free within `limit`, reports the users that
+/// keep it.
 fn free(control: &mut Control, target: Target, disk: &Disk, limit: Duration) -> Result<(), String> {
     crash_point::at(Point::HelperDeleting);
     gone_is_fine(control.delete(target.id)).map_err(|errno| told("DEL", errno))?;
     crash_point::at(Point::HelperDeleted);
     say(DELETED);
     let began = Instant::now();
-    // As long as somebody has it open, the driver still answers for it.
+    // While the disk or the character device is open, GET_INFO still finds the device.
     while control.info(target.id).is_ok_and(|info| info.owner == Owner::ours(target.nonce)) {
         if began.elapsed() > limit {
             let users = disk.users();
@@ -599,7 +615,7 @@ fn free(control: &mut Control, target: Target, disk: &Disk, limit: Duration) -> 
 
 fn resize(target: Target, size: u64, is_shrinking: bool) -> Result<(), String> {
     let claim = is_shrinking.then(|| Disk::find(target.id).claim(false)).transpose();
-    // Kept until the size has changed, so that nobody mounts it in between.
+    // Kept until the size has changed, so that no process mounts the disk in between.
     let _claim = claim.map_err(|users| format!("{BUSY}{users}"))?;
     let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
     crash_point::at(Point::HelperResizing);
@@ -608,14 +624,15 @@ fn resize(target: Target, size: u64, is_shrinking: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// The driver and the worker that a command of ours needs, if the device is still the one we were sent for.
+/// The driver and the io_uring worker that a command needs; `None` if the device is not the target
+/// any more.
 fn open(target: Target) -> Result<Option<Control>, String> {
     let mut control = Control::open().map_err(|failure| failed(&failure))?;
     control.have_worker().map_err(|errno| told("cannot make a worker of io_uring", errno))?;
     Ok(known(&mut control, target)?.map(|_| control))
 }
 
-/// What the driver knows of the device, if it is still the one we were sent for.
+/// GET_INFO of the device; `None` if it is not the target any more.
 fn known(control: &mut Control, target: Target) -> Result<Option<DeviceInfo>, String> {
     match control.info(target.id) {
         Ok(info) if info.owner == Owner::ours(target.nonce) => Ok(Some(info)),
@@ -624,7 +641,7 @@ fn known(control: &mut Control, target: Target) -> Result<Option<DeviceInfo>, St
     }
 }
 
-/// Somebody else may have deleted it meanwhile.
+/// A second client may have deleted the device in between.
 fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
     if result == Err(Errno::ENODEV) { Ok(()) } else { result }
 }
@@ -633,7 +650,7 @@ fn told(command: &str, errno: Errno) -> String {
     failed(&Err::<(), _>(errno).or_fail(Class::Failed, command).unwrap_err())
 }
 
-/// A failure as it travels to the daemon, with its class.
+/// A failure with its class, as a line for the daemon.
 fn failed(failure: &Failure) -> String {
     format!("{FAILED}{} {}", failure.class.name(), failure.message)
 }
@@ -644,7 +661,7 @@ fn say(line: &str) {
     let _ = output.flush();
 }
 
-/// The failure of a helper that did not do its errand.
+/// The failure of a helper that ended without success, from its last line and its exit status.
 pub fn failure(what: &str, said: Option<Answer>, status: ExitStatus) -> Failure {
     let cause = match said {
         Some(Answer::Failed(text) | Answer::Busy(text)) => text,
@@ -676,7 +693,7 @@ mod tests {
             let words = errand.words(target);
             let words: Vec<_> = words.iter().map(String::as_str).collect();
             assert_eq!(Errand::of_words(&words), Some((target, errand)), "{words:?}");
-            // Nothing is left out, added or guessed.
+            // No word may be missing, added or guessed.
             assert_eq!(Errand::of_words(&words[..2]), None);
             assert_eq!(Errand::of_words(&[words.as_slice(), &["x"]].concat()), None, "{words:?}");
         }
@@ -687,7 +704,7 @@ mod tests {
 
     #[test]
     fn what_a_helper_says_is_understood() {
-        // Daemon and helper are the same binary, so the words only have to agree with themselves.
+        // Daemon and helper are the same binary, so only both ends of the pipe have to agree.
         for (line, answer) in [
             ("sent", Answer::Sent),
             ("claimed", Answer::Claimed),

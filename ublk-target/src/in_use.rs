@@ -1,16 +1,18 @@
-//! Who uses a disk: mounts, swap, other disks on top of it, programs of the kernel, processes that have it open.
+//! The users of a disk: mounts, swap, disks stacked on it, exports of the kernel, processes that
+//! have it open.
 //!
 //! ```text
-//!   /sys/block, /sys/fs/btrfs             the disk, its partitions, and what stands on them: see [`crate::stack`]
+//!   /sys/block, /sys/fs/btrfs             the disk, its partitions, and the devices above them: see [`crate::stack`]
 //!   /proc/PID/mountinfo                   mounts of any of them, in every mount namespace
 //!   /proc/swaps                           swap
-//!   /sys/kernel/config                    nvmet and LIO, which export disks to other hosts
-//!   /proc/PID/fd, /proc/PID/map_files     open or mapped by a process, under whatever name
+//!   /sys/kernel/config                    nvmet and LIO, which export disks to remote hosts
+//!   /proc/PID/fd, /proc/PID/map_files     open or mapped by a process, under any name
 //! ```
 //!
-//! Runs in a helper process, as root. An exclusive open keeps the disk from being mounted while it is being stopped; it
-//! does not tell about ordinary openers, so those are looked for; they are looked for again, because udev opens every new disk
-//! shortly. Who it is that keeps the id of a removed disk is told by the same look: the numbers are known from before.
+//! Runs in a helper process, as root. An exclusive open keeps the disk from being mounted while it
+//! is being stopped. It does not reveal ordinary openers, so `/proc` is searched for them; up to
+//! three times, because udev opens every new disk for a moment. The same search names the users
+//! that keep the id of a removed disk: [`Disk`] has its device numbers from before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -23,15 +25,17 @@ use std::time::Duration;
 use crate::stack::{Devices, Sysfs, entries, number, unescape};
 use crate::sys;
 
-/// How often a user must be seen to count as one.
+/// Searches that must find an opener before the disk counts as in use. Lasting users count at the
+/// first.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// A disk, by everything that users know it by.
+/// A disk with all device numbers by which its users know it.
 #[derive(Clone, Debug)]
 pub struct Disk {
     id: u32,
-    /// The disk with its partitions, and what stands on them, as it is known even after the disk has gone.
+    /// Level 0 is the disk with its partitions; the levels above are the devices stacked on it.
+    /// Valid even after the disk has gone.
     levels: Vec<Devices>,
 }
 
@@ -41,8 +45,8 @@ impl Disk {
         Self { id, levels: Sysfs::of_host().levels_above(&format!("ublkb{id}")) }
     }
 
-    /// Opens the disk exclusively if nobody uses it; else tells who does. Forced, it does not matter who has it open, only
-    /// whether it can be had exclusively.
+    /// Opens the disk exclusively if it has no users; the error names them. A forced claim ignores
+    /// openers: it fails only if the exclusive open does.
     pub fn claim(&self, is_forced: bool) -> Result<File, String> {
         if is_forced {
             return self.open_exclusively().map_err(|cause| crate::error::plain(&cause));
@@ -72,7 +76,7 @@ impl Disk {
         let path = format!("/dev/ublkb{}", self.id);
         let mut how = OpenOptions::new();
         how.read(true).custom_flags(libc::O_EXCL);
-        // A disk that refuses writes is claimed as well by a reader.
+        // A disk that refuses writes can be claimed by a reader as well.
         how.clone().write(true).open(&path).or_else(|_| how.open(&path))
     }
 
@@ -81,8 +85,9 @@ impl Disk {
         self.levels.len() > 1
     }
 
-    /// Writes back what is dirty above the disk, from the top of the stack down: each file system of a level, wherever it is
-    /// mounted, then the devices of that level, which are below the file systems of the next one.
+    /// Writes back dirty data above the disk, from the top of the stack down: the file systems of a
+    /// level, in every mount, then the devices of that level, which are below the file systems of
+    /// the next one.
     pub fn sync_above(&self) {
         let mut is_all_seen = true;
         let tables = mount_tables();
@@ -90,50 +95,55 @@ impl Disk {
             let mounts = Mounts::of(level);
             for (pid, mountinfo) in &tables {
                 for mount in mounts.find(mountinfo) {
-                    // Through the process, because the mount may not be visible to us.
+                    // By way of a process in the mount's namespace, as the helper may not see the
+                    // mount.
                     let path = PathBuf::from(format!("/proc/{pid}/root{}", mount.display()));
                     match File::open(path) {
-                        // A failure was reported to those who wrote; STOP tries once more.
+                        // The kernel reports a write error to the processes that wrote; STOP writes
+                        // back once more.
                         Ok(root) => drop(sys::sync_filesystem(root.as_fd())),
-                        // A root of mode 0700 of another user, without CAP_DAC_READ_SEARCH.
+                        // A root directory of mode 0700 of another user does not open without
+                        // CAP_DAC_READ_SEARCH.
                         Err(_) => is_all_seen = false,
                     }
                 }
             }
-            // The disk itself is written back by who has claimed it.
+            // Level 0, the disk itself, is written back by the caller, through its claim.
             for name in level.keys().filter(|_| height > 0) {
                 if let Ok(device) = File::open(Path::new("/dev").join(name)) {
                     let _ = device.sync_all();
                 }
             }
         }
-        // A user that no table names, such as a pool of ZFS: everything of the host is written back.
+        // If a mount does not open, or no table names the user (such as a pool of ZFS), sync(2)
+        // writes back everything of the host.
         if !is_all_seen || self.lasting_users().is_empty() {
             nix::unistd::sync();
         }
     }
 
-    /// Writes back what is dirty of the disk itself, without being its only user.
+    /// Writes back dirty data of the disk itself, through an open that is not exclusive.
     pub fn sync(&self) {
         if let Ok(disk) = File::open(format!("/dev/ublkb{}", self.id)) {
-            // As above.
+            // The kernel reports a write error to the processes that wrote.
             let _ = disk.sync_all();
         }
     }
 
-    /// What was done on the disk so far: requests and sectors, but not what is in flight.
+    /// Completed requests and sectors of the disk so far, without those in flight.
     pub fn progress(&self) -> Vec<u64> {
         let stat = std::fs::read_to_string(format!("/sys/block/ublkb{}/stat", self.id)).unwrap_or_default();
-        // Requests, merges, sectors and time of reads, then of writes.
+        // Fields 1 to 7: requests, merges, sectors and time of reads, then the first three of
+        // writes.
         stat.split_whitespace().take(7).filter_map(|number| number.parse().ok()).collect()
     }
 
-    /// Every user, in words; empty if there is none.
+    /// Every user, in words.
     pub fn users(&self) -> Vec<String> {
         self.lasting_users().into_iter().chain(self.openers()).collect()
     }
 
-    /// Those who do not go by themselves: mounts, swap, other disks, exports.
+    /// Users that do not end by themselves: mounts, swap, stacked disks, exports.
     fn lasting_users(&self) -> BTreeSet<String> {
         let mut users = BTreeSet::new();
         let tables = mount_tables();
@@ -158,7 +168,7 @@ impl Disk {
         users
     }
 
-    /// Whether a path leads to the disk, or to something that stands on it.
+    /// Whether `path` leads to the disk, or to a device stacked on it.
     fn is_node(&self, path: &Path) -> bool {
         std::fs::metadata(path).is_ok_and(|node| {
             let number = number(node.rdev());
@@ -166,7 +176,7 @@ impl Disk {
         })
     }
 
-    /// Processes other than this one that have the disk or a partition open, or mapped.
+    /// Processes, except this one, that have the disk or a partition open or mapped.
     fn openers(&self) -> Vec<String> {
         let own = std::process::id();
         let numbers: BTreeSet<&String> = self.levels[0].values().collect();
@@ -178,7 +188,7 @@ impl Disk {
         };
         let name = |pid: u32| {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            // Whoever may open the disk chooses it, and it goes to logs and terminals.
+            // A process chooses its own name, and the name goes to logs and terminals.
             name.trim().escape_default().to_string()
         };
         let mut users = Vec::new();
@@ -193,10 +203,12 @@ impl Disk {
     }
 }
 
-/// Whether a process has mapped such a device. A file that many processes map is looked at once: `seen` has what was found.
+/// Whether process `pid` has mapped a device that satisfies `is_it`. `seen` caches the result for
+/// each file, as many processes map the same file.
 ///
-/// A line of /proc/PID/maps: `7f0c54000000-7f0c54021000 rw-s 00000000 00:05 1234   /dev/ublkb0`; field four and five are the
-/// file's. The same range is the name of a link in map_files.
+/// A line of /proc/PID/maps: `7f0c54000000-7f0c54021000 rw-s 00000000 00:05 1234   /dev/ublkb0`;
+/// fields 4 and 5 are the device and the inode of the file. The address range is also the name of a
+/// link in map_files.
 fn maps_a_device(pid: u32, seen: &mut BTreeMap<String, bool>, is_it: &impl Fn(&Path) -> bool) -> bool {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     maps.lines().any(|line| {
@@ -211,8 +223,8 @@ fn maps_a_device(pid: u32, seen: &mut BTreeMap<String, bool>, is_it: &impl Fn(&P
     })
 }
 
-/// What nvmet and LIO export, in words, with the paths of the disks. Both open a disk from inside the kernel, where no process
-/// has it open.
+/// The exports of nvmet and LIO, in words, with the paths of the disks. Both open a disk inside the
+/// kernel, where no process has it open.
 fn exports(configfs: &Path) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
     let mut add = |what: String, file: PathBuf| {
@@ -242,7 +254,7 @@ fn exports(configfs: &Path) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// One mountinfo for each mount namespace, with a process that lives in it.
+/// One mountinfo for each mount namespace, with the number of a process in it.
 fn mount_tables() -> Vec<(u32, String)> {
     let mut namespaces = BTreeMap::new();
     for pid in processes() {
@@ -258,10 +270,10 @@ fn processes() -> Vec<u32> {
     entries(Path::new("/proc")).iter().filter_map(|name| name.parse().ok()).collect()
 }
 
-/// What the mounts of some devices look like in a table of mounts.
+/// The device numbers by which mounts of some devices are recognised in a mount table.
 struct Mounts {
     numbers: BTreeSet<String>,
-    /// Of those devices, and of the others of their btrfs.
+    /// `numbers`, and the further devices of the btrfs file systems on them.
     sources: BTreeSet<String>,
 }
 
@@ -276,11 +288,12 @@ impl Mounts {
         }
     }
 
-    /// Their mount points.
+    /// The mount points of these devices.
     ///
-    /// A line: `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`; the third field is the device, the fifth the
-    /// mount point, with blanks as `\040`, and behind the dash are kind and source. A file system of several devices has a number
-    /// that is no device's, with 0 before the colon: then the source counts.
+    /// A line: `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`. Field 3 is the
+    /// device, field 5 the mount point, with blanks as `\040`; behind the dash come type and
+    /// source. A file system on several devices has a number of its own, with 0 before the colon;
+    /// then the source counts.
     fn find<'a>(&'a self, mountinfo: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
         mountinfo.lines().filter_map(|line| {
             let mut fields = line.split(' ');
@@ -292,7 +305,7 @@ impl Mounts {
         })
     }
 
-    /// Whether one of several devices with colons between them is one of them.
+    /// Whether `source`, one path or several with colons between them, names a device in `sources`.
     fn has_source(&self, source: &str) -> bool {
         let source = unescape(source);
         let nodes = source.split(':').filter(|path| path.starts_with("/dev/"));
@@ -301,7 +314,7 @@ impl Mounts {
     }
 }
 
-/// The first column of /proc/swaps, below its head.
+/// The first column of /proc/swaps, without the head line.
 fn swap_paths(swaps: &str) -> impl Iterator<Item = &str> {
     swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next())
 }
@@ -310,14 +323,15 @@ fn swap_paths(swaps: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    /// Those of a disk whose number is 259:3.
+    /// The mounts of a disk with the number 259:3.
     fn mounts() -> Mounts {
         Mounts::of(&BTreeMap::from([("ublkb0".to_owned(), "259:3".to_owned())]))
     }
 
     #[test]
     fn a_mount_is_found_by_the_number_of_its_device() {
-        // Two mounts of 259:3, one with a blank in its path and optional fields before the dash; another device's between.
+        // Two mounts of 259:3, one with a blank in its path and optional fields before the dash;
+        // between them a mount of 259:30.
         let table = "21 1 0:20 / /proc rw shared:5 - proc proc rw\n\
                      36 21 259:3 / /srv/data rw,noatime shared:1 master:2 - ext4 /dev/ublkb0 rw\n\
                      37 21 259:30 / /other rw - ext4 /dev/ublkb9 rw\n\

@@ -1,19 +1,22 @@
-//! A process that finds out whether somebody else is stopping a device whose requests we hold.
+//! A process that finds out whether a foreign ublk client is stopping a device whose requests the
+//! daemon holds.
 //!
 //! ```text
 //!   daemon                              __watch, one for all devices
 //!     ├─ "3" ──────────────────────────► GET_PARAMS of device 3 on a thread ──► takes the lock of the device
-//!     │ ◄──────────────────── "free 3" ┤ it has come back
-//!     │ ◄─────────────────── "stuck 3" ┘ its worker sleeps in the driver: somebody has the lock, and keeps it
+//!     │ ◄──────────────────── "free 3" ┤ the command has completed
+//!     │ ◄─────────────────── "stuck 3" ┘ its worker sleeps in the driver: a STOP keeps the lock
 //! ```
 //!
-//! STOP of a disk that outlives its daemon first waits, with that lock held, until no request is in flight; no abort comes before
-//! that, the disk looks as ever, and the driver says that it is live. What is held at one request a minute would keep it for
-//! minutes, and a DEL that waits like that keeps every other ublk device of the host from coming or going.
+//! STOP of a recoverable disk (one that outlives its daemon) first waits, with that lock held,
+//! until no request is in flight. No abort comes before, the disk does not change, and the driver
+//! reports it as live. Requests held at one a minute would delay the STOP for minutes, and a DEL
+//! that waits like that keeps every ublk device of the host from being added or deleted.
 //!
-//! In a process of its own, because nothing interrupts that wait: a daemon killed in it would wait for its own requests, and never
-//! die. Slow is not stuck: a worker that has had no CPU is not asleep, and all that are out must be seen asleep in the driver,
-//! more than once.
+//! The watcher is a process of its own, because nothing interrupts that wait: a daemon killed in it
+//! would wait for its own requests and never die. A slow command is not stuck: a worker without a
+//! CPU is not asleep. The watcher reports "stuck" only after it has seen the workers of all
+//! outstanding commands asleep in the driver, twice in a row.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,29 +39,30 @@ pub const WORD: &str = "__watch";
 const FREE: &str = "free ";
 const STUCK: &str = "stuck ";
 
-/// How long a command may be out before its worker is looked at. It takes microseconds.
+/// How long a command may be outstanding before its worker is examined. With the lock free, it takes
+/// microseconds.
 const SUSPICION: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(10);
-/// How often in a row it must be seen asleep.
+/// Consecutive examinations that must find the workers asleep.
 const LOOKS: u32 = 2;
-/// A watcher that has said nothing for so long is another one's turn.
+/// A watcher that has not answered a question for so long is replaced.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// The daemon's side.
+/// The daemon's end of the watcher process.
 #[derive(Default)]
 pub struct Watcher {
-    /// Protects everything about the process and who waits for its word.
+    /// Protects all of [`Desk`]: the process and the open questions.
     desk: Arc<Mutex<Desk>>,
 }
 
 #[derive(Default)]
 struct Desk {
     running: Option<Running>,
-    /// Who asked, by id.
+    /// The open questions, by device id.
     asked: BTreeMap<u32, Asked>,
-    /// Tells a process from those before it.
+    /// Incremented for each process, so that `hear` recognises lines of an earlier one.
     generation: u64,
-    /// That there can be none was told.
+    /// The log already has the warning that no watcher can be started.
     is_lack_told: bool,
 }
 
@@ -73,7 +77,8 @@ struct Asked {
 }
 
 impl Watcher {
-    /// Has it look after a device; `tell` is called if somebody is stopping it. Nothing happens if it is being looked at.
+    /// Asks the watcher about device `id`; `tell` is called if a STOP is under way. No-op while a
+    /// question about the device is open.
     pub fn ask(&self, id: u32, tell: Box<dyn Fn() + Send>) {
         let mut desk = lock(&self.desk);
         match desk.asked.get(&id) {
@@ -87,7 +92,7 @@ impl Watcher {
                     desk.running = Some(running);
                     desk.is_lack_told = false;
                 }
-                // The next look asks again.
+                // The device thread asks again at its next interval.
                 Err(failure) => {
                     if !std::mem::replace(&mut desk.is_lack_told, true) {
                         log::warn("W-WATCHER", failure.message);
@@ -107,7 +112,7 @@ impl Watcher {
         let mut child = helper::spawn([WORD.to_owned()])?;
         let input = child.stdin.take().expect("asked for a pipe");
         let output = child.stdout.take().expect("asked for a pipe");
-        // Nobody waits for one that does not read.
+        // The daemon must not block on a watcher that does not read.
         let _ = fcntl(input.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         desk.generation += 1;
         let (own, generation) = (Arc::clone(&self.desk), desk.generation);
@@ -116,7 +121,7 @@ impl Watcher {
             .spawn(move || hear(&own, generation, output))
             .or_fail(Class::Resource, "cannot start a thread");
         if let Err(failure) = heard {
-            // Nobody would hear it, and another one is made at the next look.
+            // Without this thread the output would go unread. The next `ask` spawns a new process.
             let _ = child.kill();
             helper::leave_to_its_end(child, "watcher's end");
             return Err(failure);
@@ -129,7 +134,7 @@ fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
     desk.lock().expect("nothing panics while it holds this lock")
 }
 
-/// Hands on what a watcher says, until it ends.
+/// Applies the lines of a watcher until it ends.
 fn hear(desk: &Mutex<Desk>, generation: u64, output: impl Read) {
     for line in BufReader::new(output).lines() {
         let Ok(line) = line else { break };
@@ -151,19 +156,19 @@ fn hear(desk: &Mutex<Desk>, generation: u64, output: impl Read) {
 }
 
 impl Desk {
-    /// Whoever asked asks again.
+    /// Drops the process and all open questions; the device threads ask again.
     fn give_up(&mut self) {
         self.asked.clear();
         if let Some(Running { mut child, input }) = self.running.take() {
             drop(input);
             let _ = child.kill();
-            // Its end may wait for the very STOP that it has found.
+            // The process may end only with the very STOP that it has found.
             helper::leave_to_its_end(child, "watcher's end");
         }
     }
 }
 
-/// The other side: the body of the process.
+/// The body of the watcher process.
 pub fn run() -> u8 {
     let (sender, events) = channel();
     let questions = sender.clone();
@@ -177,18 +182,18 @@ pub fn run() -> u8 {
         let _ = questions.send(Event::End);
     });
     watch(&sender, &events);
-    // Not by returning: threads may be out for long.
+    // Not by returning: threads may be waiting in the driver for long.
     std::process::exit(0)
 }
 
 enum Event {
     Asked(u32),
-    /// The thread of that number has its answer, and is idle.
+    /// The worker of that number has completed its command, and is idle.
     Answered(usize, u32),
     End,
 }
 
-/// A command that has not come back.
+/// A command that has not completed.
 struct Out {
     id: u32,
     worker: usize,
@@ -213,7 +218,7 @@ fn watch(sender: &Sender<Event>, events: &Receiver<Event>) {
                     workers.len() - 1
                 });
                 if workers[worker].send(id).is_err() {
-                    // Without threads there are no answers: the daemon starts another one of us.
+                    // The thread could not be made. The daemon starts a new watcher.
                     std::process::exit(1);
                 }
                 out.push(Out { id, worker, since: Instant::now(), is_told: false });
@@ -232,7 +237,7 @@ fn watch(sender: &Sender<Event>, events: &Receiver<Event>) {
             asleep = 0;
             continue;
         }
-        // All that are out: which of them sleeps is not known.
+        // Compare with the number of all outstanding commands: which of them sleeps is not known.
         asleep = if sleeping() >= out.len() { asleep + 1 } else { 0 };
         if asleep >= LOOKS {
             asleep = 0;
@@ -244,14 +249,14 @@ fn watch(sender: &Sender<Event>, events: &Receiver<Event>) {
     }
 }
 
-/// A thread that asks the driver one question after the other.
+/// Starts a thread that sends one GET_PARAMS after the other.
 fn work(number: usize, events: Sender<Event>) -> Sender<u32> {
     let (questions, asked) = channel();
     let body = move || {
-        // As above.
+        // As in `watch`: the daemon starts a new watcher.
         let Ok(mut control) = Control::open() else { std::process::exit(1) };
         for id in asked {
-            // Whatever it says: it has come back.
+            // Any result counts: the command has completed, so the lock was free.
             let _ = control.params(id);
             if events.send(Event::Answered(number, id)).is_err() {
                 return;
@@ -268,7 +273,8 @@ fn say(word: &str, id: u32) {
     let _ = output.flush();
 }
 
-/// How many of this process's io_uring workers sleep in the driver, and cannot be woken but by what they wait for.
+/// The number of this process's io_uring workers that sleep uninterruptibly (state D) in the
+/// driver.
 fn sleeping() -> usize {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else { return 0 };
     let sleeps = |task: &fs::DirEntry| {
@@ -278,13 +284,13 @@ fn sleeping() -> usize {
     tasks.filter_map(Result::ok).filter(sleeps).count()
 }
 
-/// A line: `1234 (iou-wrk-1230) D 1 …`.
+/// `stat` is a line such as `1234 (iou-wrk-1230) D 1 …`.
 fn is_asleep(stat: &str) -> bool {
     let Some((name, rest)) = stat.rsplit_once(')') else { return false };
     name.contains("(iou-wrk") && rest.trim_start().starts_with('D')
 }
 
-/// Where it sleeps, by the name of the function; some kernels do not tell.
+/// `wchan` names the function in which the task sleeps; some kernels leave it empty or 0.
 fn is_in_driver(wchan: &str) -> bool {
     matches!(wchan.trim(), "" | "0") || wchan.starts_with("ublk")
 }
@@ -295,7 +301,8 @@ mod tests {
 
     #[test]
     fn only_a_worker_asleep_in_the_driver_counts() {
-        // One that waits for a CPU (R), for work (S), or for a page of memory is slow, and not stuck.
+        // A worker that waits for a CPU (R), for work (S), or for a page of memory is slow, not
+        // stuck.
         assert!(is_asleep("12 (iou-wrk-10) D 1 1 1"));
         assert!(!is_asleep("12 (iou-wrk-10) R 1 1 1") && !is_asleep("12 (iou-wrk-10) S 1 1 1"));
         assert!(!is_asleep("12 (watch-0) D 1 1 1") && !is_asleep(""));

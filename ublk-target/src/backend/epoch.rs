@@ -1,16 +1,18 @@
-//! A failed write-back is told to every flush that it concerns.
+//! Reports a failed write-back to every flush that it concerns.
 //!
 //! ```text
-//!   flush A      ├──────────────── EIO            the kernel tells the error to one of them
-//!   FUA write B     ├─────────────────── 0  ─►  EIO   under way when A failed
+//!   flush A      ├──────────────── EIO            the kernel reports the error to one of them
+//!   FUA write B     ├─────────────────── 0  ─►  EIO   in flight when A failed
 //!   flush C                          ├─────── 0       began later: a new epoch
 //! ```
 //!
-//! The kernel notes a failed write-back with the file and gives it to the first who asks; the others would be told that all is
-//! durable. The lost pages are clean by then, so a flush that begins later is right to succeed.
+//! The kernel records a failed write-back with the file and reports it to the first fsync that
+//! asks; to the rest of the flushes in flight it would report that all data is durable. The lost
+//! pages are clean by then, so a flush that begins later is right to succeed.
 //!
-//! A FUA write asks, too (it ends with an fsync of the whole file), and may be told of the failure of a plain write of another
-//! client. Its own failure says nothing of other ranges. So a FUA write that fails owes an error to the next flush of the lane.
+//! A FUA write also asks (it ends with an fsync of the whole file), and may take the report of a
+//! plain write of another client. Its own failure says nothing about the ranges of that client. So
+//! after a failed FUA write the next flush of the lane gets an error as well.
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;
@@ -20,9 +22,9 @@ use super::Request;
 /// The epochs of one lane.
 pub struct Epochs {
     failures: u64,
-    /// A FUA write has failed, and no flush since.
+    /// A FUA write has failed; the first flush that begins later gets an error.
     owes: bool,
-    /// For each tag: how many failures there had been when its flush began.
+    /// For each tag: the value of `failures` when its flush or FUA write began.
     began: Vec<u64>,
 }
 
@@ -32,14 +34,14 @@ impl Epochs {
         Self { failures: 0, owes: false, began: vec![0; depth.into()] }
     }
 
-    /// A request goes to the backend.
+    /// To be called when a request goes to the backend.
     pub fn begin(&mut self, tag: u16, request: &Request) {
         if is_durable(request) {
             self.began[usize::from(tag)] = self.failures;
         }
     }
 
-    /// It has come back.
+    /// To be called when the backend is done with a request; returns its final outcome.
     pub fn settle(&mut self, tag: u16, request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {
         if !is_durable(request) {
             return outcome;
@@ -57,7 +59,7 @@ impl Epochs {
     }
 }
 
-/// Whether its success says that data is safe.
+/// Whether success of the request promises that data is durable.
 fn is_durable(request: &Request) -> bool {
     request.operation == Operation::Flush || request.is_fua
 }
@@ -85,7 +87,7 @@ mod tests {
 
     #[test]
     fn f58_a_fua_write_that_fails_owes_an_error_to_the_next_flush_and_to_one_only() {
-        // It may have been told what a plain write of another client has lost.
+        // The FUA write may have taken the report of a plain write of another client.
         let mut epochs = Epochs::new(2);
         epochs.begin(0, &FUA);
         assert_eq!(epochs.settle(0, &FUA, Err(Errno::ENOSPC)), Err(Errno::ENOSPC));
