@@ -1,14 +1,16 @@
-//! How other threads wake a queue thread out of its wait.
+//! The bell by which a queue thread is woken out of its wait.
 //!
 //! ```text
-//!   any thread   ring: was it silent? ──yes──► write the eventfd ──► the poll in the queue's ring completes
-//!                        └──no──► nothing: a turn that has not looked yet is on its way
-//!   queue thread take: silent again, THEN look at what there is to do
+//!   any thread   ring: is it silent? ──yes──► write the eventfd ──► the poll in the queue's ring completes
+//!                        └──no──► nothing: the queue has a turn ahead in which it takes the ring
+//!   queue thread take: clear the bell, THEN poll the gate
 //! ```
 //!
-//! 1. `take` comes before the look: a ring in between costs one turn too many, never one too few.
-//! 2. The eventfd is never read: the poll reports each write by itself (edge-triggered), and 2^64 rings are enough.
-//! 3. A bell outlives its queue in the hands of others; ringing it then is harmless.
+//! 1. `take` comes before the poll of the gate: a ring in between costs a needless turn, and is
+//!    never lost.
+//! 2. The eventfd is never read: the poll reports each write by itself (edge-triggered), and 2^64
+//!    rings are enough.
+//! 3. References to a bell may outlive its queue; a ring then has no effect.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,15 +34,16 @@ impl Bell {
         Ok(Self { event, is_rung: AtomicBool::new(false) })
     }
 
-    /// For the queue's poll.
+    /// The eventfd, for the poll in the queue's ring.
     pub fn descriptor(&self) -> RawFd {
         self.event.as_fd().as_raw_fd()
     }
 
-    /// Whether it was rung since the last time; silent from here on.
+    /// Whether the bell was rung since the last call; clears it.
     pub fn take(&self) -> bool {
-        // The load keeps a turn that nobody rang for from writing to a line that other threads read.
-        // Acquire pairs with the release in `ring`: what the ringer did before is visible to the look that follows.
+        // Load before swap: a turn without a ring does not write to a cache line that other threads
+        // read. Acquire pairs with the release in `ring`: everything before the ring is visible to
+        // the poll that follows.
         self.is_rung.load(Ordering::Relaxed) && self.is_rung.swap(false, Ordering::Acquire)
     }
 }

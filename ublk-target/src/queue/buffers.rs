@@ -4,23 +4,27 @@
 //!   mapping  │ tag 0 │ tag 1 │ tag 2 │ …            each of request_bytes_max, page aligned, zero at first
 //! ```
 //!
-//! The kernel copies the data of a write in before it delivers the request, and the data of a read out at the commit. Pages
-//! take up memory only once they are touched (not two megabytes at a time), and are given back when the queue has not been used for
-//! a while. Whoever commits a read must have filled all of its length: the rest would be the data of an earlier request.
+//! The kernel copies the data of a write in before it delivers the request, and the data of a read
+//! out at the commit. Pages take up memory only once they are touched (4 KiB at a time, not 2 MiB),
+//! and are given back when the queue has not been used for a while. Before a read is committed, all
+//! of its length must have been filled: the rest would be the data of an earlier request.
 //!
-//! Where nobody wants the data ([`crate::backend::Backend::wants_data`]) all tags have one and the same buffer, zero at each commit:
+//! For a backend without data ([`crate::backend::Backend::wants_data`]) all tags share one buffer,
+//! which is zero at each commit:
 //!
 //! ```text
 //!   one enter    commits, each read copied out ─► wait ─► deliveries, each write copied in      ring of DEFER_TASKRUN
 //!   then         every write that was delivered is wiped, before anything is committed
 //! ```
 //!
-//! The processor has it at hand for the next copy, where each of 128 would have to be fetched.
+//! One buffer stays in the CPU's caches for the next copy, where each of 128 would have to be
+//! fetched.
 //!
-//! A tag whose request is given up while the backend still has its buffer gets a fresh one; the old one stays mapped, used by
-//! nobody else, until all go together.
+//! A tag whose request is given up while the backend still has its buffer gets a fresh one. The old
+//! one stays mapped and is not used again, until all are unmapped together.
 //!
-//! A queue whose data is not copied ([`crate::ublk::Transfer`]) has none of this: all addresses are null.
+//! A queue whose data is not copied ([`crate::ublk::Transfer`]) has no buffers: all addresses are
+//! null.
 
 #![allow(unsafe_code, reason = "slices of a mapping; tags keep them apart")]
 
@@ -34,12 +38,14 @@ use crate::mapping::Mapping;
 /// The buffers of a queue.
 pub struct Buffers {
     each: usize,
-    /// Where the buffer of each tag begins; empty if there are none.
+    /// The address of each tag's buffer; empty without buffers.
     of_tag: Vec<NonNull<u8>>,
-    /// If all tags have the same one: how much of it, from the start, is memory of its own. The rest, never written to, is the
-    /// kernel's page of zeros; before Linux 6.13 or so it had to find that anew, in a slow way, for each read that it copied out.
+    /// `Some` if all tags share one buffer: the bytes from its start that have pages of their own.
+    /// The rest was never written, so it maps the kernel's zero page; before about Linux 6.13 the
+    /// kernel had to look that page up by a slow path for each read that it copied out.
     one: Option<usize>,
-    /// What was mapped: all buffers together, then the fresh ones. The queue keeps them until no entry is under way.
+    /// The mapping of all buffers, then those of fresh ones. The queue keeps them until no entry is
+    /// in flight.
     mappings: Vec<Mapping>,
 }
 
@@ -53,20 +59,20 @@ impl Buffers {
         Ok(Self { each, of_tag, one: None, mappings: vec![mapping] })
     }
 
-    /// Maps one buffer of `each` bytes for `depth` tags whose data nobody wants.
+    /// Maps one buffer of `each` bytes for `depth` tags, for a backend without data.
     pub fn map_one(depth: u16, each: u32) -> Outcome<Self> {
         let each = each as usize;
         let mapping = Mapping::new(each).or_fail(Class::Resource, format!("cannot map a buffer of {each} bytes"))?;
         Ok(Self { each, of_tag: vec![mapping.at(0); depth.into()], one: Some(0), mappings: vec![mapping] })
     }
 
-    /// For a queue that needs none.
+    /// For a queue that needs no buffers.
     pub const fn none() -> Self {
         Self { each: 0, of_tag: Vec::new(), one: None, mappings: Vec::new() }
     }
 
-    /// To be called for each request that was delivered, before anything else is done about any of them: what came with a write is
-    /// wiped from a buffer that other tags have, too.
+    /// To be called for each delivered request, before any further step of any of them: wipes the
+    /// data of a write from a buffer that all tags share.
     pub fn delivered(&mut self, tag: u16, is_write: bool, length: u64) {
         let Some(own) = self.one else { return };
         let length = self.each.min(usize::try_from(length).unwrap_or(usize::MAX));
@@ -76,7 +82,8 @@ impl Buffers {
         }
     }
 
-    /// Gives `tag` a fresh buffer, if it has one. The old one is left to whoever still has its address.
+    /// Gives `tag` a fresh buffer, if it has one. The old one stays mapped, for the entry that has
+    /// its address.
     pub fn replace(&mut self, tag: u16) -> Result<(), Errno> {
         if let Some(of_tag) = self.of_tag.get_mut(usize::from(tag)) {
             let mapping = Mapping::new(self.each)?;
@@ -88,29 +95,29 @@ impl Buffers {
 
     /// Gives all memory back; it reads as zeros from here on.
     ///
-    /// Only to be called while every tag is the kernel's and nothing has come out of the last wait, and no entry that was given up is
-    /// under way: else it takes the data of a write away.
+    /// Only to be called while every tag is with the kernel, the last wait has delivered nothing,
+    /// and no entry that was given up is in flight: otherwise the data of a write is lost.
     pub fn release(&mut self) {
         self.mappings.iter_mut().for_each(Mapping::release);
         self.one = self.one.map(|_| 0);
     }
 
-    /// The address of the buffer of `tag`, for the kernel; null if there is none.
+    /// The address of the buffer of `tag`, for the kernel; null without buffers.
     pub fn address(&self, tag: u16) -> *mut u8 {
         self.of_tag.get(usize::from(tag)).map_or(std::ptr::null_mut(), |buffer| buffer.as_ptr())
     }
 
     /// The first `length` bytes of the buffer of `tag`.
     ///
-    /// Only to be called while the tag is ours, that is after delivery and before the commit, with no backend entry of it
-    /// outstanding: then neither the kernel nor anyone else touches them.
+    /// Only to be called while the tag is owned, that is after delivery and before the commit, with
+    /// no backend entry of it in flight: then neither the kernel nor any entry touches these bytes.
     pub fn slice(&mut self, tag: u16, length: usize) -> &mut [u8] {
         assert!(length <= self.each, "{length} bytes in a buffer of {}", self.each);
         if length == 0 {
             return &mut [];
         }
-        // SAFETY: `length` bytes from there are in a mapping and initialised (zero at first); `&mut self` keeps every
-        // other slice away, and the rule above the kernel.
+        // SAFETY: `length` bytes from there are in a mapping and initialised (zero at first);
+        // `&mut self` excludes a second slice, and the rule above excludes the kernel.
         unsafe { std::slice::from_raw_parts_mut(self.address(tag), length) }
     }
 }
@@ -142,7 +149,8 @@ mod tests {
 
     #[test]
     fn the_one_buffer_of_all_tags_shows_nobody_what_was_written() {
-        // A write under tag 0, then reads under both, shorter and longer; also once the memory was given back.
+        // A write under tag 0, then reads under both tags, shorter and longer; also after the
+        // memory was given back.
         let mut buffers = Buffers::map_one(2, 8192).unwrap();
         assert_eq!(buffers.address(0), buffers.address(1));
         for _ in 0..2 {
@@ -155,7 +163,7 @@ mod tests {
             }
             buffers.release();
         }
-        // Longer than anything that is served; the kernel does not send it.
+        // Longer than any request that is served; the kernel does not send it.
         buffers.delivered(0, true, u64::MAX);
     }
 
@@ -178,7 +186,7 @@ mod tests {
         assert_ne!(buffers.address(1), old);
         assert!(buffers.slice(1, 4096).iter().all(|byte| *byte == 0));
         buffers.slice(1, 4096).fill(8);
-        // SAFETY: mapped until `buffers` is dropped, and in use by nobody.
+        // SAFETY: mapped until `buffers` is dropped, and no slice of it exists.
         assert_eq!(unsafe { old.read() }, 7);
     }
 }

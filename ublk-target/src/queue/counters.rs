@@ -1,7 +1,8 @@
-//! What one queue has done: written by its thread alone, read by anyone.
+//! The counters of a queue: written by its thread alone, read by any thread.
 //!
-//! A number is added to by a load and a store, both relaxed: there is one writer, and a reader wants a recent value, not a
-//! consistent set of them. So counting costs no locked instruction and shares no line with another queue.
+//! An addition is a load and a store, both relaxed: there is one writer, and a reader wants recent
+//! values, not a consistent set. So counting costs no locked instruction and shares no cache line
+//! with another queue.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ struct Counts {
     errors: AtomicU64,
 }
 
-/// The numbers of a queue.
+/// The counters of one queue.
 pub struct Counters {
     /// In the order of [`DeviceStats::operations`].
     operations: [Counts; 5],
@@ -30,9 +31,9 @@ pub struct Counters {
     wait: Box<[AtomicU64]>,
     service: Box<[AtomicU64]>,
     lateness: Box<[AtomicU64]>,
-    /// When the backend last answered well; 0 = never.
+    /// When the backend last answered with success; 0 = never.
     succeeded_at_ns: AtomicU64,
-    /// When its last error came; 0 = never.
+    /// When the backend last answered with an error; 0 = never.
     failed_at_ns: AtomicU64,
 }
 
@@ -71,13 +72,13 @@ impl Counters {
         at.store(now.as_nanos(), Ordering::Relaxed);
     }
 
-    /// The thread looks at the gate this much after the deadline that it waited for. Once a turn, and not for requests that need
-    /// no deadline.
+    /// The thread polls the gate this much after the deadline that it waited for. At most once a
+    /// turn, and not for requests that need no deadline.
     pub fn late(&self, lateness_ns: u64) {
         count(&self.lateness, lateness_ns);
     }
 
-    /// The client of a request got an error, from whomever.
+    /// A request is answered with an error, from the backend or from the queue itself.
     pub fn failed(&self, operation: Operation) {
         add(&self.operations[index(operation)].errors, 1);
     }
@@ -87,7 +88,7 @@ impl Counters {
         self.operations.iter().map(|counts| counts.errors.load(Ordering::Relaxed)).sum()
     }
 
-    /// All of it, at about this moment.
+    /// All counters, at about the same moment.
     pub fn snapshot(&self) -> DeviceStats {
         let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
         let histogram = |of: &[AtomicU64]| Histogram::from_slots(of.iter().map(read));
@@ -106,7 +107,8 @@ impl Counters {
     }
 }
 
-/// Whether the last answer of the backend of these queues was an error, or one came lately. Heals by itself.
+/// Whether the last answer of the backend of these queues was an error, or the last error is less
+/// than 10 s ago. A success that is followed by no error for 10 s ends it.
 pub fn is_degraded<'a>(queues: impl Iterator<Item = &'a Counters>, now: Time) -> bool {
     let (mut succeeded, mut failed) = (0, 0);
     for queue in queues {
@@ -159,8 +161,8 @@ mod tests {
 
     #[test]
     fn a_backend_that_fails_is_degraded_until_it_has_answered_well_for_a_while() {
-        // Both: a device that nobody uses after the error does not heal by being left alone. The queue of the next good
-        // answer need not be that of the error.
+        // Both conditions: without new requests a device does not recover from an error. The next
+        // success may come to a different queue than the error.
         let (queues, at) = ([Counters::default(), Counters::default()], |s: u64| Time::from_nanos(s * 1_000_000_000));
         let is_degraded = |s| is_degraded(queues.iter(), at(s));
         assert!(!is_degraded(1));

@@ -3,20 +3,26 @@
 //! ```text
 //!        ┌──────────────────────────── one turn ────────────────────────────┐
 //!   wait │ events ──► Delivered ─► gate.request_all ──► lane.issue ──► commit│ submit, and wait until
-//!        │       └──► Backend ──► continue or commit    ▲                    │ something happens or
-//!        │ bell.take, gate.poll ─► tags let go ─────────┘                    │ the gate's deadline
+//!        │       └──► Backend ──► continue or commit    ▲                    │ an event or the gate's
+//!        │ bell.take, gate.poll ─► dispatched tags ─────┘                    │ deadline
 //!        └──────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! 1. It waits in one place only: at its ring, or, while reads and writes that may come would be held until the gate's next deadline
-//!    anyhow, for the time alone, so that they do not wake it. It reads the clock once a turn, after the wait. Whether that ended by
-//!    time, event or signal does not matter: whatever is due by the clock is done. Nothing being due, it may yield before it (`spell`).
-//! 2. Only this thread touches the tags of its queue. Other threads ring its bell, nothing else.
-//! 3. A held request is a tag not given back: the kernel's queue fills up, and the client waits. Nothing is allocated.
-//! 4. It ends when the kernel has aborted every tag and the gate has retired: after that nobody refers to the queue.
-//! 5. A device that is going does not wait for a backend that does not answer: what has been with it for [`PATIENCE`] gets EIO.
-//!    The entry is still there, and so its buffer, its file and this thread stay behind until it comes back; the queue does not.
-//!    With zero copy the kernel keeps the request, too: there is no buffer of ours in between, and the backend has the client's.
+//! 1. The thread blocks once per turn, in `io_uring_enter`, at most until the gate's deadline. If
+//!    every new read or write would be held until then, it blocks in `clock_nanosleep` instead (at
+//!    most 1 ms), so that new requests do not wake it. It reads the clock once a turn, after the
+//!    wait. Whether time, an event or a signal ended the wait does not matter: everything due by
+//!    the clock is done. If nothing is due, the thread may yield before it waits (`spell`).
+//! 2. Only this thread touches the tags of its queue. All that a different thread does is ring the
+//!    bell.
+//! 3. A held request is a tag not given back: the kernel's hardware queue fills up, and the client
+//!    waits. Nothing is allocated.
+//! 4. The thread ends when the kernel has aborted every tag and the gate has retired: no reference
+//!    to the queue is left then.
+//! 5. A device that is being removed does not wait for ever for its backend: a request that the
+//!    backend has had for [`PATIENCE`] gets EIO. The ring entry is still in flight, so its buffer,
+//!    its file and this thread outlive the queue until it completes. With zero copy the kernel
+//!    keeps the request as well: the backend has the client's pages, without a buffer in between.
 
 mod bell;
 pub mod buffers;
@@ -56,49 +62,50 @@ use crate::ublk::Transfer;
 use crate::ublk::queue::outlast as ring_outlast;
 use crate::ublk::queue::{CharDevice, Descriptor, Entry, Event, LOOK_AFTER, QueueRing, Wait, operation};
 
-/// What a queue thread tells the thread of its device.
+/// A message from a queue thread to the thread of its device.
 #[derive(Debug)]
 pub enum Report {
     /// Every tag is offered to the kernel: START may be sent.
     Ready,
-    /// It begins to keep requests over the end of a turn while nobody watches ([`Setup::is_watched`]).
+    /// The queue keeps requests over the end of a turn while [`Setup::is_watched`] is false.
     Busy,
     /// The kernel aborted a tag: the device is being stopped.
     Ending,
-    /// A request waits until the kernel can make a thread for it. Told once.
+    /// A request waits until the kernel can make a thread for it. Reported once.
     NoThread {
-        /// Of which queue.
+        /// The number of the queue.
         queue: u16,
     },
     /// The queue has ended, as planned or because of a failure.
     Ended {
-        /// Which one.
+        /// The number of the queue.
         queue: u16,
-        /// How.
+        /// Success, or the failure that ended it.
         outcome: Outcome<()>,
-        /// Entries that the backend still has: its thread waits for them, and must not be waited for.
+        /// Entries that are still with the backend. The queue thread waits for them, so it must not
+        /// be joined.
         stuck: usize,
     },
 }
 
-/// How long a device that is going waits for the backend's answer to a request.
+/// How long a device that is being removed waits for the backend's answer to a request.
 pub const PATIENCE: Duration = Duration::from_secs(3);
-/// How often it looks whether that has passed.
+/// Interval at which it is checked whether [`PATIENCE`] has passed.
 const PATIENCE_LOOK: Duration = Duration::from_millis(100);
 
-/// What others may do to a queue, and see of it.
+/// The side of a queue that other threads use.
 pub struct Handle {
     bell: Bell,
     must_leave: AtomicBool,
     must_hurry: AtomicBool,
     is_busy: AtomicBool,
     fetched: AtomicU64,
-    /// What it has done.
+    /// Counts of the queue's work.
     pub counters: Counters,
 }
 
 impl Handle {
-    /// Of a queue that is about to be started.
+    /// The handle of a queue that is about to start.
     pub fn new() -> Outcome<Arc<Self>> {
         Ok(Arc::new(Self {
             bell: Bell::new()?,
@@ -110,7 +117,7 @@ impl Handle {
         }))
     }
 
-    /// For another thread, after the one of a device that was not started has ended.
+    /// Prepares for a second thread, after the thread of a device that was not started has ended.
     pub fn reset(&self) {
         self.must_leave.store(false, Ordering::Release);
         self.must_hurry.store(false, Ordering::Release);
@@ -129,15 +136,16 @@ impl Handle {
         self.bell.ring();
     }
 
-    /// The device does not go after all: a backend may take its time again.
+    /// The removal was called off: a backend may take its time again.
     pub fn take_time(&self) {
         self.must_hurry.store(false, Ordering::Release);
         self.bell.ring();
     }
 
-    /// Whether it keeps a request at the moment, held or with the backend.
+    /// Whether the queue keeps a request, held or with the backend.
     pub fn is_busy(&self) -> bool {
-        // Pairs with `publish`: either the device thread sees this, or the queue sees that nobody watches.
+        // Pairs with `publish`: either the device thread sees this store, or the queue sees
+        // `is_watched` false.
         self.is_busy.load(Ordering::SeqCst)
     }
 
@@ -153,7 +161,7 @@ impl Doorbell for Handle {
     }
 }
 
-/// Everything a queue thread needs.
+/// The parameters of a queue thread.
 pub struct Setup {
     /// The character device.
     pub device: Arc<CharDevice>,
@@ -163,29 +171,29 @@ pub struct Setup {
     pub depth: u16,
     /// The longest read or write, in bytes.
     pub request_bytes_max: u32,
-    /// How data gets here and back.
+    /// How data gets into this process and back.
     pub transfer: Transfer,
-    /// The CPUs whose requests come here; `None` = any.
+    /// The CPUs whose requests come to this queue; `None` = any.
     pub cpus: Option<CpuSet>,
-    /// Whether START may look for partitions.
+    /// Whether START may scan for partitions.
     pub may_be_scanned: bool,
-    /// Where the bytes are.
+    /// The backend of the device.
     pub backend: Arc<dyn Backend>,
     /// Whether writes are refused.
     pub is_read_only: bool,
     /// The daemon's throttle.
     pub throttle: Arc<Throttle>,
-    /// The device's place in it.
+    /// The device's member of the throttle.
     pub member: MemberId,
-    /// What others see.
+    /// The side that other threads use.
     pub handle: Arc<Handle>,
     /// The name of the device.
     pub name: String,
-    /// Whether the device thread already looks after the requests of the device.
+    /// Whether the device thread already watches the requests of the device.
     pub is_watched: Arc<AtomicBool>,
-    /// Told of each turn with a request.
+    /// Notified at the end of each turn that fetched a request.
     pub activity: Arc<Activity>,
-    /// Tells the device thread.
+    /// Sends a report to the device thread.
     pub report: Box<dyn Fn(Report) + Send>,
 }
 
@@ -196,28 +204,31 @@ pub fn run(setup: Setup) {
         Err(failure) => (Err(failure), None),
     };
     let Setup { device, id, backend, handle, report, name, .. } = setup;
-    // The rest needs neither, and the id is not free before they are gone.
+    // `Rest` needs neither of them, and the id is not free before they are dropped.
     drop(device);
     report(Report::Ended { queue: id, outcome, stuck: rest.as_ref().map_or(0, |rest| rest.entries) });
     drop(report);
     if let Some(rest) = rest {
         rest.outlast(&name);
     }
-    // Ring and bell are of use until here; with the backend goes the lock of its file.
+    // Ring and bell are needed until here; dropping the backend releases the lock on its file.
     drop((handle, backend));
 }
 
-/// Serves until the end. What the backend still has then, if anything.
+/// Serves until the end of the queue. Returns the entries that are still with the backend then, if
+/// any.
 fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
     if let Some(cpus) = &setup.cpus {
-        // A matter of speed only: without it requests cross CPUs.
+        // A matter of speed only: without affinity requests cross CPUs.
         let _ = sched_setaffinity(Pid::from_raw(0), cpus);
     }
-    // Of this thread alone, and a matter of precision only: a sleep may else be 50 us longer than it was asked for.
+    // For this thread alone, and a matter of precision only: the default timer slack may lengthen a
+    // sleep by 50 us.
     let _ = set_timerslack(1);
     let mut queue = Queue::open(setup)?;
     if !setup.may_be_scanned {
-        // Of this thread alone. The kernel looks at it when tags are offered; nothing that a queue does needs it.
+        // For this thread alone. The kernel checks the capability when tags are offered; a queue
+        // needs it for nothing.
         caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).map_err(|cause| {
             Failure::new(Class::Perm, format!("queue {}: giving up CAP_SYS_ADMIN: {cause}", setup.id))
         })?;
@@ -232,10 +243,10 @@ fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
     Ok((tags.stuck() > 0).then_some(Rest { entries: tags.stuck(), _lane: lane, buffers }))
 }
 
-/// What the backend has not given back when the queue is gone, and what that needs.
+/// The entries that are still with the backend when the queue is gone, and all that they refer to.
 struct Rest {
     entries: usize,
-    /// Its file is named by the entries.
+    /// Holds the file that the entries name.
     _lane: Box<dyn Lane>,
     buffers: Buffers,
 }
@@ -252,7 +263,8 @@ impl Rest {
         );
         match ring_outlast(self.entries) {
             Ok(()) => log::info(format_args!("device={name} state=released: the backend has answered after all")),
-            // Whatever the kernel does with them then, it must not be with memory that is somebody else's.
+            // The kernel may still use the buffers at any time: leak their memory, so that it is
+            // not reused.
             Err(_) => std::mem::forget(self.buffers),
         }
     }
@@ -265,15 +277,15 @@ struct Slot {
     /// Bytes that the backend has done.
     done: usize,
     arrived: Time,
-    /// When the backend got it first.
+    /// When the backend first got the request.
     issued: Time,
-    /// Of its latest entry. An entry with another one was given up.
+    /// Serial number of its latest entry. An entry with a different number was given up.
     serial: u32,
-    /// That entry is a pause, after which the request is issued again.
+    /// The latest entry is a pause, after which the request is issued again.
     is_pausing: bool,
 }
 
-/// A tag that the gate hands back.
+/// The queue's number for a tag from the gate.
 fn own(tag: Tag) -> u16 {
     u16::try_from(tag).expect("the gate hands back the tags that it was given")
 }
@@ -286,10 +298,11 @@ struct Queue<'a> {
     gate: Gate,
     tags: Tags,
     slots: Vec<Slot>,
-    /// To be submitted with the next wait: at most one for each tag, the bell's poll and the look's timer.
+    /// To be submitted with the next wait: at most one for each tag, the poll of the bell and the
+    /// timer of `look`.
     entries: Vec<Entry>,
     events: Vec<Event>,
-    /// Requests that the gate is yet to be asked for, in the order in which they came.
+    /// Requests of this turn for `gate.request_all`, in order of arrival.
     arrived: Vec<Arrived>,
     let_go: Vec<Tag>,
     /// Answers of this turn.
@@ -297,20 +310,21 @@ struct Queue<'a> {
     spell: Spell,
     fetched: u64,
     is_busy: bool,
-    /// When the latest turn looked at the clock.
+    /// When the latest turn read the clock.
     turned_at: Time,
-    /// When the requests of this turn may have come at the earliest.
+    /// The earliest time at which requests of this turn may have arrived.
     since: Time,
-    /// When requests came last; `None` once the memory of the buffers was given back, or if there is none.
+    /// When a request last arrived; `None` once the memory of the buffers was given back, or
+    /// without buffers.
     used_at: Option<Time>,
-    /// A look at that is to come.
+    /// The timer of `look` is running.
     is_look_due: bool,
-    /// Since when the backend's answers are not waited for without limit.
+    /// The instant since which backend answers are limited by [`PATIENCE`].
     hurried: Option<Time>,
-    /// The kernel has said for all tags at once that it hands over nothing more.
+    /// The kernel has reported for all tags at once that it delivers nothing more.
     is_over: bool,
     has_retired: bool,
-    /// A request had to wait for a thread of the kernel, which was told.
+    /// A request had to wait for a kernel thread, which was reported.
     has_paused: bool,
 }
 
@@ -377,7 +391,8 @@ impl<'a> Queue<'a> {
         Ok(())
     }
 
-    /// Offers every tag to the kernel and makes sure that none was refused: START would wait for it for ever.
+    /// Offers every tag to the kernel and makes sure that none was refused: START would wait for it
+    /// for ever.
     fn offer_all(&mut self) -> Outcome<()> {
         self.entries.push(QueueRing::watch_bell(self.setup.handle.bell.descriptor()));
         for tag in 0..self.setup.depth {
@@ -387,7 +402,7 @@ impl<'a> Queue<'a> {
             Failure::new(Class::Failed, format!("queue {}: first turn: {}", self.setup.id, crate::error::plain(&cause)))
         };
         self.ring.turn(&mut self.entries, Wait::Until(clock::now()), &mut self.events).map_err(failed)?;
-        // What else may have come is left for the first turn.
+        // Any further events are left for the first turn.
         let refused = self.events.iter().find_map(|event| match event {
             Event::Refused(tag, errno) => Some((tag, Errno::from_raw(*errno))),
             _ => None,
@@ -410,7 +425,8 @@ impl<'a> Queue<'a> {
         }
         self.ring.turn(&mut self.entries, wait, &mut self.events)?;
         let now = clock::now();
-        // What comes while the thread sleeps through comes early: those that were answered before it are sent on again.
+        // Requests arrive early in such a sleep, as clients send the next ones right after the
+        // answers of the last turn.
         self.since = if matches!(wait, Wait::Through(_)) { self.turned_at } else { now };
         self.turned_at = now;
         let mut events = std::mem::take(&mut self.events);
@@ -422,7 +438,8 @@ impl<'a> Queue<'a> {
         self.ask(now);
         self.look(is_quiet, now);
 
-        // Silent first, then look: a ring that comes after this line brings another turn.
+        // Clear the bell before polling the gate. A ring after this line starts another turn; if
+        // the bell were cleared after the poll, that ring would be lost. Pairs with `Bell::ring`.
         let is_rung = self.setup.handle.bell.take();
         let mut let_go = std::mem::take(&mut self.let_go);
         if let Some(due) = self.gate.deadline().filter(|due| *due <= now) {
@@ -448,14 +465,14 @@ impl<'a> Queue<'a> {
         self.publish();
         let must_leave = is_rung && self.setup.handle.must_leave.load(Ordering::Acquire);
         if (self.tags.all_dead() && !self.ring.is_unsent()) || (must_leave && self.tags.is_backend_idle()) {
-            // Restart work may still be on its way to us; the bell tells when it has come.
+            // Restart work may still be under way to this queue; the bell rings when it arrives.
             self.has_retired = self.gate.retire().is_ok();
         }
         Ok(())
     }
 
     fn wait(&self) -> Wait {
-        // What the backend has done is not for later.
+        // Do not sleep through completions of the backend.
         if self.gate.is_calm() && self.hurried.is_none() && self.tags.is_backend_idle() {
             return self.gate.deadline().map_or(Wait::Forever, Wait::Through);
         }
@@ -464,8 +481,8 @@ impl<'a> Queue<'a> {
         self.gate.deadline().into_iter().chain(look).min().map_or(Wait::Forever, Wait::Until)
     }
 
-    /// Gives the memory of the buffers back if no request has come for [`LOOK_AFTER`], and nothing at all in this turn; as long as
-    /// there is something to give back, a look is to come.
+    /// Gives the memory of the buffers back if no request has arrived for [`LOOK_AFTER`] and this
+    /// turn had no event. As long as there is memory to give back, the timer runs.
     fn look(&mut self, is_quiet: bool, now: Time) {
         let Some(used_at) = self.used_at.filter(|_| !self.is_look_due) else { return };
         let is_unused = is_quiet && !self.tags.is_busy() && self.tags.stuck() == 0;
@@ -478,14 +495,14 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Answers with EIO what the backend has had for too long.
+    /// Answers requests with EIO that the backend has had for [`PATIENCE`].
     fn give_up(&mut self, since: Time, now: Time) {
         for tag in 0..self.setup.depth {
             let Slot { issued, serial, .. } = self.slots[usize::from(tag)];
             if !self.tags.is_running(tag) || now.nanos_since(issued.max(since)) < PATIENCE.as_nanos() as u64 {
                 continue;
             }
-            // Without memory for a new buffer the tag has to wait on.
+            // Without memory for a new buffer the tag waits on.
             if self.buffers.replace(tag).is_err() {
                 continue;
             }
@@ -536,15 +553,15 @@ impl<'a> Queue<'a> {
             }
             Event::Bell { is_armed: true } => {}
             Event::Look => self.is_look_due = false,
-            // The kernel refuses a COMMIT only if it is wrong: a wrong tag, a wrong thread, twice. Going on would leave
-            // a client waiting for ever.
+            // The kernel refuses a COMMIT only if it is wrong: a wrong tag, a wrong thread, a
+            // second answer. If the thread went on, a client would wait for ever.
             Event::Refused(tag, errno) => {
                 panic!("queue {}: commit of tag {tag} refused: {}", self.setup.id, Errno::from_raw(errno))
             }
         }
     }
 
-    /// A request has come.
+    /// Begins a delivered request.
     fn begin(&mut self, tag: u16, now: Time) {
         let described = self.ring.descriptor(tag);
         self.buffers.delivered(tag, described.operation == operation::WRITE, described.length);
@@ -563,7 +580,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Asks the gate for those of this turn's requests that it does not let pass unasked.
+    /// Asks the gate about the requests of this turn that did not pass without asking.
     fn ask(&mut self, now: Time) {
         if self.arrived.is_empty() {
             return;
@@ -583,12 +600,13 @@ impl<'a> Queue<'a> {
         (self.arrived, self.let_go) = (arrived, let_go);
     }
 
-    /// Nothing holds the request back any more.
+    /// Hands an admitted request to the backend, at once or after `waited_ns` of being held.
     fn let_through(&mut self, tag: u16, waited_ns: Option<u64>, now: Time) {
         let slot = &mut self.slots[usize::from(tag)];
         slot.issued = now;
         self.setup.handle.counters.let_through(slot.request.operation, slot.request.length, waited_ns);
-        // A backend that has let us down does not get more while the device waits to go: each would take its time.
+        // While entries are stuck at the backend, it gets no more requests: each would take up to
+        // [`PATIENCE`].
         if self.tags.stuck() > 0 {
             return self.answer(tag, Err(Errno::EIO), now);
         }
@@ -596,18 +614,18 @@ impl<'a> Queue<'a> {
         self.issue(tag, now);
     }
 
-    /// What the kernel asks for, in our words, if it is something we do.
+    /// The request of an io descriptor, or the errno if the device does not support it.
     fn admit(&self, described: &Descriptor) -> Result<Request, Errno> {
         let operation = match described.operation {
             operation::READ => Operation::Read,
             operation::WRITE => Operation::Write,
             operation::FLUSH => Operation::Flush,
             operation::DISCARD => Operation::Discard,
-            // Offered only where the backend has a way that moves no data.
+            // Only offered where the backend has a way that moves no data.
             operation::WRITE_ZEROES => Operation::WriteZeroes { as_data: false },
             _ => return Err(Errno::EOPNOTSUPP),
         };
-        // The kernel refuses them already; a backend opened for reading must not depend on that.
+        // The kernel refuses them already; a backend opened read-only must not depend on that.
         if self.setup.is_read_only
             && matches!(operation, Operation::Write | Operation::Discard | Operation::WriteZeroes { .. })
         {
@@ -642,7 +660,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Issues a request again a moment later. To everybody else it is with the backend meanwhile.
+    /// Issues a request again 10 ms later. Until then it counts as being with the backend.
     fn pause(&mut self, tag: u16) {
         if !std::mem::replace(&mut self.has_paused, true) {
             (self.setup.report)(Report::NoThread { queue: self.setup.id });
@@ -653,7 +671,7 @@ impl<'a> Queue<'a> {
         self.entries.push(QueueRing::backend(QueueRing::pause(), tag, slot.serial));
     }
 
-    /// The backend is done with a request.
+    /// Answers a request that the backend is done with.
     fn answer(&mut self, tag: u16, outcome: Result<(), Errno>, now: Time) {
         let Slot { request, issued, .. } = self.slots[usize::from(tag)];
         let counters = &self.setup.handle.counters;
@@ -667,7 +685,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// The kernel hands over nothing more under this tag.
+    /// The kernel delivers nothing more under this tag.
     fn abort(&mut self, tag: u16) {
         if !self.tags.is_ending() {
             (self.setup.report)(Report::Ending);
@@ -675,7 +693,8 @@ impl<'a> Queue<'a> {
         self.tags.abort(tag);
     }
 
-    /// Gives the tag back to the kernel, with the full length of its request or an error, never a part.
+    /// Gives the tag back to the kernel, with the full length of its request or an error, never a
+    /// part.
     fn commit(&mut self, tag: u16, result: i32) {
         self.tags.commit(tag);
         self.answers += 1;
@@ -685,7 +704,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Lets others see what happened in this turn.
+    /// Publishes the state of the queue at the end of a turn.
     fn publish(&mut self) {
         let handle = &self.setup.handle;
         if handle.fetched.load(Ordering::Relaxed) != self.fetched {
@@ -694,11 +713,13 @@ impl<'a> Queue<'a> {
         }
         if self.is_busy != self.tags.is_busy() {
             self.is_busy = !self.is_busy;
-            // Before the look at `is_watched`, in the one order of SeqCst: the device thread stops watching first and then
-            // looks whether anyone is busy.
+            // Store before the load of `is_watched`, in the single order of SeqCst: the device
+            // thread clears `is_watched` first and then reads `is_busy`. Pairs with `watch` of the
+            // device thread.
             handle.is_busy.store(self.is_busy, Ordering::SeqCst);
         }
-        // The load first: while the device thread watches, which is as long as there is work, this line is not written.
+        // Load before swap: while the device thread watches, which is as long as there is work, the
+        // cache line is not written.
         let watched = &self.setup.is_watched;
         if self.is_busy && !watched.load(Ordering::SeqCst) && !watched.swap(true, Ordering::SeqCst) {
             (self.setup.report)(Report::Busy);

@@ -1,33 +1,37 @@
-//! Whether the thread has been interrupting its clients, one request at a time.
+//! Detects spells in which the queue thread preempts its clients for each single request.
 //!
 //! ```text
 //!   answers of a turn   32  31  1  1  1  1  1  1  1  17 ─► yield   32  32 …
 //!                               └── the spell ───────┘
 //! ```
 //!
-//! The scheduler (EEVDF) lets a thread that falls asleep keep what it was owed, and a queue thread is owed something whenever it had to
-//! wait for a processor that its clients are on. Woken by a client, it is then let before it at once (Linux 7.3: who wakes another and
-//! has had its share, is preempted): a client sends one request, is interrupted, gets the answer, sends the next one, and each
-//! request costs two switches, until nothing is owed. A thread that yields gives up what it is owed.
+//! The scheduler (EEVDF) preserves the lag of a thread that falls asleep, and a queue thread gains
+//! lag whenever it has to wait for a CPU that its clients are on. Woken by a client, it preempts
+//! that client at once (Linux 7.3: a waker that has had its share is preempted). The client sends
+//! one request, is preempted, gets the answer, sends the next request, and each request costs two
+//! context switches until the lag is used up. A thread that yields gives its lag up.
 //!
-//! It does so only when it sees such a spell, and then once, with many requests just answered: clients on other processors do
-//! not wait for it, and where something else is busy on its own that gets one turn.
+//! The queue thread yields only after such a spell, and only once, right after a turn with many
+//! answers: clients on different CPUs do not wait for it then, and an unrelated thread that is busy
+//! on its CPU gets one turn.
 
-/// Answers of a turn that may be one of a spell.
+/// At most so many answers make a turn a short one.
 const FEW: u32 = 2;
-/// So many of those between two turns of [`MANY`] are one.
+/// So many short turns between two turns of [`MANY`] are a spell.
 const SPELL: u32 = 4;
-/// Answers of a turn after which to yield: what its clients send now, they send undisturbed, and nobody waits for a single one.
+/// Answers of a turn that ends a spell: its clients can send without being preempted, and none
+/// waits for a single answer.
 const MANY: u32 = 16;
 
-/// What has been seen of one.
+/// The short turns since the last turn of [`MANY`].
 #[derive(Debug, Default)]
 pub struct Spell {
     short_turns: u32,
 }
 
 impl Spell {
-    /// Notes a turn by the number of its answers; whether to yield after it.
+    /// Counts a turn by the number of its answers. Returns whether the thread should yield after
+    /// it.
     pub fn is_over(&mut self, answers: u32) -> bool {
         match answers {
             0 => false,

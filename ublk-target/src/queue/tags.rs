@@ -1,4 +1,4 @@
-//! Where each tag of a queue is: the guard of "committed exactly once".
+//! The state of each tag of a queue, which guarantees that a request is committed exactly once.
 //!
 //! ```text
 //!              deliver             hold
@@ -10,10 +10,12 @@
 //!   Dead                Running ── done, give_up ──► Owned
 //! ```
 //!
-//! *Parked*: with the kernel, which may deliver a request under it. *Owned*: ours, about to move on in this very turn.
-//! *Held*: waits for a limit. *Running*: the backend has an entry of it. *Dead*: the kernel took it back; device ending.
+//! *Parked*: with the kernel, which may deliver a request under it. *Owned*: with the queue thread,
+//! and about to move on in the same turn. *Held*: waits for a limit. *Running*: the backend has an
+//! entry of it. *Dead*: the kernel took it back, as the device ends.
 //!
-//! A tag that was given up goes on without its entry, which is *stuck*: still with the backend, and counted until it comes back.
+//! A tag that was given up goes on without its entry, which is *stuck*: still with the backend, and
+//! counted until it completes.
 
 /// The state of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ enum State {
     Dead,
 }
 
-/// The states of all tags of a queue, and how many are where.
+/// The states of all tags of a queue, with counts.
 #[derive(Debug)]
 pub struct Tags {
     states: Vec<State>,
@@ -46,48 +48,48 @@ impl Tags {
         self.step(tag, State::Parked, State::Owned);
     }
 
-    /// The gate keeps it.
+    /// The gate holds the request.
     pub fn hold(&mut self, tag: u16) {
         self.step(tag, State::Owned, State::Held);
         self.held += 1;
     }
 
-    /// The gate lets it go.
+    /// The gate dispatches the request.
     pub fn let_go(&mut self, tag: u16) {
         self.step(tag, State::Held, State::Owned);
         self.held -= 1;
     }
 
-    /// The backend gets an entry for it.
+    /// The backend gets an entry for the request.
     pub fn run(&mut self, tag: u16) {
         self.step(tag, State::Owned, State::Running);
         self.running += 1;
     }
 
-    /// That entry is done.
+    /// The entry has completed.
     pub fn done(&mut self, tag: u16) {
         self.step(tag, State::Running, State::Owned);
         self.running -= 1;
     }
 
-    /// That entry is not waited for any longer.
+    /// The entry is not waited for any longer.
     pub fn give_up(&mut self, tag: u16) {
         self.done(tag);
         self.stuck += 1;
     }
 
-    /// An entry that was given up has come back.
+    /// An entry that was given up has completed.
     pub fn late(&mut self) {
         assert!(self.stuck > 0, "an entry came back that nobody gave up");
         self.stuck -= 1;
     }
 
-    /// Answered; the kernel has it again.
+    /// The request is answered; the kernel has the tag again.
     pub fn commit(&mut self, tag: u16) {
         self.step(tag, State::Owned, State::Parked);
     }
 
-    /// The kernel took it back for good.
+    /// The kernel takes the tag back for good.
     pub fn abort(&mut self, tag: u16) {
         self.step(tag, State::Parked, State::Dead);
         self.dead += 1;
@@ -103,12 +105,13 @@ impl Tags {
         self.dead > 0
     }
 
-    /// Whether the queue has nothing left to do: every tag dead, and so nothing held and nothing with the backend.
+    /// Whether the queue has no work left: every tag is dead, so none is held and none is with the
+    /// backend.
     pub fn all_dead(&self) -> bool {
         usize::from(self.dead) == self.states.len()
     }
 
-    /// Whether the backend has an entry that is waited for.
+    /// Whether the backend has no entry that is waited for.
     pub fn is_backend_idle(&self) -> bool {
         self.running == 0
     }
@@ -118,19 +121,19 @@ impl Tags {
         self.states[usize::from(tag)] == State::Running
     }
 
-    /// Whether a request is with us over the end of a turn.
+    /// Whether the queue keeps a request over the end of a turn.
     pub fn is_busy(&self) -> bool {
         self.held > 0 || self.running > 0
     }
 
-    /// Entries that were given up and have not come back.
+    /// Entries that were given up and have not completed.
     pub fn stuck(&self) -> usize {
         self.stuck
     }
 
     fn step(&mut self, tag: u16, from: State, to: State) {
         let state = &mut self.states[usize::from(tag)];
-        // Not only in debug builds: a request answered twice is another client's data lost.
+        // Also in release builds: a request answered twice loses the data of another client.
         assert!(*state == from, "tag {tag} goes to {to:?} from {state:?}, not from {from:?}");
         *state = to;
     }
@@ -159,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_queue_ends_when_the_last_tag_is_dead() {
-        // A tag that is still with us keeps the queue alive until it was committed and aborted.
+        // A tag that is still with the queue keeps it alive until it was committed and aborted.
         let mut tags = Tags::parked(2);
         tags.deliver(0);
         tags.abort(1);
@@ -171,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_tag_goes_on_without_an_entry_that_was_given_up() {
-        // The device can be taken down; the entry comes back when the backend pleases.
+        // The device can be removed; the entry completes when the backend pleases.
         let mut tags = Tags::parked(1);
         tags.deliver(0);
         tags.run(0);
