@@ -194,7 +194,7 @@ pub enum Answer {
     Written,
     /// Some dirty data is not with the backend; STOP follows nevertheless.
     Unwritten,
-    /// The kernel has taken the disk down; [`Word::Delete`] may follow. With [`Answer::Busy`] instead,
+    /// The kernel has removed the disk; [`Word::Delete`] may follow. With [`Answer::Busy`] instead,
     /// the disk is open, and unchanged.
     Stopped,
     /// The device is deleted. The helper stays for a moment to see whether the id becomes free.

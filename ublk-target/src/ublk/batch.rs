@@ -1,15 +1,15 @@
 //! Requests fetched and answered in batches (`UBLK_F_BATCH_IO`, Linux 7.0).
 //!
 //! ```text
-//!   PREP    once      [tag, buffer] of every tag              offers them
+//!   PREP    once      [tag, buffer] of every tag              offers the tags
 //!   FETCH   multishot a buffer full of tags at a time         delivers, until ENODEV: the queue is being stopped
-//!   COMMIT  a turn    [tag, result, buffer] of what is done   answers, and offers the tags again
+//!   COMMIT  a turn    [tag, result, buffer] of each answer    answers, and offers the tags again
 //!
 //!   memory  │ ring of free buffers │ buffer 0 │ buffer 1 │ …    each of [`TAGS`] tags
 //! ```
 //!
-//! Without it each request is a command of its own, submitted, completed and accounted for by the ring. Here the ring sees one
-//! command a turn, however many requests there are in it.
+//! Without batches each request is a command of its own, submitted, completed and accounted for by
+//! the ring. Here the ring sees one command a turn, for any number of requests.
 
 #![allow(
     unsafe_code,
@@ -28,24 +28,26 @@ use super::queue::{ANSWERED, Entry, Event, FETCHED};
 use crate::error::{Class, OrFail, Outcome};
 use crate::mapping::Mapping;
 
-/// The most tags that the driver hands over at a time.
+/// The most tags that the driver delivers at a time.
 const TAGS: usize = 128;
-/// Of the buffers for them: each delivery takes one, until it is read. Should they run out, the next turn fetches anew.
+/// Buffers for tags: each delivery takes one until it is read. If they run out, the next turn
+/// fetches anew.
 const BUFFERS: u16 = 16;
-/// The number of their group. The ring has no other.
+/// The number of the buffer group, the only one of the ring.
 const GROUP: u16 = 0;
-/// The ring of free buffers has a page to itself, which the kernel wants.
+/// The ring of free buffers has a page to itself, as the kernel requires.
 const RING_BYTES: usize = 4096;
 const BUFFER_BYTES: usize = TAGS * size_of::<u16>();
 const MEMORY_BYTES: usize = RING_BYTES + BUFFERS as usize * BUFFER_BYTES;
 
 /// `IORING_URING_CMD_MULTISHOT`, Linux 6.19; the crate has no name for it.
 const MULTISHOT: u32 = 1 << 1;
-/// Where `uring_cmd_flags` and `buf_group` stand in a `struct io_uring_sqe`.
+/// The offsets of `uring_cmd_flags` and `buf_group` in a `struct io_uring_sqe`.
 const AT_COMMAND_FLAGS: usize = 28;
 const AT_GROUP: usize = 40;
 
-/// `struct ublk_elem_header`: tag u16, buf_index u16, result i32. Where data is copied, the address of the buffer follows, u64.
+/// `struct ublk_elem_header`: tag u16, buf_index u16, result i32. If data is copied, the address of
+/// the buffer follows, u64.
 const HEADER_BYTES: usize = 8;
 const ELEMENT_BYTES: usize = 16;
 
@@ -53,14 +55,14 @@ const ELEMENT_BYTES: usize = 16;
 pub(super) struct Batch {
     queue: u16,
     transfer: Transfer,
-    /// What was offered or answered since the last PREP or COMMIT, as bytes: elements, or their headers.
+    /// The offers or answers since the last PREP or COMMIT, as bytes: elements, or their headers.
     gathered: Vec<u8>,
-    /// That of the PREP or COMMIT that the kernel has not answered; it reads it, so it must stay where it is.
+    /// The elements of the PREP or COMMIT in flight. The kernel reads them, so they must not move.
     under_way: Vec<u8>,
-    /// Whether every tag has been offered, and a COMMIT comes next, not a PREP.
+    /// Every tag has been offered, so the next command is a COMMIT, not a PREP.
     is_offered: bool,
     is_fetching: bool,
-    /// Nothing more will be delivered.
+    /// The kernel delivers nothing more.
     is_over: bool,
     tags: TagBuffers,
 }
@@ -81,7 +83,8 @@ impl Batch {
         })
     }
 
-    /// The buffer of `tag` from now on, and how its request ended if there was one.
+    /// Adds an offer or an answer: the buffer of `tag` from now on, and the result of its request,
+    /// if it had one.
     pub(super) fn gather(&mut self, tag: u16, buffer: *mut u8, result: i32) {
         debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
         let element = element(tag, buffer, result);
@@ -91,23 +94,27 @@ impl Batch {
         }
     }
 
-    /// Whether something was gathered, or is under way.
+    /// Whether elements are gathered or in flight.
     pub(super) fn is_unsent(&self) -> bool {
         !self.gathered.is_empty() || !self.under_way.is_empty()
     }
 
-    /// How many completions must be waited for so that one of them is more than the answer to what is submitted with the wait.
+    /// The number of completions to wait for, so that one of them is not that of the PREP or COMMIT
+    /// submitted with the wait.
     pub(super) fn least(&self) -> u32 {
-        // Where nothing more comes, or more is to be submitted after that answer, the answer is enough.
+        // That completion is enough if no delivery can follow, or if elements wait to be submitted
+        // after it.
         if self.under_way.is_empty() || self.is_over || !self.gathered.is_empty() { 1 } else { 2 }
     }
 
-    /// Submits what was gathered, and then a FETCH if none is there: one that finds requests delivers them at once, and what is
-    /// copied in must not come before what is copied out.
+    /// Submits the gathered elements, and then a FETCH if none is in flight. The order matters: a
+    /// FETCH that finds requests delivers them at once, and their data must not be copied in before
+    /// that of the answered reads is copied out.
     ///
     /// # Safety
     ///
-    /// The buffers that were gathered must be valid, each until its tag is gathered with another one or the ring has gone.
+    /// The gathered buffers must be valid, each until its tag is gathered with a new buffer or the
+    /// ring has gone.
     pub(super) unsafe fn submit(&mut self, submission: &mut squeue::SubmissionQueue<'_>) {
         if self.under_way.is_empty() && !self.gathered.is_empty() {
             std::mem::swap(&mut self.under_way, &mut self.gathered);
@@ -120,15 +127,17 @@ impl Batch {
         if self.is_offered && !self.is_fetching && !self.is_over {
             self.is_fetching = true;
             let entry = fetch(self.queue).user_data(FETCHED);
-            // SAFETY: the buffers of the group are there until `self` is dropped, which unregisters them first.
+            // SAFETY: the buffers of the group exist until `self` is dropped, which unregisters
+            // them first.
             unsafe { submission.push(&entry) }.expect("a ring made for more");
         }
     }
 
-    /// What the completion of a PREP or COMMIT means: nothing, but if the kernel did not take every element.
+    /// Applies the completion of a PREP or COMMIT: an event only if the kernel refused an element.
     pub(super) fn answered(&mut self, result: i32, events: &mut Vec<Event>) {
         let taken = usize::try_from(result).unwrap_or(0);
-        // A COMMIT says how many bytes of elements it took, a PREP that it took all: 0.
+        // The result of a COMMIT is the number of bytes of the elements taken; that of a PREP is 0
+        // if it took all.
         if result != 0 && taken != self.under_way.len() {
             let at = taken.min(self.under_way.len() - 2);
             let tag = u16::from_ne_bytes([self.under_way[at], self.under_way[at + 1]]);
@@ -137,7 +146,7 @@ impl Batch {
         self.under_way.clear();
     }
 
-    /// What a completion of the FETCH means.
+    /// Applies a completion of the FETCH.
     pub(super) fn fetched(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
         let result = completion.result();
         if let Some(buffer) = cqueue::buffer_select(completion.flags()) {
@@ -155,7 +164,7 @@ impl Batch {
                 self.is_over = true;
                 events.push(Event::Over);
             }
-            // No buffer was free, or no memory: in the next turn.
+            // No buffer was free, or no memory: the next turn fetches again.
             _ if matches!(-result, libc::ENOBUFS | libc::ENOMEM) => {}
             _ => events.push(Event::Refused(0, -result)),
         }
@@ -170,7 +179,8 @@ const fn element_bytes(transfer: Transfer) -> usize {
     }
 }
 
-/// What a PREP or COMMIT says of a tag. For zero copy its pages shall stand in the ring's table under the number of the tag.
+/// An element of a PREP or COMMIT. For zero copy it names the tag as the index in the ring's table
+/// where the client's pages shall be.
 fn element(tag: u16, buffer: *mut u8, result: i32) -> [u8; ELEMENT_BYTES] {
     let mut bytes = [0; ELEMENT_BYTES];
     bytes[0..2].copy_from_slice(&tag.to_ne_bytes());
@@ -180,7 +190,8 @@ fn element(tag: u16, buffer: *mut u8, result: i32) -> [u8; ELEMENT_BYTES] {
     bytes
 }
 
-/// A PREP or COMMIT of these elements, with `struct ublk_batch_io`: q_id u16, flags u16, nr_elem u16, elem_bytes u8, the rest zero.
+/// A PREP or COMMIT of these elements, with `struct ublk_batch_io`: q_id u16, flags u16, nr_elem
+/// u16, elem_bytes u8, the rest zero.
 fn command(operation: u32, queue: u16, transfer: Transfer, elements: &[u8]) -> Entry {
     let flags = if transfer == Transfer::Copied { sys::UBLK_BATCH_F_HAS_BUF_ADDR as u16 } else { 0 };
     let count = (elements.len() / element_bytes(transfer)) as u16;
@@ -207,9 +218,9 @@ fn fetch(queue: u16) -> Entry {
     unsafe { std::mem::transmute::<[u8; 64], Entry>(bytes) }
 }
 
-/// The buffers that the kernel writes tags into, and their ring.
+/// The buffers into which the kernel writes tags, and their ring.
 struct TagBuffers {
-    /// Unmapped only once it was unregistered.
+    /// Unmapped only after the buffers were unregistered.
     memory: ManuallyDrop<Mapping>,
     tail: u16,
 }
@@ -225,19 +236,20 @@ impl TagBuffers {
         Ok(buffers)
     }
 
-    /// The tags in the first `bytes` of a buffer.
+    /// Reads the tags in the first `bytes` of a buffer.
     fn read(&self, buffer: u16, bytes: usize) -> &[u16] {
         assert!(buffer < BUFFERS && bytes <= BUFFER_BYTES, "{bytes} bytes in buffer {buffer}");
-        // SAFETY: the buffer lies in the mapping, aligned; the kernel is done with it: it does not write before it is freed,
-        // which `&mut self` is needed for.
+        // SAFETY: the buffer lies in the mapping, aligned. The kernel does not write to it before
+        // `free`, which takes `&mut self`.
         unsafe { std::slice::from_raw_parts(self.buffer(buffer).cast().as_ptr(), bytes / size_of::<u16>()) }
     }
 
     /// Gives a buffer to the kernel.
     fn free(&mut self, buffer: u16) {
         let base = self.memory.at(0).cast::<types::BufRingEntry>();
-        // SAFETY: below BUFFERS entries lie in the first page of the mapping. The kernel reads the entry only once the tail has
-        // passed it; the tail stands in the entry's own page, aligned, and is shared with the kernel, so it is written as an atomic.
+        // SAFETY: indices below BUFFERS lie in the first page of the mapping. The kernel reads the
+        // entry only once the tail has passed it. The tail stands in the page of the entries,
+        // aligned, and is shared with the kernel, so it is written as an atomic.
         unsafe {
             let entry = &mut *base.add(usize::from(self.tail % BUFFERS)).as_ptr();
             entry.set_addr(self.buffer(buffer).as_ptr() as u64);
@@ -255,11 +267,12 @@ impl TagBuffers {
 }
 
 impl Drop for TagBuffers {
-    /// Unregistered first: a FETCH that is still there then finds no buffer, and delivers nothing any more.
+    /// Unregisters first: a FETCH that is still in flight then finds no buffer, and delivers
+    /// nothing any more.
     fn drop(&mut self) {
         let unregistered = libublk::with_task_io_ring_mut(|ring| ring.submitter().unregister_buf_ring(GROUP));
         if unregistered.is_ok() {
-            // SAFETY: nowhere else, and not touched afterwards.
+            // SAFETY: dropped here only, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
     }

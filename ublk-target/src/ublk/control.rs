@@ -5,9 +5,10 @@
 //!   dev_id u32 │ queue_id u16 │ len u16 │ addr u64 │ data u64 │ dev_path_len u16, pad │ reserved u32
 //! ```
 //!
-//! ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY, GET_FEATURES, and before a device serves GET_PARAMS and START_RECOVERY may be
-//! called by the daemon. START, END_RECOVERY, STOP, TRY_STOP, DEL and UPDATE_SIZE only by a helper process: they can wait for
-//! requests that the daemon holds, and a process killed in such a wait never dies.
+//! The daemon itself may send ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES, and
+//! before a device serves also GET_PARAMS and START_RECOVERY. Only a helper process may send START,
+//! END_RECOVERY, STOP, TRY_STOP, DEL and UPDATE_SIZE: they can wait for requests that the daemon holds, and a
+//! process killed in such a wait never dies.
 
 #![allow(unsafe_code, reason = "submission entries carry addresses; each buffer is ours and outlives its command")]
 
@@ -24,16 +25,17 @@ use super::params::{Disk, Params};
 use super::{DeviceInfo, Owner, Transfer};
 use crate::error::{Class, Failure, OrFail, Outcome};
 
-/// Where the driver takes commands.
+/// The file that takes control commands.
 pub const CONTROL_PATH: &str = "/dev/ublk-control";
 
 /// The driver's unit of sizes.
 const SECTOR: u64 = 512;
 
-/// CPUs in an affinity mask: what `CpuSet` can hold.
+/// CPUs in an affinity mask: the capacity of `CpuSet`.
 const CPUS_MAX: usize = 1024;
 
-/// What is in flight when the server dies is given to the next one. Without the second flag it would fail.
+/// Requests in flight at the death of a server are given to the next one. Without the second flag
+/// they would fail.
 const RECOVERABLE: u64 = (sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE) as u64;
 
 /// A handle on the driver.
@@ -41,7 +43,7 @@ pub struct Control {
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
     device: File,
     sequence: u64,
-    /// Whether each command is given by a thread of its own.
+    /// Whether each command is sent by a thread of its own.
     is_aside: bool,
 }
 
@@ -54,10 +56,10 @@ struct Command<'a> {
     buffer: Option<&'a mut [u8]>,
 }
 
-/// What to ask ADD for.
+/// The parameters of an ADD.
 #[derive(Clone, Copy, Debug)]
 pub struct NewDevice {
-    /// A certain number, or any free one.
+    /// The id, or `None` for any free one.
     pub id: Option<u32>,
     /// Queues wanted.
     pub queues: u16,
@@ -65,37 +67,40 @@ pub struct NewDevice {
     pub depth: u16,
     /// The longest read or write, in bytes.
     pub request_bytes_max: u32,
-    /// Whether the disk outlives its server: what is in flight then, and what comes, waits for the next one.
+    /// Whether the disk outlives its server: requests in flight, and new ones, then wait for the
+    /// next server.
     pub is_recoverable: bool,
-    /// How data gets to us; a kernel that does not know the way gives [`Transfer::Copied`].
+    /// How data gets to the server; a kernel without zero copy gives [`Transfer::Copied`].
     pub transfer: Transfer,
-    /// Our mark.
+    /// The mark of this program.
     pub owner: Owner,
 }
 
 impl Control {
-    /// Opens the driver, with the cure in the error when it is not there.
+    /// Opens the driver. If it is missing, the error names the cure.
     pub fn open() -> Outcome<Self> {
         let device = OpenOptions::new().read(true).write(true).open(CONTROL_PATH).map_err(no_driver)?;
         let ring = IoUring::builder().build(4).map_err(no_uring)?;
         Ok(Self { ring, device, sequence: 0, is_aside: false })
     }
 
-    /// The same for a thread that lives on: its commands are given by threads that end with them.
+    /// Opens the driver for a thread that lives on: each command is sent by a thread that ends with
+    /// it.
     ///
     /// See [`super::aside`].
     pub fn open_aside() -> Outcome<Self> {
         Ok(Self { is_aside: true, ..Self::open()? })
     }
 
-    /// Every optional ability of the driver, as bits.
+    /// All optional features of the driver, as bits.
     pub fn features(&mut self) -> Result<u64, Errno> {
         let mut bits = [0; 8];
         self.run(Command { operation: sys::UBLK_U_CMD_GET_FEATURES, buffer: Some(&mut bits), ..no_device() })?;
         Ok(u64::from_ne_bytes(bits))
     }
 
-    /// Makes a device: `/dev/ublkcN` appears. Without flags, requests in flight fail when the daemon dies, and the disk with them.
+    /// ADD: `/dev/ublkcN` appears. Unless the device is recoverable, its requests and its disk fail
+    /// when the daemon dies.
     pub fn add(&mut self, wanted: &NewDevice) -> Result<DeviceInfo, Errno> {
         let mut info = sys::ublksrv_ctrl_dev_info {
             nr_hw_queues: wanted.queues,
@@ -115,7 +120,7 @@ impl Control {
         Ok(info.into())
     }
 
-    /// What the driver knows about device `id`; `ENODEV` if there is none.
+    /// GET_INFO: the driver's description of device `id`; `ENODEV` if it does not exist.
     pub fn info(&mut self, id: u32) -> Result<DeviceInfo, Errno> {
         let mut info = sys::ublksrv_ctrl_dev_info::default();
         let buffer = Some(bytes_of_info(&mut info));
@@ -123,7 +128,7 @@ impl Control {
         Ok(info.into())
     }
 
-    /// Describes the disk, before START.
+    /// SET_PARAMS: describes the disk, before START.
     pub fn set_params(&mut self, id: u32, params: &Params) -> Result<(), Errno> {
         let mut params = *params;
         params.len = size_of_val(&params) as u32;
@@ -131,8 +136,8 @@ impl Control {
         self.run(Command { operation: sys::UBLK_U_CMD_SET_PARAMS, id, buffer, ..no_device() })
     }
 
-    /// How the disk was described. Waits for a STOP of the device, which may wait for requests of its server: not to be called by
-    /// that server.
+    /// GET_PARAMS: the description of the disk. Waits for a STOP of the device, which may wait for
+    /// requests of its server: that server must not call this.
     pub fn params(&mut self, id: u32) -> Result<Disk, Errno> {
         let mut params = Params { len: size_of::<Params>() as u32, ..Default::default() };
         let buffer = Some(bytes_of_params(&mut params));
@@ -140,17 +145,19 @@ impl Control {
         Ok(Disk(params))
     }
 
-    /// START_USER_RECOVERY: the device is to have a new server. `EBUSY` as long as the kernel has not done with the old one.
+    /// START_USER_RECOVERY: the device is to have a new server. `EBUSY` as long as the kernel has
+    /// not finished with the old one.
     pub fn start_recovery(&mut self, id: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_START_USER_RECOVERY, id, ..no_device() })
     }
 
-    /// END_USER_RECOVERY: process `server`, which has offered every tag, serves from now on. For helpers only.
+    /// END_USER_RECOVERY: from now on process `server` serves, which has offered every tag. For
+    /// helpers only.
     pub fn end_recovery(&mut self, id: u32, server: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_END_USER_RECOVERY, id, data: server.into(), ..no_device() })
     }
 
-    /// The CPUs whose requests come to `queue`.
+    /// GET_QUEUE_AFFINITY: the CPUs whose requests come to `queue`.
     pub fn affinity(&mut self, id: u32, queue: u16) -> Result<CpuSet, Errno> {
         let mut mask = [0; CPUS_MAX / 8];
         let buffer = Some(&mut mask[..]);
@@ -168,18 +175,19 @@ impl Control {
         self.run(Command { operation: sys::UBLK_U_CMD_START_DEV, id, data: server.into(), ..no_device() })
     }
 
-    /// STOP: the disk goes, after everything in flight was answered. For helpers only.
+    /// STOP: the disk is removed, after every request in flight was answered. For helpers only.
     pub fn stop(&mut self, id: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_STOP_DEV, id, ..no_device() })
     }
 
-    /// TRY_STOP: STOP of a disk that no opener has; `EBUSY` if one has it, and then nothing has changed. Only a driver with
-    /// SAFE_STOP_DEV knows the command (Linux 7.0). For helpers only.
+    /// TRY_STOP: STOP of a disk without openers. `EBUSY`: the disk is open, and unchanged. Only a
+    /// driver with SAFE_STOP_DEV knows the command (Linux 7.0). For helpers only.
     pub fn try_stop(&mut self, id: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_TRY_STOP_DEV, id, ..no_device() })
     }
 
-    /// DEL, the variant that does not wait: the id is free once the last user has closed the device. For helpers only.
+    /// DEL, in the variant that does not wait: the id is free once the last user has closed the
+    /// device. For helpers only.
     pub fn delete(&mut self, id: u32) -> Result<(), Errno> {
         self.run(Command { operation: sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, ..no_device() })
     }
@@ -189,8 +197,8 @@ impl Control {
         self.run(Command { operation: sys::UBLK_U_CMD_UPDATE_SIZE, id, data: size / SECTOR, ..no_device() })
     }
 
-    /// Makes the worker thread of io_uring that a command needs if it can sleep; `EAGAIN` if no thread is left. A ring
-    /// keeps its last worker, so a later command cannot fail for the lack of one.
+    /// Makes the io_uring worker that a command needs, as it may sleep; `EAGAIN` if no thread is
+    /// left. A ring keeps its last worker, so a later command cannot fail for the lack of one.
     pub fn have_worker(&mut self) -> Result<(), Errno> {
         // ASYNC: a worker carries out the NOP, though a NOP cannot sleep.
         let entry = opcode::Nop::new().build().flags(squeue::Flags::ASYNC);
@@ -212,7 +220,7 @@ impl Control {
         };
         let mut bytes = [0; 80];
         bytes[0..4].copy_from_slice(&command.id.to_ne_bytes());
-        // No command of ours is about a queue in this field.
+        // The queue id is unused: GET_QUEUE_AFFINITY has its queue in `data`.
         bytes[4..6].copy_from_slice(&u16::MAX.to_ne_bytes());
         bytes[6..8].copy_from_slice(&length.to_ne_bytes());
         bytes[8..16].copy_from_slice(&address.to_ne_bytes());
@@ -225,23 +233,25 @@ impl Control {
     /// Submits an entry and waits for its completion.
     ///
     /// # Safety
-    /// The descriptors and buffers that the entry names live until the call returns.
+    /// The descriptors and buffers that the entry names must live until the call returns.
     unsafe fn complete(&mut self, entry: squeue::Entry128) -> Result<(), Errno> {
         self.sequence += 1;
         let entry = entry.user_data(self.sequence);
-        // SAFETY: as the caller promises, and the call does not return before the completion of exactly this entry was seen.
+        // SAFETY: the caller's promise; the call does not return before the completion of exactly
+        // this entry.
         unsafe { self.ring.submission().push(&entry) }.expect("the ring has room: one command at a time");
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
-                // A stop signal, a debugger or the freezer interrupts even with all signals blocked. The command goes on.
+                // A stop signal, a debugger or the freezer interrupts even with all signals
+                // blocked. The command goes on.
                 Err(cause) if matches!(cause.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
                 Err(cause) => panic!("io_uring_enter on the control ring: {cause}"),
             }
             if let Some(done) = self.ring.completion().find(|done| done.user_data() == self.sequence) {
                 return match Errno::from_raw(-done.result()) {
                     _ if done.result() >= 0 => Ok(()),
-                    // Nobody cancels a command: the kernel could not make the worker that it needs.
+                    // No command is ever cancelled, so the kernel could not make the worker for it.
                     Errno::ECANCELED => Err(Errno::EAGAIN),
                     errno => Err(errno),
                 };
@@ -250,13 +260,14 @@ impl Control {
     }
 }
 
-/// A command that is not about a device yet: the driver wants -1 there.
+/// A command without a device yet: the driver expects -1 as the id.
 fn no_device() -> Command<'static> {
     Command { id: u32::MAX, ..Command::default() }
 }
 
-/// Requests in batches, wherever the driver can; it leaves out what it does not know. With a single tag it refuses the device (Linux 7.3:
-/// its list of what has come wants room for two), and there is nothing to gain.
+/// Batches, wherever the driver can; it clears flags that it does not know. With a depth of 1 the
+/// driver refuses the device (Linux 7.3: its list of arrived requests needs room for two), and
+/// batches would gain nothing.
 const fn batch_flag(depth: u16) -> u64 {
     if depth > 1 { sys::UBLK_F_BATCH_IO as u64 } else { 0 }
 }

@@ -1,28 +1,28 @@
-//! The optional abilities of the driver, by name, and what this program does with each.
+//! The optional features of the driver, by name, and whether this program uses them.
 
-/// One ability.
+/// One feature of the driver.
 #[derive(Clone, Copy, Debug)]
 pub struct Feature {
     /// Its bit in `UBLK_U_CMD_GET_FEATURES`.
     pub bit: u32,
-    /// `UBLK_F_` and this.
+    /// The name behind `UBLK_F_`.
     pub name: &'static str,
-    /// Since which mainline kernel, roughly, in plain words what it is.
+    /// The meaning, in plain words.
     pub meaning: &'static str,
-    /// Whether a device of ours has it.
+    /// Whether devices of this program use it.
     pub is_used: bool,
 }
 
-/// The bit of the ability to resize a live device.
+/// The bit of the feature to resize a live device.
 pub const UPDATE_SIZE: u32 = 10;
-/// The bit of the ability to have the client's pages in the ring's table of buffers.
+/// The bit of the feature to have the client's pages in the ring's table of buffers.
 pub const AUTO_BUF_REG: u32 = 11;
-/// The bit of the ability to stop a disk only if no opener has it.
+/// The bit of the feature to stop a disk only if it has no opener.
 pub const SAFE_STOP_DEV: u32 = 17;
-/// The bit of the ability to leave partitions alone.
+/// The bit of the feature to leave partitions alone.
 pub const NO_AUTO_PART_SCAN: u32 = 18;
 
-/// All abilities known up to Linux 7.3, by bit.
+/// All features known up to Linux 7.3, by bit.
 pub const ALL: [Feature; 21] = [
     feature(0, "SUPPORT_ZERO_COPY", "request pages as fixed buffers, by command"),
     feature(1, "URING_CMD_COMP_IN_TASK", "completions in task context (always on)"),

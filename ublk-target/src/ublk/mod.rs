@@ -1,18 +1,20 @@
-//! The kernel's ublk driver and libublk: the only place that meets either.
+//! The kernel's ublk driver and libublk: no module outside this one uses either.
 //!
 //! ```text
 //!   control   /dev/ublk-control   ADD, SET_PARAMS, GET_INFO, GET_FEATURES; START, STOP, DEL for the helper processes
-//!   params    what the kernel is told about a disk, from the geometry of its backend
+//!   params    the kernel's parameters of a disk, from the geometry of its backend
 //!   queue     /dev/ublkcN         one ring: FETCH, COMMIT, the backend's entries, the wait
-//!   batch     of those, FETCH and COMMIT for many requests at a time, where the driver can
-//!   leftovers what a server that died during recovery has left, made good for the next one
+//!   batch     of these, FETCH and COMMIT for many requests at a time, where the driver can
+//!   leftovers the driver's state after a server died during recovery, repaired for the next server
 //! ```
 //!
-//! libublk gives the character device, the mapped io descriptors and the queue's ring. The wait, the commits and the
-//! control commands are ours, because libublk 0.4.8
-//! * loses its place for ever when a signal interrupts a control command;
-//! * stops the device itself at the end of its own loop, which a daemon must never do (see [`crate::helper`]);
-//! * drops commits without a word once one command was aborted, and ignores a FETCH that failed;
+//! libublk provides the character device, the mapped io descriptors and the queue's ring. The wait,
+//! the commits and the control commands are implemented here, because libublk 0.4.8
+//! * gets out of step for ever when a signal interrupts a control command: from then on each
+//!   command finds the completion of an earlier one;
+//! * stops the device itself at the end of its own loop, which a daemon must never do (see
+//!   [`crate::helper`]);
+//! * drops commits silently once one command was aborted, and ignores a FETCH that failed;
 //! * waits 20 s at a time, where a throttle needs the next deadline.
 //!
 //! So none of its counters is used: every entry of the ring is made, counted and reaped by `queue`.
@@ -28,45 +30,48 @@ use std::{fs, io, thread};
 
 use libublk::sys;
 
-/// What marks a device as made by this program: the upper half of the 64 bits that the driver keeps for its server.
+/// The mark of a device made by this program: the upper half of the 64 bits that the driver stores
+/// for its server.
 const MAGIC: u64 = 0x7562_746c << 32;
 
-/// Who made a device: kept by the driver as long as the device lives, readable by every process.
+/// The maker of a device: stored by the driver as long as the device lives, readable by every
+/// process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner(u64);
 
 impl Owner {
-    /// Ours, told from every other device of ours by `nonce`: an id may be given to somebody else between two commands.
+    /// The mark of one device of this program, distinguished from the rest of them by `nonce`: an
+    /// id may be given to a foreign device between two commands.
     pub const fn ours(nonce: u32) -> Self {
         Self(MAGIC | nonce as u64)
     }
 
-    /// As the driver keeps it.
+    /// The bits as the driver stores them.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
-    /// Whether this program made it, and under which nonce.
+    /// The nonce, if this program made the device.
     pub const fn nonce(self) -> Option<u32> {
         if self.0 & (u32::MAX as u64) << 32 == MAGIC { Some(self.0 as u32) } else { None }
     }
 
-    /// What the driver kept.
+    /// The mark in the bits that the driver stores.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 }
 
-/// What the driver says of the disk of a device.
+/// The driver's state of a device's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskState {
-    /// There is none, not yet or not any more.
+    /// There is no disk, not yet or not any more.
     Dead,
-    /// Served, or its server died a moment ago.
+    /// The disk is served, or its server died a moment ago.
     Live,
-    /// Its server has died; requests wait for the next.
+    /// The server has died; requests wait for the next one.
     Quiesced,
-    /// Its server has died; requests fail.
+    /// The server has died; requests fail.
     Failing,
 }
 
@@ -81,32 +86,32 @@ impl DiskState {
     }
 }
 
-/// What the driver knows about a device.
+/// The driver's description of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceInfo {
     /// The N of `/dev/ublkbN`.
     pub id: u32,
     /// May be fewer than asked for: the driver gives no more than there are CPUs.
     pub queues: u16,
-    /// Requests a queue takes at the same time.
+    /// Requests that a queue takes at the same time.
     pub depth: u16,
     /// The longest read or write, in bytes.
     pub request_bytes_max: u32,
-    /// Whose it is.
+    /// The maker of the device.
     pub owner: Owner,
-    /// The process that serves it; -1 or a stale one if there is none.
+    /// The process that serves it; -1 or a stale one without a server.
     pub server: i32,
-    /// Of the disk.
+    /// The state of the disk.
     pub state: DiskState,
     /// Whether the disk outlives its server.
     pub is_recoverable: bool,
-    /// How the data of its requests gets to us.
+    /// How the data of its requests gets to the server.
     pub transfer: Transfer,
 }
 
 impl DeviceInfo {
-    /// The process that serves the device, in words. The number alone says little: the kernel keeps that of a dead one, and by
-    /// now it may be another process.
+    /// The process that serves the device, in words. The number alone proves little: the kernel
+    /// keeps that of a dead server, and a different process may have it by now.
     pub fn living_server(&self) -> Option<String> {
         let node = format!("/dev/ublkc{}", self.id);
         let mut files = fs::read_dir(format!("/proc/{}/fd", self.server)).ok()?.filter_map(Result::ok);
@@ -116,18 +121,20 @@ impl DeviceInfo {
     }
 }
 
-/// How the data of a request gets from the kernel to its server and back. Settled by ADD, for as long as the device lives.
+/// How the data of a request gets from the kernel to its server and back. Fixed by ADD for the life
+/// of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
-    /// The kernel copies: that of a write into the buffer of its tag before it delivers it, that of a read out at the commit.
+    /// The kernel copies: the data of a write into the buffer of its tag before delivery, the data
+    /// of a read out of it at the commit.
     Copied,
-    /// Zero copy: the pages of the client stand in the ring's table of buffers, under the number of the tag, from delivery to
-    /// commit (`UBLK_F_AUTO_BUF_REG`, Linux 6.16).
+    /// Zero copy: from delivery to commit the client's pages are in the ring's table of buffers,
+    /// under the number of the tag (`UBLK_F_AUTO_BUF_REG`, Linux 6.16).
     Registered,
 }
 
 impl Transfer {
-    /// For `list` and the log.
+    /// The word in `list` and in the log.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Copied => "copy",
@@ -135,7 +142,7 @@ impl Transfer {
         }
     }
 
-    /// What a STOP may have to wait for, in words.
+    /// The work that a STOP may have to wait for, in words.
     pub const fn stop_waits_for(self) -> &'static str {
         match self {
             Self::Copied => "STOP: the kernel waits for requests",
@@ -173,10 +180,12 @@ impl From<sys::ublksrv_ctrl_dev_info> for DeviceInfo {
     }
 }
 
-/// Asks the driver something in a thread that ends with it, for one that lives on.
+/// Runs `ask`, which sends commands to the driver, in a thread that ends with it, on behalf of a
+/// thread that lives on.
 ///
-/// The driver takes no command that must not sleep, so the kernel makes the thread that gives one a worker (`iou-wrk`). That
-/// stays as long as the thread, and wakes each 5 s to see whether it may go, which it never may.
+/// The driver rejects commands that must not sleep, so the kernel makes a worker (`iou-wrk`) for
+/// the thread that sends one. That worker lives as long as the thread, and wakes every 5 s to see
+/// whether it may end, which it never may.
 fn aside<T: Send>(ask: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let asking = thread::Builder::new().name("control".to_owned()).spawn_scoped(scope, ask)?;

@@ -1,4 +1,4 @@
-//! What the kernel is told about a disk.
+//! The kernel's parameters of a disk.
 //!
 //! ```text
 //!   Geometry (of a backend)          ublk_params
@@ -14,46 +14,51 @@ use libublk::sys;
 
 use super::Transfer;
 
-/// The shape of a backend, as far as a disk on top of it has to know.
+/// The properties of a backend that a disk on top of it has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Bytes.
     pub size: u64,
     /// The smallest unit of a request, in bytes: a power of two, 512 to 4096.
     pub logical_block: u32,
-    /// What the backend handles best, in bytes: a power of two, not below the logical block.
+    /// The unit that the backend handles best, in bytes: a power of two, not below the logical
+    /// block.
     pub physical_block: u32,
-    /// How memory must be aligned to go to the backend, in bytes: a power of two, at most a page. Buffers of ours always are.
+    /// The alignment of memory for the backend, in bytes: a power of two, at most a page. The
+    /// daemon's own buffers always have it.
     pub memory_alignment: u32,
     /// Whether writes are refused.
     pub is_read_only: bool,
-    /// Whether a completed write may still be lost with the power, so that flushes and FUA matter.
+    /// Whether a completed write may still be lost with the power, so that flushes and FUA are
+    /// needed.
     pub has_volatile_cache: bool,
-    /// Whether parts can be forgotten, and in which unit.
+    /// The discards that the backend can do, with their unit; `None` if it cannot discard.
     pub discard: Option<Discard>,
-    /// The most bytes that one write-zeroes may cover; 0 = the kernel shall write zeros itself.
+    /// The most bytes that one write-zeroes may cover; 0 = the kernel writes zeros itself.
     pub write_zeroes_bytes_max: u64,
-    /// The shape of requests that suits it.
+    /// The shape of requests that suits the backend.
     pub hints: Hints,
 }
 
-/// Hints of a backend for the users of a disk on it. A disk takes every request all the same.
+/// Hints of a backend for the users of a disk on it. The disk accepts every request regardless of
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hints {
-    /// `minimum_io_size`: the smallest request without a penalty, in bytes, like the chunk of a RAID; 0 = not told.
+    /// `minimum_io_size`: the smallest request without a penalty, in bytes, such as the chunk of a
+    /// RAID; 0 = unknown.
     pub io_min: u32,
-    /// `optimal_io_size`, in bytes, like the full stripe of a RAID; 0 = not told.
+    /// `optimal_io_size`, in bytes, such as the full stripe of a RAID; 0 = unknown.
     pub io_opt: u32,
     /// Whether a seek takes time.
     pub is_rotational: bool,
 }
 
 impl Hints {
-    /// Nothing is told.
+    /// All hints unknown.
     pub const NONE: Self = Self { io_min: 0, io_opt: 0, is_rotational: false };
 }
 
-/// How a backend forgets.
+/// The discards of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discard {
     /// Bytes; a power of two.
@@ -62,12 +67,13 @@ pub struct Discard {
     pub bytes_max: u64,
 }
 
-/// `struct ublk_params`, up to `dma` of Linux 6.16. An older kernel takes the part that it knows. libublk ends before `dma`.
+/// `struct ublk_params`, up to `dma` of Linux 6.16; libublk's ends before `dma`. An older kernel
+/// reads the part that it knows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Params {
     pub(super) len: u32,
-    /// Which of the parts below are meant, `UBLK_PARAM_TYPE_*`.
+    /// The parts below that are valid, `UBLK_PARAM_TYPE_*`.
     pub(super) types: u32,
     pub(super) basic: sys::ublk_param_basic,
     pub(super) discard: sys::ublk_param_discard,
@@ -75,11 +81,11 @@ pub struct Params {
     pub(super) zoned: sys::ublk_param_zoned,
     /// `dma.alignment`, a mask.
     pub(super) dma_alignment: u32,
-    /// `dma.pad`, and what brings the length to a multiple of 8.
+    /// `dma.pad`, and padding of the length to a multiple of 8.
     pub(super) padding: [u32; 2],
 }
 
-/// The smallest and the largest logical block that the driver takes.
+/// The smallest and the largest logical block that the driver accepts.
 pub const LOGICAL_BLOCKS: std::ops::RangeInclusive<u32> = 512..=4096;
 
 impl Geometry {
@@ -88,7 +94,7 @@ impl Geometry {
         self.size - self.size % self.logical_block as u64
     }
 
-    /// What SET_PARAMS wants. `request_bytes_max` is the longest read or write.
+    /// The parameters for SET_PARAMS. `request_bytes_max` is the longest read or write.
     pub fn params(&self, request_bytes_max: u32, transfer: Transfer) -> Params {
         debug_assert!(self.logical_block.is_power_of_two() && LOGICAL_BLOCKS.contains(&self.logical_block));
         debug_assert!(self.physical_block.is_power_of_two() && self.physical_block >= self.logical_block);
@@ -118,7 +124,7 @@ impl Geometry {
             },
             ..Default::default()
         };
-        // What the block layer wants of every disk is 512.
+        // The block layer requires 512 of every disk anyway.
         if transfer == Transfer::Registered && self.memory_alignment > 512 {
             params.types |= sys::UBLK_PARAM_TYPE_DMA_ALIGN;
             params.dma_alignment = self.memory_alignment - 1;
@@ -138,7 +144,7 @@ impl Geometry {
     }
 }
 
-/// A disk, as its users were told of it.
+/// A disk as GET_PARAMS describes it to its users.
 pub struct Disk(pub(super) Params);
 
 impl Disk {
@@ -147,7 +153,8 @@ impl Disk {
         self.0.basic.dev_sectors * 512
     }
 
-    /// Why it could not be served from a backend of that shape, in words: what the backend has, and what the disk.
+    /// The reasons, in words, why a backend of that shape cannot serve the disk: a property of the
+    /// backend and that of the disk each. Empty if it can.
     pub fn misfits(&self, geometry: &Geometry) -> Vec<String> {
         let disk = &self.0.basic;
         let own = geometry.params(disk.max_sectors * 512, Transfer::Copied).basic;
@@ -170,8 +177,8 @@ impl Disk {
     }
 }
 
-/// The largest power of two that divides a hint, as a shift, and `least` at the least: requests aligned to a part of a stripe are
-/// aligned to its chunks still. `least` for 0, a hint that is not told.
+/// The largest power of two that divides a hint, as a shift, and at least `least`: requests aligned
+/// to a part of a stripe are still aligned to its chunks. `least` for 0, an unknown hint.
 fn shift(bytes: u32, least: u8) -> u8 {
     if bytes == 0 { least } else { least.max(bytes.trailing_zeros() as u8) }
 }
@@ -200,14 +207,15 @@ mod tests {
 
     #[test]
     fn a_disk_ends_with_its_last_whole_block() {
-        // The driver does not check; a partial block at the end would fail each request to it.
+        // The driver does not check this; a partial block at the end would fail each request to it.
         let geometry = Geometry { size: 10_000, logical_block: 4096, ..PLAIN };
         assert_eq!(geometry.params(1 << 19, Transfer::Copied).basic.dev_sectors, 16);
     }
 
     #[test]
     fn a_volatile_cache_offers_flush_and_fua() {
-        // Without VOLATILE_CACHE no flush ever arrives, and every completed write would have to be durable.
+        // Without VOLATILE_CACHE no flush is ever sent, and every completed write would have to be
+        // durable.
         let with = PLAIN.params(1 << 19, Transfer::Copied).basic.attrs;
         assert_eq!(with, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
         let without = Geometry { has_volatile_cache: false, ..PLAIN };
@@ -223,17 +231,17 @@ mod tests {
 
     #[test]
     fn f81_hints_are_powers_of_two_not_below_the_physical_block() {
-        // A shift is all that the driver takes.
+        // The driver accepts shifts only.
         let shifts = |io_min, io_opt| {
             let hints = Hints { io_min, io_opt, is_rotational: false };
             let basic = Geometry { hints, ..PLAIN }.params(1 << 19, Transfer::Copied).basic;
             (basic.io_min_shift, basic.io_opt_shift)
         };
-        // Not told, or smaller than the block: as if there was none.
+        // Unknown, or smaller than the block: the physical block counts.
         assert_eq!([shifts(0, 0), shifts(512, 512), shifts(512, 0)], [(12, 12); 3]);
         // RAID 0 of two disks; RAID 5 of four, whose full stripe is three chunks.
         assert_eq!([shifts(65_536, 131_072), shifts(65_536, 196_608)], [(16, 17), (16, 16)]);
-        // A chunk without an optimum; 65535 sectors, which USB bridges tell; the most that there is.
+        // A chunk without an optimum; 65535 sectors, as USB bridges report; the largest values.
         assert_eq!([shifts(65_536, 0), shifts(512, 65_535 * 512)], [(16, 16), (12, 12)]);
         assert_eq!(shifts(u32::MAX, 1 << 31), (12, 31));
     }
@@ -247,7 +255,8 @@ mod tests {
 
     #[test]
     fn pages_of_the_client_are_aligned_as_the_backend_wants_them() {
-        // Else O_DIRECT would refuse what the disk has taken. Where data is copied, it is our buffer that goes there.
+        // Otherwise O_DIRECT would refuse requests that the disk has accepted. Where data is
+        // copied, the backend gets the daemon's own buffer.
         let params = |transfer| PLAIN.params(1 << 19, transfer);
         assert_eq!(params(Transfer::Registered).dma_alignment, 4095);
         assert_ne!(params(Transfer::Registered).types & sys::UBLK_PARAM_TYPE_DMA_ALIGN, 0);
@@ -263,7 +272,8 @@ mod tests {
 
     #[test]
     fn a_backend_that_the_disk_does_not_fit_in_is_told() {
-        // Smaller, of larger blocks, read-only: each would be an error to users who did nothing wrong. Larger is none.
+        // Smaller, with larger blocks, read-only: each would cause errors for users without fault.
+        // A larger backend fits.
         let disk = Disk(PLAIN.params(1 << 19, Transfer::Copied));
         assert_eq!(disk.misfits(&PLAIN), [""; 0]);
         assert_eq!(disk.misfits(&Geometry { size: 2 << 30, ..PLAIN }), [""; 0]);

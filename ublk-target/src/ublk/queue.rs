@@ -10,8 +10,9 @@
 //!               own│ serial │ kind   │ tag        own = 0: FETCH or COMMIT of one tag, in libublk's numbering too
 //! ```
 //!
-//! A turn is one system call: it submits what was prepared, waits, and reaps. Nothing here decides anything. Offers and answers are
-//! a command for each tag, or, where the driver can, one for all of a turn (`batch`).
+//! A turn is one system call: it submits the prepared entries, waits, and reaps. This module makes
+//! no decisions. Offers and answers are a command for each tag, or, where the driver can, one
+//! command for all of a turn (`batch`).
 
 #![allow(unsafe_code, reason = "entries carry addresses; only this file and `batch` hand them to a ring")]
 
@@ -36,13 +37,15 @@ use crate::{clock, log};
 /// An entry for the ring.
 pub type Entry = squeue::Entry;
 
-/// The character device, open. Its queues borrow it; once it and they are dropped the id can be freed.
+/// The open character device. Its queues borrow it; the id can be freed once it and they are
+/// dropped.
 pub struct CharDevice(UblkDev);
 
 impl CharDevice {
-    /// Opens `/dev/ublkcN` of a device that was ADDed. Its queues register it as fixed file 0, and nothing else.
+    /// Opens `/dev/ublkcN` of a device that ADD has made. Its queues register it as fixed file 0,
+    /// their only one.
     pub fn open(info: &DeviceInfo) -> Outcome<Self> {
-        // libublk asks the driver in this.
+        // libublk sends control commands in this call.
         super::aside(|| Self::open_here(info)).or_fail(Class::Resource, "cannot start a thread")?
     }
 
@@ -70,18 +73,21 @@ impl CharDevice {
             &handle,
         )
         .map(Self)
-        // Every failure to open it, of any kind, comes out of libublk as EACCES after 3 s.
+        // libublk reports every failure to open it, of any kind, as EACCES after 3 s.
         .map_err(|_| Failure::new(Class::Node, format!("{} did not become available within 3 s", what())))
     }
 }
 
-/// Entries and completions that a queue can have at once: in one turn a tag's entry may go to the backend, be given up and its
-/// request answered, the bell's poll be armed, and the look's timer; completions besides in case a thread is kept from reaping them.
+/// The entries and completions that a queue can have at once. In one turn a tag's entry may go to
+/// the backend, be given up and its request answered; the poll of the bell and the timer of the
+/// look may be armed as well. The room for completions is larger, in case a thread is kept from
+/// reaping them.
 const fn ring_sizes(depth: u16) -> (u16, u16) {
     (depth * 2 + 2, depth * 4 + 64)
 }
 
-/// What the kernel asks for, copied out of the shared memory at delivery: the kernel reuses it after the commit.
+/// A request of the kernel, copied out of the shared memory at delivery: the kernel reuses that
+/// after the commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Descriptor {
     /// `UBLK_IO_OP_*`.
@@ -90,16 +96,16 @@ pub struct Descriptor {
     pub is_fua: bool,
     /// Write-zeroes that must keep the space allocated.
     pub keeps_space: bool,
-    /// Where, in bytes.
+    /// The offset, in bytes.
     pub offset: u64,
-    /// How much, in bytes.
+    /// The length, in bytes.
     pub length: u64,
 }
 
 impl Descriptor {
     fn of(described: &sys::ublksrv_io_desc) -> Self {
         let operation = described.op_flags & 0xff;
-        // A flush is about the whole disk: the kernel leaves its sector at -1.
+        // A flush covers the whole disk: the kernel leaves its sector at -1.
         let has_range = operation != sys::UBLK_IO_OP_FLUSH;
         Self {
             operation,
@@ -111,10 +117,10 @@ impl Descriptor {
     }
 }
 
-/// The kernel's unit, whatever the blocks of the disk.
+/// The kernel's unit, for any block size of the disk.
 const SECTOR: u64 = 512;
 
-/// `UBLK_IO_OP_*` of the requests we serve.
+/// `UBLK_IO_OP_*` of the requests that a device serves.
 pub mod operation {
     pub use libublk::sys::{
         UBLK_IO_OP_DISCARD as DISCARD, UBLK_IO_OP_FLUSH as FLUSH, UBLK_IO_OP_READ as READ, UBLK_IO_OP_WRITE as WRITE,
@@ -122,52 +128,54 @@ pub mod operation {
     };
 }
 
-/// What came out of the ring.
+/// A completion of the ring, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The kernel handed over a request under this tag.
+    /// The kernel delivered a request under this tag.
     Delivered(u16),
-    /// The kernel will hand over nothing more under this tag: the device is being stopped.
+    /// The kernel will deliver nothing more under this tag: the device is being stopped.
     Aborted(u16),
-    /// The same for every tag that it has, or gets.
+    /// [`Self::Aborted`] for every tag that the kernel has, or gets.
     Over,
     /// FETCH or COMMIT of this tag was refused, with this errno.
     Refused(u16, i32),
-    /// The backend is done with the entry of this tag and serial number: bytes or -errno.
+    /// The backend has completed the entry of this tag and serial number: bytes or -errno.
     Backend(u16, u32, i32),
-    /// Somebody rang; `is_armed` tells whether the bell's poll is still there.
+    /// The bell was rung.
     Bell {
-        /// If not, [`QueueRing::watch_bell`] must be submitted again.
+        /// Whether the poll is still armed. If not, [`QueueRing::watch_bell`] must be submitted
+        /// again.
         is_armed: bool,
     },
     /// [`LOOK_AFTER`] has passed since [`QueueRing::look_later`] was submitted.
     Look,
 }
 
-/// How long a queue lets pass before it looks whether it is still in use.
+/// The interval after which a queue checks whether it is still in use.
 pub const LOOK_AFTER: Duration = Duration::from_secs(2);
-/// The same, for the kernel.
+/// [`LOOK_AFTER`] for the kernel.
 static LOOK_TIMESPEC: types::Timespec = types::Timespec::new().sec(LOOK_AFTER.as_secs());
 
-/// How long a request waits that the kernel had no thread for. Threads end when work does, so a moment may be enough.
+/// How long a request waits if the kernel had no thread for it. Threads end with their work, so a
+/// moment may be enough.
 static PAUSE_TIMESPEC: types::Timespec = types::Timespec::new().nsec(10_000_000);
 
 const OWN: u64 = 1 << 63;
-/// Serial numbers of backend entries are below.
+/// Serial numbers of backend entries are below this.
 const SERIALS: u32 = 1 << 31;
 const KIND_BACKEND: u64 = 1 << 16;
 const KIND_BELL: u64 = 2 << 16;
 const KIND_LOOK: u64 = 3 << 16;
 
-/// Marks what means nothing.
+/// `user_data` of an entry whose completion is ignored.
 const NOTHING: u64 = OWN | 4 << 16;
-/// Marks of the commands of [`Batch`].
+/// `user_data` of a FETCH of [`Batch`].
 pub(super) const FETCHED: u64 = OWN | 5 << 16;
-/// The other one.
+/// `user_data` of a PREP or COMMIT of [`Batch`].
 pub(super) const ANSWERED: u64 = OWN | 6 << 16;
 
-/// `IORING_ENTER_*` of io_uring_enter(2), which the crate has no safe call for. ABS_TIMER: Linux 6.12; NO_IOWAIT: where
-/// `IORING_FEAT_NO_IOWAIT` says so.
+/// `IORING_ENTER_*` of io_uring_enter(2), for which the crate has no safe call. ABS_TIMER: Linux
+/// 6.12; NO_IOWAIT: where `IORING_FEAT_NO_IOWAIT` is set.
 const ENTER_GETEVENTS: u32 = 1 << 0;
 const ENTER_EXT_ARG: u32 = 1 << 3;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
@@ -177,17 +185,19 @@ const ENTER_NO_IOWAIT: u32 = 1 << 7;
 /// `IORING_REGISTER_RING_FDS` of io_uring_register(2).
 const REGISTER_RING_FDS: u32 = 20;
 
-/// How long a turn may wait.
+/// The limit of a turn's wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Until something happens.
+    /// Until an event.
     Forever,
-    /// The same, once other threads of this processor have had their turn.
+    /// Until an event, after a yield to the threads that share the CPU.
     AfterOthers,
-    /// Until something happens, but no longer than until this instant of the one clock. The kernel is given the instant, not what
-    /// is left of it: what passes between our look at the clock and its own would make each wait longer by as much.
+    /// Until an event, but at most until this instant of CLOCK_MONOTONIC. The kernel gets the
+    /// instant, not the time left: the time between the thread's reading of the clock and the
+    /// kernel's would lengthen each wait.
     Until(Time),
-    /// Until this instant, whatever happens: a thread that does not wait at its ring is not woken up by what comes to it.
+    /// Until this instant, regardless of events: the thread does not wait at its ring, so no
+    /// completion wakes it.
     Through(Time),
 }
 
@@ -209,7 +219,8 @@ impl Drop for QueueRing<'_> {
     }
 }
 
-/// Puts another ring in the place of the calling thread's, which is closed. False if there can be none.
+/// Closes the ring of the calling thread, by an empty one in its place. False if no ring can be
+/// made.
 fn is_ring_closed() -> bool {
     IoUring::new(1).is_ok_and(|empty| {
         with_task_io_ring_mut(|ring| *ring = empty);
@@ -217,13 +228,13 @@ fn is_ring_closed() -> bool {
     })
 }
 
-/// How requests are fetched and answered.
+/// The commands that fetch and answer requests.
 enum Commands {
     Single(Single),
     Batched(Batch),
 }
 
-/// One command for each request: FETCH or COMMIT.
+/// A command for each request: FETCH or COMMIT.
 struct Single {
     queue: u16,
     transfer: Transfer,
@@ -232,7 +243,8 @@ struct Single {
 }
 
 impl<'a> QueueRing<'a> {
-    /// Makes the ring of the calling thread and maps the descriptors of queue `id`. One queue a thread.
+    /// Makes the ring of the calling thread and maps the descriptors of queue `id`. One queue per
+    /// thread.
     pub fn open(device: &'a CharDevice, id: u16) -> Outcome<Self> {
         let (sq, cq) = (device.0.tgt.sq_depth, device.0.tgt.cq_depth);
         ublk_init_task_ring(|cell| {
@@ -253,26 +265,28 @@ impl<'a> QueueRing<'a> {
         Ok(Self { queue: ManuallyDrop::new(queue), door, commands, has_offers: false })
     }
 
-    /// The queue ends while the kernel has offers of it, of a device that was not started or not recovered. They end with the thread.
+    /// To be called if the queue ends while the kernel has offers of it, of a device that was not
+    /// started or not recovered. They end with the thread.
     ///
-    /// Before Linux 6.13 a ring waits, when its table of files is taken away, for whatever uses one of them. libublk takes the table
-    /// away when its queue is dropped, and offers end at STOP or with the thread: it would wait for ever. So the ring is closed first.
+    /// Before Linux 6.13, unregistering the file table of a ring waits for every request that uses
+    /// one of its files. libublk unregisters the table when its queue is dropped, and offers end at
+    /// STOP or with the thread: the drop would wait for ever. So `drop` closes the ring first.
     pub fn leave_offers(&mut self) {
         self.has_offers = true;
     }
 
-    /// Without a ring to spare: the descriptors only, as the character device stays open with them. What libublk keeps of the queue
-    /// is lost, some bytes for each tag.
+    /// The fallback without a new ring: unmaps the descriptors only, as the character device stays
+    /// open with them. libublk's data of the queue is leaked, some bytes for each tag.
     fn unmap(&self) {
         let first = std::ptr::from_ref(self.queue.get_iod(0)).cast_mut().cast();
         let bytes = usize::from(self.queue.dev.dev_info.queue_depth) * size_of::<sys::ublksrv_io_desc>();
-        // SAFETY: libublk mapped the descriptors of the queue from their first on, whole pages, which munmap(2) rounds up to. Nothing
-        // looks at them afterwards: `queue` is neither used nor dropped.
+        // SAFETY: libublk mapped the descriptors of the queue from the first one on, whole pages,
+        // to which munmap(2) rounds up. No access follows: `queue` is neither used nor dropped.
         unsafe { libc::munmap(first, bytes) };
     }
 
-    /// Offers `tag` to the kernel with the next wait. Where data is copied, `buffer` is what that of a write is copied into and that
-    /// of a read out of; else it is null.
+    /// Offers `tag` to the kernel with the next wait. Where data is copied, the data of a write is
+    /// copied into `buffer` and that of a read out of it; with zero copy it is null.
     pub fn offer(&mut self, tag: u16, buffer: *mut u8) {
         match &mut self.commands {
             Commands::Single(single) => single.gather(sys::UBLK_U_IO_FETCH_REQ, tag, buffer, -1),
@@ -280,7 +294,8 @@ impl<'a> QueueRing<'a> {
         }
     }
 
-    /// Answers the request under `tag` (bytes or -errno) with the next wait, and offers the tag again.
+    /// Answers the request under `tag` (bytes or -errno) with the next wait, and offers the tag
+    /// again.
     pub fn commit(&mut self, tag: u16, buffer: *mut u8, result: i32) {
         match &mut self.commands {
             Commands::Single(single) => single.gather(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, buffer, result),
@@ -288,7 +303,7 @@ impl<'a> QueueRing<'a> {
         }
     }
 
-    /// Whether the kernel has not got all of that.
+    /// Whether some offers or answers have not reached the kernel.
     pub fn is_unsent(&self) -> bool {
         match &self.commands {
             Commands::Single(single) => !single.gathered.is_empty(),
@@ -296,8 +311,8 @@ impl<'a> QueueRing<'a> {
         }
     }
 
-    /// Marks an entry as the backend's, for the request under `tag`. `serial` comes back with it, cut to 31 bits by
-    /// [`Self::next_serial`].
+    /// Marks an entry as the backend's, for the request under `tag`. `serial` comes back with its
+    /// completion; [`Self::next_serial`] keeps it below 2^31.
     pub fn backend(entry: Entry, tag: u16, serial: u32) -> Entry {
         debug_assert!(serial < SERIALS);
         entry.user_data(OWN | u64::from(serial) << 32 | KIND_BACKEND | u64::from(tag))
@@ -308,38 +323,42 @@ impl<'a> QueueRing<'a> {
         (serial + 1) % SERIALS
     }
 
-    /// Watches an eventfd: every ring of it is an event, until the event says that it is not armed any more.
+    /// Polls an eventfd: every ring of it is an event, until an event reports that the poll is not
+    /// armed any more.
     pub fn watch_bell(bell: RawFd) -> Entry {
         opcode::PollAdd::new(types::Fd(bell), libc::POLLIN as u32).multi(true).build().user_data(OWN | KIND_BELL)
     }
 
-    /// Makes an event in [`LOOK_AFTER`]. One timer for all turns until then: as a limit of their waits each turn would set
-    /// and cancel its own.
+    /// A timer for one event after [`LOOK_AFTER`]. It serves all turns until then: as a limit of
+    /// their waits, each turn would set and cancel a timer of its own.
     pub fn look_later() -> Entry {
         opcode::Timeout::new(&raw const LOOK_TIMESPEC).build().user_data(OWN | KIND_LOOK)
     }
 
-    /// Comes back 10 ms later; for [`QueueRing::backend`], in the place of an entry that could not be carried out.
+    /// A timer of 10 ms; for [`QueueRing::backend`], in place of an entry that could not be carried
+    /// out.
     pub fn pause() -> Entry {
         opcode::Timeout::new(&raw const PAUSE_TIMESPEC).build()
     }
 
-    /// What the kernel asks for under `tag`. To be read once, at delivery.
+    /// The request of the kernel under `tag`. To be read once, at delivery.
     pub fn descriptor(&self, tag: u16) -> Descriptor {
         Descriptor::of(self.queue.get_iod(tag))
     }
 
-    /// Submits `entries` (and empties it), waits, and adds what happened to `events`.
+    /// Submits `entries` (and empties it), waits, and adds the events to `events`.
     ///
-    /// Data is copied, in and out, in here and nowhere else: first out, for what is committed, then in, for what is delivered. May
-    /// return without an event: after the time given, or for no reason at all. Look at the clock, not at that.
+    /// Data is copied during this call only: first the data of committed reads out, then the data
+    /// of delivered writes in. May return without an event, after the time limit or for no reason:
+    /// the caller reads the clock.
     pub fn turn(&mut self, entries: &mut Vec<Entry>, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         let (door, commands) = (self.door, &mut self.commands);
         with_task_io_ring_mut(|ring| {
-            // SAFETY: io_uring(7): what an entry names must live until its completion. The descriptors are the fixed
-            // file, the bell and those of the backend's lane, which outlive the ring's use; the buffers are those of
-            // [`crate::queue::buffers`], which the queue unmaps only when no backend entry is outstanding and no request is
-            // delivered.
+            // SAFETY: io_uring(7): memory and descriptors that an entry names must live until its
+            // completion. The descriptors are the fixed file, the bell and those of the backend's
+            // lane, which outlive the ring's use; the buffers are those of
+            // [`crate::queue::buffers`], which the queue unmaps only when no backend entry is in
+            // flight and no request is delivered.
             let least = unsafe { commands.submit(ring) };
             // SAFETY: as above.
             unsafe { push_all(ring, entries) };
@@ -360,8 +379,9 @@ impl<'a> QueueRing<'a> {
                     return Ok(());
                 }
             };
-            // Since Linux 6.13 a wait that slept is given no more than it asked for: of 32 requests the first, which would make a turn
-            // of its own, and wake its client for it.
+            // Since Linux 6.13 a wait that slept returns no more completions than it asked for: of
+            // 32 requests only the first, which would make a turn of its own, and wake its client
+            // for one answer.
             if reaped == least as usize && ring.submission().taskrun() {
                 enter_and_reap_more(door, ring, commands, events)?;
             }
@@ -371,27 +391,28 @@ impl<'a> QueueRing<'a> {
 }
 
 impl Commands {
-    /// Submits what was gathered; how many completions to wait for then.
+    /// Submits the gathered commands. Returns the number of completions to wait for.
     ///
     /// # Safety
     ///
-    /// The buffers that were gathered must be valid, each until its tag is gathered with another one or the ring has gone.
+    /// The gathered buffers must be valid, each until its tag is gathered with a new buffer or the
+    /// ring has gone.
     unsafe fn submit(&mut self, ring: &mut IoUring) -> u32 {
         match self {
             Self::Single(single) => {
-                // SAFETY: the caller's.
+                // SAFETY: the caller's promise.
                 unsafe { push_all(ring, &mut single.gathered) };
                 1
             }
             Self::Batched(batch) => {
-                // SAFETY: the caller's.
+                // SAFETY: the caller's promise.
                 unsafe { batch.submit(&mut ring.submission()) };
                 batch.least()
             }
         }
     }
 
-    /// Adds what a completion means.
+    /// Adds the events of a completion.
     fn apply(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
         match (completion.user_data() & (OWN | 0xffff_0000), self) {
             (FETCHED, Self::Batched(batch)) => batch.fetched(completion, events),
@@ -403,9 +424,10 @@ impl Commands {
 }
 
 impl Single {
-    /// For zero copy the entry itself has an address besides: `struct ublk_auto_buf_reg`, whose lowest 16 bits say where in the ring's
-    /// table the next request's pages shall stand. Without its FALLBACK flag a request that finds no memory for that (a few hundred
-    /// bytes) fails, with EIO.
+    /// For zero copy the entry has a second address: `struct ublk_auto_buf_reg`, whose lowest 16
+    /// bits are the index in the ring's table where the next request's pages shall be. Without its
+    /// FALLBACK flag a request for which the kernel has no memory to do so (a few hundred bytes)
+    /// fails with EIO.
     fn gather(&mut self, operation: u32, tag: u16, buffer: *mut u8, result: i32) {
         debug_assert_eq!(buffer.is_null(), self.transfer != Transfer::Copied);
         let bytes = tag_command(self.queue, tag, result, buffer as u64);
@@ -425,20 +447,21 @@ pub(super) fn tag_command(queue: u16, tag: u16, result: i32, address: u64) -> [u
     bytes
 }
 
-/// Submits `entries` with the next enter, and empties it.
+/// Moves `entries` to the submission queue, for the next enter.
 ///
 /// # Safety
 ///
-/// What they name must be valid until their completions.
+/// All memory that the entries name must be valid until their completions.
 unsafe fn push_all(ring: &mut IoUring, entries: &mut Vec<Entry>) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     let is_full = unsafe { ring.submission().push_multiple(entries) }.is_err();
     assert!(!is_full, "{} entries for a ring made for twice the depth", entries.len());
     entries.clear();
 }
 
-/// How io_uring_enter(2) is told which ring: by its descriptor, or by the number under which the calling thread has registered it, which
-/// spares a reference to a file that other threads could close. The crate keeps that number where the next call does not find it.
+/// The name of a ring for io_uring_enter(2): its descriptor, or the number under which the calling
+/// thread has registered it. The number saves the kernel a reference to a file that a second thread
+/// could close. The crate keeps that number where the next call does not find it.
 #[derive(Clone, Copy)]
 struct Door {
     number: i32,
@@ -446,13 +469,14 @@ struct Door {
 }
 
 impl Door {
-    /// By its descriptor, from any thread.
+    /// The ring by its descriptor, usable by any thread.
     fn of(ring: &IoUring) -> Self {
         Self { number: ring.as_raw_fd(), flags: 0 }
     }
 
-    /// By a number, for the calling thread alone, until that ends. Where there is none (io_uring_register(2): 16 a thread, Linux 5.18),
-    /// by its descriptor: a matter of speed only.
+    /// The ring by a number, for the calling thread alone, until that ends. If none is free
+    /// (io_uring_register(2): 16 per thread, Linux 5.18), by its descriptor: a matter of speed
+    /// only.
     fn registered(ring: &IoUring) -> Self {
         let mut update = RingUpdate { number: RingUpdate::ANY, _reserved: 0, descriptor: ring.as_raw_fd() as u64 };
         // SAFETY: io_uring_register(2): one `struct io_uring_rsrc_update`, which lives until the call returns.
@@ -470,7 +494,8 @@ impl Door {
     ///
     /// # Safety
     ///
-    /// The ring must be there, `entries` must stand in its submission queue, and what they name must be valid until their completions.
+    /// The ring must exist, `entries` must be in its submission queue, and all memory that they
+    /// name must be valid until their completions.
     unsafe fn enter(
         self,
         entries: u32,
@@ -479,7 +504,7 @@ impl Door {
         arguments: Option<&types::SubmitArgs<'_, '_>>,
     ) -> io::Result<()> {
         let at = arguments.map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: the caller's; the size is read only with the flag that says that there are arguments.
+        // SAFETY: the caller's promise; the kernel reads the size only with the flag for arguments.
         let entered = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
@@ -495,7 +520,8 @@ impl Door {
     }
 }
 
-/// `struct io_uring_rsrc_update` of a ring: in, any number and the descriptor; out, the number.
+/// `struct io_uring_rsrc_update` for a ring: any number and the descriptor go in, the number comes
+/// out.
 #[repr(C)]
 struct RingUpdate {
     number: u32,
@@ -507,11 +533,13 @@ impl RingUpdate {
     const ANY: u32 = u32::MAX;
 }
 
-/// What a wait that need not sleep is given at least, of what has come.
+/// A wait that does not sleep returns at least so many of the completions that have come; fewer
+/// mean that it returned all.
 const GIVEN_AT_ONCE: usize = 20;
 
-/// Adds what has come meanwhile to `events`; how many completions there were. Around a submission twice as many are given as without,
-/// so one is made, of nothing, where each request is a completion.
+/// Adds completions that have come since to `events`, without waiting; returns their number. An
+/// enter with a submission returns twice as many as one without. So where each request is a
+/// completion, a NOP is submitted.
 fn enter_and_reap_more(
     door: Door,
     ring: &mut IoUring,
@@ -520,14 +548,15 @@ fn enter_and_reap_more(
 ) -> io::Result<usize> {
     let is_single = matches!(commands, Commands::Single(_));
     if is_single {
-        // SAFETY: io_uring(7): the entry names nothing. If there is no room for it, what stands there does as well.
+        // SAFETY: io_uring(7): the entry names no memory. If the submission queue is full, the
+        // entries in it serve as well.
         let _ = unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(NOTHING)) };
     }
     Ok(enter_and_reap(door, ring, 0, None, commands, events)?.saturating_sub(is_single.into()))
 }
 
-/// Submits what was prepared, waits for `least` completions, no longer than until an instant, and adds what has happened to `events`;
-/// how many completions there were.
+/// Submits the prepared entries, waits for `least` completions, at most until an instant, and adds
+/// the events to `events`; returns the number of completions.
 fn enter_and_reap(
     door: Door,
     ring: &mut IoUring,
@@ -545,8 +574,8 @@ fn enter_and_reap(
     Ok(reaped)
 }
 
-/// Waits until so many backend entries have come back to the ring of the calling thread, whose queue is gone. What they name
-/// must live until then.
+/// Waits until so many backend entries of the calling thread, whose queue is gone, have completed.
+/// All memory that they name must live until then.
 pub fn outlast(mut entries: usize) -> io::Result<()> {
     while entries > 0 {
         with_task_io_ring_mut(|ring| {
@@ -559,7 +588,7 @@ pub fn outlast(mut entries: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Submits what was prepared, and waits for `least` completions, no longer than until an instant.
+/// Submits the prepared entries, and waits for `least` completions, at most until an instant.
 fn enter(door: Door, ring: &mut IoUring, least: u32, until: Option<Time>) -> io::Result<()> {
     let timespec;
     let (arguments, is_absolute) = match until {
@@ -569,26 +598,29 @@ fn enter(door: Door, ring: &mut IoUring, least: u32, until: Option<Time>) -> io:
             (types::SubmitArgs::new().timespec(&timespec), ENTER_ABS_TIMER)
         }
     };
-    // A queue always has requests on their way, those that the kernel has not given it yet: waiting for them is not waiting for I/O.
+    // A queue always has offers in flight: waiting for their completions must not count as iowait.
     let is_idle = if ring.params().is_feature_no_iowait() { ENTER_NO_IOWAIT } else { 0 };
     let flags = ENTER_GETEVENTS | ENTER_EXT_ARG | is_absolute | is_idle;
     let entries = ring.submission().len() as u32;
-    // SAFETY: io_uring_enter(2): with EXT_ARG the argument is a `struct io_uring_getevents_arg`, which SubmitArgs is; the timespec
-    // that it points to lives until the call returns. `entries` is what stands in the submission queue.
+    // SAFETY: io_uring_enter(2): with EXT_ARG the argument is a `struct io_uring_getevents_arg`,
+    // which SubmitArgs is; the timespec that it points to lives until the call returns. `entries`
+    // is the length of the submission queue.
     unless_harmless(unsafe { door.enter(entries, least, flags, Some(&arguments)) })
 }
 
-/// Submits what was prepared, and takes nothing that has come.
+/// Submits the prepared entries, and reaps nothing.
 fn submit(door: Door, ring: &mut IoUring) -> io::Result<()> {
     let entries = ring.submission().len() as u32;
-    // SAFETY: io_uring_enter(2): without an argument. `entries` is what stands in the submission queue.
+    // SAFETY: io_uring_enter(2): without an argument. `entries` is the length of the submission
+    // queue.
     unless_harmless(unsafe { door.enter(entries, 0, 0, None) })
 }
 
 fn unless_harmless(entered: io::Result<()>) -> io::Result<()> {
     match entered {
         Ok(()) => Ok(()),
-        // The time is up, a debugger or the freezer came by, or completions wait to be reaped first.
+        // The time is up, a debugger or the freezer interrupted the call, or completions must be
+        // reaped first.
         Err(cause) => match cause.raw_os_error() {
             Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
             _ => Err(cause),
@@ -602,8 +634,9 @@ impl CharDevice {
     }
 }
 
-/// DEFER_TASKRUN: requests are delivered, and their data copied, when the thread waits, not in between. So between two waits nobody
-/// but the thread touches its buffers; [`crate::queue::buffers::Buffers::release`] rests on that.
+/// DEFER_TASKRUN: requests are delivered, and their data copied, only while the thread waits. So
+/// between two waits only the thread touches its buffers;
+/// [`crate::queue::buffers::Buffers::release`] relies on that.
 fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
     IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(sq)
 }
@@ -628,7 +661,8 @@ fn failure(class: Class, what: impl std::fmt::Display, cause: &UblkError) -> Fai
         _ => None,
     };
     match errno {
-        // As in `control`: there is no worker for a command of the driver.
+        // ECANCELED means, as in `control`, that the kernel could not make a worker for the
+        // command.
         Some(libc::ECANCELED) => failure(class, what, &UblkError::OtherError(-libc::EAGAIN)),
         Some(errno) => Err::<(), _>(io::Error::from_raw_os_error(errno)).or_fail(class, what).unwrap_err(),
         None => Failure::new(class, format!("{what}: {cause}")),
@@ -659,12 +693,13 @@ mod tests {
 
     #[test]
     fn a_registered_ring_is_entered_by_its_number() {
-        // The crate forgets the number with the handle that it registers by: each turn then went by the descriptor again.
+        // The crate loses the number together with the handle that registers it: each turn then
+        // used the descriptor again.
         let mut ring = IoUring::new(2).unwrap();
         let door = Door::registered(&ring);
         assert_eq!((door.number, door.flags), (0, ENTER_REGISTERED_RING));
         for door in [door, Door::of(&ring)] {
-            // SAFETY: the entry names nothing.
+            // SAFETY: the entry names no memory.
             unsafe { ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
             enter(door, &mut ring, 1, Some(Time::ZERO)).unwrap();
             assert_eq!(ring.completion().count(), 1);
