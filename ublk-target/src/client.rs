@@ -6,8 +6,9 @@
 //!                                      └─► the command's own timeout and a little more
 //! ```
 //!
-//! No call waits for ever: a daemon that is stopped, hung or drowned in clients is told within 5 s as [`Class::Timeout`],
-//! whatever the command. Blocking, no threads, no dependencies on the rest of the daemon.
+//! No call waits for ever: a daemon that is stopped, hung or overloaded with clients is reported
+//! within 5 s as [`Class::Timeout`], for every command. Blocking, no threads, no dependencies on
+//! the rest of the daemon.
 //!
 //! ```no_run
 //! use ublk_target::client::Client;
@@ -31,15 +32,17 @@ use serde_json::Value;
 use crate::error::{Class, Failure, OrFail, Outcome, plain};
 use crate::protocol::{Answer, Command, LINE_BYTES_MAX, Request};
 
-/// For a place in the daemon's queue of new clients.
+/// Limit for a place in the daemon's queue of new clients.
 const CONNECT_LIMIT: Duration = Duration::from_millis(1500);
-/// For the answer to a ping. With the connecting and the start of a process it stays below 5 s.
+/// Limit for the answer to a ping. Together with the connect and the start of a process it stays
+/// below 5 s.
 const ALIVE_LIMIT: Duration = Duration::from_secs(3);
-/// For the answer of a command that has nothing to wait for, and on top of a timeout that the daemon keeps itself.
+/// Limit for the answer of a command that does not wait; added to a timeout that the daemon keeps
+/// itself.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
-/// How often a daemon that works on something is asked whether it is alive.
+/// Interval at which a daemon that works on a command is asked whether it is alive.
 const LOOK: Duration = Duration::from_secs(2);
-/// How often whoever waits is told that it still takes.
+/// Interval at which `call_watched` reports that the command still takes.
 const TICK: Duration = Duration::from_millis(200);
 /// The answer of a daemon with thousands of devices is longer than a request may be.
 const ANSWER_BYTES_MAX: usize = 64 * LINE_BYTES_MAX;
@@ -48,7 +51,7 @@ const ANSWER_BYTES_MAX: usize = 64 * LINE_BYTES_MAX;
 pub struct Client {
     stream: UnixStream,
     socket: PathBuf,
-    /// What was read behind the last answer.
+    /// Bytes read behind the last answer.
     pending: Vec<u8>,
     id: u64,
 }
@@ -61,12 +64,12 @@ impl Client {
         Ok(client)
     }
 
-    /// Asks; the result, or the daemon's failure as if it were ours.
+    /// Sends a command. Returns its result, or the daemon's failure as if it were local.
     pub fn call(&mut self, command: &Command) -> Outcome<Value> {
         self.call_watched(command, &mut |_| {})
     }
 
-    /// The same; `watch` is told every now and then how long it has taken so far.
+    /// [`Self::call`]; every 200 ms or so `watch` gets the time taken so far.
     pub fn call_watched(&mut self, command: &Command, watch: &mut dyn FnMut(Duration)) -> Outcome<Value> {
         let began = Instant::now();
         let timeout = Duration::from_millis(command.timeout_ms());
@@ -91,7 +94,7 @@ impl Client {
         }
     }
 
-    /// Connects and no more.
+    /// Connects without a ping.
     fn reach(at: &Path, limit: Duration) -> Outcome<Self> {
         let unreached = |cause: Errno| match cause {
             Errno::EACCES | Errno::EPERM => {
@@ -110,7 +113,8 @@ impl Client {
         let descriptor: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .or_fail(Class::Resource, "cannot make a socket")?;
         let stream = UnixStream::from(descriptor);
-        // Where its queue of new clients is full, the kernel lets in who has waited longest.
+        // While the daemon's queue of new clients is full, connect(2) waits for at most this
+        // timeout; the kernel admits the client that has waited longest.
         stream.set_write_timeout(Some(limit)).or_fail(Class::Failed, "cannot set up a socket")?;
         loop {
             match connect(stream.as_raw_fd(), &address) {
@@ -141,7 +145,7 @@ impl Client {
         let request = Request { id: Value::from(self.id), command: command.clone() };
         match self.stream.write_all(&request.line()?) {
             Ok(()) => {}
-            // It may have said why it hung up.
+            // The daemon may have sent a reason before it hung up.
             Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => {}
             Err(cause) if is_timeout(&cause) => return Err(self.silent(ALIVE_LIMIT, "; is it stopped?")),
             Err(cause) => return Err(cause).or_fail(Class::NoDaemon, self.lost()),
@@ -149,7 +153,7 @@ impl Client {
         Ok(request.id)
     }
 
-    /// The answer to request `id`; nothing if there is none by `until`.
+    /// The answer to request `id`; `None` if it has not come by `until`.
     fn receive(&mut self, id: &Value, until: Instant) -> Outcome<Option<Answer>> {
         let mut searched = 0;
         loop {
@@ -158,7 +162,7 @@ impl Client {
                 let answer: Answer = serde_json::from_slice(&line).map_err(|cause| {
                     Failure::new(Class::Protocol, format!("the daemon's answer makes no sense: {cause}"))
                 })?;
-                // Null: it was about the connection, not about a request.
+                // Null: an answer about the connection, not about a request.
                 if answer.id == *id || answer.id.is_null() {
                     return Ok(Some(answer));
                 }
@@ -218,7 +222,7 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart_by_their_ids() {
-        // An answer to something that was given up on must not be taken for that of the next request.
+        // The answer to a request that was given up must not be taken for that of the next request.
         let path = place("ids");
         let listener = UnixListener::bind(&path).unwrap();
         let server = std::thread::spawn(move || {

@@ -1,14 +1,15 @@
-//! On which CPUs a queue thread runs.
+//! The CPUs that a queue thread runs on.
 //!
 //! ```text
-//!   the kernel: whose requests come to the queue   { 0, 2 }        { 0, 2 }       { 0, 2 }
-//!   the configuration's `cpus`                     (all)           { 2, 3 }       { 3 }
-//!   the thread runs on                             { 0, 2 }        { 2 }          { 3 }
+//!   the kernel: CPUs whose requests come to the queue   { 0, 2 }        { 0, 2 }       { 0, 2 }
+//!   the configuration's `cpus`                          (all)           { 2, 3 }       { 3 }
+//!   the thread runs on                                  { 0, 2 }        { 2 }          { 3 }
 //! ```
 //!
-//! A request that is served where it was made stays in that CPU's caches, so the kernel's set comes first; `cpus` is a promise to
-//! whoever has the other CPUs for himself, so nothing leads out of it. A CPU that is offline counts as none: the kernel runs a
-//! thread whose CPUs are all away wherever it likes.
+//! A request that is served on the CPU that made it stays in that CPU's caches, so the kernel's set
+//! is the first choice. `cpus` is a promise to leave the rest of the CPUs to their users, so no
+//! thread runs outside of it. Offline CPUs do not count; a thread with only offline CPUs is run by
+//! the kernel on any CPU.
 
 use std::fs;
 
@@ -18,14 +19,14 @@ use ublk_throttle_config::{Cpus, Device as Description};
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
 
-/// What a queue thread of the device is given; `None` = any.
+/// The affinity of a queue thread of the device; `None` = any CPU.
 pub fn of_queue(device: &Description, queue: Option<CpuSet>) -> Option<CpuSet> {
     let Some(cpus) = device.cpus else { return queue };
     let is_in = |cpu: u16| queue.is_some_and(|queue| queue.is_set(cpu.into()).unwrap_or(false));
     set(&narrowed(&cpus, is_in, host("online").as_ref()))
 }
 
-/// Where both meet, online; the configuration's where they do not.
+/// The online CPUs in both sets; the configuration's set if there are none.
 fn narrowed(cpus: &Cpus, is_of_queue: impl Fn(u16) -> bool, online: Option<&Cpus>) -> Cpus {
     cpus.filter(|cpu| is_of_queue(cpu) && online.is_none_or(|online| online.contains(cpu))).unwrap_or(*cpus)
 }
@@ -36,20 +37,21 @@ fn set(cpus: &Cpus) -> Option<CpuSet> {
     Some(set)
 }
 
-/// The host's CPUs in a state (`present`, `online`), as the kernel lists them; `None` if it does not, or has more than we count.
+/// The host's CPUs in a state (`present`, `online`), as the kernel lists them; `None` without such
+/// a list, or for more CPUs than [`Cpus`] can hold.
 fn host(state: &str) -> Option<Cpus> {
     let list = fs::read_to_string(format!("/sys/devices/system/cpu/{state}")).ok()?;
     Cpus::parse(list.trim()).ok()
 }
 
-/// Refuses new devices that are to run on CPUs that the host does not have, all of them at once.
+/// Refuses new devices with `cpus` that the host does not have, in one failure for all devices.
 pub fn expect_present<'d>(devices: impl IntoIterator<Item = &'d Description>) -> Outcome<()> {
     let Some(present) = host("present") else { return Ok(()) };
     let absent: Vec<String> = devices.into_iter().filter_map(|device| absent(device, &present)).collect();
     if absent.is_empty() { Ok(()) } else { Err(Failure::new(Class::Config, absent.join("\n"))) }
 }
 
-/// What is wrong with the CPUs of a device.
+/// The complaint about absent CPUs of a device, if it has any.
 fn absent(device: &Description, present: &Cpus) -> Option<String> {
     let cpus = device.cpus?;
     let absent = cpus.filter(|cpu| !present.contains(cpu))?;
@@ -57,7 +59,7 @@ fn absent(device: &Description, present: &Cpus) -> Option<String> {
     Some(format!("device {:?}: cpus{line}: this host has no CPU {absent}; it has {present}", device.name))
 }
 
-/// Tells if all of a device's CPUs are offline: the kernel will not keep its promise.
+/// Warns if all of a device's `cpus` are offline: the kernel will not keep to them.
 pub fn warn_if_offline(device: &Description) {
     if let (Some(cpus), Some(online)) = (device.cpus, host("online"))
         && cpus.filter(|cpu| online.contains(cpu)).is_none()

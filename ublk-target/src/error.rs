@@ -1,13 +1,13 @@
-//! What went wrong, in one form for the command line, the socket and the log.
+//! Failures, in one form for the command line, the socket and the log.
 //!
 //! ```text
 //!   error[E-BUSY]: device "vol1" (/dev/ublkb0) is mounted at /srv; unmount it first, or use --force
-//!         │        │                                                └ what to do
-//!         │        └ what, and where
+//!         │        │                                                └ the cure
+//!         │        └ the problem, and its place
 //!         └ class: stable, decides the exit code, the same in the JSON answer
 //! ```
 //!
-//! A class is something a script can act on; everything else is text for a human.
+//! A class is for scripts, which can act on it; the rest is text for a human.
 
 use std::fmt;
 use std::io;
@@ -16,16 +16,16 @@ use std::path::{Path, PathBuf};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
-/// What kind of failure it is; decides the exit code.
+/// The kind of a failure; decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// It failed at run time and no better class fits.
+    /// A failure at run time that no better class fits.
     Failed,
     /// The configuration is refused.
     Config,
     /// The trace of a simulation is refused.
     Trace,
-    /// The thing a device is to be backed by is missing or unsuitable.
+    /// The backing of a device is missing or unsuitable.
     Backing,
     /// The kernel has no ublk driver loaded.
     NoKernel,
@@ -35,44 +35,44 @@ pub enum Class {
     Perm,
     /// Another daemon works with the same state directory.
     Locked,
-    /// The device number belongs to someone else.
+    /// The device number belongs to a foreign device.
     IdTaken,
-    /// The kernel has no more room for devices.
+    /// The kernel has no room for more devices.
     KernelLimit,
     /// The device node did not appear.
     Node,
     /// A resource limit of this process was reached.
     Resource,
-    /// The state directory holds something unreadable.
+    /// A file of the state directory, or the control socket, cannot be made, read or written.
     State,
-    /// A path we were to use is not safely ours.
+    /// A path that the daemon is to use is under the control of a different user.
     UnsafePath,
     /// The device is mounted, open or claimed.
     Busy,
-    /// Another command works on the same thing, or the daemon is starting or stopping.
+    /// Another command works on the same device or group, or the daemon is starting or stopping.
     Conflict,
-    /// There is one of that name already.
+    /// The name is taken already.
     Exists,
     /// Devices or groups are in the group.
     GroupInUse,
     /// No daemon answers on the socket.
     NoDaemon,
-    /// No device of that name.
+    /// No device has that name.
     NoDevice,
-    /// No group of that name.
+    /// No group has that name.
     NoGroup,
-    /// This kernel cannot do it.
+    /// This kernel does not support the request.
     Unsupported,
-    /// Not finished within the time given; the daemon goes on with it.
+    /// Not finished within the time limit; the daemon goes on with it.
     Timeout,
-    /// What came over the socket is not a request.
+    /// A line from the socket is not a request.
     Protocol,
     /// A request line longer than the protocol allows.
     TooBig,
 }
 
 impl Class {
-    /// Every class, for the look-up by name.
+    /// Every class, for finding one by its name.
     pub const ALL: [Self; 25] = [
         Self::Failed,
         Self::Config,
@@ -101,7 +101,7 @@ impl Class {
         Self::TooBig,
     ];
 
-    /// The stable name users and scripts see.
+    /// The stable name that users and scripts see.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Failed => "E-FAILED",
@@ -132,7 +132,7 @@ impl Class {
         }
     }
 
-    /// The exit code of a command that ends with it.
+    /// The exit code of a command that ends with this class.
     pub const fn exit(self) -> u8 {
         match self {
             Self::Failed | Self::NoKernel | Self::NoUring | Self::KernelLimit | Self::Node => 1,
@@ -155,13 +155,13 @@ impl Class {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind.
+    /// [`Class`] of the failure.
     pub class: Class,
-    /// What, where, what was found, what would work.
+    /// Problem, place, value found, and cure.
     pub message: String,
 }
 
-/// Short for results that end at the user.
+/// Short for a result with a failure for the user.
 pub type Outcome<T> = Result<T, Failure>;
 
 impl Failure {
@@ -175,14 +175,15 @@ impl Failure {
         format!("error[{}]: {}", self.class.name(), self.message)
     }
 
-    /// The same failure with `what` in front, for callers that know more than the place where it happened.
+    /// Puts `what` in front of the message, for callers that know more than the place of the
+    /// failure.
     #[must_use]
     pub fn context(self, what: impl fmt::Display) -> Self {
         Self { class: self.class, message: format!("{what}: {}", self.message) }
     }
 }
 
-/// How a failure travels over the socket.
+/// A failure as it travels over the socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireFailure {
     /// [`Class::name`].
@@ -207,7 +208,7 @@ impl From<WireFailure> for Failure {
 
 /// Gives an I/O error its class and its place.
 pub trait OrFail<T> {
-    /// `what` says what was tried, with the name of the thing; the cause follows it.
+    /// `what` names the action that failed and its object; the cause follows it.
     fn or_fail(self, class: Class, what: impl fmt::Display) -> Outcome<T>;
 }
 
@@ -216,12 +217,12 @@ impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
         self.map_err(|cause| {
             let cause: io::Error = cause.into();
             let class = match cause.raw_os_error() {
-                // These say more than the place where they happened.
+                // These errors mean a lack of resources, in any place.
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => Class::Resource,
                 _ => class,
             };
             let text = match cause.raw_os_error() {
-                // fork(2) and clone(2): what they mean by "temporarily unavailable".
+                // The meaning of "temporarily unavailable" from fork(2) and clone(2).
                 Some(libc::EAGAIN) => "no process or thread is left".to_owned(),
                 _ => plain(&cause),
             };
@@ -230,7 +231,7 @@ impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
     }
 }
 
-/// The limit of this process that may have been reached; nothing for other errors.
+/// The limit of this process that may have been reached, in words; empty for unrelated errors.
 fn limit_in_words(cause: &io::Error) -> String {
     let (resource, name) = match cause.raw_os_error() {
         Some(libc::EMFILE) => (Resource::RLIMIT_NOFILE, "RLIMIT_NOFILE"),
@@ -246,7 +247,8 @@ fn limit_in_words(cause: &io::Error) -> String {
     }
 }
 
-/// The limit of processes that was reached: that of a control group above this process, or of its user, or of the host.
+/// The limit of processes that was reached: of a control group above this process, of its user, or
+/// of the host.
 fn process_limit() -> String {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
@@ -254,7 +256,7 @@ fn process_limit() -> String {
     let full = cgroups(&own, &mounts).into_iter().find_map(|folder| {
         let number = |file: &str| read(&folder.join(file))?.trim().parse::<u64>().ok();
         let most = number("pids.max")?;
-        // A command takes a thread and a worker of the kernel's besides, and both have gone by now.
+        // A command also takes a thread and a kernel worker, and both have ended by now.
         (number("pids.current")? + 2 >= most).then(|| format!("pids.max of {} is {most}", folder.display()))
     });
     let of_user = || match getrlimit(Resource::RLIMIT_NPROC) {
@@ -267,7 +269,8 @@ fn process_limit() -> String {
     }
 }
 
-/// The control groups of a process that may limit its processes, its own first: by `/proc/self/cgroup` and where they are mounted.
+/// The control groups that may limit the processes of this one, its own first, from
+/// `/proc/self/cgroup` and the mount table.
 fn cgroups(own: &str, mountinfo: &str) -> Vec<PathBuf> {
     let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
     // 30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
@@ -303,7 +306,7 @@ mod tests {
 
     #[test]
     fn every_class_is_found_again_by_its_name() {
-        // The client rebuilds the exit code from the name that travelled over the socket.
+        // The client derives the exit code from the name that travelled over the socket.
         for class in Class::ALL {
             assert_eq!(Class::from_name(class.name()), class);
         }
@@ -319,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_os_error_is_told_in_plain_words() {
-        // "(os error 2)" helps nobody; the limit classes are recognised by the errno.
+        // "(os error 2)" helps no user; the resource class is recognised by the errno.
         let missing = io::Error::from_raw_os_error(libc::ENOENT);
         assert_eq!(plain(&missing), "no such file or directory");
         let full: Outcome<()> = Err(io::Error::from_raw_os_error(libc::EMFILE)).or_fail(Class::Failed, "open x");
@@ -330,7 +333,8 @@ mod tests {
 
     #[test]
     fn f74_a_lack_of_processes_is_told_with_its_limit() {
-        // "Resource temporarily unavailable" sends nobody to the control group that is full.
+        // "Resource temporarily unavailable" does not lead a user to the control group that is
+        // full.
         let full: Outcome<()> = Err(io::Error::from_raw_os_error(libc::EAGAIN)).or_fail(Class::Failed, "cannot start");
         let full = full.unwrap_err();
         assert_eq!(full.class, Class::Resource);
@@ -341,7 +345,7 @@ mod tests {
         let found = cgroups("1:name=systemd:/x\n0::/system.slice/ublk.service\n", mountinfo);
         let folders = ["system.slice/ublk.service", "system.slice", ""].map(|f| Path::new("/sys/fs/cgroup").join(f));
         assert_eq!(found, folders);
-        // In a container the root of the mount is the group of the container.
+        // In a container the root of the mount is the control group of the container.
         let inside = "30 24 0:26 /box /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(cgroups("0::/box/a\n", inside)[0], Path::new("/sys/fs/cgroup/a"));
         assert!(cgroups("", mountinfo).is_empty() && cgroups("0::/a\n", "").is_empty());

@@ -1,4 +1,5 @@
-//! How long things took, for percentiles, in a bounded space that can be added up over queues, devices and groups.
+//! A histogram of durations for percentiles, in bounded space. Histograms of queues, devices and
+//! groups can be added up.
 //!
 //! ```text
 //!   below 32 ns        a slot each
@@ -6,7 +7,7 @@
 //!   64 … 127 ns        16 slots of 4 ns, and so on: 16 slots for each power of two, up to five hours
 //! ```
 //!
-//! A percentile is told as the end of its slot: rounded up, by at most 1/16 = 6.25 %.
+//! A percentile is the end of its slot: rounded up by at most 1/16 = 6.25 %.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +15,17 @@ use serde::{Deserialize, Serialize};
 
 /// Slots for each power of two.
 const EACH: u64 = 16;
-/// The last power of two that has slots of its own; what takes longer counts as that.
+/// The last power of two that has slots of its own; longer durations count in its last slot.
 const SHIFT_MAX: u32 = 39;
 
-/// How many slots there are.
+/// The number of slots.
 pub const SLOTS: usize = (SHIFT_MAX as usize + 2) * EACH as usize;
 
 /// Counts of durations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Histogram {
-    /// Slot → count, only where there is one.
+    /// Slot → count, for the slots with a count.
     counts: BTreeMap<u16, u64>,
 }
 
@@ -34,12 +35,12 @@ impl Histogram {
         Self { counts: (0..).zip(counts).filter(|(_, count)| *count > 0).collect() }
     }
 
-    /// How many were counted.
+    /// The number of durations counted.
     pub fn count(&self) -> u64 {
         self.counts.values().sum()
     }
 
-    /// The duration in nanoseconds that `percent` of all did not exceed; 0 if there was none.
+    /// The duration in nanoseconds that `percent` of all did not exceed; 0 for an empty histogram.
     pub fn percentile(&self, percent: f64) -> u64 {
         let wanted = ((self.count() as f64 * percent / 100.0).ceil() as u64).max(1);
         let mut seen = 0;
@@ -52,19 +53,19 @@ impl Histogram {
         self.max()
     }
 
-    /// The longest, in nanoseconds; 0 if there was none.
+    /// The longest duration, in nanoseconds; 0 for an empty histogram.
     pub fn max(&self) -> u64 {
         self.counts.keys().next_back().map_or(0, |slot| last_of(*slot))
     }
 
-    /// Adds what another has counted.
+    /// Adds the counts of a second histogram.
     pub fn add(&mut self, other: &Self) {
         for (slot, count) in &other.counts {
             *self.counts.entry(*slot).or_default() += count;
         }
     }
 
-    /// What was counted after `earlier`, an earlier state of the same histogram.
+    /// The durations counted after `earlier`, an earlier state of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let before = |slot: &u16| earlier.counts.get(slot).copied().unwrap_or(0);
@@ -73,7 +74,7 @@ impl Histogram {
     }
 }
 
-/// The slot of a duration: its highest 5 bits, after as many slots as shorter ones have.
+/// The slot of a duration: its highest 5 bits, offset by the number of slots for shorter durations.
 pub fn slot(ns: u64) -> usize {
     let shift = (u64::BITS - ns.leading_zeros()).saturating_sub(5);
     if shift > SHIFT_MAX {
@@ -84,7 +85,7 @@ pub fn slot(ns: u64) -> usize {
 
 /// The longest duration of a slot.
 fn last_of(slot: u16) -> u64 {
-    // What comes over the socket may be anything.
+    // A slot number from the socket may be out of range.
     let slot = u64::from(slot).min(SLOTS as u64 - 1);
     if slot < 2 * EACH {
         return slot;
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_added_up_can_be_told_apart_again() {
-        // Sums over queues, and the part of an interval.
+        // Sums over queues, and the difference of an interval.
         let (one, other) = (of([5, 100, 100]), of([100, 1 << 50]));
         let mut both = one.clone();
         both.add(&other);

@@ -1,13 +1,15 @@
-//! Stacked block devices, read from sysfs. A removal needs the devices above a ublk disk, as their users would lose data; a
-//! backend needs the devices below it, as it must not stand on a ublk disk.
+//! Stacked block devices, read from sysfs. A removal needs the devices above a ublk disk, as their
+//! users would lose data; a backend needs the devices below it, as it must not stand on a ublk
+//! disk.
 //!
 //! ```text
 //!   above   ublkb0 ─ holders/ ─► dm-0 ─ holders/ ─► md127         loop3/loop/backing_file ─► /dev/ublkb0p1
 //!   below   dm-0 ─ slaves/ ─► loop3 ─ loop/backing_file ─► /srv/a.img ─ its file system ─► ublkb0
 //! ```
 //!
-//! Device mapper (LVM, LUKS, multipath), md and bcache have `holders` and `slaves`. A loop device has neither, so its backing
-//! file is asked. btrfs has devices below `/sys/fs/btrfs`, and device numbers of its own in the tables of mounts.
+//! Device mapper (LVM, LUKS, multipath), md and bcache have `holders` and `slaves`. A loop device
+//! has neither, so its backing file is looked up. btrfs has devices below `/sys/fs/btrfs`, and
+//! device numbers of its own in the mount table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +17,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// A tree of `/sys`: the host's, or one that a test has made.
+/// A sysfs tree: the host's `/sys`, or one made by a test.
 #[derive(Clone, Debug)]
 pub struct Sysfs {
     root: PathBuf,
@@ -25,7 +27,7 @@ pub struct Sysfs {
 pub type Devices = BTreeMap<String, String>;
 
 impl Sysfs {
-    /// The host's.
+    /// The host's tree.
     pub fn of_host() -> Self {
         Self { root: "/sys".into() }
     }
@@ -40,8 +42,8 @@ impl Sysfs {
         all.filter_map(|(name, path)| Some((name, number(&path)?))).collect()
     }
 
-    /// What stands on a disk, level by level: the disk with its partitions, what has those open, and so on. No device is in
-    /// two levels.
+    /// The devices stacked on a disk, level by level: the disk with its partitions, the devices
+    /// that hold those, and so on. No device is in two levels.
     pub fn levels_above(&self, name: &str) -> Vec<Devices> {
         let mut levels = vec![self.disk(name)];
         let mut known: BTreeSet<String> = levels[0].keys().cloned().collect();
@@ -71,18 +73,18 @@ impl Sysfs {
     /// The bytes of the block device with this number, a disk or a partition.
     pub fn size(&self, device: u64) -> Option<u64> {
         let path = self.root.join("dev/block").join(number(device)).join("size");
-        // In units of 512 bytes, whatever the blocks of the device.
+        // In units of 512 bytes, for any block size of the device.
         fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()?.checked_mul(512)
     }
 
-    /// The names of all devices of those btrfs file systems that have one of `devices`.
+    /// The names of all devices of each btrfs file system that has one of `devices`.
     pub fn btrfs_on(&self, devices: &Devices) -> BTreeSet<String> {
         let systems = self.root.join("fs/btrfs");
         let members = entries(&systems).into_iter().map(|system| entries(&systems.join(system).join("devices")));
         members.filter(|members| members.iter().any(|name| devices.contains_key(name))).flatten().collect()
     }
 
-    /// The loop device whose backing file this is, if there is one.
+    /// The loop device with this backing file, if one exists.
     pub fn loop_over(&self, file: &fs::Metadata) -> Option<String> {
         let is_same = |backing: &Backing| {
             fs::metadata(&backing.path).is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
@@ -90,8 +92,8 @@ impl Sysfs {
         self.loops().into_iter().find(|(_, backing)| is_same(backing)).map(|(name, _)| name)
     }
 
-    /// The ublk disk at the end of the chain below a block device with this number, with the chain in words; or below the file
-    /// system with it.
+    /// The ublk disk below the block device with this number, or below the file system with it: the
+    /// chain down to the disk, in words.
     pub fn ublk_below(&self, number: &str) -> Option<String> {
         let mut pending = vec![(number.to_owned(), Vec::new())];
         let mut known = BTreeSet::new();
@@ -107,7 +109,7 @@ impl Sysfs {
             for lower in entries(&self.device(&name).join("slaves")) {
                 pending.extend(self.number(&lower).map(|number| (number, chain.clone())));
             }
-            // A partition has nothing of that; its disk has.
+            // A partition has neither slaves nor a backing file; its disk may have.
             let disk = self.whole(&name);
             if disk != name {
                 pending.extend(self.number(&disk).map(|number| (number, chain.clone())));
@@ -120,7 +122,8 @@ impl Sysfs {
         None
     }
 
-    /// The numbers of devices that a name in a table of mounts (`/dev/sda1`, or several with colons) may mean.
+    /// The number of the device that a name in a mount table means: by the node `path`, or by its
+    /// file name.
     pub fn number_of_node(&self, path: &Path) -> Option<String> {
         let by_node = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device());
         by_node.map(|node| number(node.rdev())).or_else(|| self.number(path.file_name()?.to_str()?))
@@ -141,13 +144,13 @@ impl Sysfs {
         self.root.join("block").join(name)
     }
 
-    /// A whole disk or a partition.
+    /// The folder of a disk or a partition.
     fn device(&self, name: &str) -> PathBuf {
         let disk = self.whole(name);
         if disk == name { self.block(name) } else { self.block(&disk).join(name) }
     }
 
-    /// The disk that a device is, or is a partition of.
+    /// The disk itself, or the disk of a partition.
     fn whole(&self, name: &str) -> String {
         if self.block(name).exists() {
             return name.to_owned();
@@ -168,19 +171,19 @@ impl Sysfs {
     }
 }
 
-/// What a loop device stands on.
+/// The backing file of a loop device.
 #[derive(Debug)]
 struct Backing {
     path: PathBuf,
 }
 
 impl Backing {
-    /// Whether it is one of these devices, or a file on one.
+    /// Whether the backing file is one of these devices, or a file on one.
     fn is_on(&self, numbers: &BTreeSet<&String>, devices: &Devices) -> bool {
         match fs::metadata(&self.path) {
             Ok(file) if file.file_type().is_block_device() => numbers.contains(&number(file.rdev())),
             Ok(file) => numbers.contains(&number(file.dev())),
-            // The node may be that of another namespace, or gone with its disk.
+            // The node may be in a different mount namespace, or gone with its disk.
             Err(_) => {
                 self.path.file_name().and_then(|name| name.to_str()).is_some_and(|name| devices.contains_key(name))
             }
@@ -188,7 +191,8 @@ impl Backing {
     }
 }
 
-/// The device numbers below an open file. Of a block device: its own number. Of a regular file: those of its file system.
+/// The numbers of the devices below an open file. For a block device, its own number; for a regular
+/// file, those of its file system.
 pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
     use std::os::fd::AsRawFd;
     let metadata = file.metadata()?;
@@ -196,7 +200,8 @@ pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
         return Ok(vec![number(metadata.rdev())]);
     }
     let mut numbers = vec![number(metadata.dev())];
-    // btrfs, bcachefs and overlayfs have numbers of their own: the table of mounts has the devices.
+    // btrfs, bcachefs and overlayfs have device numbers of their own; the mount table names the
+    // devices.
     if libc::major(metadata.dev()) == 0 {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
         let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
@@ -204,7 +209,7 @@ pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
         let sources = mount.map(|mount| sources(&table, mount)).unwrap_or_default();
         let sysfs = Sysfs::of_host();
         for number in sources.iter().flat_map(|path| below_of(path)) {
-            // The table has one device of a btrfs of several.
+            // The mount table names one device of a btrfs on several.
             let device: Devices = sysfs.name(&number).map(|name| (name, number.clone())).into_iter().collect();
             numbers.extend(sysfs.btrfs_on(&device).iter().filter_map(|name| sysfs.number(name)));
             numbers.push(number);
@@ -213,14 +218,14 @@ pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
     Ok(numbers)
 }
 
-/// The number of the one disk, or partition, that the file system of a file is on; `None` if there are several, or none that is
-/// known (a server, memory).
+/// The number of the only disk, or partition, below the file system of a file; `None` for several,
+/// or for an unknown one (a network file system, memory).
 pub fn disk_below(file: &fs::File) -> Option<String> {
     only_disk(below(file).ok()?)
 }
 
 fn only_disk(numbers: Vec<String>) -> Option<String> {
-    // Major 0: the number of a file system itself.
+    // Major 0 is the number of a file system itself.
     let mut disks: Vec<String> = numbers.into_iter().filter(|number| !number.starts_with("0:")).collect();
     disks.sort();
     disks.dedup();
@@ -235,7 +240,7 @@ fn below_of(path: &Path) -> Vec<String> {
     }
 }
 
-/// What the mount with this id stands on: devices, or the folders of an overlay.
+/// The devices below the mount with this id, or the folders of an overlay.
 fn sources(mountinfo: &str, id: &str) -> Vec<PathBuf> {
     let Some(line) = mountinfo.lines().find(|line| line.split(' ').next() == Some(id)) else { return Vec::new() };
     let Some((_, tail)) = line.split_once(" - ") else { return Vec::new() };
@@ -250,7 +255,7 @@ fn sources(mountinfo: &str, id: &str) -> Vec<PathBuf> {
         return folders.flat_map(|folders| folders.split(':')).map(|folder| PathBuf::from(unescape(folder))).collect();
     }
     let source = unescape(source);
-    // A share of another host has a colon, too.
+    // A remote share also has a colon.
     let devices = source.split(':').filter(|_| source.starts_with('/'));
     devices.filter(|path| path.starts_with('/')).map(PathBuf::from).collect()
 }
@@ -268,7 +273,7 @@ pub fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
-/// The names in a directory; none if it cannot be read.
+/// The names in a directory; empty if it cannot be read.
 pub fn entries(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
@@ -280,7 +285,7 @@ mod tests {
 
     use super::*;
 
-    /// A tree of sysfs below a folder of its own.
+    /// A sysfs tree in a temporary folder of its own.
     struct Fake(Sysfs);
 
     impl Fake {
@@ -329,7 +334,8 @@ mod tests {
 
     #[test]
     fn a_stack_is_found_level_by_level() {
-        // LVM on a partition, md on that and on the other partition: each device once, below all that stands on it.
+        // LVM on a partition; md on the LVM volume and on the second partition. Each device appears
+        // once.
         let fake = Fake::new("levels")
             .with("ublkb0", "259:0")
             .with("ublkb0/ublkb0p1", "259:1")

@@ -1,12 +1,13 @@
-//! Memory, as a file that has no name.
+//! A backend in memory: a file without a name (memfd).
 //!
 //! ```text
 //!   pages of the client   READ_FIXED, WRITE_FIXED, which the ring does at once   one copy, no buffer
 //!   buffer of the tag     pread, pwrite, on the spot                             two copies
 //! ```
 //!
-//! Memory does not make anyone wait: where the data is in a buffer of ours already, a system call costs less than a round through
-//! the ring. Pages come with the first write and go with a discard; all is gone with the device.
+//! Memory never blocks: with the data in the tag's buffer already, a system call costs less than a
+//! round through the ring. Pages come with the first write and go with a discard; all of them are
+//! gone with the device.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -60,7 +61,8 @@ impl Backend for Memory {
     }
 
     fn resize(&self, size: u64) -> Outcome<()> {
-        // Only ever longer: what is behind the end of a smaller device is there again if it grows.
+        // The file only ever grows: data behind the end of a device that shrank is there again if
+        // it grows.
         let length = self.memory.metadata().or_fail(Class::Backing, "memory")?.len();
         if size <= length {
             return Ok(());
@@ -81,7 +83,8 @@ impl Lane for MemoryLane {
             (Operation::Read, data) => return Step::Submit(range::read(&self.memory, request, data, done)),
             (Operation::Write, data) => return Step::Submit(range::write(&self.memory, request, data, done)),
             (Operation::Flush, _) => Ok(()),
-            // The space of memory is nobody's promise, so a hole serves write-zeroes that keep the space as well.
+            // Memory does not guarantee its space, so a hole also serves write-zeroes that keep the
+            // space.
             (Operation::Discard | Operation::WriteZeroes { .. }, _) => punch(&self.memory, request).map_err(Into::into),
         };
         Step::Done(result.map_err(|cause| match cause.raw_os_error() {
@@ -124,7 +127,7 @@ mod tests {
 
     #[test]
     fn reading_behind_the_end_is_an_error() {
-        // The kernel never asks for it; if it did, the buffer must not be handed out unfilled.
+        // The kernel never sends this; if it did, the buffer must not be handed out unfilled.
         let memory = open(4096, false, None).unwrap();
         assert_eq!(issue(&mut *memory.lane(1).unwrap(), Operation::Read, 4096, &mut [0; 512]), Err(Errno::EIO));
     }

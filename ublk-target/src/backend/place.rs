@@ -1,11 +1,14 @@
-//! Opening a path that a configuration names, without being led astray.
+//! Opens a path that a configuration names, so that no unprivileged user can redirect it.
 //!
-//! 1. Links on the way are followed only if root or we own them ([`super::way`]): a user that may write a directory could
-//!    otherwise turn root's daemon to a file of his choice.
-//! 2. Opened with `O_NONBLOCK`, so that a FIFO does not hold us up; then it is looked at, and refused if it is not what the
-//!    backend wants.
-//! 3. Nothing on a ublk device: what is below a throttle must not wait for that throttle.
-//! 4. Locked (OFD lock, over the whole file): one writer, or any number of readers, or of those that say that they share it.
+//! 1. Links on the path are followed only if they belong to root or to the daemon's user
+//!    ([`super::way`]): otherwise a user that may write to a directory could turn root's daemon to
+//!    a file of his choice.
+//! 2. The file is opened with `O_NONBLOCK`, so that a FIFO does not block the daemon; then it is
+//!    checked, and refused if it is not of the kind that the backend needs.
+//! 3. Files on a ublk device are refused: a device below a throttle must not wait for that
+//!    throttle.
+//! 4. The file is locked (OFD lock, over the whole file): one writer, or any number of readers, or
+//!    of devices with `shared: true`.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -21,14 +24,14 @@ use super::way;
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::stack::{self, Sysfs};
 
-/// How to open a place.
+/// The access to a backing file.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
-    /// Writes are refused later on, so reading is enough.
+    /// Writes are refused later on, so opening for reading is enough.
     pub is_read_only: bool,
     /// `O_DIRECT`.
     pub is_direct: bool,
-    /// More of them.
+    /// Further flags of open(2).
     pub flags: OFlag,
 }
 
@@ -37,7 +40,7 @@ pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
     let told = |cause: &io::Error| refused(path, access, cause);
     let end = way::walk(path, told)?;
     if access.flags.contains(OFlag::O_CREAT) && !end.is_there {
-        // Before there is a file that nobody wanted.
+        // Check before the file is created: a refused configuration must not leave a file behind.
         expect_no_ublk_below(path, &end.folder)?;
     }
     let reach = if access.is_read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
@@ -60,14 +63,16 @@ fn expect_no_ublk_below(path: &Path, file: &File) -> Outcome<()> {
     }
 }
 
-/// Opens the same file once more, in the same way: the kernel tells a failed write-back once to each opening of a file.
+/// Opens the same file once more, with the same access: the kernel reports a failed write-back once
+/// to each open file description.
 pub fn again(file: &File) -> Outcome<File> {
     let what = "cannot open a backend once more for a queue";
     let flags = fcntl(file.as_fd(), FcntlArg::F_GETFL).or_fail(Class::Resource, what)?;
-    // tmpfs never waits but where it was swapped out, and still does not say that it can do without: a ring has each request done by
-    // a thread of the kernel. To a regular file O_NONBLOCK means nothing else than that the ring may try at once; and a write only
-    // if it is O_DIRECT, which tmpfs takes and ignores. A disk does not ignore it, and its node is on devtmpfs, which says that it
-    // is tmpfs.
+    // tmpfs never waits except for swapped-out pages, but does not announce that it supports
+    // requests without waiting, so a ring hands each request to a kernel thread. On a regular file
+    // O_NONBLOCK only means that the ring may try at once; and a write only with O_DIRECT, which
+    // tmpfs accepts and ignores. A disk does not ignore O_DIRECT, and its node is on devtmpfs,
+    // which reports the magic number of tmpfs; so the file must be a regular one.
     let is_on_tmpfs = fstatfs(file).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
     let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
     let at_once = if is_on_tmpfs && is_regular { libc::O_NONBLOCK | libc::O_DIRECT } else { 0 };
@@ -78,7 +83,8 @@ pub fn again(file: &File) -> Outcome<File> {
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
     match reopened {
         Ok(file) => Ok(file),
-        // A descriptor that may be used but not opened, or no /proc: then the queues share one opening.
+        // A descriptor that may be used but not opened, or no /proc: then the queues share one open
+        // file description.
         Err(cause) if matches!(cause.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::ENOENT | libc::EROFS)) => {
             file.try_clone().or_fail(Class::Resource, what)
         }
@@ -86,13 +92,15 @@ pub fn again(file: &File) -> Outcome<File> {
     }
 }
 
-/// Device and inode number of an open file: what stays when its path leads elsewhere.
+/// Device and inode number of an open file, which stay the same when its path leads to a different
+/// file.
 pub fn identity(file: &File) -> Option<(u64, u64)> {
     file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// The bytes that the file or block device of that identity has now, `None` if sysfs does not tell; or, in words, that `path` no
-/// longer leads there. May wait for a server that does not answer.
+/// The present size in bytes of the file or block device with that identity, `None` if sysfs does
+/// not have it; or, in words, that `path` no longer leads to it. May wait for a file server that
+/// does not answer.
 pub fn size_behind(path: &Path, identity: (u64, u64)) -> Result<Option<u64>, String> {
     match std::fs::metadata(path) {
         Ok(metadata) if (metadata.dev(), metadata.ino()) != identity => {
@@ -126,7 +134,7 @@ fn refused(path: &Path, access: Access, cause: &io::Error) -> Failure {
     Failure::new(Class::Backing, text)
 }
 
-/// The word for what is there instead of the thing wanted.
+/// The word for the kind of file that was found.
 pub fn kind(metadata: &Metadata) -> &'static str {
     let kind = metadata.file_type();
     if kind.is_file() {
@@ -146,8 +154,9 @@ pub fn kind(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// Keeps others (and a second device of ours) from using the same place, unless all of them share it: because they only read,
-/// or because the configuration says so. Held until the file is closed.
+/// Locks the file against different programs and against a second device, unless all of its users
+/// share it: because they only read, or because the configuration says so. Held until the file is
+/// closed.
 pub fn lock(file: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     let lock = libc::flock {
         l_type: if is_shared { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
@@ -170,7 +179,8 @@ pub fn lock(file: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     }
 }
 
-/// Refuses a file that a loop device serves: both would cache and reorder what the other writes, and a loop device locks nothing.
+/// Refuses a file that a loop device serves: the loop device and the daemon would cache and reorder
+/// each other's writes, and a loop device takes no lock.
 pub fn expect_no_loop(path: &Path, metadata: &Metadata) -> Outcome<()> {
     let Some(name) = Sysfs::of_host().loop_over(metadata) else { return Ok(()) };
     let what =
@@ -178,7 +188,8 @@ pub fn expect_no_loop(path: &Path, metadata: &Metadata) -> Outcome<()> {
     Err(Failure::new(Class::Backing, what))
 }
 
-/// The logical block of a device on `path`, which takes requests in units of `needed` bytes.
+/// The logical block of a device on `path`, a file or disk that takes requests in units of `needed`
+/// bytes.
 pub fn block(path: &Path, needed: u32, wanted: Option<u32>) -> Outcome<u32> {
     match wanted {
         Some(wanted) if wanted < needed => Err(Failure::new(
@@ -203,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_directory_and_a_character_device_are_told_by_name() {
-        // The user must see what it is, not just that it is wrong.
+        // The message must name the kind of file, not just say that it is wrong.
         let (_, metadata) = open(Path::new("/"), READ_ONLY).unwrap();
         assert_eq!(kind(&metadata), "a directory");
         let (_, metadata) = open(Path::new("/dev/null"), READ_ONLY).unwrap();
@@ -212,8 +223,9 @@ mod tests {
 
     #[test]
     fn a_ring_does_not_wait_for_files_on_tmpfs() {
-        // Elsewhere it knows by itself what it can do at once; and nodes are on devtmpfs, which says that it is tmpfs: a disk is not
-        // opened as nobody has asked for.
+        // On most file systems the ring knows by itself which requests it can do at once. Device
+        // nodes are on devtmpfs, which reports itself as tmpfs: a disk must not be opened with
+        // flags that its user has not asked for.
         let memory = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
         let elsewhere = File::open(std::env::current_exe().unwrap()).unwrap();
         let (node, _) = open(Path::new("/dev/null"), READ_ONLY).unwrap();
@@ -229,7 +241,7 @@ mod tests {
         let failure = open(Path::new("/nonexistent/disk.img"), READ_ONLY).unwrap_err();
         assert_eq!(failure.class, Class::Backing);
         assert!(failure.message.contains("for a new one say `create`"), "{}", failure.message);
-        // Who has said so needs another cure.
+        // With `create` the cure is a different one.
         let created = Access { is_read_only: false, flags: OFlag::O_CREAT, ..READ_ONLY };
         let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err();
         assert!(failure.message.contains("its directory is not there"), "{}", failure.message);
@@ -254,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_place_is_locked_against_a_second_writer() {
-        // Two devices on one file would each cache and reorder what the other wrote.
+        // Two devices on one file would cache and reorder each other's writes.
         let path = std::env::temp_dir().join(format!("ublk-throttle-lock-{}", std::process::id()));
         std::fs::write(&path, "x").unwrap();
         let access = Access { is_read_only: false, ..READ_ONLY };

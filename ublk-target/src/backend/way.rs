@@ -1,13 +1,15 @@
-//! The way to a path, part by part, so that a link put there meanwhile leads nowhere else.
+//! Walks a path part by part, so that a link placed on it in between cannot redirect it.
 //!
 //! ```text
 //!   /srv/images/vol0      /  ──► srv ──────────► images ────────────────────► vol0
-//!                         O_PATH  a directory     a link of root or of ours:    End: opened by the caller,
-//!                                                 its target's parts follow     below what was looked at
+//!                         O_PATH  a directory     a link of root or the         End: opened by the caller,
+//!                                                 daemon's user: the parts      below the directory checked
+//!                                                 of its target follow
 //! ```
 //!
-//! Each part is opened below the one before it, without following, and what was opened is looked at. A path that is checked and
-//! then opened by its name could be exchanged in between by a user that may write a directory on it.
+//! Each part is opened below the one before it, without following links, and the opened file is
+//! checked. A path that is checked first and then opened by its name could be exchanged in between
+//! by a user that may write to a directory on it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -20,29 +22,30 @@ use nix::sys::stat::Mode;
 
 use crate::error::{Class, Failure, Outcome};
 
-/// Links that are followed, as many as the kernel follows.
+/// The most links that are followed, the same number as in the kernel.
 const LINKS_MAX: usize = 40;
 const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Where a way ends: a name in an open directory, and no link.
+/// The end of a path: a name in an open directory, which is not a link.
 #[derive(Debug)]
 pub struct End {
-    /// The directory, to be looked at only.
+    /// The directory; its descriptor may be an `O_PATH` one.
     pub folder: File,
     name: OsString,
-    /// Whether the directory has the name.
+    /// Whether the name exists in the directory.
     pub is_there: bool,
 }
 
 impl End {
-    /// Opens what is there. `ELOOP` if it has become a link.
+    /// Opens the file at the end. `ELOOP` if the name has become a link.
     pub fn open(&self, how: OFlag, mode: Mode) -> io::Result<File> {
         let opened = openat(&self.folder, &*self.name, how | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, mode)?;
         Ok(opened.into())
     }
 }
 
-/// Walks `path` from the root. A link that neither root nor we own is a failure; any other one is told by `failed`.
+/// Walks `path` from the root. A link that belongs to neither root nor this process's user is a
+/// failure; `failed` makes the failure of an I/O error.
 pub fn walk(path: &Path, failed: impl Fn(&io::Error) -> Failure) -> Outcome<End> {
     let step = |folder: &File, name: &OsStr, how: OFlag| -> io::Result<File> {
         Ok(openat(folder, name, how | LOOK, Mode::empty())?.into())
@@ -56,7 +59,7 @@ pub fn walk(path: &Path, failed: impl Fn(&io::Error) -> Failure) -> Outcome<End>
     while let Some(name) = ahead.pop() {
         let is_last = ahead.is_empty();
         if !is_last {
-            // As a directory first: what is mounted on demand is mounted for a directory only.
+            // As a directory first: an automount is triggered only by opening it as a directory.
             match step(&folder, &name, OFlag::O_DIRECTORY) {
                 Ok(next) => {
                     at.push(&name);
@@ -92,11 +95,11 @@ pub fn walk(path: &Path, failed: impl Fn(&io::Error) -> Failure) -> Outcome<End>
         }
         ahead.extend(parts(&target));
     }
-    // The root, or a link to a directory that is written `.` or `/`.
+    // The path is the root, or ends with a link to `.` or `/`.
     Ok(End { folder, name: ".".into(), is_there: true })
 }
 
-/// The parts of a path but the root, the last one first.
+/// The parts of a path without the root, the last one first.
 fn parts(path: &Path) -> Vec<OsString> {
     let named = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
     path.components().rev().filter(named).map(|part| part.as_os_str().to_owned()).collect()
@@ -174,7 +177,8 @@ mod tests {
 
     #[test]
     fn f85_what_is_exchanged_after_the_look_is_not_opened() {
-        // A user that may write the directory puts a link where the file was looked at, then where its directory was.
+        // A user that may write to the directory puts a link in the place of the checked file, then
+        // in the place of its directory.
         let path = scratch("exchanged");
         let end = walk(&path.join("images/vol"), failure).unwrap();
         fs::rename(path.join("images/vol"), path.join("images/away")).unwrap();

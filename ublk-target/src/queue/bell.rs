@@ -41,9 +41,9 @@ impl Bell {
 
     /// Whether the bell was rung since the last call; clears it.
     pub fn take(&self) -> bool {
-        // Load before swap: a turn without a ring does not write to a cache line that other threads
-        // read. Acquire pairs with the release in `ring`: everything before the ring is visible to
-        // the poll that follows.
+        // Load before swap: a turn without a ring does not write to a cache line that the ringing
+        // threads read. Acquire pairs with the release in `ring`: everything before the ring is
+        // visible to the poll that follows.
         self.is_rung.load(Ordering::Relaxed) && self.is_rung.swap(false, Ordering::Acquire)
     }
 }

@@ -1,5 +1,5 @@
-//! Repairs the driver's state of a device whose server died while it recovered the device, for the
-//! next server.
+//! Repairs the driver's state of a device after its server died while it recovered the device, for
+//! the next server.
 //!
 //! ```text
 //!   before Linux 6.15, if the server died after   START_RECOVERY of the next server
@@ -54,8 +54,8 @@ pub const fn are_cleared_by_the_driver(features: u64) -> bool {
     features & (1 << AUTO_BUF_REG) != 0
 }
 
-/// Repairs the state of a quiesced device whose server died during recovery. `EBUSY` as long as the
-/// last file of the dead server is not closed: to be tried again.
+/// Repairs the state of a quiesced device after its server died during recovery. `EBUSY` as long as
+/// the last file of the dead server is not closed: to be tried again.
 pub fn make_good(info: &DeviceInfo) -> io::Result<()> {
     offer_and_leave(info, 0..info.queues)?;
     // The device can be opened only after all of these offers were taken back, so the work that
