@@ -1,4 +1,4 @@
-//! Who is who: names of the configuration to numbers, and back.
+//! The groups and devices of a configuration: their numbers by name.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub enum Node {
     Device(usize),
 }
 
-/// All names.
+/// The names of a configuration.
 #[derive(Debug)]
 pub struct Cast {
     groups: Names,
@@ -27,7 +27,7 @@ struct Names {
 }
 
 impl Cast {
-    /// Those of a configuration.
+    /// The names of `config`.
     pub fn new(config: &Config) -> Self {
         let number = |names: Vec<&String>| names.into_iter().cloned().enumerate().map(|(n, name)| (name, n)).collect();
         Self {
@@ -36,12 +36,12 @@ impl Cast {
         }
     }
 
-    /// The number of a group, or why there is none.
+    /// The number of a group, or the reason why it does not exist.
     pub fn group(&self, name: &str) -> Result<usize, String> {
         self.groups.find(name)
     }
 
-    /// The number of a device, or why there is none.
+    /// The number of a device, or the reason why it does not exist.
     pub fn device(&self, name: &str) -> Result<usize, String> {
         self.devices.find(name)
     }

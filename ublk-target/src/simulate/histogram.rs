@@ -1,4 +1,4 @@
-//! How long requests waited, for percentiles, in a bounded space.
+//! A histogram of waits for percentiles, in bounded space.
 //!
 //! ```text
 //!   waits below 512 ns     a slot each
@@ -6,8 +6,8 @@
 //!   1024 … 2047 ns         256 slots of 4 ns, and so on: 256 slots for each power of two
 //! ```
 //!
-//! So a percentile is rounded up by at most 1/256 = 0.4 %, and a million requests take no more room than a hundred. The
-//! largest wait is kept exactly.
+//! So a percentile is rounded up by at most 1/256 = 0.4 %, and a million requests take no more
+//! memory than a hundred. The largest wait is kept exactly.
 
 /// Slots for each power of two.
 const SLOTS: u64 = 256;
@@ -15,7 +15,7 @@ const SLOTS: u64 = 256;
 /// Counts of waits in nanoseconds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Histogram {
-    /// As many as the largest wait needs.
+    /// Counts by slot, up to the slot of the largest wait.
     counts: Vec<u64>,
     count: u64,
     max: u64,
@@ -33,7 +33,7 @@ impl Histogram {
         self.max = self.max.max(wait_ns);
     }
 
-    /// The wait that `percent` of all requests did not exceed; 0 if there was none.
+    /// The wait that `percent` of all requests did not exceed; 0 for an empty histogram.
     pub fn percentile(&self, percent: u64) -> u64 {
         let wanted = (u128::from(self.count) * u128::from(percent)).div_ceil(100);
         let mut seen = 0;
@@ -46,13 +46,13 @@ impl Histogram {
         self.max
     }
 
-    /// The longest.
+    /// The longest wait.
     pub fn max(&self) -> u64 {
         self.max
     }
 }
 
-/// The slot of a wait: its highest 9 bits, after as many slots as shorter waits have.
+/// The slot of a wait: its highest 9 bits, offset by the number of slots for shorter waits.
 fn slot(wait_ns: u64) -> usize {
     let shift = (u64::BITS - wait_ns.leading_zeros()).saturating_sub(9);
     (u64::from(shift) * SLOTS + (wait_ns >> shift)) as usize

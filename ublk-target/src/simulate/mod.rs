@@ -1,18 +1,19 @@
-//! What a configuration would do to a load: the throttle itself, fed from a file, in virtual time.
+//! The effect of a configuration on a load: the throttle itself, fed from a file, in virtual time.
 //!
 //! ```text
-//!   trace ──line──► Trace ──Event──► World ──held, went, moved──► Printer   a line for each request that went
+//!   trace ──line──► Trace ──Event──► World ──held, went, moved──► Printer   a line for each dispatched request
 //!   JSON lines      reads,           throttle-core, a clock,      Summary   a table for each device and group
 //!                   locates faults   one gate for each device
 //! ```
 //!
-//! It is the same core that the daemon runs, decision for decision, only that here nobody sleeps: the clock jumps from one
-//! thing that happens to the next. So a limit is tried on an hour of load in seconds, without root, without ublk, and with
-//! the same result every time.
+//! The core is that of the daemon, decision for decision, but no thread sleeps: the clock jumps
+//! from one event to the next. So a limit is tried on an hour of load in seconds, without root,
+//! without ublk, and with the same result every time.
 //!
-//! What is left out: the backend is instant; a request is there the moment its line says so, however many wait already
-//! (a real queue has a depth, and its client waits outside); and `queues` do not matter, as one gate serves a device: a
-//! member's requests stand in one line whichever queue they came through.
+//! The simulation leaves out three things. The backend is instant. A request arrives at the time of
+//! its line, for any number of requests that wait already (a real queue has a depth, and its client
+//! waits outside). And `queues` have no effect, as a single gate serves a device: the requests of a
+//! member wait in one line, regardless of their queues.
 
 mod cast;
 
@@ -37,17 +38,17 @@ pub use world::{Observer, Went, World};
 
 use crate::error::Outcome;
 
-/// Plays the trace of that name to its end and prints each request as it is let go. Stops, without a fault, when nobody
-/// reads any more.
+/// Plays a trace to its end and prints each request as it is dispatched; `name` is for messages.
+/// Stops without a failure when the reader of `output` has gone.
 pub fn lines(config: &Config, name: &str, input: impl BufRead, output: impl Write) -> Outcome<()> {
     let mut printer = Printer::new(config, output);
     let played = play(config, name, input, &mut printer);
-    // What was let go before a fault is printed before it.
+    // Requests that were dispatched before a fault are printed before it.
     printer.finish()?;
     played
 }
 
-/// Plays the trace of that name to its end and counts.
+/// Plays a trace to its end and counts; `name` is for messages.
 pub fn summary(config: &Config, name: &str, input: impl BufRead) -> Outcome<Summary> {
     let mut summary = Summary::new(config);
     play(config, name, input, &mut summary)?;

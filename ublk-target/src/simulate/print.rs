@@ -1,4 +1,4 @@
-//! A line for each request that was let go.
+//! A line for each dispatched request.
 
 use std::io::{self, Write};
 

@@ -1,8 +1,9 @@
-//! A live change, as a trace says it: `"set": {"group": "tenant-a", "limits": {"iops-total": 500}, "weight": 200}`.
+//! A live change in a trace:
+//! `"set": {"group": "tenant-a", "limits": {"iops-total": 500}, "weight": 200}`.
 //!
 //! ```text
-//!   "group" alone       the group to be changed        "parent"  where it goes; null: to the top
-//!   "device"            the device to be changed       "group"   where it goes; null: out of any
+//!   "group" alone       the group to be changed        "parent"  its new parent; null: none
+//!   "device"            the device to be changed       "group"   its new group; null: none
 //! ```
 
 use serde_json::{Map, Value};
@@ -12,14 +13,14 @@ use ublk_throttle_config::{Fault, change_limits, nearest};
 
 use super::cast::{Cast, Node};
 
-/// What changes; what is not named stays.
+/// A change of a group or device; settings that it does not name stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// Of whom.
+    /// The group or device.
     pub node: Node,
-    /// The group above it; `Some(None)`: none.
+    /// The new group above it; `Some(None)`: none.
     pub above: Option<Option<usize>>,
-    /// Its share of what that group allows.
+    /// Its new weight among the children of its parent.
     pub weight: Option<u32>,
     /// Keys and values as in the configuration.
     limits: Vec<(String, String)>,
@@ -29,7 +30,7 @@ const FOR_GROUP: [&str; 4] = ["group", "limits", "weight", "parent"];
 const FOR_DEVICE: [&str; 4] = ["device", "limits", "weight", "group"];
 
 impl Set {
-    /// Reads what stands behind `"set":`; or what was found, and what would work.
+    /// Parses the value of `"set":`; the error names the value found and the cure.
     pub fn read(value: &Value, cast: &Cast) -> Result<Self, String> {
         let Value::Object(said) = value else {
             return Err(format!(
@@ -57,7 +58,7 @@ impl Set {
         Ok(Self { node, above, weight: weight(said)?, limits: limits(said)? })
     }
 
-    /// The limits in force after it; or what is wrong with them.
+    /// The limits in force after the change; the error names their faults and the cures.
     pub fn limits_after(&self, in_force: &Limits) -> Result<Limits, String> {
         let named: Vec<(&str, &str)> = self.limits.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         change_limits(in_force, &named).map_err(|faults| said(&faults))

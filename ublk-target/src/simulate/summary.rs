@@ -1,11 +1,11 @@
-//! What each device and group got, and what it waited for it.
+//! The requests that each device and group got through, and how long they waited.
 //!
 //! ```text
 //!   went ──► the device's row ──► its group's ──► the group above ──► … ──► total
 //! ```
 //!
-//! A request counts for the groups that its device is in when it goes. A row is at the limit while at least one request
-//! of it waits.
+//! A request counts for the groups above its device at the time of its dispatch. A row is at the
+//! limit while at least one request of it waits.
 
 use serde::Serialize;
 use throttle_core::time::Time;
@@ -20,7 +20,7 @@ pub struct Summary {
     groups: Vec<Row>,
     devices: Vec<Row>,
     total: Row,
-    /// The first line of the trace, and the last thing that happened.
+    /// The time of the first line of the trace, and of the last event.
     span: Option<(Time, Time)>,
 }
 
@@ -51,12 +51,12 @@ pub struct Facts {
     pub total: RowFacts,
 }
 
-/// What a device or a group got.
+/// The results of a device or a group.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct RowFacts {
     /// Its name in the configuration.
     pub name: String,
-    /// Requests let go.
+    /// Requests dispatched.
     pub requests: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -64,9 +64,9 @@ pub struct RowFacts {
     pub requests_per_s: Option<f64>,
     /// Over the span; absent if that is 0.
     pub bytes_per_s: Option<f64>,
-    /// How long they waited.
+    /// The waits of its requests.
     pub wait_ns: WaitFacts,
-    /// How long something of it waited.
+    /// How long at least one request of it waited.
     pub at_limit_ns: u64,
 }
 
@@ -84,7 +84,7 @@ pub struct WaitFacts {
 }
 
 impl Summary {
-    /// Nothing has happened yet.
+    /// A summary without events.
     pub fn new(config: &Config) -> Self {
         let number = |name: &String| config.groups.iter().position(|group| group.name == *name);
         let row = |name: &str, above: Option<&String>| Row {
@@ -107,7 +107,7 @@ impl Summary {
         Facts { span_ns, devices: facts(&self.devices), groups: facts(&self.groups), total: self.total.facts(span_ns) }
     }
 
-    /// The row of a device, those of the groups above it, and the total.
+    /// Applies `with` to the row of a device, those of the groups above it, and the total.
     fn each_above(&mut self, device: usize, mut with: impl FnMut(&mut Row)) {
         let mut next = self.devices[device].above;
         with(&mut self.devices[device]);
@@ -146,7 +146,7 @@ impl Observer for Summary {
             Node::Group(group) => &mut self.groups[group],
             Node::Device(device) => &mut self.devices[device],
         };
-        // What waits there waits in other groups from now on.
+        // Requests that wait in the moved node wait in different groups from now on.
         let waiting = row.waiting as i64;
         let left = std::mem::replace(&mut row.above, above);
         for (from, change) in [(left, -waiting), (above, waiting)] {
@@ -160,7 +160,7 @@ impl Observer for Summary {
 }
 
 impl Row {
-    /// So many more requests wait, or fewer.
+    /// `change` more requests wait; fewer if negative.
     fn wait(&mut self, at: Time, change: i64) {
         let before = self.waiting;
         self.waiting = before.checked_add_signed(change).expect("what goes has been held");

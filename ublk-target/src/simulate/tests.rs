@@ -30,7 +30,7 @@ fn run(config: &Config, trace: &str) -> Result<String, String> {
     Ok(String::from_utf8(output).expect("JSON is UTF-8"))
 }
 
-/// `device@ms` for each request, in the order in which they went.
+/// `device@ms` for each request, in the order of dispatch.
 fn went(config: &Config, trace: &str) -> Vec<String> {
     let output = run(config, trace).unwrap_or_else(|error| panic!("{error}"));
     let line = |line: &str| {
@@ -133,7 +133,7 @@ fn bytes_from_1_to_10_s(config: &Config, trace: &str) -> Vec<f64> {
 
 #[test]
 fn a_share_is_equal_in_bytes_whatever_the_request_sizes_and_directions() {
-    // Both want more than they get of 10 MiB/s, for 10 s; the bar is 1 %.
+    // Both devices want more than their share of 10 MiB/s, for 10 s; the bar is 1 %.
     let config = group("bps-total: 10MiB/s");
     for (op, large) in [("read", 65_536), ("write", 131_072)] {
         let trace = format!(
@@ -148,7 +148,7 @@ fn a_share_is_equal_in_bytes_whatever_the_request_sizes_and_directions() {
 
 #[test]
 fn weights_of_1_2_4_share_bytes_with_mixed_sizes() {
-    // The bar is 2 %; each has more to send than its share of 70 MiB/s over 10 s.
+    // The bar is 2 %; each device has more to send than its share of 70 MiB/s over 10 s.
     let mut text = "groups:\n  g: { limits: { bps-total: 70MiB/s } }\ndevices:\n".to_owned();
     let mut trace = String::new();
     for (name, weight, bytes, count) in
@@ -173,8 +173,8 @@ fn a_raise_lets_go_at_once_and_the_same_limits_again_change_nothing() {
     let config = group("bps-total: 1000");
     assert_eq!(went(&config, &trace("1000")), ["a@0", "a@999900", "a@1999900"]);
     assert_eq!(went(&config, &trace("\"unlimited\"")), ["a@0", "a@5", "a@5"]);
-    // A full bucket stays full, so the debt (10^6 less the capacity of 100 and the 5 bytes drained by then) is paid at the
-    // new rate, a byte each nanosecond.
+    // A full bucket stays full, so the debt (10^6 less the capacity of 100 and the 5 bytes drained
+    // by then) is paid at the new rate, a byte each nanosecond.
     assert_eq!(went(&config, &trace("\"1GB/s\""))[1], "a@5.999895");
 }
 
@@ -206,7 +206,8 @@ fn a_device_has_limits_and_a_weight_and_moves_between_groups() {
     assert_eq!(with(r#"{"device":"a","group":"fast"}"#), ["a@0", "a@500", "a@500", "a@600"]);
     assert_eq!(with(r#"{"device":"a","group":null}"#), ["a@0", "a@500", "a@500", "a@500"]);
     assert_eq!(with(r#"{"group":"slow","weight":7,"parent":"top"}"#), ["a@0", "a@900", "a@1900", "a@2900"]);
-    // Out of the group and under a limit of its own at once: nothing slips through in between, in either direction.
+    // Out of the group and under a limit of its own at once: no request passes unlimited in
+    // between, in either direction.
     let own = with(r#"{"device":"a","weight":200,"group":null,"limits":{"iops":2}}"#);
     assert_eq!(own, ["a@0", "a@500", "a@900", "a@1400"]);
     let back = format!(
@@ -236,8 +237,9 @@ fn a_removed_device_lets_go_what_it_holds_and_comes_back_as_configured() {
 {"t":1000000,"del":"a"}
 {"t":2000000,"add":"a"}
 {"t":3000000,"device":"a","op":"read","bytes":512}"#;
-    // Of the two that go without their turn one is charged to the group, which makes 1.9 s of debt: a removal makes nobody
-    // wait more than 50 ms longer, or one request.
+    // The drain dispatches two requests out of turn and charges one of them to the group, which
+    // makes a debt of 1.9 s: a removal makes no member wait longer by more than 50 ms, or one
+    // request.
     assert_eq!(went(&group("iops-total: 1"), trace), ["a@0", "a@1", "a@1", "a@1900"]);
 }
 
@@ -332,7 +334,7 @@ fn requests_that_would_wait_beyond_the_end_of_the_clock_are_told() {
 
 #[test]
 fn the_same_trace_gives_the_same_lines() {
-    // Many devices whose deadlines fall together, with changes in between.
+    // Many devices with equal deadlines, and changes in between.
     let mut text = "groups:\n  g: { limits: { iops: 1000, bps: 5MB/s } }\ndevices:\n".to_owned();
     for n in 0..20 {
         text += &format!("  d{n}: {{ backend: {{ null: 1MiB }}, group: g, limits: {{ iops: 100 }} }}\n");

@@ -7,8 +7,8 @@
 //!   {"t":7000000,"add":"vol1"}
 //! ```
 //!
-//! A line at a time is in memory, and never more of it than a line may be long. A good line is read in one go; a bad one
-//! is read again, as whatever JSON it is, to say what is the matter with it.
+//! Only one line is in memory, limited to the longest line allowed. A good line is parsed in one
+//! step; a bad one is parsed again, as plain JSON, to name its fault.
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, Read};
@@ -23,35 +23,35 @@ use super::cast::Cast;
 use super::set::Set;
 use crate::error::{Class, Failure, Outcome, plain};
 
-/// The longest line; ours have some 100 bytes.
+/// The longest line; normal ones have some 100 bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
-/// The most requests that a line may stand for.
+/// The most requests that one line may stand for.
 const COUNT_MAX: u64 = 1_000_000;
 
-/// What happens at a time.
+/// An event at a time of the trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Requests arrive.
     Request {
-        /// At which device, by number.
+        /// The number of the device.
         device: usize,
-        /// What they are to do.
+        /// The operation of each.
         operation: Operation,
         /// The length of the range of each.
         bytes: u64,
-        /// How many, all alike.
+        /// The number of equal requests.
         count: u32,
     },
-    /// Limits, weights or places change.
+    /// Limits, weights or parents change.
     Set(Set),
     /// A device is removed.
     Del(usize),
-    /// It comes back.
+    /// A removed device is added again.
     Add(usize),
 }
 
-/// A line as it is written.
+/// The keys of a line.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line<'a> {
@@ -69,11 +69,12 @@ struct Line<'a> {
     add: Option<Text<'a>>,
 }
 
-/// Borrowed where it has no escapes; serde does that only for a `Cow` that is not in an `Option`.
+/// Borrowed if the text has no escapes; serde does that only for a `Cow` that is not in an
+/// `Option`.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The keys of a line and what belongs behind them.
+/// The keys of a line and the kind of value for each.
 const KEYS: [(&str, &str); 8] = [
     ("t", "nanoseconds belong here, a whole number below 2^64"),
     ("device", "the name of a device belongs here"),
@@ -91,7 +92,7 @@ pub(super) const OPERATIONS: [(&str, Operation); 5] = [
     ("write", Operation::Write),
     ("flush", Operation::Flush),
     ("discard", Operation::Discard),
-    // The daemon's backends all have a cheaper way than writing the zeros.
+    // The daemon's backends all have a cheaper way than writing zeros.
     ("write-zeroes", Operation::WriteZeroes { as_data: false }),
 ];
 
@@ -100,9 +101,9 @@ pub struct Trace<R> {
     name: String,
     input: R,
     line: Vec<u8>,
-    /// The number of the line that was read last, from 1.
+    /// The number of the line read last, from 1.
     number: u64,
-    /// Its time.
+    /// The time of that line.
     t: u64,
 }
 
@@ -112,7 +113,7 @@ impl<R: BufRead> Trace<R> {
         Self { name: name.to_owned(), input, line: Vec::new(), number: 0, t: 0 }
     }
 
-    /// The next line that is not blank; `None` at the end.
+    /// The event of the next line that is not blank; `None` at the end.
     pub fn next(&mut self, cast: &Cast) -> Outcome<Option<(Time, Event)>> {
         while self.read_line()? {
             if self.line.iter().all(u8::is_ascii_whitespace) {
@@ -131,7 +132,7 @@ impl<R: BufRead> Trace<R> {
         Ok(None)
     }
 
-    /// A fault of the line that was read last. `refusal` says what was found and what would work.
+    /// A fault of the line read last. `refusal` names the value found and the cure.
     pub fn refuse_line(&self, refusal: &str) -> Failure {
         Failure::new(Class::Trace, format!("{}:{}: {refusal}", self.name, self.number))
     }
@@ -155,7 +156,7 @@ impl<R: BufRead> Trace<R> {
     }
 }
 
-/// The trace at a path cannot be used.
+/// The failure of a trace that cannot be opened or read.
 pub fn unreadable(name: &str, what: &str, error: &io::Error) -> Failure {
     let cure = match error.kind() {
         io::ErrorKind::NotFound => "check the path",
@@ -211,7 +212,7 @@ fn operation(op: Option<Text<'_>>) -> Result<Operation, String> {
     })
 }
 
-/// What is the matter with a line that could not be read, in our words where we have any.
+/// The fault of a line that could not be parsed, in the words of this module where it has any.
 fn diagnosis(line: &[u8], error: &serde_json::Error) -> String {
     let cure = "a line is a JSON object like {\"t\":0,\"device\":\"vol1\",\"op\":\"read\",\"bytes\":4096}";
     let (column, error) = (error.column(), error.to_string());
@@ -239,6 +240,6 @@ fn diagnosis(line: &[u8], error: &serde_json::Error) -> String {
     if !said.contains_key("t") {
         return "no \"t\"; add the time, nanoseconds from the start".to_owned();
     }
-    // A key that stands twice, which an object of JSON does not tell.
+    // A key that occurs twice, which a parsed JSON object does not show.
     format!("{error}; {cure}")
 }

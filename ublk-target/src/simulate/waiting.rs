@@ -1,10 +1,11 @@
-//! The requests of a device that wait, by tag: what the throttle does not keep, because in the daemon the queue does.
+//! The waiting requests of a device, by tag. The throttle does not keep them, as the daemon's
+//! queues do.
 
 use throttle_core::cost::Operation;
 use throttle_core::throttle::Tag;
 use throttle_core::time::Time;
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub operation: Operation,
@@ -12,7 +13,7 @@ pub(super) struct Request {
     pub arrived: Time,
 }
 
-/// Tags are used again, so this grows with what waits at a time, not with the trace.
+/// Tags are reused, so the size depends on the requests that wait at a time, not on the trace.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     requests: Vec<Request>,
@@ -33,13 +34,13 @@ impl Waiting {
         }
     }
 
-    /// Takes out the request of a tag.
+    /// Removes and returns the request of a tag.
     pub fn take(&mut self, tag: Tag) -> Request {
         self.free.push(tag);
         self.requests[tag as usize]
     }
 
-    /// How many wait.
+    /// The number of waiting requests.
     pub fn len(&self) -> usize {
         self.requests.len() - self.free.len()
     }

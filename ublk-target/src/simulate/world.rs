@@ -1,13 +1,14 @@
 //! Devices, groups and a clock, on one thread.
 //!
 //! ```text
-//!   advance(t):   the earliest deadline ≤ t? ─► the clock jumps there ─► that device takes its turn ─► and all it rang
-//!   apply(event): at the clock's time; the device takes its turn ─► and all that were rung take theirs
+//!   advance(t):   the earliest deadline ≤ t? ─► the clock jumps there ─► that device takes its turn ─► then all that were rung
+//!   apply(event): at the clock's time; the device takes its turn ─► then all that were rung take theirs
 //! ```
 //!
-//! The part of a queue thread is played to the letter: a turn is requests, then a poll; a device is polled when it was
-//! rung or its deadline has come, and at no other time. Deadlines that fall on the instant of a line come before the line.
-//! Everything that has an order has the same order every time: deadlines by instant and then by device, bells as they ring.
+//! The part of a queue thread is played exactly: a turn is requests, then a poll. A device takes a
+//! turn after its requests, when it was rung or when its deadline has come, and at no further time.
+//! Deadlines at the instant of a line come before the line. Every order is the same on each run:
+//! deadlines by instant and then by device, bells in the order of their rings.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,50 +27,51 @@ use super::trace::Event;
 use super::waiting::{Request, Waiting};
 use crate::groups;
 
-/// How many requests may wait at a time: some 100 bytes each. A trace that asks for more for good is far beyond its limits.
+/// The most requests that may wait at a time; each takes some 100 bytes. A trace that exceeds this
+/// asks for far more than its limits grant.
 const WAITING_MAX: usize = 10_000_000;
 
-/// The end of the clock, which stands for everything beyond it: a deadline there never comes.
+/// The end of the clock, which stands for all later times: a deadline there never comes.
 const NEVER: Time = Time::from_nanos(u64::MAX);
 
-/// A request that was let go.
+/// A dispatched request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Went {
-    /// When.
+    /// When it was dispatched.
     pub at: Time,
-    /// Of which device, by number.
+    /// The number of its device.
     pub device: usize,
-    /// What it does.
+    /// The operation of the request.
     pub operation: Operation,
     /// The length of its range.
     pub bytes: u64,
-    /// When it came.
+    /// When it arrived.
     pub arrived: Time,
     /// Whether it was announced by [`Observer::held`].
     pub was_held: bool,
 }
 
-/// Who wants to know what happens.
+/// A receiver of the events of a simulation.
 pub trait Observer {
-    /// Something happens at this time; later calls are of this time or later.
+    /// The clock is at this time; later calls are of this time or later.
     fn at(&mut self, _now: Time) {}
 
-    /// A request of a device begins to wait; it may go at the same instant.
+    /// A request of a device is held; it may be dispatched at the same instant.
     fn held(&mut self, _at: Time, _device: usize) {}
 
-    /// A request went.
+    /// A request was dispatched.
     fn went(&mut self, went: &Went);
 
-    /// A group or a device is now below another group, or at the top.
+    /// A group or a device now has another parent, or none.
     fn moved(&mut self, _at: Time, _node: Node, _above: Option<usize>) {}
 
-    /// Whether it is worth going on.
+    /// Whether the simulation should go on.
     fn wants_more(&self) -> bool {
         true
     }
 }
 
-/// Everything that a trace acts upon.
+/// The state of a simulation.
 pub struct World<'o, O> {
     now: Time,
     throttle: Arc<Throttle>,
@@ -92,11 +94,11 @@ struct Group {
 
 struct Device {
     name: String,
-    /// As the configuration has it.
+    /// The options of the configuration.
     options: MemberOptions,
-    /// The number of the group that the configuration puts it in.
+    /// The number of the group in which the configuration puts it.
     group: Option<usize>,
-    /// `None` after a `del`.
+    /// `None` after `del`.
     present: Option<Present>,
 }
 
@@ -105,11 +107,11 @@ struct Present {
     limits: Limits,
     gate: Gate,
     waiting: Waiting,
-    /// What stands in `deadlines` for it.
+    /// The entry of the device in `deadlines`.
     deadline: Option<Time>,
 }
 
-/// Devices that were rung and have not had their turn yet.
+/// Devices that were rung and have not had their turn since.
 #[derive(Default)]
 struct Rung(Mutex<Vec<usize>>);
 
@@ -164,17 +166,17 @@ impl<'o, O: Observer> World<'o, O> {
         world
     }
 
-    /// Who is who.
+    /// The names of groups and devices.
     pub fn cast(&self) -> &Cast {
         &self.cast
     }
 
-    /// Who watches.
+    /// The receiver of the events.
     pub fn observer(&self) -> &O {
         self.observer
     }
 
-    /// Lets time pass up to and including `to`.
+    /// Advances the clock up to and including `to`.
     pub fn advance(&mut self, to: Time) {
         while let Some(&(at, device)) = self.deadlines.first()
             && at <= to
@@ -187,7 +189,7 @@ impl<'o, O: Observer> World<'o, O> {
         self.go_to(to);
     }
 
-    /// Lets time pass until nothing waits any more.
+    /// Advances the clock until no request waits.
     pub fn finish(&mut self) -> Result<(), String> {
         while let Some(&(at, _)) = self.deadlines.first()
             && at < NEVER
@@ -204,7 +206,8 @@ impl<'o, O: Observer> World<'o, O> {
         ))
     }
 
-    /// Something happens now. What is refused changes nothing; the answer says what was found and what would work.
+    /// Applies an event at the clock's time. A refused event changes nothing; the error names the
+    /// value found and the cure.
     pub fn apply(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Request { device, operation, bytes, count } => self.request(device, operation, bytes, count),
@@ -282,8 +285,8 @@ impl<'o, O: Observer> World<'o, O> {
         Ok(())
     }
 
-    /// A removal as the daemon does it: what is held goes at once, charged to the group as far as a drain does, and the member
-    /// leaves.
+    /// Removes a device as the daemon does: its held requests are dispatched at once, charged to
+    /// the group as far as a drain charges them, and the member leaves.
     fn del(&mut self, device: usize) -> Result<(), String> {
         let member = present(&mut self.devices, device)?.member;
         self.throttle.drain(member, self.now);
@@ -298,22 +301,22 @@ impl<'o, O: Observer> World<'o, O> {
         Ok(())
     }
 
-    /// A device comes as the configuration has it, whatever was set before it went.
+    /// Adds a device as configured, regardless of changes before its removal.
     fn add(&mut self, device: usize) {
         let Device { options, group, present, .. } = &mut self.devices[device];
         let member = self.throttle.join(options, self.now);
         self.throttle.go_live(member);
         let bell = Arc::new(Bell { device, rung: self.rung.clone() });
-        // The depth is only what room is made for beforehand; there may be millions waiting or none.
+        // The depth only preallocates; any number of requests may wait.
         let gate = Gate::new(self.throttle.clone(), member, 0, bell).without_leases();
         let limits = options.limits;
         *present = Some(Present { member, limits, gate, waiting: Waiting::default(), deadline: None });
         self.observer.moved(self.now, Node::Device(device), *group);
     }
 
-    /// A device looks whether something of it may go, and says when it wants to look again.
+    /// A turn of a device: polls its gate and updates its deadline.
     fn turn(&mut self, device: usize, is_rung: bool) {
-        // Rung just before it went: harmless.
+        // A device that was rung just before its removal is gone.
         let Some(present) = &mut self.devices[device].present else { return };
         present.gate.poll(self.now, is_rung, &mut self.tags);
         for tag in self.tags.drain(..) {
@@ -347,7 +350,8 @@ impl<'o, O: Observer> World<'o, O> {
 }
 
 impl<O> Drop for World<'_, O> {
-    /// A gate must not end while it holds something: what still waits, after a fault in the trace, goes as in a removal.
+    /// A gate must not end while it holds requests: those that still wait, after a fault in the
+    /// trace, are dispatched as in a removal.
     fn drop(&mut self) {
         for device in &mut self.devices {
             if let Some(present) = &mut device.present {
