@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A queue thread charges a request before it calls `see`, and the daemon calls `forget` before it
-//! reads the limits. So either the read finds the charge, or `see` finds the flag down and raises
-//! it.
+//! reads the limits. Therefore either the read finds the charge, or `see` finds the flag down and
+//! raises it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -5,8 +5,8 @@
 //!                                        "helper-stopped"         a helper there kills its daemon, and itself
 //!                                        "helper-stopped/daemon"  only its daemon
 //!                                        "helper-stopped/helper"  only itself
-//!                                        "helper-starting/late"   only its daemon, and goes on once the daemon is gone, as
-//!                                                                 a command does that the kernel had begun already
+//!                                        "helper-starting/late"   only its daemon, and goes on once the daemon is gone,
+//!                                                                 as a command does that the kernel had begun already
 //! ```
 //!
 //! Each line serves one process and is then removed; the file goes with its last line.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   daemon                                  helper of a removal
-//!     ├─ spawn __stop ID NONCE ────────────► opens the driver, makes its threads; opens the disk O_EXCL, looks for users
+//!     ├─ spawn __stop ID NONCE ────────────► opens the driver, makes threads; opens the disk O_EXCL, searches for users
 //!     │ ◄──────────────── "claimed" or "busy mounted at /srv" ┘
 //!     ├─ dispatches the held requests
 //!     ├─ "go" ─────────────────────────────► writes back ("hurry": no longer than it has to)
@@ -490,7 +490,7 @@ impl Orders {
 #[derive(Clone, Copy)]
 struct Urgency {
     is_forced: bool,
-    /// STOP then fails the dirty pages, and the death of the daemon keeps them.
+    /// The disk outlives its daemon: STOP fails dirty pages, and the death of the daemon does not.
     is_recoverable: bool,
 }
 
@@ -528,7 +528,7 @@ impl Writer {
 
 impl Work {
     fn carry_out(self) {
-        // A loop device opens its disk without a claim, so our claim succeeds beside it.
+        // A loop device opens its disk without a claim, so the helper's claim succeeds beside it.
         if self.claim.is_none() || self.disk.is_below_another() {
             self.disk.sync_above();
             // A second pass for the few pages that were dirtied during the first.
@@ -537,7 +537,7 @@ impl Work {
             }
         }
         match self.claim {
-            // A failure is the disk's: what could not be written back has been reported to its users.
+            // A failure is that of the disk, and has been reported to its users.
             Some(claim) => drop(claim.sync_all()),
             None => self.disk.sync(),
         }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Runs in a helper process, as root. An exclusive open keeps the disk from being mounted while it
-//! is being stopped. It does not reveal ordinary openers, so `/proc` is searched for them; up to
-//! three times, because udev opens every new disk for a moment. The same search names the users
+//! is being stopped. As it does not reveal ordinary openers, `/proc` is searched for them, up to
+//! three times, because udev opens every new disk for a moment. This search also names the users
 //! that keep the id of a removed disk: [`Disk`] has its device numbers from before.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,7 +254,7 @@ fn exports(configfs: &Path) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// One mountinfo for each mount namespace, with the number of a process in it.
+/// A mountinfo for each mount namespace, with the number of a process in it.
 fn mount_tables() -> Vec<(u32, String)> {
     let mut namespaces = BTreeMap::new();
     for pid in processes() {

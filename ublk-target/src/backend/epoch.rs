@@ -11,8 +11,8 @@
 //! pages are clean by then, so a flush that begins later is right to succeed.
 //!
 //! A FUA write also asks (it ends with an fsync of the whole file), and may take the report of a
-//! plain write of another client. Its own failure says nothing about the ranges of that client. So
-//! after a failed FUA write the next flush of the lane gets an error as well.
+//! plain write of another client. Its own failure says nothing about the ranges of that client.
+//! After a failed FUA write the next flush of the lane therefore gets an error as well.
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;

@@ -59,7 +59,7 @@ pub fn walk(path: &Path, failed: impl Fn(&io::Error) -> Failure) -> Outcome<End>
     while let Some(name) = ahead.pop() {
         let is_last = ahead.is_empty();
         if !is_last {
-            // As a directory first: an automount is triggered only by opening it as a directory.
+            // Try a directory first: only opening it as a directory triggers an automount.
             match step(&folder, &name, OFlag::O_DIRECTORY) {
                 Ok(next) => {
                     at.push(&name);

@@ -1,8 +1,8 @@
 //! The counters of a queue: written by its thread alone, read by any thread.
 //!
-//! An addition is a load and a store, both relaxed: there is one writer, and a reader wants recent
-//! values, not a consistent set. So counting costs no locked instruction and shares no cache line
-//! with another queue.
+//! An addition is a load and a store, both relaxed, because there is one writer, and a reader wants
+//! recent values, not a consistent set. Counting costs no locked instruction and shares no cache
+//! line with another queue.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -117,14 +117,15 @@ impl Handle {
         }))
     }
 
-    /// Prepares for a second thread, after the thread of a device that was not started has ended.
+    /// Prepares the handle for a new thread, after that of a failed recovery has ended.
     pub fn reset(&self) {
         self.must_leave.store(false, Ordering::Release);
         self.must_hurry.store(false, Ordering::Release);
         self.is_busy.store(false, Ordering::SeqCst);
     }
 
-    /// Ends the thread of a device that was never started; afterwards only an abort by the kernel ends it.
+    /// Ends the thread of a device that was not started or not recovered. Once the disk is served,
+    /// only an abort by the kernel ends it.
     pub fn leave(&self) {
         self.must_leave.store(true, Ordering::Release);
         self.bell.ring();
@@ -136,7 +137,7 @@ impl Handle {
         self.bell.ring();
     }
 
-    /// The removal was called off: a backend may take its time again.
+    /// Ends [`Self::hurry`], after a removal was called off: a backend may take its time again.
     pub fn take_time(&self) {
         self.must_hurry.store(false, Ordering::Release);
         self.bell.ring();
@@ -144,8 +145,8 @@ impl Handle {
 
     /// Whether the queue keeps a request, held or with the backend.
     pub fn is_busy(&self) -> bool {
-        // Pairs with `publish`: either the device thread sees this store, or the queue sees
-        // `is_watched` false.
+        // Pairs with `publish`: either this load sees the store there, or the queue sees
+        // `is_watched` false and reports that it is busy.
         self.is_busy.load(Ordering::SeqCst)
     }
 
@@ -167,7 +168,7 @@ pub struct Setup {
     pub device: Arc<CharDevice>,
     /// The number of the queue.
     pub id: u16,
-    /// Its tags.
+    /// The number of its tags.
     pub depth: u16,
     /// The longest read or write, in bytes.
     pub request_bytes_max: u32,
@@ -183,7 +184,7 @@ pub struct Setup {
     pub is_read_only: bool,
     /// The daemon's throttle.
     pub throttle: Arc<Throttle>,
-    /// The device's member of the throttle.
+    /// The device as a member of the throttle.
     pub member: MemberId,
     /// The side that other threads use.
     pub handle: Arc<Handle>,
@@ -227,8 +228,8 @@ fn serve(setup: &Setup) -> Outcome<Option<Rest>> {
     let _ = set_timerslack(1);
     let mut queue = Queue::open(setup)?;
     if !setup.may_be_scanned {
-        // For this thread alone. The kernel checks the capability when tags are offered; a queue
-        // needs it for nothing.
+        // For this thread alone. The kernel checks the capability when tags are offered; no work of
+        // a queue needs it.
         caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).map_err(|cause| {
             Failure::new(Class::Perm, format!("queue {}: giving up CAP_SYS_ADMIN: {cause}", setup.id))
         })?;
@@ -481,8 +482,9 @@ impl<'a> Queue<'a> {
         self.gate.deadline().into_iter().chain(look).min().map_or(Wait::Forever, Wait::Until)
     }
 
-    /// Gives the memory of the buffers back if no request has arrived for [`LOOK_AFTER`] and this
-    /// turn had no event. As long as there is memory to give back, the timer runs.
+    /// Gives the memory of the buffers back if no request has arrived for [`LOOK_AFTER`], none is
+    /// kept, and this turn had no event but the timer's. As long as there is memory to give back,
+    /// the timer runs.
     fn look(&mut self, is_quiet: bool, now: Time) {
         let Some(used_at) = self.used_at.filter(|_| !self.is_look_due) else { return };
         let is_unused = is_quiet && !self.tags.is_busy() && self.tags.stuck() == 0;
@@ -580,7 +582,7 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// Asks the gate about the requests of this turn that did not pass without asking.
+    /// Asks the gate about the requests that `begin` has put into `arrived`.
     fn ask(&mut self, now: Time) {
         if self.arrived.is_empty() {
             return;

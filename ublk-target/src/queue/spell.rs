@@ -17,7 +17,7 @@
 
 /// At most so many answers make a turn a short one.
 const FEW: u32 = 2;
-/// So many short turns between two turns of [`MANY`] are a spell.
+/// Number of short turns between two turns of [`MANY`] that are a spell.
 const SPELL: u32 = 4;
 /// Answers of a turn that ends a spell: its clients can send without being preempted, and none
 /// waits for a single answer.

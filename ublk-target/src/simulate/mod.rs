@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The core is that of the daemon, decision for decision, but no thread sleeps: the clock jumps
-//! from one event to the next. So a limit is tried on an hour of load in seconds, without root,
-//! without ublk, and with the same result every time.
+//! from one event to the next. This way a limit is tried on an hour of load in seconds, without
+//! root, without ublk, and with the same result every time.
 //!
 //! The simulation leaves out three things. The backend is instant. A request arrives at the time of
 //! its line, for any number of requests that wait already (a real queue has a depth, and its client

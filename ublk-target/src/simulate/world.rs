@@ -1,8 +1,8 @@
 //! Devices, groups and a clock, on one thread.
 //!
 //! ```text
-//!   advance(t):   the earliest deadline ≤ t? ─► the clock jumps there ─► that device takes its turn ─► then all that were rung
-//!   apply(event): at the clock's time; the device takes its turn ─► then all that were rung take theirs
+//!   advance(t):   the earliest deadline ≤ t? ─► the clock jumps there ─► that device's turn ─► then all that were rung
+//!   apply(event): at the clock's time; the device's turn ─► then all that were rung
 //! ```
 //!
 //! The part of a queue thread is played exactly: a turn is requests, then a poll. A device takes a

@@ -1,6 +1,6 @@
 //! The optional features of the driver, by name, and whether this program uses them.
 
-/// One feature of the driver.
+/// A feature of the driver.
 #[derive(Clone, Copy, Debug)]
 pub struct Feature {
     /// Its bit in `UBLK_U_CMD_GET_FEATURES`.

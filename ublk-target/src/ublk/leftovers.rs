@@ -10,14 +10,14 @@
 //! ```
 //!
 //! These drivers forget the process that mapped the descriptors and the tags that it offered only
-//! in START_RECOVERY, and expect there that every tag was offered. So the missing tags are offered
-//! here, by a thread that ends at once: the state is then that after any death. Newer drivers
+//! in START_RECOVERY, and expect there that every tag was offered. The cure is to offer the missing
+//! tags, in a thread that ends at once: the state is then that after any death. Newer drivers
 //! forget when the character device is closed.
 //!
 //! After a death the driver queues work in the kernel that takes back every offer of the device,
 //! and does not report when it has run. If it ran after the next server has offered its tags, it
-//! would take those back, and the disk would be live without a server. So the kernel is made to
-//! finish this work first.
+//! would take those back, and the disk would be live without a server. Therefore [`make_good`]
+//! makes the kernel finish this work first.
 
 #![allow(unsafe_code, reason = "entries carry addresses; these name none of ours")]
 
@@ -67,7 +67,7 @@ pub fn make_good(info: &DeviceInfo) -> io::Result<()> {
         }
         thread::sleep(LOOK);
     }
-    // Kernels for a single CPU have no such file. There, late work is noticed only if it runs
+    // Kernels for a single CPU have no such file; with them, late work is noticed only if it runs
     // before the end of the recovery.
     let _ = fs::read(RUNS_WORK);
     Ok(())

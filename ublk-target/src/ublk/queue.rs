@@ -1,4 +1,4 @@
-//! One queue of a device and its ring, as seen by the thread that owns both.
+//! A queue of a device and its ring, as seen by the thread that owns both.
 //!
 //! ```text
 //!             entries: offers and answers, backend, poll of the bell, timer of the look
@@ -10,8 +10,8 @@
 //!               own│ serial │ kind   │ tag        own = 0: FETCH or COMMIT of one tag, in libublk's numbering too
 //! ```
 //!
-//! A turn is one system call: it submits the prepared entries, waits, and reaps. This module makes
-//! no decisions. Offers and answers are a command for each tag, or, where the driver can, one
+//! A turn is one system call, which submits the prepared entries, waits, and reaps. This module
+//! makes no decisions. Offers and answers are a command for each tag, or, where the driver can, one
 //! command for all of a turn (`batch`).
 
 #![allow(unsafe_code, reason = "entries carry addresses; only this file and `batch` hand them to a ring")]
@@ -243,8 +243,8 @@ struct Single {
 }
 
 impl<'a> QueueRing<'a> {
-    /// Makes the ring of the calling thread and maps the descriptors of queue `id`. One queue per
-    /// thread.
+    /// Makes the ring of the calling thread and maps the descriptors of queue `id`. A thread has at
+    /// most one queue.
     pub fn open(device: &'a CharDevice, id: u16) -> Outcome<Self> {
         let (sq, cq) = (device.0.tgt.sq_depth, device.0.tgt.cq_depth);
         ublk_init_task_ring(|cell| {
@@ -266,11 +266,12 @@ impl<'a> QueueRing<'a> {
     }
 
     /// To be called if the queue ends while the kernel has offers of it, of a device that was not
-    /// started or not recovered. They end with the thread.
+    /// started or not recovered. The offers end with the thread.
     ///
     /// Before Linux 6.13, unregistering the file table of a ring waits for every request that uses
     /// one of its files. libublk unregisters the table when its queue is dropped, and offers end at
-    /// STOP or with the thread: the drop would wait for ever. So `drop` closes the ring first.
+    /// STOP or with the thread: the drop would wait for ever. Therefore `drop` closes the ring
+    /// first.
     pub fn leave_offers(&mut self) {
         self.has_offers = true;
     }
@@ -285,8 +286,8 @@ impl<'a> QueueRing<'a> {
         unsafe { libc::munmap(first, bytes) };
     }
 
-    /// Offers `tag` to the kernel with the next wait. Where data is copied, the data of a write is
-    /// copied into `buffer` and that of a read out of it; with zero copy it is null.
+    /// Offers `tag` to the kernel with the next wait. If data is copied, that of a write is copied
+    /// into `buffer` and that of a read out of it; with zero copy `buffer` is null.
     pub fn offer(&mut self, tag: u16, buffer: *mut u8) {
         match &mut self.commands {
             Commands::Single(single) => single.gather(sys::UBLK_U_IO_FETCH_REQ, tag, buffer, -1),
@@ -329,8 +330,8 @@ impl<'a> QueueRing<'a> {
         opcode::PollAdd::new(types::Fd(bell), libc::POLLIN as u32).multi(true).build().user_data(OWN | KIND_BELL)
     }
 
-    /// A timer for one event after [`LOOK_AFTER`]. It serves all turns until then: as a limit of
-    /// their waits, each turn would set and cancel a timer of its own.
+    /// A timer for one event after [`LOOK_AFTER`], which serves all turns until then. If the limit
+    /// of the waits served instead, each turn would set and cancel a timer of its own.
     pub fn look_later() -> Entry {
         opcode::Timeout::new(&raw const LOOK_TIMESPEC).build().user_data(OWN | KIND_LOOK)
     }
@@ -538,8 +539,8 @@ impl RingUpdate {
 const GIVEN_AT_ONCE: usize = 20;
 
 /// Adds completions that have come since to `events`, without waiting; returns their number. An
-/// enter with a submission returns twice as many as one without. So where each request is a
-/// completion, a NOP is submitted.
+/// enter with a submission returns twice as many as one without, therefore a NOP is submitted where
+/// each request is a completion.
 fn enter_and_reap_more(
     door: Door,
     ring: &mut IoUring,
@@ -634,9 +635,9 @@ impl CharDevice {
     }
 }
 
-/// DEFER_TASKRUN: requests are delivered, and their data copied, only while the thread waits. So
-/// between two waits only the thread touches its buffers;
-/// [`crate::queue::buffers::Buffers::release`] relies on that.
+/// DEFER_TASKRUN: requests are delivered, and their data copied, only while the thread waits.
+/// Between two waits only the thread touches its buffers, on which
+/// [`crate::queue::buffers::Buffers::release`] relies.
 fn new_ring(sq: u32, cq: u32) -> io::Result<IoUring> {
     IoUring::builder().setup_cqsize(cq).setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(sq)
 }
