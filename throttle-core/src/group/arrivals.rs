@@ -1,4 +1,4 @@
-//! Requests that come to a queue at one instant.
+//! Requests that arrive on one queue at one instant.
 
 use super::{Groups, MemberId, Mode, QueueId, Verdict};
 use crate::charge::ChargeTable;
@@ -10,7 +10,8 @@ use crate::throttle::{Request, Tag};
 use crate::time::Time;
 use crate::tree::NodeId;
 
-/// Requests that one queue asks for at one instant. Where it stands in its tree is looked up once for all of them.
+/// Requests that one queue submits at one instant. The position of the queue in its tree is looked
+/// up once for all of them.
 pub(crate) struct Arrivals<'a> {
     groups: &'a mut Groups,
     queue: QueueId,
@@ -22,7 +23,7 @@ pub(crate) struct Arrivals<'a> {
 }
 
 impl Groups {
-    /// Requests have arrived on `queue`, and are asked for one after the other.
+    /// Begins the arrivals of `queue` at `now`; the requests then follow one at a time.
     pub fn arrived(&mut self, queue: QueueId, now: Time) -> Arrivals<'_> {
         let now = self.see(now);
         let MemberId(member) = self.queues[queue].member;
@@ -39,7 +40,8 @@ impl Groups {
 }
 
 impl Arrivals<'_> {
-    /// One that was not there before `since`. After [`Verdict::Held`] the caller polls in the same turn.
+    /// Decides on a request that arrived at `since` or later. After [`Verdict::Held`] the caller
+    /// polls in the same turn.
     pub fn request(&mut self, tag: Tag, operation: Operation, bytes: u64, since: Time) -> Verdict {
         if !self.is_live {
             return self.go(tag);
@@ -64,7 +66,7 @@ impl Arrivals<'_> {
         }
         self.groups.let_go_due(root, Some(queue), now);
 
-        // Its turn may have come at once: then nobody need be asked again.
+        // The request may have been dispatched at once: answer `Go`, and the caller owes no poll.
         let Groups { queues, armed, .. } = &mut *self.groups;
         let told = armed.get(root).filter(|armed| armed.owner == queue).map(|armed| armed.deadline);
         let state = &mut queues[queue];
@@ -76,8 +78,9 @@ impl Arrivals<'_> {
         Verdict::Held
     }
 
-    /// The next of those that came, after [`Verdict::Held`] for the one before them: how many of them begin to wait as well, without a
-    /// look at anything else. That is where the deadline is yet to come, and those before them wait in company.
+    /// Holds the requests that follow a [`Verdict::Held`] without a decision for each; returns how
+    /// many it took from the start of `next`. Stops at a request that could change the deadline
+    /// ([`crate::tree::Tree::join`]); takes none if the deadline has come.
     pub fn join(&mut self, next: &[Request]) -> usize {
         let Groups { tree, queues, armed, .. } = &mut *self.groups;
         if !self.is_live || armed.get(self.root).is_none_or(|armed| armed.deadline <= self.now) {
@@ -93,20 +96,23 @@ impl Arrivals<'_> {
         joined as usize
     }
 
-    /// The queue was just told to go, and asks for a lease. Given only while nothing waits in its tree, and only where there is a
-    /// limit: else it gets a pass, which unlike a lease ends at the very change that brings one.
+    /// Grants a lease to a queue whose request just passed. Refused while a request waits in the
+    /// tree, and without a limit above: such a queue gets a pass, which unlike a lease ends with
+    /// the change that brings a limit.
     pub fn prepay(&mut self, direction: Direction, wanted: Prepaid) -> Option<Grant> {
         let tree = &mut self.groups.tree;
         let may = self.is_live && tree.is_idle(self.root) && !tree.is_unlimited(self.member);
         if may { tree.prepay(self.member, direction, wanted, self.now) } else { None }
     }
 
-    /// Whether no limit is above the queue, so that whatever comes next goes as what has come just now, until something is changed.
+    /// Whether no limit is above the queue: later requests pass without a decision until the next
+    /// change.
     pub fn are_free(&self) -> bool {
         self.is_live && self.groups.tree.is_unlimited(self.member)
     }
 
-    /// A request that need not wait. It may not overtake restart work of its queue that is yet to be collected.
+    /// Passes a request that need not wait. Restart work of the queue that is not yet collected
+    /// goes first, so the request then joins it.
     fn go(&mut self, tag: Tag) -> Verdict {
         let queue = &mut self.groups.queues[self.queue];
         if queue.let_go.is_empty() {

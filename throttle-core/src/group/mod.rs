@@ -1,35 +1,45 @@
-//! The group protocol: who is held, who is let go, who watches the clock. Pure state; events in, effects out.
+//! The group protocol: which requests are held, which are dispatched, and which queue thread owns
+//! the deadline. Pure state: calls go in, verdicts, tags and rings come out.
 //!
 //! ```text
-//!   request ─► fits, nobody waits ──────────────────────────► goes at once
-//!      └─────► held ─► due and its turn ─► let go: charged, ─► collected by the thread of its queue (poll)
-//!                                          restart work of
-//!                                          its queue
+//!   request ─► fits, no request waits in the tree ────────────► goes at once
+//!      └─────► held ─► due, and its turn ─► dispatched: charged,─► collected by the thread of its
+//!                                           restart work of        queue (poll)
+//!                                           its queue
 //! ```
 //!
-//! Whoever looks at a tree of groups at an instant lets go of everything that is due, for all its members, in the order
-//! of [`crate::tree`], charging each request as it goes; what belongs to another queue is posted to it as *restart work*
-//! and that queue is rung. Only the thread of a queue collects what was let go of it, so only decisions cross threads.
+//! A poll at the deadline, a request that may move the deadline, and a change each dispatch every
+//! due request of their tree of groups, for all members, in the order of [`crate::tree`], and
+//! charge each request as it goes. A dispatched request is posted to its queue as *restart work*,
+//! and a queue that is not the caller's is rung. Only the thread of a queue collects its restart
+//! work, so only decisions cross threads.
 //!
-//! Where requests may go in company, that deadline is later than the first of them is due, by as little as nobody loses rate for
-//! ([`Tree::company_at`]); whoever calls meanwhile lets go of what is due all the same.
+//! With timer slack enabled, the deadline lies later than the instant at which the first request is
+//! due, by an amount that costs no limit any rate ([`Tree::company_at`]). A call before the
+//! deadline dispatches due requests all the same.
 //!
-//! One queue with a held request is the *owner* of its tree's one deadline: its thread wakes up then. Every call that can
-//! change the deadline ends in [`Groups::rearm`], so none is ever left armed for nothing, and none forgotten.
+//! Each tree has one deadline, and one queue with a held request *owns* it: the thread of the owner
+//! wakes up at the deadline. Every call that can change the deadline ends in [`Groups::rearm`], so
+//! no deadline stays armed without a held request and no held request is left without a deadline.
 //!
-//! A thread that was told an instant looks in then, owner or not, so nobody rings for what happens from then on. Where company is
-//! sought a queue that has just got restart work and holds more is told too, if the deadline is near: its client is about to send
-//! again, and what it sends can wait for the same look ([`Look::is_calm`]). One wake-up then serves what comes and what goes.
+//! A thread that knows a deadline polls at that instant, owner or not, so it is not rung for events
+//! from that instant on. With timer slack, a queue that collects restart work and still holds
+//! requests also learns the deadline, if that is at most 1 ms away: its client is about to send
+//! again, and the new requests can wait for the same poll ([`Look::is_calm`]). A single wake-up
+//! then serves the new requests and the due ones.
 //!
-//! Limits, weights and places change by [`Groups::apply`], any number of them as one step: nothing goes in between that may
-//! go neither before nor after.
+//! Limits, weights and places change by [`Groups::apply`], any number of changes as one step: the
+//! step dispatches no request that could be dispatched neither before nor after it.
 //!
-//! What holds between any two calls (numbers as in `ARCHITECTURE.md`, checked by `assert_invariants` in tests):
-//! * I1  something waits in a tree ⇔ it is armed, with exactly one owner, who knows the deadline or owes a poll
+//! Invariants between any two calls (numbers as in `ARCHITECTURE.md`, checked by
+//! `assert_invariants` in tests):
+//! * I1  a request waits in a tree ⇔ the tree is armed, with exactly one owner, which knows the
+//!   deadline or owes a poll
 //! * I2  the owner holds a request of a member that is not draining
-//! * I4  a node stands in its parent exactly where something of it waits
-//! * I5  what a queue counts as held is what its member holds of it
-//! * I7  nothing refers to a queue that has retired or a member that has left: both are refused while anything does
+//! * I4  a node is queued in its parent exactly where a request waits at or below the node
+//! * I5  the held count of a queue is the number of its requests in the member's lines
+//! * I7  no state refers to a retired queue or to a member that has left: `retire` and `leave`
+//!   refuse while any does
 
 mod arrivals;
 mod queues;
@@ -53,7 +63,7 @@ use queues::Queues;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(NodeId);
 
-/// A device, as the groups see it.
+/// A device as a member of a tree of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(NodeId);
 
@@ -62,16 +72,16 @@ new_key_type! {
     pub struct QueueId;
 }
 
-/// What a group is made of, besides its members.
+/// The settings of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupOptions {
     /// The limits its members share; must be sound ([`Limits::violations`]).
     pub limits: Limits,
-    /// The group above, whose limits hold as well.
+    /// The parent group, whose limits hold as well.
     pub parent: Option<GroupId>,
-    /// Its share among the children of `parent`, against theirs; 1 to [`crate::share::WEIGHT_MAX`].
+    /// The share of the group among the children of `parent`; 1 to [`crate::share::WEIGHT_MAX`].
     pub weight: u32,
-    /// What operations count as; `None`: as in `parent`, or by default.
+    /// The charge of each operation. `None`: as in `parent`, or the default table without a parent.
     pub charges: Option<ChargeTable>,
 }
 
@@ -81,14 +91,15 @@ impl Default for GroupOptions {
     }
 }
 
-/// What a member is made of.
+/// The settings of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemberOptions {
-    /// Limits of its own, besides those of its group; must be sound ([`Limits::violations`]).
+    /// Limits of the member, besides those of its group; must be sound ([`Limits::violations`]).
     pub limits: Limits,
-    /// The group it shares.
+    /// The group of the member.
     pub group: Option<GroupId>,
-    /// Its share of what the group grants, against other members and groups in it; 1 to [`crate::share::WEIGHT_MAX`].
+    /// The share of the member among the members and groups in its group; 1 to
+    /// [`crate::share::WEIGHT_MAX`].
     pub weight: u32,
 }
 
@@ -98,22 +109,22 @@ impl Default for MemberOptions {
     }
 }
 
-/// What becomes of a request.
+/// The decision on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has been charged; issue it now.
+    /// The request is charged; issue it now.
     Go,
-    /// It waits; its tag comes out of a later poll of its queue, perhaps of the very next.
+    /// The request waits. Its tag comes out of a later poll of its queue, possibly the very next.
     Held,
 }
 
-/// Something still refers to what was to go.
+/// The queue or member is still referred to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("still busy: {held} held, {restart_work} let go and not run, {queues} queues")]
 pub struct StillBusy {
-    /// Requests waiting for a limit.
+    /// Requests that wait for a limit.
     pub held: u32,
-    /// Requests let go that their queue thread has not collected.
+    /// Dispatched requests that their queue thread has not collected.
     pub restart_work: u32,
     /// Queues of the member that have not retired.
     pub queues: u32,
@@ -123,26 +134,29 @@ pub struct StillBusy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the group is in use by {children} devices and groups")]
 pub struct GroupInUse {
-    /// How many.
+    /// The number of members and groups directly in the group.
     pub children: u32,
 }
 
-/// Something about a group or a member that changes while requests wait.
+/// A change to a group or a member while requests wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The limits of a group. Each bucket keeps its used share, and the same limits again change nothing.
     GroupLimits(GroupId, Limits),
     /// The share of a group among its siblings; 1 to [`crate::share::WEIGHT_MAX`].
     GroupWeight(GroupId, u32),
-    /// What operations count as in a group, for requests that come from now on; `None`: as in its parent.
+    /// The charge of each operation in a group, for requests that arrive from now on. `None`: as in
+    /// the parent.
     GroupCharges(GroupId, Option<ChargeTable>),
-    /// A group, with everything in it and all it holds, goes below another, or to the top.
+    /// The parent of a group. The group moves below it (`None`: to the top) with all its members
+    /// and their held requests.
     GroupParent(GroupId, Option<GroupId>),
-    /// The limits of a member, as those of a group.
+    /// The limits of a member; bucket levels behave as for [`Self::GroupLimits`].
     MemberLimits(MemberId, Limits),
-    /// The share of a member of what its group grants; 1 to [`crate::share::WEIGHT_MAX`].
+    /// The share of a member in its group; 1 to [`crate::share::WEIGHT_MAX`].
     MemberWeight(MemberId, u32),
-    /// A member, with all it holds, goes to another group, or out of any: each request waits in exactly one.
+    /// The group of a member (`None`: no group). The member takes all its held requests along, so
+    /// each request waits in exactly one tree.
     MemberGroup(MemberId, Option<GroupId>),
 }
 
@@ -159,7 +173,7 @@ impl Change {
         }
     }
 
-    /// Where the node goes, if this is about its place.
+    /// The new parent, if this change sets one.
     fn parent(&self) -> Option<Option<NodeId>> {
         match *self {
             Self::GroupParent(_, parent) | Self::MemberGroup(_, parent) => Some(parent.map(|GroupId(parent)| parent)),
@@ -168,40 +182,43 @@ impl Change {
     }
 }
 
-/// What a member holds back at the moment.
+/// The requests that a member holds at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldSummary {
-    /// Requests waiting for a limit.
+    /// Requests that wait for a limit.
     pub count: u32,
-    /// Since when the oldest of them waits.
+    /// The arrival of the oldest held request.
     pub oldest: Option<Time>,
 }
 
-/// When the thread of a queue is to look in again.
+/// The next poll that is due from the thread of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Look {
     pub at: Time,
-    /// Reads and writes wait in company: those that come before that are to wait until then, too.
+    /// The thread may sleep until `at` regardless of new requests: a read or write that arrives
+    /// before `at` is held until then anyway.
     pub is_calm: bool,
 }
 
-/// No deadline further away is slept through: what is neither read nor write, and what somebody changes meanwhile, waits as long.
+/// The longest deadline that a thread sleeps through. A flush, a discard or a change that arrives
+/// during the sleep is delayed by as much.
 const CALM_NS_MAX: u64 = 1_000_000;
 
-/// How a member stands to its limits.
+/// The relation of a member to its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     /// Neither limited nor charged: the device is starting, and the kernel reads its partition table.
     Exempt,
     /// Limited and charged.
     Live,
-    /// Neither limited nor charged: the device is being removed, and what the kernel still sends while it takes the disk
-    /// down is nobody's load. Only [`Groups::end_drain`] leads back.
+    /// Neither limited nor charged: the device is being removed, and requests that the kernel still
+    /// sends until the disk is gone count for no group. Only [`Groups::end_drain`] ends this mode.
     Draining,
 }
 
-/// How much longer others may have to wait because of what a drain lets go. What is held is charged to the groups until that
-/// is reached, and one request at least; the rest goes uncharged, so that a removal is no pause for the neighbours.
+/// The wait that a drain may add for the neighbours. Held requests of the draining member are
+/// charged to the groups above until that wait is reached, at least one in each direction; the
+/// remaining requests are not charged, so a removal does not pause the neighbours.
 const DRAIN_DEBT_NS: u64 = 50_000_000;
 
 /// The one deadline of a tree and the queue whose thread wakes up for it.
@@ -209,7 +226,7 @@ const DRAIN_DEBT_NS: u64 = 50_000_000;
 struct Armed {
     owner: QueueId,
     deadline: Time,
-    /// When that was settled: all that was due by then had gone.
+    /// The instant of arming: every request that was due by then has been dispatched.
     since: Time,
 }
 
@@ -225,21 +242,23 @@ pub(crate) struct Groups {
     tree: Tree,
     members: SecondaryMap<NodeId, Member>,
     queues: Queues,
-    /// The armed deadline of each tree in which something waits, by its root.
+    /// The armed deadline of each tree in which a request waits, keyed by the root of the tree.
     armed: SecondaryMap<NodeId, Armed>,
-    /// The latest instant seen: threads read their clocks before they take the lock, so theirs may be a little earlier.
+    /// The latest instant seen. Threads read their clocks before they take the lock, so an argument
+    /// may be slightly earlier.
     now: Time,
-    /// Whether requests may go a little late, together ([`Tree::company_at`]).
+    /// Whether requests may be dispatched late by the timer slack, several per timer
+    /// ([`Tree::company_at`]).
     is_company_sought: bool,
 }
 
 impl Groups {
-    /// From now on requests may go a little late, together.
+    /// Enables timer slack for this throttle.
     pub fn let_go_in_company(&mut self) {
         self.is_company_sought = true;
     }
 
-    /// A new group that nobody is in.
+    /// Adds a group without members.
     pub fn add_group(&mut self, options: &GroupOptions, now: Time) -> Result<GroupId, BadParent> {
         let now = self.see(now);
         let group = GroupId(self.tree.add_group(&options.limits, options.weight, options.charges));
@@ -250,7 +269,7 @@ impl Groups {
         placed.map(|()| group)
     }
 
-    /// Ends a group; refused while it has members or groups below it.
+    /// Removes a group. Refused while the group has members or groups below it.
     pub fn remove_group(&mut self, group: GroupId, now: Time) -> Result<(), GroupInUse> {
         let now = self.see(now);
         match self.tree.children(group.0) {
@@ -262,7 +281,7 @@ impl Groups {
         }
     }
 
-    /// A device becomes a member, exempt from the limits until it goes live.
+    /// Adds a device as a member, exempt from the limits until [`Self::go_live`].
     pub fn join(&mut self, options: &MemberOptions, now: Time) -> MemberId {
         let now = self.see(now);
         let member = self.tree.add_member(&options.limits, options.weight);
@@ -273,16 +292,17 @@ impl Groups {
         MemberId(member)
     }
 
-    /// A queue of `member` that has room for `depth` requests.
+    /// Adds a queue of `member` with room for `depth` requests.
     pub fn add_queue(&mut self, member: MemberId, depth: u16) -> QueueId {
         self.members[member.0].queues += 1;
         let queue = self.queues.add(member, depth);
-        // All that the member can ever hold, so that holding allocates nothing.
+        // Reserve for the sum of the depths, the most that the member can hold: holding allocates
+        // nothing.
         self.tree.reserve(member.0, self.queues.of(member).map(|queue| usize::from(queue.depth)).sum());
         queue
     }
 
-    /// The start is over: from now the member is limited and charged.
+    /// Ends the start phase: from now on the member is limited and charged.
     pub fn go_live(&mut self, member: MemberId) {
         let member = &mut self.members[member.0];
         if member.mode == Mode::Exempt {
@@ -290,10 +310,12 @@ impl Groups {
         }
     }
 
-    /// The thread of `queue` looks in: because it was rung, because its deadline has passed, or for no reason.
+    /// A poll by the thread of `queue`: rung, at its deadline, or spurious.
     ///
-    /// Its restart work is added to `collected`, to be issued by the caller at once. Returns when the thread is to look in again,
-    /// if anybody counts on it.
+    /// Appends the restart work of the queue to `collected`; the caller issues it at once. Returns
+    /// the next poll that the tree counts on: for the owner of the deadline always, for a queue
+    /// that does not own it only if the queue collected restart work now and may sleep until the
+    /// deadline.
     pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Look> {
         let now = self.see(now);
         let MemberId(member) = self.queues[queue].member;
@@ -314,18 +336,20 @@ impl Groups {
             .map(|Armed { deadline, .. }| Look { at: deadline, is_calm })
     }
 
-    /// Whether the thread of `queue` may sleep until the deadline, whatever comes.
+    /// Whether the thread of `queue` may sleep until the deadline regardless of new requests.
     fn is_calm(&mut self, queue: QueueId, armed: Armed, now: Time) -> bool {
         let (MemberId(member), held) = (self.queues[queue].member, self.queues[queue].held);
-        // The client of one that holds a single request waits for that, and sends nothing meanwhile.
+        // The client of a queue that holds one request waits for its answer and sends nothing until
+        // then.
         self.is_company_sought
             && held > 1
             && armed.deadline <= now.plus_nanos(CALM_NS_MAX)
             && (self.tree.held_newcomers(member, armed.since, now) || planted(Fault::CalmForAll))
     }
 
-    /// The member is about to go: everything it holds is let go now, and nothing is held any more. What is let go is charged
-    /// as far as [`DRAIN_DEBT_NS`] says; what comes later is not.
+    /// Starts the drain of a member before its removal: dispatches all its held requests now, and
+    /// holds no later one. Dispatched requests are charged to the groups above within
+    /// [`DRAIN_DEBT_NS`]; later requests are not charged.
     pub fn drain(&mut self, member: MemberId, now: Time) {
         let now = self.see(now);
         self.members[member.0].mode = Mode::Draining;
@@ -351,12 +375,13 @@ impl Groups {
         if planted(Fault::DrainWithoutRearm) {
             return;
         }
-        // The deadline may have been watched by a queue of this member: hand it on.
+        // A queue of this member may have owned the deadline: choose a new owner.
         self.rearm(self.tree.root(member.0), None, now);
     }
 
-    /// The member does not go after all: what comes from now on is limited and charged. What the drain let go stays let go, and
-    /// goes before it.
+    /// Ends the drain of a member whose removal failed: requests from now on are limited and
+    /// charged. Requests that the drain dispatched stay dispatched, and are collected before later
+    /// ones.
     pub fn end_drain(&mut self, member: MemberId) {
         let member = &mut self.members[member.0];
         if member.mode == Mode::Draining && !planted(Fault::DrainForEver) {
@@ -364,7 +389,7 @@ impl Groups {
         }
     }
 
-    /// What the member holds back.
+    /// The requests that the member holds.
     pub fn held(&self, member: MemberId) -> HeldSummary {
         let lines = self.tree.lines(member.0);
         HeldSummary {
@@ -373,8 +398,9 @@ impl Groups {
         }
     }
 
-    /// The thread of `queue` is about to end. Refused while the queue holds a request or has restart work outstanding:
-    /// membership, count and posting are one piece of state, so once this returns `Ok` nothing can be posted to it.
+    /// Removes a queue whose thread is about to end. Refused while the queue holds a request or has
+    /// restart work outstanding: membership, count and posting are one piece of state, so nothing
+    /// can be posted to the queue after `Ok`.
     pub fn retire(&mut self, queue: QueueId) -> Result<(), StillBusy> {
         let state = &self.queues[queue];
         let busy = StillBusy { held: state.held, restart_work: state.let_go.len() as u32, queues: 0 };
@@ -388,7 +414,7 @@ impl Groups {
         Ok(())
     }
 
-    /// The device is gone. Refused while one of its queues has not retired.
+    /// Removes a member whose device is gone. Refused while one of its queues has not retired.
     pub fn leave(&mut self, member: MemberId, now: Time) -> Result<(), StillBusy> {
         let now = self.see(now);
         let queues = self.members[member.0].queues;
@@ -400,9 +426,10 @@ impl Groups {
         Ok(())
     }
 
-    /// Makes all of these changes in one step, under load: who waits is timed anew at the end, and nothing goes in between.
-    /// Either all of them or, where a group would get a parent that it cannot have, none. Where two are about the same thing,
-    /// the later one counts; groups may take each other's places.
+    /// Makes all changes in one step, under load. Deadlines of waiting requests are computed anew
+    /// at the end, and no request is dispatched between two changes. Returns `Err`, and changes
+    /// nothing, if a group would get a parent that it cannot have. The last of two changes to the
+    /// same setting counts; groups may swap places.
     pub fn apply(&mut self, changes: &[Change], now: Time) -> Result<(), BadParent> {
         let now = self.see(now);
         let mut places: SecondaryMap<NodeId, Option<NodeId>> = SecondaryMap::new();
@@ -410,7 +437,7 @@ impl Groups {
         self.tree.check_parents(&places)?;
         places.retain(|node, parent| self.tree.parent(node) != *parent);
         let roots_before: Vec<NodeId> = changes.iter().map(|change| self.tree.root(change.node())).collect();
-        // Those who move stand alone for a moment, so that groups can take each other's places.
+        // Detach every node that moves before attaching any, so that groups can swap places.
         for node in places.keys() {
             self.tree.set_parent(node, None, now);
         }
@@ -445,43 +472,44 @@ impl Groups {
             if self.tree.root(root) == root {
                 self.let_go_due(root, None, now);
             } else {
-                // It was a root, and is none any more: its deadline is now that of the tree it has joined.
+                // A former root that is now below a parent: its waiting requests are armed in the
+                // tree it joined.
                 self.armed.remove(root);
             }
         }
         Ok(())
     }
 
-    /// What each limit of a group has left.
+    /// The credit of each limit of a group.
     pub fn group_credit(&mut self, group: GroupId, now: Time) -> Vec<Credit> {
         let now = self.see(now);
         self.tree.credit(group.0, now)
     }
 
-    /// What each limit of a member has left.
+    /// The credit of each limit of a member.
     pub fn member_credit(&mut self, member: MemberId, now: Time) -> Vec<Credit> {
         let now = self.see(now);
         self.tree.credit(member.0, now)
     }
 
-    /// How full each limit of a group is.
+    /// The level of each limit of a group.
     pub fn group_levels(&mut self, group: GroupId, now: Time) -> Vec<Level> {
         let now = self.see(now);
         self.tree.levels(group.0, now)
     }
 
-    /// How full each limit of a member is.
+    /// The level of each limit of a member.
     pub fn member_levels(&mut self, member: MemberId, now: Time) -> Vec<Level> {
         let now = self.see(now);
         self.tree.levels(member.0, now)
     }
 
-    /// Goes on with a group where another program left it.
+    /// Resumes a group at the levels that an earlier process noted.
     pub fn resume_group(&mut self, group: GroupId, levels: &[Level], elapsed_ns: u64, now: Time) {
         self.resume(group.0, levels, elapsed_ns, now);
     }
 
-    /// Goes on with a member where another program left it.
+    /// Resumes a member at the levels that an earlier process noted.
     pub fn resume_member(&mut self, member: MemberId, levels: &[Level], elapsed_ns: u64, now: Time) {
         self.resume(member.0, levels, elapsed_ns, now);
     }
@@ -490,11 +518,11 @@ impl Groups {
         let now = self.see(now);
         self.tree.resume(node, levels, elapsed_ns, now);
         let root = self.tree.root(node);
-        // Who waits already is timed anew.
+        // Requests that already wait get new deadlines.
         self.let_go_due(root, None, now);
     }
 
-    /// The queues to be rung because of the calls since the last time, each once.
+    /// The queues to ring because of the calls since the last `take_rings`, each once.
     pub fn take_rings(&mut self) -> impl Iterator<Item = QueueId> {
         self.queues.take_rings()
     }
@@ -504,22 +532,25 @@ impl Groups {
         self.now
     }
 
-    /// Lets go of everything that is due, in the order of the turn, and arms for what is not.
+    /// Dispatches every due request of the tree, in turn order, and arms the deadline for the rest.
     fn let_go_due(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
         let Self { tree, queues, .. } = self;
         tree.let_go_due(root, now, |held| queues.post(held, caller, now));
         self.rearm(root, caller, now);
     }
 
-    /// Arms a tree for the earliest instant at which something in it is due, on a queue that holds something of it.
+    /// Arms a tree for the earliest instant at which one of its requests is due. The owner is a
+    /// queue that holds a request of the tree.
     fn rearm(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
         let Some((due, heir)) = self.tree.wakes_at(root, now).zip(self.tree.next_waiter(root)) else {
             self.armed.remove(root);
             return;
         };
-        // All that is due by now has gone.
+        // Every request that is due by `now` has been dispatched.
         let deadline = if self.is_company_sought { self.tree.company_at(root, due, now) } else { due };
-        // Who watches the clock, cheapest first: who does already, who is awake anyhow, one of those who are due first.
+        // Choose the owner, cheapest first: the present owner if it wakes up by the deadline
+        // anyway, the caller, which is awake, the present owner, and last the queue of a request
+        // that is among the next to go.
         let may_keep = |queue: &QueueId| {
             let queue = &self.queues[*queue];
             let holds = queue.held > 0 || planted(Fault::OwnerHoldsNothing);
@@ -528,10 +559,11 @@ impl Groups {
         let is_told = |queue: &QueueId| self.queues[*queue].told.is_some_and(|told| told <= deadline);
         let keeper = self.armed.get(root).map(|armed| armed.owner).filter(may_keep);
         let awake = caller.filter(may_keep);
-        // Who watches it, but sleeps longer, need not be woken up if somebody else is awake.
+        // The present owner needs a ring if it wakes up later; the caller, awake, needs none.
         let owner = keeper.filter(is_told).or(awake).or(keeper).unwrap_or(heir.queue);
         self.armed.insert(root, Armed { owner, deadline, since: now });
-        // Told of an earlier instant, the thread looks in for nothing and is told anew: no need to wake it for that.
+        // A thread with an earlier wake-up than the deadline needs no ring: it polls in vain and
+        // gets the new deadline.
         if self.queues[owner].told.is_none_or(|told| told > deadline && !planted(Fault::EarlierUntold)) {
             self.queues.ring(owner, caller, now);
         }

@@ -1,4 +1,4 @@
-//! The queues, as the groups see them: what each holds, what was let go of it, and which are to be rung.
+//! The queues of all members: held count, restart work, and which queues are to be rung.
 
 use std::ops::{Index, IndexMut};
 
@@ -10,28 +10,30 @@ use crate::planted::{Fault, planted};
 use crate::throttle::Tag;
 use crate::time::Time;
 
-/// One of them.
+/// One hardware queue of a device and its thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue {
     pub member: MemberId,
     pub depth: u16,
     /// Requests of this queue in the member's lines.
     pub held: u32,
-    /// Restart work: tags let go that the thread has not collected.
+    /// Restart work: tags of dispatched requests that the thread has not collected.
     pub let_go: Vec<Tag>,
-    /// When the thread was last told to look in: it does, whatever happens until then.
+    /// The deadline that the thread last learned. The thread polls then, regardless of events
+    /// before then.
     pub told: Option<Time>,
-    /// The thread has been rung, is looking in by itself, or is in the middle of a turn that ends in a poll: it needs no other ring.
+    /// The thread has been rung, polls by itself, or is in a turn that ends in a poll: no further
+    /// ring is needed.
     pub owes_poll: bool,
 }
 
-/// All of them.
+/// Every queue of a daemon.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Queues {
     all: SlotMap<QueueId, Queue>,
-    /// Effect of the last calls: the queues to be rung.
+    /// Queues to ring because of the calls since the last [`Queues::take_rings`].
     rings: Vec<QueueId>,
-    /// What [`Fault::PostAfterUnlock`] posts too late.
+    /// Tags that [`Fault::PostAfterUnlock`] posts too late.
     #[cfg(test)]
     late: Vec<(QueueId, Tag)>,
 }
@@ -43,7 +45,7 @@ impl Queues {
         self.all.insert(Queue { member, depth, held: 0, let_go, told: None, owes_poll: false })
     }
 
-    /// Forgets a queue.
+    /// Removes a queue.
     pub fn remove(&mut self, queue: QueueId) {
         self.all.remove(queue);
     }
@@ -53,7 +55,8 @@ impl Queues {
         self.all.values().filter(move |queue| queue.member == member)
     }
 
-    /// Posts a request that was let go and charged to its queue. Let go, charged, counted and posted under one lock.
+    /// Posts a dispatched and charged request to its queue. Dispatch, charge, count and post are
+    /// one critical section.
     #[inline]
     pub fn post(&mut self, held: &Held, caller: Option<QueueId>, now: Time) {
         #[cfg(test)]
@@ -70,20 +73,20 @@ impl Queues {
         }
     }
 
-    /// Has the thread of a queue take a turn, if it does not by itself.
+    /// Makes the thread of a queue take a turn, unless it takes one by itself.
     pub fn ring(&mut self, queue: QueueId, caller: Option<QueueId>, now: Time) {
         let state = &mut self.all[queue];
         if !state.owes_poll {
             debug_assert_ne!(Some(queue), caller, "a caller polls in its turn");
             state.owes_poll = true;
-            // One whose instant has come looks in by itself.
+            // A thread whose deadline has come polls by itself.
             if state.told.is_none_or(|told| told > now && !planted(Fault::ToldIsEnough)) {
                 self.rings.push(queue);
             }
         }
     }
 
-    /// The queues to be rung because of the calls since the last time, each once.
+    /// The queues to ring because of the calls since the last `take_rings`, each once.
     pub fn take_rings(&mut self) -> impl Iterator<Item = QueueId> {
         self.rings.drain(..)
     }
@@ -105,12 +108,12 @@ impl IndexMut<QueueId> for Queues {
 
 #[cfg(test)]
 impl Queues {
-    /// Each with its name.
+    /// Every queue with its id.
     pub fn iter(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
         self.all.iter()
     }
 
-    /// One that may have retired.
+    /// A queue, or `None` if it has retired.
     pub fn get(&self, queue: QueueId) -> Option<&Queue> {
         self.all.get(queue)
     }
