@@ -1,15 +1,16 @@
-//! What one queue thread holds back. Owned by that thread alone.
+//! The throttle from the side of one queue thread, which alone owns its gate.
 //!
 //! ```text
 //!   fetched ─► passes ──────────────────────► backend
+//!   fetched ─► passes ──────────────────────► backend
 //!                 └─► request_all ─► tags ──► backend
 //!                        └┄┄ held ┄┄► poll ─► tags ─► backend
-//!                                      ▲ each turn: when rung, when the deadline has passed, after one was held
 //! ```
 //!
-//! A turn of the thread is: `passes` for each request that came, until one does not, `request_all` for that and those after it, issue
-//! what may go, `poll` once, issue what it returns, then wait no longer than [`Gate::deadline`]. A device that no limit is above asks
-//! once after each change of limits or places.
+//! A turn of the thread: `passes` for each new request until the first refusal, `request_all` for
+//! that request and all after it, issue the tags that may go, `poll` once, issue the tags that it
+//! returns, then wait until [`Gate::deadline`] at most. A device without a limit above it calls
+//! `request_all` once after each change of limits or places.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use crate::time::Time;
 
 /// The throttle as one queue sees it.
 pub struct Gate {
-    /// `None` once it has retired: nothing holds back what comes then.
+    /// `None` after retirement: later requests all pass.
     joined: Option<Joined>,
 }
 
@@ -30,17 +31,19 @@ struct Joined {
     throttle: Arc<Throttle>,
     queue: QueueId,
     look: Option<Look>,
-    /// A request was held in this turn: its deadline is not known yet, or it may go already.
+    /// A request was held in this turn: its deadline is not known yet, or it has been dispatched
+    /// already.
     owes_poll: bool,
-    /// Leave to ask for nothing until something is changed.
+    /// The pass of a queue without a limit above it, valid until the next change.
     pass: Option<Pass>,
-    /// What is prepaid, for reads and for writes; `None` where every decision is to be exact.
+    /// The leases for reads and for writes; `None` where every decision is to be exact.
     leases: Option<[Lease; 2]>,
     bells: Bells,
 }
 
 impl Gate {
-    /// The gate of a queue of `member` whose thread is woken by `bell`. Holding up to `depth` requests allocates nothing.
+    /// The gate of a queue of `member` whose thread is woken by `bell`. Holding up to `depth`
+    /// requests allocates nothing.
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
         let leases = Some([Lease::none(); 2]);
@@ -48,7 +51,8 @@ impl Gate {
         Self { joined: Some(joined) }
     }
 
-    /// The same gate, asking for each request: exact to the nanosecond at any rate, also far below the limits.
+    /// The same gate without leases: each decision is exact to the nanosecond at any rate, also far
+    /// below the limits.
     #[must_use]
     pub fn without_leases(mut self) -> Self {
         if let Some(joined) = &mut self.joined {
@@ -57,8 +61,9 @@ impl Gate {
         self
     }
 
-    /// Whether a request that was fetched may go without asking anybody: no limit is above the queue, or it is prepaid. Only while no
-    /// request that came before it is yet to be asked for ([`Self::request_all`]).
+    /// Whether a fetched request may go without the lock: its queue has a valid pass, or the
+    /// request is prepaid by a lease. Not to be called while an earlier request awaits
+    /// [`Self::request_all`].
     pub fn passes(&mut self, operation: Operation, bytes: u64, now: Time) -> bool {
         let Some(joined) = &mut self.joined else { return true };
         if joined.pass.is_some_and(|pass| joined.throttle.is_valid(pass)) {
@@ -68,13 +73,13 @@ impl Gate {
         leases.is_some_and(|leases| leases[operation.direction() as usize].spend(operation, bytes, now))
     }
 
-    /// Asks for all others, in the order in which they came. Adds the tags of those that may go to `go`, in that order; the rest is
-    /// held, and comes out of a [`Self::poll`], perhaps already of this turn's.
+    /// Decides on requests in arrival order. Appends the tags that may go to `go`, in that order;
+    /// the rest is held and comes out of a [`Self::poll`], possibly in this turn.
     pub fn request_all(&mut self, requests: &[Request], now: Time, go: &mut Vec<Tag>) {
         self.ask(requests, now, |tag| go.push(tag));
     }
 
-    /// All of that for one that comes alone.
+    /// [`Self::passes`] and [`Self::request_all`] for a single request.
     pub fn request(&mut self, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
         if self.passes(operation, bytes, now) {
             return Verdict::Go;
@@ -95,8 +100,9 @@ impl Gate {
         }
     }
 
-    /// Adds the tags that may be issued now to `let_go`. To be called in every turn; does nothing, without the lock, unless
-    /// the thread was `rung`, its deadline has passed or it held something in this turn.
+    /// Appends the tags that may be issued now to `let_go`. Call it in every turn: it does nothing,
+    /// and takes no lock, unless the thread was `rung`, its deadline has passed, or a request was
+    /// held in this turn.
     pub fn poll(&mut self, now: Time, rung: bool, let_go: &mut Vec<Tag>) {
         let Some(joined) = &mut self.joined else { return };
         if rung || joined.owes_poll || joined.look.is_some_and(|look| look.at <= now) {
@@ -105,14 +111,16 @@ impl Gate {
         }
     }
 
-    /// When the thread must take its next turn at the latest; `None` if the group does not count on it.
+    /// The latest instant of the thread's next turn; `None` if the group does not count on this
+    /// thread.
     pub fn deadline(&self) -> Option<Time> {
         self.look().map(|look| look.at)
     }
 
-    /// Whether reads and writes that may come before the deadline are to be held until then, in company with those that wait for it. So
-    /// the thread can sleep through to it, a millisecond at most, instead of being woken up for each request that joins those that
-    /// wait. A flush or discard that comes meanwhile may be late by as much.
+    /// Whether reads and writes that arrive before the deadline are held until then anyway. The
+    /// thread may then sleep until the deadline, at most 1 ms, instead of waking up for each
+    /// request that joins the waiting ones. A flush or discard that arrives during the sleep may be
+    /// delayed by as much.
     pub fn is_calm(&self) -> bool {
         self.look().is_some_and(|look| look.is_calm)
     }
@@ -121,8 +129,9 @@ impl Gate {
         self.joined.as_ref().and_then(|joined| joined.look)
     }
 
-    /// The thread is about to end. `Ok` once nothing is held and no restart work is outstanding; from then on nobody
-    /// refers to this queue. Until then keep polling: whoever is busy is told so by the bell.
+    /// Ends the gate before its thread ends. `Ok` once no request is held and no restart work is
+    /// outstanding; after that no state refers to this queue. Keep polling until then: the bell
+    /// announces remaining work.
     pub fn retire(&mut self) -> Result<(), StillBusy> {
         if let Some(joined) = &self.joined {
             joined.throttle.retire(joined.queue)?;
@@ -133,7 +142,7 @@ impl Gate {
 }
 
 impl Drop for Gate {
-    /// A gate that ends while something is held would leave requests that nobody lets go: that is a bug of the caller.
+    /// A gate dropped with held requests would strand them: that is a bug of the caller.
     fn drop(&mut self) {
         if !std::thread::panicking() {
             let busy = self.retire();

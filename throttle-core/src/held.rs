@@ -1,4 +1,4 @@
-//! A request that waits, and the line in which it does.
+//! Held requests, and the line in which they wait.
 
 use std::collections::VecDeque;
 
@@ -19,16 +19,16 @@ pub(crate) struct Held {
     pub since: Time,
 }
 
-/// The requests of a member that wait in one direction, in the order of their arrival.
+/// The held requests of a member in one direction, in arrival order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
     requests: VecDeque<Held>,
-    /// Where the line stands against that of the other direction, when both wait.
+    /// The virtual time of this line, against that of the opposite direction while both wait.
     pub position: Virtual,
 }
 
 impl Line {
-    /// Room for `count` requests, so that holding so many allocates nothing.
+    /// Reserves room for `count` requests: holding up to so many allocates nothing.
     pub fn reserve(&mut self, count: usize) {
         self.requests.reserve(count.saturating_sub(self.requests.len()));
     }
@@ -44,7 +44,7 @@ impl Line {
         self.requests.pop_front()
     }
 
-    /// The one that has waited longest.
+    /// The request that has waited longest.
     pub fn first(&self) -> Option<&Held> {
         self.requests.front()
     }
@@ -58,7 +58,7 @@ impl Line {
         self.requests.iter()
     }
 
-    /// The lane of the first.
+    /// The lane of the first request.
     pub fn lane(&self) -> Option<Lane> {
         self.first().map(|held| Lane::of(&held.cost))
     }

@@ -1,69 +1,72 @@
-//! Credit that a queue has paid for in advance, so that it need not ask for each request.
+//! Credit that a queue pays for in advance, so that its requests skip the lock.
 //!
 //! ```text
 //!   far below the limits:   request ─► Go, and 32 more prepaid ─► Go ─► Go ─► … without the lock
 //!                                                  └─ ends after 1 ms, or when something is held
 //! ```
 //!
-//! While a tree of groups is *clearly* below its limits (no bucket on the way up more than a sixteenth full), a queue that
-//! asks often gets a lease: operations and bytes that are charged at once and spent without touching anything shared.
+//! While a tree of groups is *clearly* below its limits (no bucket on the way up more than a
+//! sixteenth full), a queue with frequent requests gets a lease: operations and bytes that are
+//! charged at once and spent without touching shared state.
 //!
-//! The error, stated: what is spent from a lease was charged up to [`LEASE_NS`] earlier, so a window of time may see up to
-//! a sixteenth of a capacity more than `rate · T + capacity + one request`. What is not spent is lost to the group: at most
-//! as much again as was spent, and only while the group is clearly below its limits. Where limits come near, no lease is
-//! given and every decision is exact.
+//! The error of a lease: its requests were charged up to [`LEASE_NS`] before they go, so a window
+//! of time may see up to a sixteenth of a capacity more than `rate · T + capacity + one request`.
+//! Unspent credit is lost to the group: at most as much again as was spent, and only while the
+//! group is clearly below its limits. Near the limits no lease is given and every decision is
+//! exact.
 
 use crate::charge::ChargeTable;
 use crate::cost::Operation;
 use crate::time::Time;
 
-/// How long a lease lasts.
+/// The duration of a lease.
 pub(crate) const LEASE_NS: u64 = 1_000_000;
 
-/// A bucket that is fuller than this part of its capacity gives no lease.
+/// A bucket grants a lease only up to 1/16 of its capacity.
 pub(crate) const CLEARLY_BELOW: u128 = 16;
 
-/// Fewer operations than this are not worth a lease.
+/// The smallest lease, in operations: fewer are not worth the bookkeeping.
 const OPERATIONS_MIN: u64 = 8;
 
-/// More than this at once are never asked for.
+/// The largest lease, in operations.
 const OPERATIONS_MAX: u64 = 4096;
 
-/// What a queue asks for, or has been given: for requests of one direction.
+/// Operations and bytes of one direction that a queue wants or has been granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prepaid {
     pub operations: u64,
     pub bytes: u64,
 }
 
-/// What was given, and on which terms.
+/// A granted lease and its terms.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
     pub prepaid: Prepaid,
-    /// Larger requests count as more than one operation: they have to ask.
+    /// The largest request that counts as one operation; a larger one is not covered by the lease.
     pub size_max: u64,
-    /// What operations count as.
+    /// The charge of each operation.
     pub charges: ChargeTable,
 }
 
-/// The lease of a queue for one direction, and how much it asks for the next time.
+/// The lease of a queue for one direction, and the size of the next one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lease {
     grant: Option<Grant>,
     until: Time,
-    /// Operations spent since the last grant or refusal.
+    /// Requests spent since the last grant or refusal.
     spent: u64,
     wants: u64,
     asked_at: Time,
 }
 
 impl Lease {
-    /// Nothing prepaid.
+    /// No lease.
     pub const fn none() -> Self {
         Self { grant: None, until: Time::ZERO, spent: 0, wants: 0, asked_at: Time::ZERO }
     }
 
-    /// Whether the request is prepaid; if so it is spent. It must be of this lease's direction.
+    /// Whether the lease covers the request, which is then spent. The request must be of this
+    /// lease's direction.
     pub fn spend(&mut self, operation: Operation, bytes: u64, now: Time) -> bool {
         let Some(grant) = &mut self.grant else { return false };
         if now >= self.until || bytes > grant.size_max {
@@ -80,8 +83,9 @@ impl Lease {
         true
     }
 
-    /// What to ask for together with a request of `bytes` that is not prepaid: twice what was used in the last
-    /// millisecond, nothing for a queue that asks seldom.
+    /// The lease to ask for together with a request of `bytes` that is not covered. A queue that
+    /// asks again within 1 ms wants twice as much as before (8 to 4096 operations); within 2 ms, if
+    /// it spent at least 8, as much as it spent; otherwise nothing.
     pub fn wants(&mut self, bytes: u64, now: Time) -> Option<Prepaid> {
         let since_ns = now.nanos_since(self.asked_at);
         self.asked_at = now;
@@ -97,19 +101,19 @@ impl Lease {
         (self.wants > 0).then_some(Prepaid { operations: self.wants, bytes: self.wants.saturating_mul(bytes) })
     }
 
-    /// Takes what was given at `now`.
+    /// Takes the lease granted at `now`, or `None` after a refusal.
     pub fn take(&mut self, grant: Option<Grant>, now: Time) {
         self.grant = grant;
         self.until = now.plus_nanos(LEASE_NS);
     }
 
-    /// Ends it: something is held, and what comes later may not overtake it.
+    /// Ends the lease: a request is held, and later ones may not overtake it.
     pub fn end(&mut self) {
         *self = Self::none();
     }
 }
 
-/// The part of `wanted` that is worth giving where `room` is free.
+/// The part of `wanted` that fits in `room`, or `None` if that is not worth a lease.
 pub(crate) fn within(wanted: Prepaid, room: Prepaid) -> Option<Prepaid> {
     let operations = wanted.operations.min(room.operations);
     let bytes = wanted.bytes.min(room.bytes);
@@ -123,7 +127,7 @@ mod tests {
 
     const EACH_US: u64 = 10;
 
-    /// Reads of 4 KiB, one each 10 us, until `end_us`; returns how many of them had to ask.
+    /// Reads of 4 KiB, one per 10 us, until `end_us`; returns how many of them were not covered.
     fn ask(lease: &mut Lease, start_us: u64, end_us: u64) -> u32 {
         let mut asked = 0;
         for us in (start_us..end_us).step_by(EACH_US as usize) {
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn slow_queue_gets_none() {
-        // One request each 2 ms: prepaying would only lose what it does not use.
+        // One request per 2 ms: a lease would only lose credit.
         let mut lease = Lease::none();
         for ms in (10..100).step_by(2) {
             let now = Time::from_nanos(ms * 1_000_000);

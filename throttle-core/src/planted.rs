@@ -1,37 +1,40 @@
-//! Faults that tests plant, to show that the checks would find them.
+//! Faults that tests plant to show that the checks find them.
 //!
-//! Each is a protection taken out: a wait, a test, a hand-over. A test plants one for its thread and expects a check to
-//! fail. In any other build [`planted`] is `false`, and the compiler leaves nothing of it.
+//! Each fault removes one protection: a wait, a test, a hand-over. A test plants a fault for its
+//! thread and expects a check to fail. In a build without tests [`planted`] is `false`, and the
+//! compiler removes the branches.
 
-/// A protection that can be taken out.
+/// A protection that a test can remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(test), allow(dead_code))]
 pub(crate) enum Fault {
     /// Race (a), R1: a queue retires while restart work is outstanding.
     RetireWithRestartWork,
-    /// Race (b): a queue collects its work, and only then, in a second critical section, says that it has looked.
+    /// Race (b): a queue collects its restart work, and clears `owes_poll` only later, in a second
+    /// critical section.
     LookThenSay,
-    /// Race (c): who lets a request go posts it after unlocking, when its queue may have gone.
+    /// Race (c): a dispatched request is posted after unlocking, when its queue may have retired.
     PostAfterUnlock,
-    /// Race (d), R4, R5: the member that watched the clock leaves, and nobody else does.
+    /// Race (d), R4, R5: the owner of the deadline drains, and no new owner is chosen.
     DrainWithoutRearm,
-    /// I1: a request begins to wait, and nothing is armed.
+    /// I1: a request begins to wait, and no deadline is armed.
     HoldWithoutRearm,
     /// I2: the owner of the deadline may be a queue that holds nothing.
     OwnerHoldsNothing,
-    /// I3, U1: a deadline that has come nearer is not told to its owner.
+    /// I3, U1: the owner does not learn of an earlier deadline.
     EarlierUntold,
-    /// I4, R12: a member that holds nothing more keeps its place.
+    /// I4, R12: a member without held requests stays queued in its group.
     PopWithoutSettle,
-    /// I5: a request that was let go still counts as held.
+    /// I5: a dispatched request still counts as held.
     HeldNotCounted,
-    /// I6: the newest goes first.
+    /// I6: the newest request of a line is dispatched first.
     NewestFirst,
-    /// A request that comes behind another one waits without a look at what that changes.
+    /// A request joins a line without a check whether it changes the deadline.
     JoinUnseen,
-    /// Who has let a request go keeps its place among those that may, whatever its limits say.
+    /// A member keeps its position among the ready ones after a dispatch, even if its limits now
+    /// block it.
     PlacesKept,
-    /// A line goes on as long as the limits let it, whoever else waits.
+    /// A line is dispatched as long as the limits allow, although further members wait.
     RunOverOthers,
     /// I7: a member leaves while it has a queue.
     LeaveWithQueue,
@@ -39,29 +42,29 @@ pub(crate) enum Fault {
     RingUnderLock,
     /// I9, R13: a change of group ends a drain.
     MoveEndsDrain,
-    /// R6: what a draining member still holds waits for its turn.
+    /// R6: the held requests of a draining member wait for their turn.
     DrainHoldsOn,
     /// U4: a drain exempts the whole group.
     DrainExemptsGroup,
-    /// A drain charges whatever it lets go, and its neighbours pay.
+    /// A drain charges every dispatched request, and the neighbours pay.
     DrainChargesAll,
     /// A removal that failed leaves its device without limits.
     DrainForEver,
-    /// The changes of one step are made one after the other, and what is due goes in between.
+    /// The changes of one step are made one at a time, with dispatches in between.
     ApplyInSteps,
-    /// A queue that no limit was above goes on without asking after it got one.
+    /// A queue keeps its pass after it gets a limit.
     PassForEver,
-    /// What an earlier program gave away is forgotten.
+    /// A resumed process forgets the levels of the earlier one.
     ResumeEmpty,
-    /// Requests that wait for company do so however little their limit forgives.
+    /// The timer slack ignores the patience of the limits.
     SlackWithoutEnd,
-    /// The only request of its device waits for the company of others.
+    /// The only request of its device waits for the timer slack.
     LonelyWait,
-    /// I3: a thread is counted on at an instant that it was not told.
+    /// I3: a queue is recorded to know a deadline that its thread did not get.
     ToldInSecret,
-    /// Who was told an instant is not rung for what happens before it.
+    /// A thread that knows a deadline is not rung for work that is due earlier.
     ToldIsEnough,
-    /// A thread sleeps although what may come need not wait.
+    /// A thread sleeps until the deadline although a new request could pass at once.
     CalmForAll,
 }
 
@@ -70,20 +73,20 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }
 
-/// Whether this fault is planted. Never, outside of tests.
+/// Whether this fault is planted; always `false` in builds without tests.
 #[cfg(test)]
 pub(crate) fn planted(fault: Fault) -> bool {
     PLANTED.get() == Some(fault)
 }
 
-/// Whether this fault is planted. Never, outside of tests.
+/// Whether this fault is planted; always `false` in builds without tests.
 #[cfg(not(test))]
 #[inline(always)]
 pub(crate) const fn planted(_: Fault) -> bool {
     false
 }
 
-/// Plants a fault for this thread while `with` runs, and tells whether a check found it by panicking.
+/// Plants a fault for this thread while `with` runs; returns whether a check found it by panicking.
 #[cfg(test)]
 pub(crate) fn is_found(fault: Fault, with: impl FnOnce() + std::panic::UnwindSafe) -> bool {
     PLANTED.set(Some(fault));

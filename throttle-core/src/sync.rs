@@ -1,5 +1,5 @@
-//! The one place that says which lock and atomics are used, so that a model checker can put its own in place:
-//! `RUSTFLAGS='--cfg loom'` or `'--cfg shuttle'`. The models are in `tests/models.rs`.
+//! The lock and atomics of this crate, from std or from a model checker (`RUSTFLAGS='--cfg loom'`
+//! or `'--cfg shuttle'`). The models are in `tests/models.rs`.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};

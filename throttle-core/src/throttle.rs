@@ -1,4 +1,4 @@
-//! The only lock. Everything that threads share about throttling is behind it.
+//! The throttle's only lock, with all state that threads share behind it.
 //!
 //! ```text
 //!   queue thread A ── Gate ─┐            ┌─ Groups   held requests, turns, restart work, deadlines
@@ -7,17 +7,19 @@
 //! ```
 //!
 //! Access rules:
-//! 1. `state` is locked for one call of [`Groups`] and for looking up the bells that it wants rung; nothing blocks, waits
-//!    or enters the kernel meanwhile (I8). There is no second lock, so there is no order of locks.
-//! 2. Bells are rung after unlocking. That may be late, or after the queue has retired; a bell is an `Arc` of its own and
-//!    ringing it then is harmless. It is never left out: whoever set `owes_poll` rings before it returns, unless the instant has come
-//!    at which that thread was told to look in.
-//! 3. Whether a queue is there, how much restart work it has, and posting to it are one critical section. So a queue that
-//!    has retired gets nothing more, and one that has work cannot retire: this is the wait without which restart work
-//!    runs on a member that is gone.
-//! 4. `changes` is written with `state` locked, and read without: it tells a queue that no limit is above that this is still so
-//!    ([`crate::pass`]). So whoever has no limit takes the lock once after each change, whatever others
-//!    do.
+//! 1. `state` is locked for one call of [`Groups`] and for the look-up of the bells to ring. No
+//!    thread blocks, waits or enters the kernel with the lock held (I8). With a single lock there
+//!    is no lock order.
+//! 2. Bells are rung after unlocking, so a ring may be late, or come after the queue has retired; a
+//!    bell is an `Arc` of its own, and a late ring is harmless. A ring is never omitted: the call
+//!    that sets `owes_poll` rings before it returns, unless the deadline that the thread knows has
+//!    come.
+//! 3. Membership of a queue, its restart work and posting to it are one critical section. So a
+//!    retired queue gets no more restart work, and a queue with restart work cannot retire: without
+//!    this wait, restart work would run on a member that is gone.
+//! 4. `changes` is written with `state` locked and read without it: an unchanged count proves to a
+//!    queue without limits above it that this is still so ([`crate::pass`]). Such a queue takes the
+//!    lock once after each change.
 
 use std::sync::Arc;
 
@@ -36,29 +38,33 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
 use crate::tree::BadParent;
 
-/// How to wake the thread that serves a queue.
+/// Wakes the thread that serves a queue.
 ///
-/// May be called from any thread, late, twice, and after the queue has gone; never not at all.
+/// Called from any thread, possibly late, twice, or after the queue has gone; a required call is
+/// never omitted.
 pub trait Doorbell: Send + Sync {
     /// Makes the thread of the queue take a turn soon. Must not block.
     fn ring(&self);
 }
 
-/// What the owner of a queue calls a request until it is let go; the throttle only hands it back.
+/// The caller's name for a request while it is held; the throttle only hands it back.
 ///
-/// ublk numbers them from 0 to the queue's depth, in 16 bits; a simulation may have millions waiting.
+/// ublk numbers tags from 0 to the queue's depth, in 16 bits; a simulation may hold millions of
+/// requests.
 pub type Tag = u32;
 
-/// A request as it came.
+/// A request at its arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Its name in its queue.
+    /// Its tag in its queue.
     pub tag: Tag,
-    /// What it does.
+    /// The operation.
     pub operation: Operation,
-    /// The length of its range; what it costs is up to the charge table of its group ([`crate::charge`]).
+    /// The length of its range. The charge table of its group decides on the cost
+    /// ([`crate::charge`]).
     pub bytes: u64,
-    /// It was not there before. The longer it has been there, the longer it may wait for company.
+    /// The earliest instant at which the request may have arrived. A longer wait allows more timer
+    /// slack.
     pub since: Time,
 }
 
@@ -78,66 +84,70 @@ struct State {
 }
 
 impl Throttle {
-    /// No groups, no members. Every request goes at its own instant.
+    /// A throttle without groups and members. It dispatches each request at its own instant.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
-    /// The same for threads that sleep in between: what waits behind others of its device may go late by half of what it has waited, a millisecond at most, so that
-    /// at high rates several go for one timer and one wake-up. No limit loses rate by it.
+    /// As [`Self::new`], with timer slack, for threads that sleep between polls: a request that
+    /// waits behind others of its device may be dispatched late by half of its wait, at most 1 ms.
+    /// At high rates several requests then share a timer and a wake-up. No limit loses rate by it.
     pub fn in_company() -> Arc<Self> {
         let throttle = Self::default();
         throttle.lock().groups.let_go_in_company();
         Arc::new(throttle)
     }
 
-    /// A new group. The limits must be sound ([`crate::limits::Limits::violations`]).
+    /// Adds a group. The limits must be sound ([`crate::limits::Limits::violations`]).
     pub fn add_group(&self, options: &GroupOptions, now: Time) -> Result<GroupId, BadParent> {
         self.lock().groups.add_group(options, now)
     }
 
-    /// Ends a group that nothing is in.
+    /// Removes a group without members and groups below it.
     pub fn remove_group(&self, group: GroupId, now: Time) -> Result<(), GroupInUse> {
         self.lock().groups.remove_group(group, now)
     }
 
-    /// A device joins a group, or stands alone with its own limits. It is neither limited nor charged until
-    /// [`Self::go_live`]: what the kernel reads while the device starts is nobody's load.
+    /// Adds a device to a group, or alone with its own limits. The device is neither limited nor
+    /// charged until [`Self::go_live`]: reads of the kernel during the start count for no group.
     pub fn join(&self, options: &MemberOptions, now: Time) -> MemberId {
         self.lock().groups.join(options, now)
     }
 
-    /// From now on the device is limited and charged.
+    /// Ends the start phase: from now on the device is limited and charged.
     pub fn go_live(&self, member: MemberId) {
         self.lock().groups.go_live(member);
     }
 
-    /// The device is about to be removed: what it holds is let go at once, each request by the thread of its queue, and charged
-    /// as far as it makes nobody else wait more than 50 ms longer; what it still sends is neither limited nor charged, until
-    /// [`Self::end_drain`]. Asking twice is harmless.
+    /// Starts the drain before a removal: all held requests of the device are dispatched at once,
+    /// each by the thread of its queue, and charged as far as that makes the neighbours wait at
+    /// most 50 ms longer. Later requests of the device are neither limited nor charged, until
+    /// [`Self::end_drain`]. A second call is harmless.
     pub fn drain(&self, member: MemberId, now: Time) {
         self.call(&mut Vec::new(), |groups| groups.drain(member, now));
     }
 
-    /// The removal has failed: the device is limited and charged again. Nothing that was let go is taken back. A device that does not
-    /// drain stays as it is.
+    /// Ends a drain after a failed removal: the device is limited and charged again. Requests that
+    /// the drain dispatched stay dispatched. No effect on a device that does not drain.
     pub fn end_drain(&self, member: MemberId) {
         self.lock().groups.end_drain(member);
     }
 
-    /// What the device holds back at the moment.
+    /// The requests that the device holds at the moment.
     pub fn held(&self, member: MemberId) -> HeldSummary {
         self.lock().groups.held(member)
     }
 
-    /// The device is gone. Refused while a gate of it has not retired; afterwards nothing refers to it.
+    /// Removes a device. Refused while one of its gates has not retired; after `Ok` no state refers
+    /// to the device.
     pub fn leave(&self, member: MemberId, now: Time) -> Result<(), StillBusy> {
         self.lock().groups.leave(member, now)
     }
 
-    /// Makes changes under load, all in one step: nothing goes in between that may go neither before nor after, and who waits is
-    /// timed anew at once, so that a change strands nobody. Either all of them, or none where a group would get a parent that
-    /// it cannot have. Every group and member named must be there.
+    /// Makes changes under load, all in one step: no request is dispatched between two changes, and
+    /// the deadlines of waiting requests are computed anew at once, so no change strands a request.
+    /// Returns `Err`, and changes nothing, if a group would get a parent that it cannot have. Every
+    /// group and member named must exist.
     pub fn apply(&self, changes: &[Change], now: Time) -> Result<(), BadParent> {
         self.call(&mut Vec::new(), |groups| {
             if !planted(Fault::PassForEver) {
@@ -147,34 +157,36 @@ impl Throttle {
         })
     }
 
-    /// What each limit of a group has left at the moment, in the order of [`crate::limits::LimitKind`].
+    /// The credit of each limit of a group at the moment, in the order of
+    /// [`crate::limits::LimitKind`].
     pub fn group_credit(&self, group: GroupId, now: Time) -> Vec<Credit> {
         self.lock().groups.group_credit(group, now)
     }
 
-    /// What each limit of a device has left at the moment.
+    /// The credit of each limit of a device at the moment.
     pub fn member_credit(&self, member: MemberId, now: Time) -> Vec<Credit> {
         self.lock().groups.member_credit(member, now)
     }
 
-    /// How full each limit of a group is at the moment: what the next program goes on with.
+    /// The level of each limit of a group at the moment, from which a later process resumes.
     pub fn group_levels(&self, group: GroupId, now: Time) -> Vec<Level> {
         self.lock().groups.group_levels(group, now)
     }
 
-    /// How full each limit of a device is at the moment.
+    /// The level of each limit of a device at the moment.
     pub fn member_levels(&self, member: MemberId, now: Time) -> Vec<Level> {
         self.lock().groups.member_levels(member, now)
     }
 
-    /// Goes on with a group where an earlier program left it, `elapsed_ns` nanoseconds ago (0 where nobody knows): what was
-    /// earned meanwhile is there, and nothing that was given away is given again. Under other limits than then each bucket
-    /// keeps its used share; a limit that there was not begins as a new one does, and a level that is higher already stays.
+    /// Resumes a group from the levels that an earlier process noted `elapsed_ns` nanoseconds ago
+    /// (0 if that is unknown). Levels drain for that time, and no credit is granted twice. Under
+    /// changed limits each bucket keeps its used share; a limit without a noted level starts as a
+    /// new one, and a higher present level stays.
     pub fn resume_group(&self, group: GroupId, levels: &[Level], elapsed_ns: u64, now: Time) {
         self.call(&mut Vec::new(), |groups| groups.resume_group(group, levels, elapsed_ns, now));
     }
 
-    /// The same for a device.
+    /// Resumes a device, as [`Self::resume_group`] a group.
     pub fn resume_member(&self, member: MemberId, levels: &[Level], elapsed_ns: u64, now: Time) {
         self.call(&mut Vec::new(), |groups| groups.resume_member(member, levels, elapsed_ns, now));
     }
@@ -186,13 +198,13 @@ impl Throttle {
         queue
     }
 
-    /// Whether nothing was changed since the pass was given.
+    /// Whether no change was counted since the pass was given.
     pub(crate) fn is_valid(&self, pass: Pass) -> bool {
         self.changes.has_none_since(pass)
     }
 
-    /// Asks for requests in the order in which they came, under one lock, and hands the tags of those that go to `go`. What is prepaid
-    /// for them is spent, and asked for anew.
+    /// Decides on requests in arrival order, under one lock, and hands the tags of those that pass
+    /// to `go`. Leases are spent first, and renewed with the next request that they do not cover.
     pub(crate) fn request(
         &self,
         bells: &mut Bells,
@@ -224,13 +236,14 @@ impl Throttle {
                     }
                     Verdict::Held => {
                         is_one_held = true;
-                        // What comes after it may not overtake it.
+                        // Later requests may not overtake the held one: leases end.
                         leases.take().into_iter().flatten().for_each(Lease::end);
                         next = &after[arrived.join(after)..];
                     }
                 }
             }
-            // Behind restart work that is yet to be collected requests are held without a limit, too: no pass to overtake them.
+            // Uncollected restart work holds later requests even without a limit: no pass, or they
+            // would overtake it.
             let is_free = !is_one_held && arrived.are_free();
             Asked { is_one_held, pass: is_free.then(|| self.changes.pass()) }
         })
@@ -252,8 +265,8 @@ impl Throttle {
         Ok(())
     }
 
-    /// One call under the lock, then, without it, the bells that it wants rung. `bells` is scratch space that the caller
-    /// keeps, so that nothing is allocated.
+    /// Runs one call under the lock, then, without the lock, rings the bells that it asked for.
+    /// `bells` is scratch space that the caller keeps, so a call allocates nothing.
     fn call<R>(&self, bells: &mut Bells, with: impl FnOnce(&mut Groups) -> R) -> R {
         let mut state = self.lock();
         let State { groups, bells: known } = &mut *state;
@@ -278,7 +291,8 @@ impl Throttle {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A poisoned lock means that an invariant broke on another thread: the state behind it cannot be trusted.
+        // A poisoned lock means that an invariant broke on another thread: the state behind it
+        // cannot be trusted.
         self.state.lock().expect("no thread panics while it holds the throttle's lock")
     }
 
@@ -288,11 +302,11 @@ impl Throttle {
     }
 }
 
-/// What came of asking.
+/// The outcome of [`Throttle::request`].
 pub(crate) struct Asked {
-    /// A request was held.
+    /// At least one request was held.
     pub is_one_held: bool,
-    /// Leave to ask no more.
+    /// The pass of a queue without a limit above it.
     pub pass: Option<Pass>,
 }
 

@@ -1,23 +1,26 @@
-//! Groups within groups, and whose request goes next.
+//! Trees of groups, and the turn: which member's request is dispatched next.
 //!
 //! ```text
 //!                 rack            limits; V = its virtual clock
 //!               ╱      ╲
-//!        tenant-a      vol3       each stands in its parent, once for each lane in which something of it waits:
-//!        ╱     ╲                    ready   by its position on the parent's clock: the least has the turn
-//!     vol1     vol2                 asleep  by the instant at which a limit of its own, or below it, lets it go on
-//!    r │ w    r │ w               a member's two lines: held requests in arrival order
+//!        tenant-a      vol3       a node is queued in its parent, once for each lane in which a request waits:
+//!        ╱     ╲                    ready   keyed by its position on the parent's clock: the least has the turn
+//!     vol1     vol2                 asleep  keyed by the instant at which limits at or below it next let it go
+//!    r │ w    r │ w               the two lines of a member: held requests in arrival order
 //! ```
 //!
-//! A request goes when every limit from its member up to the root lets it, and is charged to all of them together. Going
-//! down from the root, each group gives the turn to the child that stands first among the ready ones; so no limit is asked
-//! for members that wait for nothing, and a decision costs one step in a heap for each level.
+//! A request is dispatched when every limit from its member up to the root allows it, and is
+//! charged to all of them together. From the root down, each group gives the turn to the first of
+//! its ready children. So limits of idle members are not read, and a decision costs one heap step
+//! per level.
 //!
-//! Where a node stands is a function of what waits below it and of limits at or below it, so a change anywhere is mended by
-//! *settling* the path from there to the root ([`Tree::settle`]); every public call ends with all paths settled.
+//! The place of a node in its parent is a function of the requests that wait below it and of limits
+//! at or below it. A change anywhere is repaired by *settling* the path from there to the root
+//! ([`Tree::settle`]); every public call ends with all paths settled.
 //!
-//! Where some limit on the way up counts reads and writes together, they compete, and a node has one position in its
-//! parent; where none does, reads and writes take nothing from each other, and it has one for each.
+//! Reads and writes compete at a node if a limit on the way up counts them together, and the node
+//! then has one position in its parent. Otherwise reads and writes are independent, and the node
+//! has a position for each.
 //!
 //! This module knows no queues, no restart work and no timers.
 
@@ -35,22 +38,24 @@ use crate::planted::{Fault, planted};
 use crate::share::{LAG_MAX, Virtual, WEIGHT_DEFAULT, advance};
 use crate::time::Time;
 
-/// How many groups may stand above each other: a bound on the work of one decision.
+/// The most levels of groups: bounds the work of one decision.
 pub const DEPTH_MAX: usize = 8;
 
-/// The most that a request which is not the only one to wait is let go late for company. At 1,000 requests a second and below it
-/// delays nothing, as the next one is not due before; above, it is a hundredth of the 100 ms that a limit may run ahead.
+/// The largest timer slack of a request that is not the only one of its device to wait. Up to 1,000
+/// requests a second it delays nothing, as the next request is due later than that; above, it is a
+/// hundredth of the 100 ms that a limit may run ahead.
 const SLACK_NS_MAX: u64 = 1_000_000;
 
-/// No more than this part of what it has waited anyhow. Where n wait at a rate r, each waits n / r: so half of them go together, and
-/// a client with few requests on their way at a high rate is not kept for the millisecond.
+/// The slack is at most 1/2 of the wait so far. With n requests waiting at a rate r, each waits n /
+/// r, so half of them are dispatched together, and a client with few requests in flight at a high
+/// rate is not delayed by the whole millisecond.
 const WAITED_PART: u64 = 2;
 
-/// No more than this part of what a limit's capacity forgives.
+/// The slack is at most 1/8 of the patience ([`Limiter::patience_ns`]) of the tree.
 const PATIENCE_PART: u64 = 8;
 
 new_key_type! {
-    /// A group or a member.
+    /// The id of a group or a member.
     pub(crate) struct NodeId;
 }
 
@@ -61,15 +66,16 @@ struct Node {
     limiter: Limiter,
     /// Requests held at or below this node.
     held: u32,
-    /// Of a root: the least patience of all limits in its tree, or less.
+    /// Of a root: the least patience of all limits in its tree, or a lower value.
     patience_ns: u64,
-    /// Whether reads and writes compete here: one clock instead of two.
+    /// Whether reads and writes compete here and share a clock.
     is_joint: bool,
-    /// The node's virtual clocks: where the child that went last stood. Indexed by [`Node::clock`].
+    /// The node's virtual clocks: the largest position that a child (of a member: a line) had when
+    /// it was dispatched. Indexed by [`Node::clock`].
     clocks: [Virtual; 2],
-    /// Where the node stands on the clocks of its parent.
+    /// The node's positions on the clocks of its parent.
     positions: [Virtual; 2],
-    /// In which heap of its parent it stands, indexed by [`Lane`].
+    /// The node's place in a heap of its parent, indexed by [`Lane`].
     standing: [Standing; Lane::COUNT],
     kind: Kind,
 }
@@ -84,13 +90,15 @@ enum Kind {
 struct Group {
     children: u32,
     charges: Option<ChargeTable>,
-    /// Children that may go as far as they and what is below them are concerned. Ties go to who stood there first.
+    /// Children that may go as far as limits at and below them allow. Ties go to the earlier
+    /// arrival.
     ready: [Heap<(Virtual, u64), NodeId>; Lane::COUNT],
-    /// Children that a limit of their own or below them holds back, by when it will not.
+    /// Children that a limit at or below them holds back, keyed by the instant at which it no
+    /// longer does.
     asleep: [Heap<Time, NodeId>; Lane::COUNT],
 }
 
-/// Where a node stands in its parent, for one lane.
+/// The place of a node in its parent, for one lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     Out,
@@ -98,13 +106,13 @@ enum Standing {
     Asleep { place: u32, until: Time },
 }
 
-/// A parent that a node cannot have.
+/// The reason why a node cannot have a parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadParent {
     /// The parent is the node itself or below it.
     #[error("a group cannot stand below itself")]
     Cycle,
-    /// Too many groups above each other.
+    /// More than [`DEPTH_MAX`] levels of groups.
     #[error("more than {DEPTH_MAX} groups above each other")]
     TooDeep,
 }
@@ -126,7 +134,7 @@ impl Node {
         }
     }
 
-    /// Which of the node's clocks counts what its children take in `direction`.
+    /// The index of the clock that counts dispatches of children in `direction`.
     fn clock(&self, direction: Direction) -> usize {
         if self.is_joint { 0 } else { direction as usize }
     }
@@ -142,7 +150,7 @@ impl Node {
         }
     }
 
-    /// The lanes in which something waits at or below it.
+    /// The lanes in which a request waits at or below the node.
     fn waiting(&self) -> Lanes {
         match &self.kind {
             Kind::Member(lines) => lines.iter().filter_map(Line::lane).collect(),
@@ -152,7 +160,7 @@ impl Node {
         }
     }
 
-    /// The lanes in which it stands in its parent.
+    /// The lanes in which the node is queued in its parent.
     fn stands(&self) -> Lanes {
         Lane::all().filter(|lane| self.standing[lane.index()] != Standing::Out).collect()
     }
@@ -187,12 +195,12 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// A group without members, at the root of a tree of its own.
+    /// Adds a group without members, as the root of a new tree.
     pub fn add_group(&mut self, limits: &Limits, weight: u32, charges: Option<ChargeTable>) -> NodeId {
         self.add(Node::new(limits, weight, Kind::Group(Group { charges, ..Group::default() })))
     }
 
-    /// A member, at the root of a tree of its own.
+    /// Adds a member, as the root of a new tree.
     pub fn add_member(&mut self, limits: &Limits, weight: u32) -> NodeId {
         self.add(Node::new(limits, weight, Kind::Member(Lines::default())))
     }
@@ -203,7 +211,7 @@ impl Tree {
         id
     }
 
-    /// Takes out a node that has no children and holds nothing.
+    /// Removes a node without children and held requests.
     pub fn remove(&mut self, id: NodeId, now: Time) {
         debug_assert_eq!(self.nodes[id].held, 0);
         debug_assert_eq!(self.children(id), 0);
@@ -211,7 +219,7 @@ impl Tree {
         self.nodes.remove(id);
     }
 
-    /// How many children a group has; none for a member.
+    /// The number of children of a group; 0 for a member.
     pub fn children(&self, id: NodeId) -> u32 {
         match &self.nodes[id].kind {
             Kind::Group(group) => group.children,
@@ -224,33 +232,34 @@ impl Tree {
         self.path(id).last().unwrap_or(id)
     }
 
-    /// The group that a node is in.
+    /// The group above a node.
     pub fn parent(&self, id: NodeId) -> Option<NodeId> {
         self.nodes[id].parent
     }
 
-    /// What each limit of a node has left.
+    /// The credit of each limit of a node.
     pub fn credit(&mut self, id: NodeId, now: Time) -> Vec<Credit> {
         self.nodes[id].limiter.credit(now)
     }
 
-    /// How full each limit of a node is.
+    /// The level of each limit of a node.
     pub fn levels(&mut self, id: NodeId, now: Time) -> Vec<Level> {
         self.nodes[id].limiter.levels(now)
     }
 
-    /// Goes on from levels that are so old.
+    /// Resumes a node from levels noted `elapsed_ns` ago.
     pub fn resume(&mut self, id: NodeId, levels: &[Level], elapsed_ns: u64, now: Time) {
         self.nodes[id].limiter.resume(levels, elapsed_ns, now);
         self.restand(now);
     }
 
-    /// The node and all above it.
+    /// The node and every node above it.
     fn path(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
         std::iter::successors(Some(id), |&id| self.nodes[id].parent)
     }
 
-    /// The charge table that counts for a member: of the nearest group above it that has one.
+    /// The charge table of a member: that of the nearest group above with a table of its own, or
+    /// the default.
     pub fn charges(&self, id: NodeId) -> ChargeTable {
         let table = |id| match &self.nodes[id].kind {
             Kind::Group(group) => group.charges,
@@ -259,19 +268,21 @@ impl Tree {
         self.path(id).find_map(table).unwrap_or_default()
     }
 
-    /// Whether neither a node nor anything above it has a limit.
+    /// Whether a node and all nodes above it are without limits.
     pub fn is_unlimited(&self, id: NodeId) -> bool {
         self.path(id).all(|id| self.nodes[id].limiter.is_unlimited())
     }
 
-    /// Whether nothing waits anywhere in the tree of `root`.
+    /// Whether no request waits in the tree of `root`.
     pub fn is_idle(&self, root: NodeId) -> bool {
         self.nodes[root].held == 0
     }
 
-    /// When to look at a tree in which all that is due by `now` has gone, and the next request is due at `due`: then, or a little later
-    /// so that more of them go together. Never so late that a limit in it would lose rate; and not at all if the next is the only one
-    /// of its device, whose client may be waiting for it before it sends another.
+    /// The deadline for a tree in which every request due by `now` has been dispatched and the next
+    /// is due at `due`. That is `due`, or up to the timer slack after `now` if that is later, so
+    /// that more requests go together. The slack is small enough that no limit of the tree loses
+    /// rate, and 0 while the next device has at most one request waiting in each direction: its
+    /// client may be waiting for the answer before it sends again.
     pub fn company_at(&self, root: NodeId, due: Time, now: Time) -> Time {
         let Some(lines) = self.next_lines(root) else { return due };
         let is_alone = lines.iter().all(|line| line.len() < 2) && !planted(Fault::LonelyWait);
@@ -290,14 +301,15 @@ impl Tree {
         self.nodes[member].lines()
     }
 
-    /// Room for `count` held requests of a member in each direction.
+    /// Reserves room for `count` held requests of a member in each direction.
     pub fn reserve(&mut self, member: NodeId, count: usize) {
         for line in self.nodes[member].lines_mut() {
             line.reserve(count);
         }
     }
 
-    /// Whether a read as well as a write that came to a member at `since`, or comes now, is held. Nothing was let go in between.
+    /// Whether a read and a write of a member are both held if they arrive between `since` and
+    /// `now`. No request of the tree was dispatched in that time.
     pub fn held_newcomers(&mut self, member: NodeId, since: Time, now: Time) -> bool {
         let charges = self.charges(member);
         [Operation::Read, Operation::Write].into_iter().all(|operation| {
@@ -319,7 +331,8 @@ impl Tree {
         false
     }
 
-    /// When every limit of a node and above it takes a request of this cost, `None` if it goes now.
+    /// The instant at which every limit of a node and above it allows a request of this cost;
+    /// `None` if that is now.
     pub fn ready_at(&mut self, node: NodeId, cost: &Cost, now: Time) -> Option<Time> {
         let mut latest = None;
         let mut next = Some(node);
@@ -331,7 +344,7 @@ impl Tree {
         latest
     }
 
-    /// Charges a node and all above it for a request that goes without its turn.
+    /// Charges a node and all above it for a request that is dispatched outside its turn.
     pub fn charge(&mut self, node: NodeId, cost: &Cost, now: Time) {
         let mut next = Some(node);
         let mut root = node;
@@ -346,8 +359,8 @@ impl Tree {
         }
     }
 
-    /// Charges a member, and all above it, in advance for as much of `wanted` as leaves all of them clearly below their
-    /// limits; `None` if that is not worth it.
+    /// Charges a member and all nodes above it in advance, for as much of `wanted` as leaves all of
+    /// them clearly below their limits; `None` if that is not worth a lease.
     pub fn prepay(&mut self, member: NodeId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
         let mut room = wanted;
         let mut size_max = u64::MAX;
@@ -367,8 +380,8 @@ impl Tree {
         Some(Grant { prepaid: room, size_max, charges: self.charges(member) })
     }
 
-    /// A request begins to wait. Whether that may change when to look at its tree: the first of a line may be due before all others,
-    /// and the second is company for the first.
+    /// Holds a request. Returns whether that may change the deadline of its tree: the first request
+    /// of a line may be due before all others, and the second permits timer slack for the first.
     pub fn hold(&mut self, member: NodeId, held: Held, now: Time) -> bool {
         let direction = held.cost.direction;
         let node = &mut self.nodes[member];
@@ -387,8 +400,8 @@ impl Tree {
         may_matter
     }
 
-    /// Requests begin to wait, none of which can change when to look at their tree: as many of them, from the first, as are charged and
-    /// have two before them in their line. How many that are.
+    /// Holds requests that cannot change the deadline of their tree: from the first of `held` on,
+    /// as long as the request is charged and has two before it in its line. Returns their number.
     pub fn join(&mut self, member: NodeId, held: impl Iterator<Item = Held>) -> u32 {
         let lines = self.nodes[member].lines_mut();
         let mut joined = 0;
@@ -404,7 +417,7 @@ impl Tree {
         joined
     }
 
-    /// Takes out the oldest request that a member holds in a direction, without charging anybody.
+    /// Removes the oldest held request of a member in a direction, without a charge.
     pub fn pop(&mut self, member: NodeId, direction: Direction, now: Time) -> Option<Held> {
         let held = self.nodes[member].lines_mut()[direction as usize].pop()?;
         self.count_held(member, -1);
@@ -423,7 +436,8 @@ impl Tree {
         }
     }
 
-    /// When something in the tree of `root` may go: `None` if nothing waits; `now` or earlier if it may go now.
+    /// The instant at which a request in the tree of `root` is next due: `None` if none waits,
+    /// `now` or earlier if one is due.
     pub fn wakes_at(&mut self, root: NodeId, now: Time) -> Option<Time> {
         if self.is_idle(root) {
             return None;
@@ -431,12 +445,14 @@ impl Tree {
         self.nodes[root].waiting().iter().filter_map(|lane| self.wake(root, lane, now)).min()
     }
 
-    /// Lets everything go that may, in the order of the turn, charging each request to its member and all above, and tells `post`.
+    /// Dispatches every due request in turn order, charges each to its member and all above, and
+    /// hands it to `post`.
     pub fn let_go_due(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
         let mut lanes = self.open_lanes(root, now);
         while let Some((member, direction)) = self.next(root, lanes, now) {
             let line = &self.nodes[member].lines()[direction as usize];
-            // Where nothing waits but this line, whose turn it is need not be asked for each request.
+            // A line that holds all waiting requests of the tree keeps the turn: dispatch it as a
+            // run.
             let is_alone = line.len() == self.nodes[root].held || planted(Fault::RunOverOthers);
             let count = if is_alone { u32::MAX } else { 1 };
             if !self.let_go_of(member, direction, count, now, &mut post) {
@@ -445,8 +461,9 @@ impl Tree {
         }
     }
 
-    /// Lets the first of a line go, whose turn it is, and up to `count` in all as long as they are of its lane and every limit lets
-    /// them. Whether another one of that lane waits, and the limits let it go as well, so that the same lanes are open as before.
+    /// Dispatches the first request of the line that has the turn, and up to `count` in all while
+    /// they are of its lane and every limit allows them. Returns whether a further request of that
+    /// lane waits and the limits allow it: the same lanes are then open as before.
     fn let_go_of(
         &mut self,
         member: NodeId,
@@ -484,8 +501,9 @@ impl Tree {
         goes_on
     }
 
-    /// Whether everyone from a node up still stands where it stood, after a request like the next one was charged: where all limits on
-    /// the way take that as well (but for the root's, which hold back all alike), and nobody is asleep in another lane.
+    /// Whether every node from `id` up keeps its place after a request like `cost` was charged: all
+    /// limits on the way allow a further one (the root's limits hold back all children alike, so
+    /// they do not count), and no node of the way is asleep in another lane.
     fn keeps_places(&self, mut id: NodeId, cost: &Cost) -> bool {
         while let Some(parent) = self.nodes[id].parent {
             let node = &self.nodes[id];
@@ -498,8 +516,9 @@ impl Tree {
         true
     }
 
-    /// Charges a node and all above it for a request whose turn it is. What that takes of all of them: it counts by the limits at or
-    /// above the one who shares.
+    /// Charges a node and all above it for a request that has the turn. Returns the time that the
+    /// request takes of those limits: a share counts by the limits at and above the node that
+    /// shares.
     #[inline]
     fn take(&mut self, id: NodeId, cost: &Cost, now: Time) -> Takes {
         let node = &mut self.nodes[id];
@@ -510,7 +529,7 @@ impl Tree {
         }
     }
 
-    /// The same for all above a node, which moves on the clock of its parent.
+    /// As [`Self::take`] for all nodes above `id`, which moves on the clock of its parent.
     #[inline(never)]
     fn take_above(&mut self, id: NodeId, parent: NodeId, cost: &Cost, now: Time) -> Takes {
         let takes = self.take(parent, cost, now);
@@ -519,18 +538,19 @@ impl Tree {
         let node = &mut self.nodes[id];
         let position = node.positions[clock];
         let reached = parent_clock.max(position);
-        // What it could not ask for, held back by a limit of its lane alone, is not owed.
+        // A child does not save up turns while a limit of its own lane holds it back.
         node.positions[clock] = (position + advance(takes.ns(), node.weight)).max(reached.saturating_sub(LAG_MAX));
         self.nodes[parent].clocks[clock] = reached;
         takes
     }
 
-    /// Someone whose oldest request is among the next to go: for choosing who watches the clock.
+    /// The oldest request of a member that is among the next to go: a candidate for the owner of
+    /// the deadline.
     pub fn next_waiter(&self, root: NodeId) -> Option<&Held> {
         self.next_lines(root)?.iter().filter_map(|line| line.first()).min_by_key(|held| held.since)
     }
 
-    /// What the member holds whose request is among the next to go.
+    /// The lines of the member whose request is among the next to go.
     fn next_lines(&self, root: NodeId) -> Option<&Lines> {
         let mut id = root;
         loop {
@@ -553,23 +573,23 @@ impl Tree {
 
     /// Changes the weight of a node among its siblings.
     pub fn set_weight(&mut self, id: NodeId, weight: u32) {
-        // Its position says what it has had until now; from here on it moves at the new pace.
+        // The position stands for all dispatches so far; from now on it moves at the new pace.
         self.nodes[id].weight = weight;
     }
 
-    /// Changes what operations count as, for the members of a group; requests that are held keep their cost.
+    /// Changes the charge table of a group; held requests keep their cost.
     pub fn set_charges(&mut self, id: NodeId, charges: Option<ChargeTable>) {
         self.nodes[id].group().charges = charges;
     }
 
-    /// Whether these nodes may have these parents, all at once.
+    /// Whether all these nodes may have these parents at once.
     pub fn check_parents(&self, planned: &SecondaryMap<NodeId, Option<NodeId>>) -> Result<(), BadParent> {
         if planned.is_empty() {
             return Ok(());
         }
         for (id, node) in &self.nodes {
             let parent = |id: &NodeId| planned.get(*id).copied().unwrap_or(self.nodes[*id].parent);
-            // A path without a circle visits no node twice.
+            // A path without a cycle visits no node twice.
             if std::iter::successors(Some(id), parent).nth(self.nodes.len()).is_some() {
                 return Err(BadParent::Cycle);
             }
@@ -581,14 +601,15 @@ impl Tree {
         Ok(())
     }
 
-    /// Moves a node, with all below it and everything they hold, below `parent`, or to the root of a tree of its own.
+    /// Moves a node, with its subtree and all held requests, below `parent`, or to the root of a
+    /// new tree.
     pub fn set_parent(&mut self, id: NodeId, parent: Option<NodeId>, now: Time) {
         self.detach(id, now);
         if let Some(parent) = parent {
             let held = self.nodes[id].held;
             self.count_held(parent, held.into());
             self.nodes[parent].group().children += 1;
-            // It has had nothing here, and is owed nothing.
+            // A new child starts level with the clocks of its parent, without a lag.
             let clocks = self.nodes[parent].clocks;
             let node = &mut self.nodes[id];
             node.parent = Some(parent);
@@ -607,7 +628,7 @@ impl Tree {
         self.settle(parent, now);
     }
 
-    /// Computes anew where everybody stands, after limits or parents have changed: rare, and simple for that.
+    /// Computes all places anew after limits or parents have changed: rare, so kept simple.
     fn restand(&mut self, now: Time) {
         let ids: Vec<NodeId> = self.nodes.keys().collect();
         for &id in &ids {
@@ -627,13 +648,14 @@ impl Tree {
         }
     }
 
-    /// Finds out whether reads and writes compete at a node: whether it or one above it has a limit on both together.
+    /// Updates whether reads and writes compete at a node: whether it or a node above it has a
+    /// limit on both together.
     fn tell_joint(&mut self, id: NodeId) {
         let is_joint = self.path(id).any(|above| self.nodes[above].limiter.has_total());
         let node = &mut self.nodes[id];
         if node.is_joint != is_joint {
             node.is_joint = is_joint;
-            // From two clocks to one or back: everyone starts level, as if all had just arrived.
+            // Between two clocks and one, all children start level, as if all had just arrived.
             node.clocks = [node.clocks[0].max(node.clocks[1]); 2];
             let clocks = node.clocks;
             if let Kind::Member(lines) = &mut node.kind {
@@ -647,7 +669,7 @@ impl Tree {
         }
     }
 
-    /// Mends where `id` and everyone above it stands.
+    /// Settles the places of `id` and of every node above it.
     fn settle(&mut self, mut id: NodeId, now: Time) {
         while let Some(parent) = self.nodes[id].parent {
             let node = &self.nodes[id];
@@ -659,8 +681,8 @@ impl Tree {
         }
     }
 
-    /// When `id` lets something go that waits in this lane at or below it, as far as limits at or below it say; the start
-    /// of time if they do not hold it back.
+    /// The instant at which limits at or below `id` allow one of its waiting requests of this lane;
+    /// [`Time::ZERO`] if no limit holds it back, `None` if none waits.
     fn wake(&mut self, id: NodeId, lane: Lane, now: Time) -> Option<Time> {
         let node = &mut self.nodes[id];
         let below = match &node.kind {
@@ -691,7 +713,7 @@ impl Tree {
                     |heap, nodes| {
                         heap.insert(until, id, &mut |node, place| {
                             let standing = &mut nodes[node].standing[lane.index()];
-                            // The others keep their instants and only move over.
+                            // The remaining entries keep their instants and change places.
                             let until = if node == id { until } else { standing.until() };
                             *standing = Standing::Asleep { place, until };
                         });
@@ -710,7 +732,8 @@ impl Tree {
             .any(|other| matches!(self.nodes[id].standing[other.index()], Standing::Ready { .. }));
         let position = &mut self.nodes[id].positions[clock];
         if !is_ready {
-            // Back from a pause: see `share`. One that is waiting in another lane keeps its position.
+            // Back from a pause: see `share`. A child that is ready in another lane keeps its
+            // position.
             *position = (*position).max(floor);
         }
         let position = *position;
@@ -725,7 +748,8 @@ impl Tree {
         );
     }
 
-    /// Has `id` stand where it stands by now on a clock of its parent, behind those who stand at the same place.
+    /// Moves `id` to its present position on a clock of its parent, behind children at the same
+    /// position.
     fn rekey(&mut self, id: NodeId, parent: NodeId, clock: usize) {
         let position = self.nodes[id].positions[clock];
         for lane in Lane::all() {
@@ -747,7 +771,7 @@ impl Tree {
         }
     }
 
-    /// Takes `id` out of the heaps of its parent.
+    /// Removes `id` from all heaps of its parent.
     fn take_out(&mut self, id: NodeId) {
         if let Some(parent) = self.nodes[id].parent {
             for lane in Lane::all() {
@@ -786,7 +810,7 @@ impl Tree {
         self.nodes[id].standing[lane.index()] = Standing::Out;
     }
 
-    /// Works on a heap of `parent` while it can tell the children where they stand.
+    /// Works on a heap of `parent` while the heap reports places to the children.
     fn with_heap<H: Default>(
         &mut self,
         parent: NodeId,
@@ -798,7 +822,8 @@ impl Tree {
         *which(self.nodes[parent].group()) = heap;
     }
 
-    /// The lanes in which something waits in the tree of `root` and nothing at or below its limits holds all of it back.
+    /// The lanes in which a request waits in the tree of `root` and the limits at and below the
+    /// root allow one of them.
     fn open_lanes(&mut self, root: NodeId, now: Time) -> Lanes {
         let mut lanes = Lanes::default();
         for lane in self.nodes[root].waiting().iter() {
@@ -809,7 +834,8 @@ impl Tree {
         lanes
     }
 
-    /// Whose turn it is: down from the root, the child that stands first among those that may go in the open lanes.
+    /// The member and direction that have the turn: from the root down, the first child that is
+    /// ready in the open lanes.
     fn next(&mut self, root: NodeId, mut lanes: Lanes, now: Time) -> Option<(NodeId, Direction)> {
         let mut id = root;
         while matches!(self.nodes[id].kind, Kind::Group(_)) {
@@ -818,7 +844,7 @@ impl Tree {
             }
             let ready = &self.nodes[id].group().ready;
             let (_, child) = lanes.iter().filter_map(|lane| ready[lane.index()].first()).min()?;
-            // Every limit above lets these lanes go, so the child may choose among them.
+            // All limits above allow these lanes, so the child may choose among them.
             let mut ready_lanes = Lanes::default();
             for lane in lanes.iter() {
                 if matches!(self.nodes[child].standing[lane.index()], Standing::Ready { .. }) {
@@ -838,7 +864,7 @@ impl Tree {
         Some((id, direction))
     }
 
-    /// Moves the children whose sleep is over among the ready ones.
+    /// Moves children whose sleep is over to the ready heap.
     fn wake_up(&mut self, id: NodeId, lane: Lane, now: Time) {
         while let Some((until, child)) = self.nodes[id].group().asleep[lane.index()].first()
             && until <= now
@@ -860,7 +886,7 @@ impl Standing {
 
 #[cfg(test)]
 impl Tree {
-    /// [`Self::let_go_due`] without short cuts: everything is asked anew for each request.
+    /// [`Self::let_go_due`] without its fast paths: each request is decided anew.
     #[cfg(not(any(loom, shuttle)))]
     pub fn let_go_singly(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
         loop {
@@ -871,7 +897,7 @@ impl Tree {
         }
     }
 
-    /// What each node has had of everything, and how it stands.
+    /// The clocks, positions, held counts and levels of every node.
     #[cfg(not(any(loom, shuttle)))]
     pub fn shares(&mut self, now: Time) -> Vec<String> {
         let of = |node: &mut Node| {
