@@ -1,6 +1,7 @@
-//! What a decision costs: alone and contended, below and at the limit, with many members and levels; beside `governor`.
+//! The time of a decision: alone and contended, below and at the limit, with many members and
+//! levels; beside `governor`.
 //!
-//! `cargo bench -p throttle-core` prints times; what counts are the ratios within one run.
+//! `cargo bench -p throttle-core` prints times; compare ratios within one run only.
 
 use std::hint::black_box;
 use std::num::NonZeroU32;
@@ -23,7 +24,7 @@ impl Doorbell for Silent {
     fn ring(&self) {}
 }
 
-/// All six limits, with bursts, each far above what a benchmark lets through.
+/// All six limits, with bursts, each far above the rate of the benchmark.
 fn six_limits(avg: u64) -> Limits {
     let mut limits = Limits::UNLIMITED;
     for kind in LimitKind::ALL {
@@ -47,7 +48,7 @@ fn gate(throttle: &Arc<Throttle>, group: GroupId) -> Gate {
     Gate::new(Arc::clone(throttle), member(throttle, group), 128, Arc::new(Silent))
 }
 
-/// One request a microsecond, below the limit.
+/// One request per microsecond, below the limit.
 fn decide(gate: &mut Gate, now: &mut Time) {
     *now = now.plus_nanos(1_000);
     black_box(gate.request(0, Operation::Read, 4096, *now));
@@ -70,7 +71,8 @@ fn alone(criterion: &mut Criterion) {
         bencher.iter(|| decide(&mut gate, &mut now));
     });
     benches.bench_function("ours, at the limit", |bencher| {
-        // One request each 100 us at 10,000/s with an empty headroom: every one is decided at the brim.
+        // One request per 100 us at 10,000/s with the headroom used up: every decision is made at
+        // the brim.
         let throttle = Throttle::new();
         let group = group(&throttle, Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10_000)), None);
         let mut gate = gate(&throttle, group);
@@ -81,7 +83,7 @@ fn alone(criterion: &mut Criterion) {
             gate.poll(now, false, &mut let_go);
         }
         bencher.iter(|| {
-            // The held one goes, and the next is held: a whole cycle.
+            // A whole cycle: the held request is dispatched, and the next one is held.
             now = gate.deadline().unwrap_or(now);
             let_go.clear();
             gate.request(0, Operation::Read, 4096, now);
@@ -94,7 +96,8 @@ fn alone(criterion: &mut Criterion) {
         }
     });
     benches.bench_function("ours, eight of 32 that wait", |bencher| {
-        // Each 800 us eight go and eight come: a queue at depth 32 under 10,000/s.
+        // Every 800 us eight requests are dispatched and eight arrive: a queue at depth 32 under
+        // 10,000/s.
         let throttle = Throttle::in_company();
         let group = group(&throttle, Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10_000)), None);
         let mut gate = gate(&throttle, group);
@@ -164,7 +167,8 @@ fn levels(criterion: &mut Criterion) {
     benches.finish();
 }
 
-/// Time for `count` decisions on one gate while another thread decides on `other` all along.
+/// The time for `count` decisions on one gate while a second thread decides on the second gate all
+/// along.
 fn beside(mut own: Gate, mut other: Gate, count: u64) -> Duration {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -197,7 +201,7 @@ fn contended(criterion: &mut Criterion) {
     });
     benches.bench_function("two groups", |bencher| {
         bencher.iter_custom(|count| {
-            // Two daemons' worth: nothing at all is shared.
+            // As in two daemons: no state is shared.
             let [one, other] = [(); 2].map(|()| {
                 let throttle = Throttle::new();
                 let group = group(&throttle, six_limits(100_000_000), None);

@@ -1,6 +1,6 @@
-//! A set of a few numbers as the ones of a byte.
+//! A set of small numbers as the 1 bits of a byte.
 
-/// The places of the ones, in their order.
+/// The indexes of the 1 bits, ascending.
 pub(crate) fn ones(mut byte: u8) -> impl Iterator<Item = u8> {
     std::iter::from_fn(move || {
         let place = (byte != 0).then(|| byte.trailing_zeros() as u8)?;

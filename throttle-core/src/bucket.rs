@@ -1,4 +1,5 @@
-//! One leaky bucket: how much was let through lately, and when it will take more.
+//! A leaky bucket: the units let through lately, and the instant at which it takes the next
+//! request.
 //!
 //! ```text
 //!            charge (any size, even past the brim)
@@ -11,11 +12,12 @@
 //!               ▼ drains at avg units a second
 //! ```
 //!
-//! A request passes while `level` is not above the capacity, and is charged whole; what it puts above the brim is a debt
-//! that later requests wait for. So a request larger than the capacity is never stuck and never split.
+//! A request passes while `level` is not above the capacity, and is charged whole; its part above
+//! the brim is a debt that later requests wait for. So a request larger than the capacity is never
+//! stuck and never split.
 //!
-//! A burst of more than a second has a second bucket inside: `burst_level` drains at `max` and blocks above `max / 10`,
-//! which turns `max` from a pool that may be emptied at once into a speed.
+//! A burst longer than 1 s has a second bucket inside: `burst_level` drains at `max` and blocks
+//! above `max / 10`, which turns `max` from a pool that may be emptied at once into a rate.
 //!
 //! The meaning is that of QEMU's `LeakyBucket` (`util/throttle.c`). The arithmetic is not: levels are integers in
 //! *nano-units* (10⁻⁹ byte or operation), so that `avg` units a second is exactly `avg` nano-units a nanosecond and
@@ -43,7 +45,7 @@ pub struct Bucket {
     burst_capacity: Option<NanoUnits>,
     level: NanoUnits,
     burst_level: NanoUnits,
-    /// Up to when the levels have been drained: the latest instant seen.
+    /// The latest instant seen, up to which the levels have been drained.
     drained_at: Time,
 }
 
@@ -67,10 +69,11 @@ impl Bucket {
         }
     }
 
-    /// When the bucket takes the next request, if no one else is charged before; `None` if it takes it now.
+    /// The instant at which the bucket takes the next request if no request is charged before;
+    /// `None` if that is now.
     ///
-    /// Rounded up to the next nanosecond, so asking again at the returned instant never answers "not yet". The cost of
-    /// the request does not matter: see the module's head.
+    /// Rounded up to the next nanosecond, so the bucket takes the request at the returned instant.
+    /// The cost of the request does not matter: see the module's head.
     pub fn ready_at(&mut self, now: Time) -> Option<Time> {
         self.drain(now);
         let mut wait_ns = blocked_for(self.level, self.capacity, self.avg);
@@ -85,7 +88,8 @@ impl Bucket {
         self.level <= self.capacity && self.burst_capacity.is_none_or(|capacity| self.burst_level <= capacity)
     }
 
-    /// Whether the bucket took no request at `since`, if none was charged from then to `now` and it has not been empty.
+    /// Whether the bucket took no request at `since`. Valid if none was charged from then to `now`
+    /// and the bucket has not been empty.
     pub(crate) fn was_blocked(&mut self, since: Time, now: Time) -> bool {
         self.drain(now);
         let drained = |rate: u64| u128::from(rate) * u128::from(now.nanos_since(since));
@@ -96,7 +100,8 @@ impl Bucket {
 
     /// Counts `cost` as let through at `now`.
     pub fn charge(&mut self, cost: NanoUnits, now: Time) {
-        // Drain first: a level raised before the time that led up to it would be drained by that time as well.
+        // Drain first: a charge added before the drain would be drained by the time before the
+        // charge.
         self.drain(now);
         self.level = self.level.saturating_add(cost);
         if self.burst_capacity.is_some() {
@@ -104,12 +109,13 @@ impl Bucket {
         }
     }
 
-    /// The nanoseconds in which the bucket earns `cost`, and whether it binds: whether it is so full that requests are
-    /// waiting for it, or nearly.
+    /// The nanoseconds in which the bucket earns `cost`, and whether the bucket binds: requests
+    /// wait for it, or nearly.
     pub(crate) fn earns_in(&mut self, cost: NanoUnits, now: Time) -> (f64, bool) {
         self.drain(now);
-        // A bucket that requests wait for is at the brim when one is let go, and a timer that is late by half of the
-        // capacity is rarer than a bucket that is half full by chance; the shares err only while it happens.
+        // A bucket that requests wait for is at the brim when a request is dispatched. A timer that
+        // is late by half of the capacity is rarer than a bucket that is half full by chance;
+        // shares err only during such a delay.
         if let Some(burst_capacity) = self.burst_capacity
             && self.burst_level * 2 >= burst_capacity
             && self.level < self.capacity
@@ -119,14 +125,14 @@ impl Bucket {
         (float(cost) / float(self.avg.into()), self.level * 2 >= self.capacity)
     }
 
-    /// How late whoever waits for it may look without rate being lost: when it is at its brim, it is empty after so long, and what
-    /// it would have earned from then on is gone. In nanoseconds.
+    /// The delay of a poll by which the limit loses no rate, in nanoseconds: a bucket at its brim
+    /// is empty after this time, and rate earned beyond it is lost.
     pub(crate) fn patience_ns(&self) -> u64 {
         let burst = self.burst_capacity.map_or(u128::MAX, |capacity| capacity / u128::from(self.max));
         u64::try_from((self.capacity / u128::from(self.avg)).min(burst)).unwrap_or(u64::MAX)
     }
 
-    /// Units that can be taken before the bucket is more than `1 / part` full; drained up to `now`.
+    /// Units that fit before the bucket is more than `1 / part` full; drained up to `now`.
     pub(crate) fn room(&mut self, part: u128, now: Time) -> u64 {
         self.drain(now);
         let mut room = (self.capacity / part).saturating_sub(self.level);
@@ -136,7 +142,8 @@ impl Bucket {
         u64::try_from(room / UNIT).unwrap_or(u64::MAX)
     }
 
-    /// Units left below the brim, units from bottom to brim, and units above it; drained up to `now`.
+    /// Units left below the brim, the capacity in units, and units above the brim; drained up to
+    /// `now`.
     pub(crate) fn credit(&mut self, now: Time) -> (u64, u64, u64) {
         self.drain(now);
         let units = |nano: NanoUnits| u64::try_from(nano / UNIT).unwrap_or(u64::MAX);
@@ -147,13 +154,14 @@ impl Bucket {
         )
     }
 
-    /// What is in it, and in its burst; drained up to `now`.
+    /// The level and the burst level; drained up to `now`.
     pub(crate) fn levels(&mut self, now: Time) -> (NanoUnits, NanoUnits) {
         self.drain(now);
         (self.level, self.burst_level)
     }
 
-    /// Goes on from another one, a time after that was looked at last: as full as it would be by now, or fuller.
+    /// Resumes from `other`, last drained `elapsed_ns` ago: levels rise to those that `other` has
+    /// by now.
     pub(crate) fn resume(&mut self, other: Self, elapsed_ns: u64, now: Time) {
         self.drain(now);
         let mut other = Self { drained_at: Time::ZERO, ..other };
@@ -169,22 +177,23 @@ impl Bucket {
         Self { level, burst_level: if empty.burst_capacity.is_some() { burst_level } else { 0 }, ..empty }
     }
 
-    /// The most that the levels can be `blind_ns` later, whatever was charged meanwhile, but for the debt of what went last.
+    /// The largest possible levels `blind_ns` later for any charges in that time, except the debt
+    /// of the last request.
     pub(crate) fn at_most_after(&self, blind_ns: u64) -> (NanoUnits, NanoUnits) {
         let Some(burst_capacity) = self.burst_capacity else { return (self.level.max(self.capacity), 0) };
-        // A burst is held to `max`, and to the room of its own bucket besides.
+        // A burst passes `max` units a second, and besides as many as its own bucket holds.
         let passed = u128::from(self.max) * u128::from(blind_ns) + burst_capacity;
         let level = self.level.saturating_add(passed).min(self.capacity).max(self.level);
         (level, self.burst_level.max(burst_capacity))
     }
 
-    /// Changes the limit, keeping the used share of the capacity: no gift, no fine. A debt stays what it is in units.
+    /// Changes the limit and keeps the used share of the capacity. A debt is kept in units.
     pub(crate) fn reconfigure(&mut self, limit: Limit, now: Time) {
         self.drain(now);
         *self = self.carried_over(Self::new(limit));
     }
 
-    /// `to`, with as much of it used.
+    /// `to`, with the same used share as `self`.
     fn carried_over(&self, to: Self) -> Self {
         Self {
             level: carry_over(self.level, self.capacity, to.capacity),
@@ -209,8 +218,8 @@ impl Bucket {
     }
 }
 
-/// The same as a float. Mostly below 2^63, which takes one instruction to convert; 128 bits take a routine, and the compiler would
-/// call that for all if it could.
+/// Converts to a float. A value below 2^63, the usual case, takes one instruction; 128 bits take a
+/// routine, which the compiler would call for all values unless it is kept apart.
 fn float(units: NanoUnits) -> f64 {
     #[cold]
     #[inline(never)]
@@ -229,16 +238,17 @@ fn blocked_for(level: NanoUnits, capacity: NanoUnits, rate: u64) -> u64 {
     u64::try_from(excess.div_ceil(u128::from(rate))).unwrap_or(u64::MAX)
 }
 
-/// The level that uses the same share of `new` as `level` does of `old`, rounded up; what is above the brim is a debt of
-/// so many units and is carried over as it is.
+/// The level that uses the same share of `new` as `level` does of `old`, rounded up. The part above
+/// the brim is a debt and is carried over in units.
 fn carry_over(level: NanoUnits, old: NanoUnits, new: NanoUnits) -> NanoUnits {
     if old == new {
         return level;
     }
     let debt = level.saturating_sub(old);
     let used = level - debt;
-    // used <= old, so the result is at most `new`. A capacity is up to 10^24 nano-units, and the product of two does not
-    // fit: scale both down by 2^20 where it would not (an error of at most 10^-6 of the capacity, upwards).
+    // used <= old, so the result is at most `new`. A capacity is up to 10^24 nano-units, and the
+    // product of two may not fit 128 bits: if so, scale both down by 2^20 (an error of at most
+    // 10^-6 of the capacity, upwards).
     let used = match used.checked_mul(new) {
         Some(product) => product.div_ceil(old),
         None => (((used >> 20) + 1) * (new >> 20) / (old >> 20) + 1) << 20,
@@ -284,7 +294,7 @@ mod tests {
         let ready = bucket.ready_at(ms(1000));
         assert_eq!(bucket.ready_at(ms(0)), ready);
         assert_eq!(bucket.ready_at(ms(1000)), ready);
-        // A century idle empties the bucket and no more.
+        // A century without a request empties the bucket, and gives no credit beyond that.
         let much_later = ms(100 * 365 * 86_400_000);
         assert_eq!(bucket.ready_at(much_later), None);
         bucket.charge(2 * UNIT, much_later);
@@ -329,7 +339,8 @@ mod tests {
             limit in sound_limit(),
             steps in prop::collection::vec((1_u64..=1 << 63, 0_u64..10 * SECOND_NS), 1..20),
         ) {
-            // The wait is finite, exact to the nanosecond (one less is too early), and never lies.
+            // The wait is finite and exact: the bucket refuses 1 ns before the returned instant and
+            // takes at it.
             let mut bucket = Bucket::new(limit);
             let mut now = Time::ZERO;
             for (units, gap_ns) in steps {
@@ -351,7 +362,8 @@ mod tests {
             avg in 1_u64..10_000,
             gaps_ns in prop::collection::vec(0_u64..20_000_000, 2..200),
         ) {
-            // Between any two instants, served <= avg · T + capacity + the one request that passes at the brim.
+            // Between any two instants, served <= avg · T + capacity + the request that passes at
+            // the brim.
             let mut bucket = Bucket::new(Limit::average(avg));
             let mut served: Vec<Time> = Vec::new();
             let mut now = Time::ZERO;
@@ -380,7 +392,7 @@ mod tests {
             let (before, after) = (used as f64 / old as f64, carried as f64 / new as f64);
             prop_assert!(after >= before - 1e-12, "{before} became {after}");
             prop_assert!(after <= before + 4e-6 + 1.0 / new as f64, "{before} became {after}");
-            // A debt is carried over in units, whatever happens to the capacity.
+            // A debt is carried over in units for any change of the capacity.
             prop_assert_eq!(carry_over(old + 12_345, old, new), new + 12_345);
         }
     }

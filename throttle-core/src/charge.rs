@@ -1,4 +1,4 @@
-//! The charge table: what each operation counts as.
+//! The charge table: the cost of each operation.
 //!
 //! | operation                      | default        | direction |
 //! |--------------------------------|----------------|-----------|
@@ -8,14 +8,15 @@
 //! | discard                        | `op`           | write     |
 //! | flush                          | `free`         | write     |
 //!
-//! A group may say otherwise for its devices. A request waits only for the buckets it is charged to.
+//! A group may replace entries for its devices. A request waits only for the buckets it is charged
+//! to.
 
 use crate::cost::{Cost, Operation};
 
-/// What an operation counts as.
+/// The charge of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
-    /// Nothing: it never waits.
+    /// No charge: the request never waits.
     Free,
     /// An operation, no bytes.
     Op,
@@ -30,7 +31,7 @@ pub struct ChargeTable {
     pub read: Charge,
     /// For writes.
     pub write: Charge,
-    /// For write-zeroes; `None`: `bytes` where the backend writes zeros as data, else `op`.
+    /// For write-zeroes. `None`: `bytes` if the backend writes zeros as data, otherwise `op`.
     pub write_zeroes: Option<Charge>,
     /// For discards.
     pub discard: Charge,

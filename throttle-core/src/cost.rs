@@ -1,20 +1,20 @@
-//! What a request is, and what it costs: which buckets it is charged to, and how much.
+//! The kinds of requests, and their costs: the buckets that are charged, and the units.
 
-/// Which of the read and write buckets a request belongs to.
+/// The direction of a request: it selects the read or the write buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Data flows to the client.
     Read,
-    /// Data, or the order to forget some, flows from the client.
+    /// Data, or an order to discard data, flows from the client.
     Write,
 }
 
 impl Direction {
-    /// Both, in index order.
+    /// Both directions, in index order.
     pub const ALL: [Self; 2] = [Self::Read, Self::Write];
 }
 
-/// What a client may ask of a block device.
+/// An operation of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Read a range.
@@ -27,13 +27,13 @@ pub enum Operation {
     Discard,
     /// Make a range read as zeros.
     WriteZeroes {
-        /// The backend has no cheaper way than writing the zeros.
+        /// The backend has no cheaper way than to write the zeros.
         as_data: bool,
     },
 }
 
 impl Operation {
-    /// Whose buckets it belongs to.
+    /// The direction of the buckets that count the operation.
     pub const fn direction(self) -> Direction {
         match self {
             Self::Read => Direction::Read,
@@ -45,16 +45,16 @@ impl Operation {
 /// The charge of one request ([`crate::charge::ChargeTable::cost`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
-    /// Whose buckets are charged beside the totals.
+    /// The direction of the buckets that are charged besides the totals.
     pub direction: Direction,
-    /// Whether it counts as an operation (or as several, by `iops-size`).
+    /// Whether the request counts as an operation (or as several, by `iops-size`).
     pub is_operation: bool,
     /// Bytes charged to the bps buckets.
     pub bytes: u64,
 }
 
 impl Cost {
-    /// Whether no bucket is charged, so that nothing can make the request wait.
+    /// Whether no bucket is charged, so the request never waits.
     pub const fn is_free(&self) -> bool {
         !self.is_operation && self.bytes == 0
     }

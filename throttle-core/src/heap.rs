@@ -1,16 +1,17 @@
-//! A min-heap whose items know where they stand, so that any of them can be taken out.
+//! A min-heap that reports the position of each item, so that any item can be removed.
 //!
 //! ```text
 //!   entries   [ 3·c, 5·a, 4·b ]        place(c, 0)  place(a, 1)  place(b, 2)
 //! ```
 //!
-//! The heap holds keys and items; where an item stands is told to the owner of the items through `place`, and given back
-//! to [`Heap::remove`]. Nothing is allocated once the heap has been as large as it gets.
+//! The heap holds keys and items. It reports each item's position to the owner of the items through
+//! `place`; the owner passes the position to [`Heap::remove`]. Nothing is allocated once the heap
+//! has had its largest size.
 
-/// Told whenever an item comes to stand at a position.
+/// Callback for an item that moved to a position.
 pub(crate) type Place<'a, T> = dyn FnMut(T, u32) + 'a;
 
-/// See the module's head.
+/// A heap of items `T` by keys `K`; see the module's head.
 #[derive(Clone, Debug)]
 pub(crate) struct Heap<K, T> {
     entries: Vec<(K, T)>,
@@ -28,18 +29,18 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
         self.entries.first().copied()
     }
 
-    /// Whether nothing is in it.
+    /// Whether the heap has no items.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Puts an item in.
+    /// Inserts an item.
     pub fn insert(&mut self, key: K, item: T, place: &mut Place<'_, T>) {
         self.entries.push((key, item));
         self.rise(self.entries.len() - 1, place);
     }
 
-    /// Takes out the item that stands at `position`.
+    /// Removes the item at `position`.
     pub fn remove(&mut self, position: u32, place: &mut Place<'_, T>) {
         let position = position as usize;
         self.entries.swap_remove(position);
@@ -49,7 +50,7 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
         }
     }
 
-    /// Gives the item that stands at `position` another key.
+    /// Changes the key of the item at `position`.
     pub fn rekey(&mut self, position: u32, key: K, place: &mut Place<'_, T>) {
         let position = position as usize;
         self.entries[position].0 = key;
@@ -57,7 +58,7 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
         self.sink(position, place);
     }
 
-    /// What stands at a position.
+    /// The key and item at a position.
     #[cfg(test)]
     pub fn at(&self, position: u32) -> Option<(K, T)> {
         self.entries.get(position as usize).copied()
@@ -104,7 +105,8 @@ mod tests {
         fn items_come_out_in_order_and_know_their_places(
             steps in prop::collection::vec((0_usize..20, 0_u32..50), 0..200),
         ) {
-            // Each step puts an item in, or takes it out if it is in; the first is always the least of those in it.
+            // Each step inserts an item, or removes it if it is present; `first` is always the
+            // least item present.
             let mut heap = Heap::default();
             let mut places = [None; 20];
             let mut keys = [None; 20];

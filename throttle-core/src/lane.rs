@@ -1,27 +1,29 @@
-//! Which buckets a request waits for: all that the scheduler needs to know of its kind.
+//! The lane of a request: the set of buckets that it waits for, all that the scheduler needs of its
+//! kind.
 //!
-//! | lane           | waits for                                        | who                              |
-//! |----------------|--------------------------------------------------|----------------------------------|
-//! | read           | bps-total, bps-read, iops-total, iops-read       | reads                            |
-//! | read, no data  | iops-total, iops-read                            | reads charged as operations only |
-//! | write          | bps-total, bps-write, iops-total, iops-write     | writes                           |
-//! | write, no data | iops-total, iops-write                           | discard, write-zeroes, flush     |
+//! | lane           | waits for                                    | requests                              |
+//! |----------------|----------------------------------------------|---------------------------------------|
+//! | read           | bps-total, bps-read, iops-total, iops-read   | reads                                 |
+//! | read, no data  | iops-total, iops-read                        | reads charged as operations only      |
+//! | write          | bps-total, bps-write, iops-total, iops-write | writes                                |
+//! | write, no data | iops-total, iops-write                       | discard, write-zeroes, flush, charged |
+//! |                |                                              | as operations only                    |
 //!
-//! Two requests in the same lane are ready at the same instant, whatever their sizes, because a bucket does not look at
-//! the size of what it takes.
+//! All requests of a lane are ready at the same instant, regardless of their sizes, because a
+//! bucket does not look at the size of the request that it takes.
 
 use crate::bits::ones;
 use crate::cost::{Cost, Direction};
 
-/// One of the four kinds of requests that wait together.
+/// A set of requests that wait for the same buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lane(u8);
 
 impl Lane {
-    /// How many there are.
+    /// The number of lanes.
     pub const COUNT: usize = 4;
 
-    /// All of them.
+    /// All lanes, in index order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT as u8).map(Self)
     }
@@ -32,12 +34,12 @@ impl Lane {
         Self(cost.direction as u8 * 2 + u8::from(cost.bytes == 0))
     }
 
-    /// Reads or writes.
+    /// The direction of its requests.
     pub const fn direction(self) -> Direction {
         if self.0 < 2 { Direction::Read } else { Direction::Write }
     }
 
-    /// A cost that waits as everything in this lane does.
+    /// A cost that waits for the same buckets as every request in this lane.
     pub const fn probe(self) -> Cost {
         Cost { direction: self.direction(), is_operation: true, bytes: (1 - self.0 % 2) as u64 }
     }
@@ -58,18 +60,18 @@ impl Lanes {
         self.0 |= 1 << lane.0;
     }
 
-    /// Whether the lane is in it.
+    /// Whether the set has the lane.
     pub const fn contains(self, lane: Lane) -> bool {
         self.0 & (1 << lane.0) != 0
     }
 
-    /// The lanes in either.
+    /// The lanes in either set.
     #[must_use]
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// The lanes in it, in their order.
+    /// The lanes of the set, in index order.
     pub fn iter(self) -> impl Iterator<Item = Lane> {
         ones(self.0).map(Lane)
     }

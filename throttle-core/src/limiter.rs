@@ -1,12 +1,12 @@
-//! Up to six buckets, charged all together or not at all.
+//! A set of up to six buckets, charged all together or not at all.
 //!
 //! ```text
 //!   a read of 8 KiB           bps-total  bps-read  bps-write  iops-total  iops-read  iops-write
 //!   is asked of and charged      8192      8192        ·           1          1          ·
 //! ```
 //!
-//! The wait is the largest of the four, not their sum. There is no "take from one, fail on the next, put back": asking
-//! changes no level, and charging cannot fail.
+//! The wait is the largest of the four, not their sum. A check changes no level and a charge cannot
+//! fail, so no charge is ever taken back ("take from one, fail on the next, put back").
 
 use crate::bits::ones;
 use crate::bucket::{Bucket, NanoUnits, UNIT};
@@ -21,27 +21,28 @@ use crate::time::Time;
 pub struct Limiter {
     /// Indexed by [`LimitKind`]; `None` where there is no limit.
     buckets: [Option<Bucket>; 6],
-    /// Of each [`Direction`]: which of its buckets are there, a bit for each [`LimitKind`]. None for most devices of a group.
+    /// For each [`Direction`], the buckets that exist, a bit for each [`LimitKind`]. Empty for most
+    /// devices of a group.
     asked: [u8; Direction::ALL.len()],
     limits: Limits,
 }
 
-/// What a request takes of a set of limits, as the time in which they earn it.
+/// The cost of a request on a set of limits, as the time in which the limits earn it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Takes {
     /// The largest over the buckets that bind; 0 if none does.
     pub binding_ns: f64,
     /// The largest over all buckets; 0 without limits.
     pub any_ns: f64,
-    /// Whether they all take another one like it at the same instant.
+    /// Whether all buckets take a request of the same kind again at the same instant.
     pub leave_open: bool,
 }
 
 impl Takes {
-    /// Where there is no limit.
+    /// The cost on an empty set of limits.
     pub const NOTHING: Self = Self { binding_ns: 0.0, any_ns: 0.0, leave_open: true };
 
-    /// Of both sets of limits together.
+    /// The cost on both sets of limits together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
@@ -51,50 +52,53 @@ impl Takes {
         }
     }
 
-    /// The time that counts: that of the limits which bind, or where none does, of all.
+    /// The time that counts for shares: of the limits that bind, or of all limits if none binds.
     pub fn ns(self) -> f64 {
         if self.binding_ns > 0.0 { self.binding_ns } else { self.any_ns }
     }
 }
 
-/// [`f64::max`] without its care for what is not a number.
+/// [`f64::max`] without its NaN handling.
 fn larger(one: f64, other: f64) -> f64 {
     if one > other { one } else { other }
 }
 
-/// What one limit has left.
+/// The credit of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credit {
     /// Which limit.
     pub kind: LimitKind,
-    /// Units (bytes or operations, rounded down) that may go at once before it holds requests back.
+    /// Units (bytes or operations, rounded down) that may go at once before the limit holds
+    /// requests.
     pub left: u64,
     /// The most that `left` can be.
     pub capacity: u64,
-    /// Units above the brim, for which later requests wait.
+    /// Units above the capacity, for which later requests wait.
     pub debt: u64,
 }
 
-/// How full one limit is: what a program leaves to the one after it, so that a restart gives nothing away.
+/// The level of one limit: a process leaves it to its successor, so that a restart grants no
+/// credit.
 ///
-/// What is prepaid ([`crate::lease`]) counts as used.
+/// Prepaid units ([`crate::lease`]) count as used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
     /// Which limit.
     pub kind: LimitKind,
-    /// What it was set to, not unlimited.
+    /// The limit itself, not unlimited.
     pub limit: Limit,
-    /// What has not drained yet of what was let through, in nano-units; above the capacity it is a debt.
+    /// Nano-units let through and not drained yet; above the capacity they are a debt.
     pub level: NanoUnits,
-    /// The same of the burst; 0 where that is no longer than a second.
+    /// The level of the burst bucket; 0 if the burst is at most 1 s long.
     pub burst_level: NanoUnits,
 }
 
 impl Level {
-    /// The most that it can be after `blind_ns` in which the program went on and nobody noted what it let through: as full as
-    /// the limit allows, and with the debt that was known.
+    /// The largest possible level after `blind_ns` in which the process served requests and noted
+    /// no level: as full as the limit allows, or the noted debt above that.
     ///
-    /// Each request pays for itself while the bucket is not above its brim, so nothing but the last one's debt is not in it.
+    /// A request passes only while the level is not above the capacity, so the only part not
+    /// counted here is the debt of the last request.
     pub fn at_most_after(self, blind_ns: u64) -> Self {
         if blind_ns == 0 {
             return self;
@@ -115,36 +119,38 @@ impl Limiter {
         Self { asked: asked(&buckets), buckets, limits: *limits }
     }
 
-    /// Whether there is no limit at all.
+    /// Whether no limit is set.
     pub(crate) fn is_unlimited(&self) -> bool {
         self.asked == [0; Direction::ALL.len()]
     }
 
-    /// When every bucket takes a request of this cost, `None` if all take it now.
+    /// The instant at which every bucket takes a request of this cost; `None` if that is now.
     pub fn ready_at(&mut self, cost: &Cost, now: Time) -> Option<Time> {
         let mut latest = None;
         self.for_each_in(self.charged(cost), |_, bucket| latest = latest.max(bucket.ready_at(now)));
         latest
     }
 
-    /// Whether every bucket takes another request like the last one that was charged, at the same instant.
+    /// Whether every bucket takes a request like the last charged one again, at the same instant.
     pub(crate) fn is_open(&self, cost: &Cost) -> bool {
         ones(self.charged(cost)).all(|kind| self.buckets[usize::from(kind)].as_ref().is_none_or(Bucket::is_open))
     }
 
-    /// Whether some bucket did not take a request of this cost at `since`, as far as its level now tells.
+    /// Whether a bucket would not have taken a request of this cost at `since`, computed from its
+    /// present level.
     pub(crate) fn was_blocked(&mut self, cost: &Cost, since: Time, now: Time) -> bool {
         let mut was_blocked = false;
         self.for_each_in(self.charged(cost), |_, bucket| was_blocked |= bucket.was_blocked(since, now));
         was_blocked
     }
 
-    /// Counts a request as let through at `now`, in all its buckets.
+    /// Charges a request at `now` to all its buckets.
     pub fn charge(&mut self, cost: &Cost, now: Time) {
         self.for_each_charge(cost, |bucket, units| bucket.charge(units, now));
     }
 
-    /// What can be prepaid in a direction while no bucket gets fuller than [`CLEARLY_BELOW`] allows.
+    /// The operations and bytes that can be prepaid in a direction before a bucket is more than 1 /
+    /// [`CLEARLY_BELOW`] full.
     pub(crate) fn room(&mut self, direction: Direction, now: Time) -> Prepaid {
         let mut room = Prepaid { operations: u64::MAX, bytes: u64::MAX };
         self.for_each_in(self.asked[direction as usize], |kind, bucket| {
@@ -155,7 +161,7 @@ impl Limiter {
         room
     }
 
-    /// Charges what is prepaid in a direction.
+    /// Charges prepaid operations and bytes in a direction.
     pub(crate) fn prepay(&mut self, direction: Direction, prepaid: Prepaid, now: Time) {
         self.for_each_in(self.asked[direction as usize], |kind, bucket| {
             let units = if kind.is_iops() { prepaid.operations } else { prepaid.bytes };
@@ -163,7 +169,7 @@ impl Limiter {
         });
     }
 
-    /// How late whoever waits for one of these limits may look without rate being lost, in nanoseconds.
+    /// The delay of a poll, in nanoseconds, by which no limit of the set loses rate.
     pub(crate) fn patience_ns(&self) -> u64 {
         self.buckets.iter().flatten().map(Bucket::patience_ns).min().unwrap_or(u64::MAX)
     }
@@ -173,7 +179,8 @@ impl Limiter {
         if self.limits.iops_size > 0 { self.limits.iops_size } else { u64::MAX }
     }
 
-    /// Counts a request as let through at `now`, as [`Self::charge`] does. What it takes of these limits, at the levels before.
+    /// Charges a request at `now` as [`Self::charge`] does; returns its cost in time at the levels
+    /// before the charge.
     pub(crate) fn take(&mut self, cost: &Cost, now: Time) -> Takes {
         let mut takes = Takes::NOTHING;
         self.for_each_charge(cost, |bucket, units| {
@@ -185,7 +192,7 @@ impl Limiter {
         takes
     }
 
-    /// Changes the limits, keeping the used share of each bucket. The same limits again change nothing at all.
+    /// Changes the limits and keeps the used share of each bucket. Equal limits change nothing.
     pub(crate) fn reconfigure(&mut self, limits: &Limits, now: Time) {
         debug_assert_eq!(limits.violations(), []);
         for kind in LimitKind::ALL {
@@ -203,7 +210,7 @@ impl Limiter {
         self.limits = *limits;
     }
 
-    /// What each limit has left, in the order of [`LimitKind`].
+    /// The credit of each limit, in the order of [`LimitKind`].
     pub(crate) fn credit(&mut self, now: Time) -> Vec<Credit> {
         let each = LimitKind::ALL.into_iter().zip(&mut self.buckets);
         each.filter_map(|(kind, bucket)| {
@@ -213,7 +220,7 @@ impl Limiter {
         .collect()
     }
 
-    /// How full each limit is, in the order of [`LimitKind`].
+    /// The level of each limit, in the order of [`LimitKind`].
     pub(crate) fn levels(&mut self, now: Time) -> Vec<Level> {
         let limits = &self.limits;
         let each = LimitKind::ALL.into_iter().zip(&mut self.buckets);
@@ -224,7 +231,8 @@ impl Limiter {
         .collect()
     }
 
-    /// Goes on from these levels, `elapsed_ns` after they were looked at. Only upwards; a limit that is no more has none.
+    /// Resumes from `levels`, noted `elapsed_ns` ago. Levels only rise; a level of a limit that is
+    /// no longer set is ignored.
     pub(crate) fn resume(&mut self, levels: &[Level], elapsed_ns: u64, now: Time) {
         for kept in levels {
             debug_assert!(!kept.limit.is_unlimited());
@@ -241,14 +249,14 @@ impl Limiter {
         [LimitKind::BpsTotal, LimitKind::IopsTotal].iter().any(|&kind| self.buckets[kind as usize].is_some())
     }
 
-    /// The buckets that this cost is charged to, a bit for each [`LimitKind`].
+    /// The buckets to which this cost is charged, a bit for each [`LimitKind`].
     fn charged(&self, cost: &Cost) -> u8 {
         let bytes = if cost.bytes > 0 { BPS } else { 0 };
         let operations = if cost.is_operation { !BPS } else { 0 };
         self.asked[cost.direction as usize] & (bytes | operations)
     }
 
-    /// Calls `with` for each of them and what it is charged.
+    /// Calls `with` for each bucket to which `cost` is charged, with the units.
     fn for_each_charge(&mut self, cost: &Cost, mut with: impl FnMut(&mut Bucket, NanoUnits)) {
         let charged = self.charged(cost);
         if charged == 0 {
@@ -259,7 +267,7 @@ impl Limiter {
         self.for_each_in(charged, |kind, bucket| with(bucket, if kind.is_iops() { operations } else { bytes }));
     }
 
-    /// Calls `with` for these buckets of ours, a bit for each [`LimitKind`].
+    /// Calls `with` for each existing bucket of `kinds`, a bit for each [`LimitKind`].
     fn for_each_in(&mut self, kinds: u8, mut with: impl FnMut(LimitKind, &mut Bucket)) {
         for kind in ones(kinds) {
             if let Some(bucket) = &mut self.buckets[usize::from(kind)] {
@@ -268,7 +276,8 @@ impl Limiter {
         }
     }
 
-    /// How many operations a request of `bytes` counts as: a fraction above 1 where it is larger than `iops-size`.
+    /// The operations that a request of `bytes` counts as: a fraction above 1 if it is larger than
+    /// `iops-size`.
     fn operations(&self, bytes: u64) -> NanoUnits {
         if self.limits.iops_size > 0 && bytes > self.limits.iops_size {
             // Rounded up by less than 10^-9 operation: never above the limit.
@@ -279,10 +288,10 @@ impl Limiter {
     }
 }
 
-/// The buckets of bytes, a bit for each [`LimitKind`].
+/// The bps buckets, a bit for each [`LimitKind`].
 const BPS: u8 = 1 << LimitKind::BpsTotal as u8 | 1 << LimitKind::BpsRead as u8 | 1 << LimitKind::BpsWrite as u8;
 
-/// Which of these buckets a request of each direction is asked of.
+/// For each direction, the existing buckets that its requests wait for.
 fn asked(buckets: &[Option<Bucket>; 6]) -> [u8; Direction::ALL.len()] {
     Direction::ALL.map(|direction| {
         let kinds = match direction {

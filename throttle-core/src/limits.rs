@@ -1,4 +1,4 @@
-//! What a user allows: the six limits of QEMU's throttle, and the rules a set of them must keep.
+//! The limits that a user sets: the six limits of QEMU's throttle, and the rules for a set of them.
 //!
 //! ```text
 //!             total       read        write
@@ -6,7 +6,7 @@
 //!   ops/s     iops-total  iops-read   iops-write      + iops-size, common to the three
 //! ```
 //!
-//! This is configuration only: nothing here changes while requests run. The state lives in [`crate::bucket`].
+//! Configuration only: no value here changes while requests run. The state is in [`crate::bucket`].
 //! Names and rules follow QEMU (`docs/throttle.txt`), except that a total may stand beside a read or write limit of the
 //! same unit (they are separate buckets, and all must pass), and a burst length may be a fraction of a second.
 
@@ -18,7 +18,7 @@ pub const VALUE_MAX: u64 = 1_000_000_000_000_000;
 /// One second in nanoseconds, QEMU's default burst length.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-/// Which of the six buckets a limit is for.
+/// The six kinds of limits, each with a bucket of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LimitKind {
     /// Bytes per second, reads and writes together.
@@ -36,7 +36,7 @@ pub enum LimitKind {
 }
 
 impl LimitKind {
-    /// All six, in the order of [`Limits::by_kind`].
+    /// All six kinds, in the order of [`Limits::by_kind`].
     pub const ALL: [Self; 6] =
         [Self::BpsTotal, Self::BpsRead, Self::BpsWrite, Self::IopsTotal, Self::IopsRead, Self::IopsWrite];
 
@@ -52,13 +52,13 @@ impl LimitKind {
         }
     }
 
-    /// Whether the limit counts operations; the others count bytes.
+    /// Whether the limit counts operations (otherwise bytes).
     pub const fn is_iops(self) -> bool {
         matches!(self, Self::IopsTotal | Self::IopsRead | Self::IopsWrite)
     }
 }
 
-/// One limit: an average rate and, where it may be exceeded for a while, the burst.
+/// A limit: an average rate and, optionally, the burst that may exceed it for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// Units per second in the long run; 0 = no limit.
@@ -78,7 +78,7 @@ impl Limit {
         Self { avg, ..Self::UNLIMITED }
     }
 
-    /// Whether the bucket of this limit never makes anyone wait.
+    /// Whether the limit is unset, so that no request waits for it.
     pub const fn is_unlimited(&self) -> bool {
         self.avg == 0
     }
@@ -119,12 +119,12 @@ impl Limits {
         self
     }
 
-    /// Whether no request ever waits.
+    /// Whether no limit is set, so that no request ever waits.
     pub fn is_unlimited(&self) -> bool {
         self.by_kind.iter().all(Limit::is_unlimited)
     }
 
-    /// Every rule these limits break, in the order of the kinds; empty if they are sound.
+    /// Every rule that these limits break, in the order of the kinds; empty if they are sound.
     pub fn violations(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         for kind in LimitKind::ALL {
@@ -166,7 +166,7 @@ impl Limit {
     }
 }
 
-/// Which value of a set of limits is meant.
+/// The setting that a [`Violation`] is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// `iops-total` and the like.
@@ -190,7 +190,7 @@ impl std::fmt::Display for Field {
     }
 }
 
-/// A rule that a set of limits breaks, and where.
+/// A rule that a set of limits breaks, and the setting that breaks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{field}: {rule}")]
 pub struct Violation {
@@ -206,13 +206,13 @@ pub enum Rule {
     /// A value above [`VALUE_MAX`].
     #[error("{value} is above {VALUE_MAX}, the largest value")]
     TooLarge {
-        /// What was given.
+        /// The value given.
         value: u64,
     },
-    /// A burst rate with nothing to exceed.
+    /// A burst rate without an average to exceed.
     #[error("a burst rate of {max} needs an average to exceed; add the limit itself")]
     MaxWithoutAvg {
-        /// What was given.
+        /// The burst rate given.
         max: u64,
     },
     /// A burst slower than the average.
@@ -226,10 +226,10 @@ pub enum Rule {
     /// A burst of no length.
     #[error("a burst length of 0 allows no burst; remove it, or the burst rate")]
     LengthZero,
-    /// A long burst at no rate.
+    /// A burst length above 1 s without a burst rate.
     #[error("a burst length above 1 s needs a burst rate; add `-max`")]
     LengthWithoutMax,
-    /// A burst volume beyond what the buckets count.
+    /// A burst volume above [`VALUE_MAX`].
     #[error("a burst of {max} a second for {burst_length_ns} ns is more than {VALUE_MAX} units in all")]
     BurstTooLarge {
         /// The burst rate given.
@@ -237,7 +237,7 @@ pub enum Rule {
         /// The burst length given.
         burst_length_ns: u64,
     },
-    /// A size for operations that nothing counts.
+    /// An operation size without a limit on operations.
     #[error("counts operations, but no iops limit is set; add one, or remove it")]
     IopsSizeWithoutIops,
 }
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn total_may_stand_beside_its_parts() {
-        // QEMU refuses this; here they are separate buckets.
+        // QEMU refuses this; here total and parts are separate buckets.
         let limits = iops(100, 0, SECOND_NS).with(LimitKind::IopsRead, Limit::average(50));
         assert_eq!(limits.violations(), []);
     }

@@ -1,7 +1,7 @@
 //! Fast path for queues without any limit above them: their requests skip the lock.
 //!
 //! ```text
-//!   queue thread   ask once ─► Pass(7) ─► is it still 7? Go ─► Go ─► …   one load of an unwritten cache line
+//!   queue thread   ask once ─► Pass(7) ─► is it still 7? Go ─► Go ─► …   one load of a rarely written line
 //!   anyone         change limits or places, under the lock ─► 8 ─► the next request asks again
 //! ```
 //!

@@ -1,4 +1,4 @@
-//! The instant a caller passes in. Nothing below the queue loop reads a clock.
+//! The instant that a caller passes in. No code below the queue loop reads a clock.
 
 /// Nanoseconds since an arbitrary start: `CLOCK_MONOTONIC` in the daemon, virtual time in tests.
 ///
