@@ -1,4 +1,5 @@
-//! Threads that sleep until a deadline whatever comes, because nothing that came would go before it.
+//! Threads that sleep until a deadline regardless of new requests, because no new request could go
+//! before it.
 
 use super::world::World;
 use crate::cost::Operation;
@@ -6,7 +7,8 @@ use crate::group::MemberId;
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
 
-/// Under 10,000 a second, capacity 1,000: two devices that hold ten requests each, in turn.
+/// Two devices under one limit that hold ten requests each, in turn; usually at 10,000 a second,
+/// capacity 1,000.
 struct Pair {
     world: World,
     members: [MemberId; 2],
@@ -27,13 +29,14 @@ impl Pair {
         Self { world, members: [first, second], queues: [a, b] }
     }
 
-    /// For a millisecond, in which ten of the twenty go: by then in company, each time some of both.
+    /// Runs for 1 ms, in which ten of the twenty go: with timer slack, some of both per timer.
     fn run(&mut self) {
         self.world.run_until(Time::from_nanos(1_000_000));
     }
 }
 
-/// Both look in at the next deadline by themselves: whichever comes first finds the due requests of both, and rings nobody.
+/// Both threads poll at the next deadline by themselves: the first to poll finds the due requests
+/// of both, and rings no queue.
 #[test]
 fn who_has_got_restart_work_and_holds_more_looks_in_with_its_group() {
     let mut pair = Pair::new("iops-total=10000");
@@ -56,7 +59,8 @@ fn who_has_got_restart_work_and_holds_more_looks_in_with_its_group() {
     }
 }
 
-/// At 10,000 a second two more are due after 0.2 ms, and would go; they wait for company as much as what comes then.
+/// At 10,000 a second two more requests are due after 0.2 ms. They wait for the timer slack, as do
+/// new requests.
 #[test]
 fn who_is_late_for_the_common_instant_sleeps_through_to_the_next_as_well() {
     let mut pair = Pair::new("iops-total=10000");
@@ -73,7 +77,8 @@ fn who_is_late_for_the_common_instant_sleeps_through_to_the_next_as_well() {
     assert!(pair.world.is_calm(second));
 }
 
-/// A drain lets everything go at once: the queue is rung, although it was told to look in later.
+/// A drain dispatches everything at once: the queue is rung, although its thread knows a later
+/// deadline.
 fn expect_a_ring_before_the_instant() {
     let mut pair = Pair::new("iops-total=10000");
     pair.run();
@@ -91,7 +96,7 @@ fn what_happens_before_the_instant_is_rung_for() {
     assert!(is_found(Fault::ToldIsEnough, expect_a_ring_before_the_instant));
 }
 
-/// A write that no limit is about is let through at once, so a thread that holds reads must hear of it.
+/// A write without a limit passes at once, so a thread that holds reads must wake up for it.
 fn expect_writes_to_be_heard() {
     let mut pair = Pair::new("iops-read=10000");
     pair.run();
@@ -115,7 +120,8 @@ fn nobody_sleeps_for_long_or_for_a_single_request() {
     world.reads(queue, 51 + 10, 4096);
     assert!(world.deadline(queue).is_some() && !world.is_calm(queue), "2 ms");
 
-    // 5,000 a second, capacity 500: 0.2 ms, but the client waits for its only request and may send another then.
+    // 5,000 a second, capacity 500: 0.2 ms, but the client waits for its only request and may send
+    // its next then.
     let mut world = World::as_in_daemon();
     let group = world.group("iops-total=5000");
     let (_, queue) = world.simple(group);
@@ -124,7 +130,7 @@ fn nobody_sleeps_for_long_or_for_a_single_request() {
     world.request(queue, Operation::Read, 4096);
     assert!(world.is_calm(queue), "two");
 
-    // Where every request goes at its instant, nobody sleeps.
+    // Without timer slack no thread sleeps through requests.
     let mut world = World::new();
     let group = world.group("iops-total=10000");
     let (_, queue) = world.simple(group);

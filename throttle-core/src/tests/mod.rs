@@ -1,5 +1,5 @@
-//! Tests of the whole core in virtual time: several queues, one throttle, no thread and no clock; and its models, with
-//! the threads of a model checker.
+//! Tests of the whole core in virtual time (several queues, one throttle, no thread and no clock),
+//! and its models under the threads of a model checker.
 
 #[cfg(not(any(loom, shuttle)))]
 mod calm;

@@ -1,4 +1,5 @@
-//! A program ends, and another goes on with what it left: the limits hold over both.
+//! A process ends, and its successor resumes from the levels that it left: the limits hold over
+//! both.
 
 use proptest::prelude::*;
 
@@ -12,8 +13,9 @@ use crate::time::Time;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// What a group of such limits lets go in each phase, of requests that always wait, where a phase is a program's life and the
-/// time until the next one begins, in nanoseconds.
+/// The number of requests that a group of such limits dispatches over all phases, with requests
+/// always waiting. A phase is the life of a process and the time until the next one starts, in
+/// nanoseconds.
 fn served(text: &str, phases: &[(u64, u64)]) -> usize {
     let mut kept: Option<(Vec<Level>, u64)> = None;
     let mut served = 0;
@@ -48,8 +50,8 @@ fn served(text: &str, phases: &[(u64, u64)]) -> usize {
 
 #[test]
 fn restarts_grant_no_burst() {
-    // 10/s, or 100/s for 5 s: 500 more at most. Ten lives of 1 s with 1 s between them: 20 s, and the one at the brim. A
-    // program that forgets lets 100 and more go in each life.
+    // 10/s, or 100/s for 5 s: 500 more at most. Ten lives of 1 s with 1 s between them: 20 s, and
+    // the request at the brim. A process that forgets levels dispatches 100 and more in each life.
     let life = || {
         let served = served("iops-total=10 iops-total-max=100 iops-total-max-length=5", &[(SECOND_NS, SECOND_NS); 10]);
         assert!((500..=500 + 200 + 1).contains(&served), "{served}");
@@ -60,7 +62,8 @@ fn restarts_grant_no_burst() {
 
 #[test]
 fn debt_outlives_its_program() {
-    // 1 MiB at 4096 B/s is a wait of 255.9 s. After 55.9 s in one program and 100 s in none, 100 s of it are left.
+    // 1 MiB at 4096 B/s is a wait of 255.9 s. After 55.9 s under the first process and 100 s
+    // without a process, 100 s are left.
     let mut world = World::new();
     let group = world.group("bps-total=4096");
     let (_, queue) = world.simple(group);
@@ -80,7 +83,8 @@ fn debt_outlives_its_program() {
 
 #[test]
 fn who_waits_already_is_timed_anew() {
-    // At 1/s the second goes at 0.9 s; two more that another program let go put it off by 2 s.
+    // At 1/s the second request goes at 0.9 s; two more that the earlier process let through delay
+    // it by 2 s.
     let mut world = World::new();
     let group = world.group("iops-total=1");
     let (_, queue) = world.simple(group);
@@ -112,7 +116,7 @@ fn other_limits_keep_the_used_share_and_new_ones_begin_empty() {
         .iter()
         .map(|credit| (credit.kind, credit.left, credit.debt))
         .collect();
-    // Full, with the one that went at the brim as a debt; the other limit was not there.
+    // Full, with the request at the brim as a debt; the bps limit has no noted level.
     assert_eq!(left, [(LimitKind::BpsRead, 100, 0), (LimitKind::IopsTotal, 0, 1)]);
 }
 
@@ -125,7 +129,8 @@ proptest! {
         down_ns in 0_u64..20_000_000_000,
         begins_ns in 0_u64..5_000_000_000,
     ) {
-        // The instant at which it takes the next request, told from the restart: the same to the nanosecond.
+        // The instant at which the bucket takes the next request, counted from the restart: equal
+        // to the nanosecond.
         let limit = match burst {
             Some((times, length_ns)) if length_ns > 0 => Limit { avg, max: avg * times, burst_length_ns: length_ns },
             _ => Limit::average(avg),
@@ -143,7 +148,7 @@ proptest! {
         prop_assert_eq!(other.levels(begins), one.levels(now.plus_nanos(down_ns)));
         let wait = |at: Option<Time>, from: Time| at.map(|at| at.nanos_since(from));
         prop_assert_eq!(wait(other.ready_at(begins), begins), wait(one.ready_at(now.plus_nanos(down_ns)), now.plus_nanos(down_ns)));
-        // Once more changes nothing: what was kept is never added to what is there.
+        // A second resume changes nothing: a noted level is never added to the present one.
         let before = other.levels(begins);
         other.resume(Bucket::filled(limit, before.0, before.1), 0, begins);
         prop_assert_eq!(other.levels(begins), before);
@@ -154,7 +159,8 @@ proptest! {
         rate in 1_u64..2_000,
         phases in prop::collection::vec((0_u64..300_000_000, 0_u64..300_000_000), 1..12),
     ) {
-        // rate · T + capacity (a tenth of the rate) + the one at the brim, however often the program ends.
+        // rate · T + capacity (a tenth of the rate) + the request at the brim, for any number of
+        // restarts.
         let whole_ns: u64 = phases.iter().map(|(life_ns, down_ns)| life_ns + down_ns).sum();
         let most = u128::from(rate) * u128::from(whole_ns) / u128::from(SECOND_NS) + u128::from(rate) / 10 + 2;
         let served = served(&format!("iops-total={rate}"), &phases) as u128;
@@ -167,8 +173,9 @@ proptest! {
         burst in prop::option::of((1_u64..20, 1_u64..10)),
         lives in prop::collection::vec((0_u64..3_000_000_000, 0_u64..1_000_000_000, 0_u64..2_000_000_000), 1..8),
     ) {
-        // Levels are noted, the program goes on for a while (always at its limit), is killed, and is away for a while. All of its
-        // lives together serve what one bucket serves in that time: avg · T + capacity + the one at the brim of each life.
+        // Levels are noted, the process serves on for a while (always at its limit), is killed, and
+        // is away for a while. All its lives together serve as many requests as one bucket does in
+        // that time: avg · T + capacity + the request at the brim of each life.
         let limit = match burst {
             Some((times, seconds)) => Limit { avg, max: avg * times, burst_length_ns: seconds * SECOND_NS },
             None => Limit::average(avg),

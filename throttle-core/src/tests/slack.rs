@@ -1,4 +1,5 @@
-//! Requests that wait behind others of their device go together, several for one timer, and nobody gets more or less for it.
+//! Timer slack: requests that wait behind others of their device go together, several per timer,
+//! and no device gets a different rate by it.
 
 use std::sync::Arc;
 
@@ -11,14 +12,14 @@ use crate::planted::{Fault, is_found};
 use crate::throttle::{Doorbell, Request};
 use crate::time::Time;
 
-/// A bell for a gate that is polled anyhow.
+/// A bell for a gate that its test polls anyway.
 pub struct Silent;
 
 impl Doorbell for Silent {
     fn ring(&self) {}
 }
 
-/// When requests went that had to wait.
+/// The distinct instants at which requests went that had to wait.
 fn instants(world: &World) -> Vec<Time> {
     let mut instants: Vec<Time> = world.went.iter().map(|went| went.at).filter(|&at| at > Time::ZERO).collect();
     instants.dedup();
@@ -27,9 +28,10 @@ fn instants(world: &World) -> Vec<Time> {
 
 #[test]
 fn a_timer_for_each_millisecond_serves_any_rate() {
-    // 20,000 a second: 20 of them fall due in a millisecond. 2,001 go at once (capacity 2,000); the 999 others are due by 49.95 ms,
-    // and the last of them may be late by the millisecond. In the first two the slack is half of what the first has waited: from
-    // 0.05 ms, one period, it grows by half with each timer, so that nine of them are within 0.05 x 1.5^9 = 1.9 ms.
+    // At 20,000 a second, 20 requests fall due in a millisecond. 2,001 go at once (capacity 2,000);
+    // the 999 left are due by 49.95 ms, and the last may be late by 1 ms. In the first 2 ms the
+    // slack is half of the wait of the first request: from 0.05 ms, one period, the wait grows by
+    // half with each timer, so nine timers are within 0.05 x 1.5^9 = 1.9 ms.
     let mut world = World::as_in_daemon();
     let group = world.group("iops-total=20000");
     let (_, queue) = world.simple(group);
@@ -39,14 +41,15 @@ fn a_timer_for_each_millisecond_serves_any_rate() {
     let instants = instants(&world);
     assert!(instants.len() <= 9 + 49, "{} instants in 50 ms", instants.len());
     for at in instants {
-        // Never before its time, and all that is due when it is looked.
+        // No request goes early, and each timer takes all due requests.
         let gone = world.went.iter().filter(|went| went.at <= at).count() as u64;
         assert_eq!(gone, (2001 + at.as_nanos() / 50_000).min(3000), "at {at:?}");
     }
 }
 
-/// Four devices of depth 1 under 5,000 a second, capacity 500: none has anybody to go with, and its client waits for it. Each request
-/// waits 0.8 ms, and when it is next, after 0.6 ms, it may not be late by half of that.
+/// Four devices of depth 1 under 5,000 a second, capacity 500: each has a single request, and its
+/// client waits for it. Each request waits 0.8 ms; when it is next, after 0.6 ms, it may not be
+/// late by half of that.
 fn expect_who_waits_alone_to_go_at_its_instant() {
     let mut world = World::as_in_daemon();
     let group = world.group("iops-total=5000");
@@ -69,8 +72,8 @@ fn who_waits_alone_goes_at_its_instant() {
     assert!(is_found(Fault::LonelyWait, expect_who_waits_alone_to_go_at_its_instant));
 }
 
-/// B keeps 32 requests waiting, A sends its next 50 us after its last went, both under 10,000 a second. How many of each go in 0.1 s,
-/// once the capacity is used up.
+/// B keeps 32 requests waiting, A sends its next request 50 us after its last went, both under
+/// 10,000 a second. Returns the number of requests of each that go in 0.1 s, once the capacity is used up.
 fn shares_of_depth_one_and_many() -> (usize, usize) {
     let mut world = World::as_in_daemon();
     let group = world.group("iops-total=10000");
@@ -99,13 +102,14 @@ fn shares_of_depth_one_and_many() -> (usize, usize) {
 
 #[test]
 fn who_has_one_request_at_a_time_is_not_kept_waiting_for_the_company_of_others() {
-    // Half of the rate, 500 of 1,000: a request falls due each 100 us, and A needs 50. If it waited for B's timers, one each
-    // millisecond, it would have 100. A millisecond at either end is worth 10.
+    // Half of the rate, 500 of 1,000: a request falls due each 100 us, and A needs 50 us. With B's
+    // timers, 1 ms apart, A would get 100. A millisecond at either end is worth 10.
     let (a, b) = shares_of_depth_one_and_many();
     assert!(a + b >= 990 && a >= 490, "A {a}, B {b} of 1,000");
 }
 
-/// A limit of 100,000 a second with a pool of 20 (0.2 ms): what it earns while it is empty is lost. How many of a backlog go in 20 ms.
+/// A limit of 100,000 a second with a pool of 20 (0.2 ms): rate earned while the pool is empty is
+/// lost. Returns the number of requests of a backlog that go in 20 ms.
 fn served_by_a_small_pool() -> usize {
     let mut world = World::as_in_daemon();
     let limit = Limit { avg: 100_000, max: 100_000, burst_length_ns: 200_000 };
@@ -121,7 +125,8 @@ fn served_by_a_small_pool() -> usize {
 
 #[test]
 fn a_limit_that_forgives_little_loses_no_rate() {
-    // 21 at once and 2,000 in 20 ms; the last batch may be late by an eighth of 0.2 ms: 2.5 of them, and one for the rounding.
+    // 21 at once and 2,000 in 20 ms; the last batch may be late by an eighth of 0.2 ms: 2.5
+    // requests, and one for rounding.
     let expect = |served: usize| assert!((2_017..=2_021).contains(&served), "{served} of 2,021");
     expect(served_by_a_small_pool());
     assert!(is_found(Fault::SlackWithoutEnd, || expect(served_by_a_small_pool())));
@@ -129,16 +134,17 @@ fn a_limit_that_forgives_little_loses_no_rate() {
 
 #[test]
 fn a_limit_that_forgives_little_counts_for_its_whole_tree() {
-    // It may come or go with a change of limits or of a group, and the deadline is that of the tree.
+    // The small pool may come or go with a change of limits or of a group, and the deadline is that
+    // of the tree.
     let mut world = World::as_in_daemon();
     let group = world.group("iops-total=100000");
     let (member, queue) = world.simple(group);
-    // 12 ms of requests; each time the next to go has waited for more than two.
+    // 12 ms of requests; at each check the next request has waited for more than 2 ms.
     world.reads(queue, 10_001 + 1_200, 4096);
     let mut slack_under = |limits: &Limits| {
         world.run_until(world.now.plus_nanos(2_500_000));
         world.throttle.set_member_limits(member, limits, world.now);
-        // With one more the thread looks in, and is told.
+        // A further request makes the thread poll and get a new deadline.
         world.reads(queue, 1, 4096);
         world.deadline(queue).expect("more than one waits").nanos_since(world.now)
     };
@@ -150,7 +156,8 @@ fn a_limit_that_forgives_little_counts_for_its_whole_tree() {
 
 #[test]
 fn a_shallow_queue_is_late_by_half_of_what_it_waits_at_most() {
-    // Depth 4 under 10,000 a second: each waits 0.4 ms. Let go by a timer each millisecond, it would have had to wait for that.
+    // Depth 4 under 10,000 a second: each request waits 0.4 ms, shorter than a timer period of 1
+    // ms.
     let mut world = World::as_in_daemon();
     let group = world.group("iops-total=10000");
     let (member, queue) = world.simple(group);
@@ -166,13 +173,13 @@ fn a_shallow_queue_is_late_by_half_of_what_it_waits_at_most() {
     let went = world.went.iter().skip(1_001).map(|went| went.at);
     let waits: Vec<u64> = sent.iter().zip(went).map(|(sent, went)| went.nanos_since(*sent)).collect();
     assert!(waits.len() >= 495, "{} of 500", waits.len());
-    // 0.4 ms, half of that, and the step of 10 us in which the client looks.
+    // 0.4 ms, half of that, and the client's step of 10 us.
     let longest = waits.iter().max();
     assert!(longest <= Some(&610_000), "{longest:?}");
 }
 
-/// The first two of a thousand that wait under 20,000 a second, all asked for at one instant: when the next is looked for if they came
-/// then, and if they may have been there for a millisecond.
+/// Ten requests wait under 20,000 a second, all submitted at one instant: the deadline for the
+/// first if they arrived then, and if they may have arrived up to 1 ms before.
 #[test]
 fn who_was_there_while_his_thread_slept_waits_for_company_as_long() {
     let deadline_if_there_since = |since: u64| {
