@@ -1,6 +1,6 @@
-//! Random histories: requests, late and spurious turns, removals, in any order. Whatever happens, every request goes
-//! exactly once and in order, and everything can be taken down in the end; and as long as nobody is removed, no window
-//! of time sees more than the limits allow.
+//! Random histories: requests, late and spurious turns, removals, in any order. Every request goes
+//! exactly once and in order, and all can be removed in the end; and while no device is removed, no
+//! window of time sees more than the limits allow.
 
 use proptest::prelude::*;
 
@@ -16,27 +16,27 @@ const QUEUES: usize = 5;
 enum Step {
     /// A request arrives; the turn of its queue ends at once, or with the next step that polls it.
     Request { queue: usize, operation: Operation, bytes: u64, turn_ends: bool },
-    /// Time passes without anybody looking: bells and deadlines are late.
+    /// Time passes without a turn: bells and deadlines are late.
     Stall { ns: u64 },
-    /// Time passes and everyone gets their turns.
+    /// Time passes and every queue takes its turns.
     Run { ns: u64 },
-    /// A turn for no reason.
+    /// A turn without a reason.
     Poll { queue: usize },
     /// The device of the queue is removed.
     Drain { queue: usize },
-    /// The device of the queue changes over to another group, or to none.
+    /// The device of the queue moves to a different group, or to none.
     Move { queue: usize, group: usize },
-    /// A group is put below another, or to the top.
+    /// A group moves below a different one, or to the top.
     Parent { group: usize, parent: usize },
     /// The limits of a group, or of the device of a queue, change.
     Limits { whose: usize, which: usize },
     /// The weight of the device of a queue changes.
     Weight { queue: usize, weight: u32 },
-    /// Groups take other places, the device of a queue another group, and a group other limits, in one step.
+    /// Groups swap places, the device of a queue moves, and a group gets new limits, in one step.
     Several { groups: [usize; 3], queue: usize, which: usize },
 }
 
-/// Limits to change to; all of them let everything pass within the hour that the end of a history lasts.
+/// Limits to change to; all of them pass every request within the hour at the end of a history.
 const LIMITS: [&str; 6] = [
     "",
     "bps-total=1000000 iops-write=50",
@@ -75,8 +75,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
-        // Devices: A with two queues and B with one in a group, C with one and a limit of its own in a group below that;
-        // D alone. A third group is there to move to.
+        // Devices: A with two queues and B with one in a group, C with one and a limit of its own
+        // in a group below that; D alone. A third group is a target for moves.
         let mut world = World::as_in_daemon();
         let group = world.group(LIMITS[1]);
         let below = world.group_below(Some(group), "", 200);
@@ -117,7 +117,7 @@ proptest! {
                     world.throttle.set_group(owner[queue], groups.get(group).copied(), world.now);
                 }
                 Step::Parent { group, parent } => {
-                    // Refused where it would make a ring; the history goes on either way.
+                    // Refused where it would make a cycle; the history goes on either way.
                     let _ = world.throttle.set_parent(groups[group], groups.get(parent).copied(), world.now);
                 }
                 Step::Limits { whose, which } => match groups.get(whose) {
@@ -126,7 +126,7 @@ proptest! {
                 },
                 Step::Weight { queue, weight } => world.throttle.set_member_weight(owner[queue], weight, world.now),
                 Step::Several { groups: [top, middle, bottom], queue, which } => {
-                    // Never a ring, whatever stood where before.
+                    // Never a cycle, for any present places.
                     let changes = [
                         Change::GroupParent(groups[bottom], Some(groups[middle])),
                         Change::GroupParent(groups[middle], Some(groups[top])),
@@ -139,14 +139,14 @@ proptest! {
             }
             world.throttle.assert_invariants();
         }
-        // Quiescence: given time, everything goes (no lost wake-up), and all can be taken down.
+        // Quiescence: given time, every request goes (no lost wake-up), and all can be removed.
         (0..QUEUES).for_each(|queue| world.poll(queue));
         world.run_until(world.now.plus_nanos(3_600_000_000_000));
         for queue in 0..QUEUES {
             prop_assert_eq!(world.deadline(queue), None, "nothing armed without a held request");
             let mut numbers: Vec<_> =
                 world.went.iter().filter(|went| went.queue == queue).map(|went| went.number).collect();
-            // I6: arrival order for each direction, of what was limited: flushes pass the others.
+            // I6: arrival order of limited requests in each direction; flushes pass them.
             for direction in Direction::ALL {
                 let ordered: Vec<_> = world.went.iter()
                     .filter(|went| went.queue == queue && went.operation != Operation::Flush)
@@ -177,8 +177,8 @@ proptest! {
     fn no_window_sees_more_than_the_limits_allow(
         steps in prop::collection::vec((0..4_usize, 1_u64..200_000, any::<bool>(), 0_u64..100_000_000), 1..150),
     ) {
-        // Served in any window T <= rate · T + capacity + the one request at the brim: of the group's bytes, and of the
-        // operations of a member that has a limit of its own.
+        // Served in any window T <= rate · T + capacity + the request at the brim: for the group's
+        // bytes, and for the operations of a member with a limit of its own.
         let mut world = World::new();
         let group = world.group("bps-total=1000000");
         let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));

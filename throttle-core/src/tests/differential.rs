@@ -1,4 +1,5 @@
-//! Our integers against the plain arithmetic of QEMU's manual, in floating point, on random loads.
+//! The integer buckets against the plain arithmetic of QEMU's manual, in floating point, on random
+//! loads.
 
 use proptest::prelude::*;
 
@@ -8,7 +9,7 @@ use crate::cost::Operation;
 use crate::limiter::Limiter;
 use crate::time::Time;
 
-/// One bucket, in seconds and units, as the manual explains it.
+/// A bucket in seconds and units, as the manual explains it.
 struct Plain {
     avg: f64,
     max: f64,

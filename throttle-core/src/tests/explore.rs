@@ -1,9 +1,10 @@
-//! Every reachable state of a small group, whatever the order of events.
+//! Every reachable state of a small group, under any order of events.
 //!
-//! Two devices share a group; each has a few requests to send. From each state, everything that could happen next does:
-//! a request, a turn of a queue (rung or not), time passing, a removal, a change of limits, a move. In each state the
-//! invariants hold, and from each state everything can be brought to an end: every request goes, once and in order, and
-//! all can be taken down (no lost wake-up, nothing left armed).
+//! Two devices share a group; each has a few requests to send. From each state, every possible next
+//! event is applied: a request, a turn of a queue (rung or not), time passing, a removal, a change
+//! of limits, a move. In each state the invariants hold, and each state can be brought to an end:
+//! every request goes, once and in order, and all members and groups can be removed (no lost
+//! wake-up, no deadline left armed).
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,7 +15,7 @@ use crate::group::{Change, GroupId, GroupOptions, Groups, MemberId, MemberOption
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
 
-/// One queue and its device.
+/// A device with one queue.
 #[derive(Clone, Debug)]
 struct Side {
     member: MemberId,
@@ -26,7 +27,7 @@ struct Side {
     sent: u32,
     went: Vec<u32>,
     is_draining: bool,
-    /// A removal of it has failed: once is enough.
+    /// A removal of the device has failed; each device has at most one such event.
     has_come_back: bool,
     has_moved: bool,
     is_retired: bool,
@@ -52,7 +53,7 @@ enum Event {
     /// The removal fails.
     EndDrain(usize),
     Retire(usize),
-    /// The device is said to be gone while its queue is there.
+    /// An attempt to remove the member while its queue exists.
     Leave(usize),
     Move(usize),
     Raise,
@@ -62,13 +63,13 @@ enum Event {
 const REQUESTS: u32 = 3;
 const TICKS: u64 = 3;
 
-/// How fast everything is. A group that lets one request go a second has no deadline near enough to be slept through, one that
-/// lets a thousand go has nothing else.
+/// The rate of a group. At one request a second no deadline is near enough to be slept through; at
+/// a thousand every deadline is.
 #[derive(Clone, Copy, Debug)]
 enum Pace {
     /// Each request goes at its instant.
     One,
-    /// Requests go in company.
+    /// Requests go with timer slack.
     Thousand,
 }
 
@@ -80,7 +81,7 @@ impl Pace {
         }
     }
 
-    /// Half of what a request takes.
+    /// Half of the period of the rate.
     const fn tick_ns(self) -> u64 {
         500_000_000 / self.rate()
     }
@@ -118,7 +119,8 @@ impl State {
         Self { pace, groups, now: Time::ZERO, group, other, is_raised: false, sides }
     }
 
-    /// A group that lets one more request go at once: its limit may run ahead by a tenth of a second.
+    /// A group with one request left to pass at once: its limit runs ahead by a tenth of a second,
+    /// used up here.
     fn full_group(groups: &mut Groups, rate: u64) -> GroupId {
         let options = GroupOptions { limits: limits(&format!("iops-total={rate}")), ..GroupOptions::default() };
         let group = groups.add_group(&options, Time::ZERO).unwrap();
@@ -149,7 +151,8 @@ impl State {
                 events.push(Event::EndDrain(index));
             }
             events.push(Event::Leave(index));
-            // A thread may try to end as soon as its device drains; it is refused until its restart work has run.
+            // A thread may try to end as soon as its device drains; `retire` refuses until its
+            // restart work has run.
             if side.is_draining && !side.is_in_turn {
                 events.push(Event::Retire(index));
             }
@@ -234,14 +237,15 @@ impl State {
             assert!(!side.is_draining || held == 0, "I9: a member that drains holds nothing");
             assert!(!side.is_retired || side.sent as usize == side.went.len(), "nothing is lost with a queue");
         }
-        // U4: within the first instant, the group's capacity lets one request go, and those of who drains.
+        // U4: at the first instant the group's capacity passes one request, besides those of a
+        // draining member.
         let limited = self.sides.iter().filter(|side| !side.is_draining && !side.has_come_back && !side.has_moved);
         if self.now == Time::ZERO && !self.is_raised {
             assert!(limited.map(|side| side.went.len()).sum::<usize>() <= 1, "U4: no one passes unchecked");
         }
     }
 
-    /// Gives everyone their turns until nothing more can happen, then takes everything down.
+    /// Gives all queues their turns until no event is left, then removes all members and groups.
     fn finish(mut self) {
         for _ in 0..200 {
             for index in 0..self.sides.len() {
@@ -280,7 +284,7 @@ impl State {
     }
 }
 
-/// Visits every state that can be reached within `steps`; returns how many there are.
+/// Visits every state reachable within `steps` events; returns the number of states.
 fn explore(pace: Pace, steps: usize) -> usize {
     let mut seen = HashSet::new();
     let mut frontier = vec![State::new(pace)];
@@ -317,7 +321,8 @@ fn every_reachable_state_keeps_the_invariants_and_can_be_ended() {
 
 #[test]
 fn exploration_finds_each_planted_fault() {
-    // A check that cannot fail checks nothing. Those that need two threads in one call are in `models`.
+    // A check that cannot fail checks nothing. Faults that need two threads in one call are in
+    // `models`.
     for fault in [
         Fault::RetireWithRestartWork,
         Fault::DrainWithoutRearm,
@@ -334,7 +339,7 @@ fn exploration_finds_each_planted_fault() {
     ] {
         assert!(is_found(fault, || _ = explore(Pace::One, STEPS_TO_A_FAULT)), "{fault:?} was not found");
     }
-    // Where threads are counted on to come by themselves.
+    // At this pace the tree counts on threads that poll by themselves.
     for fault in [Fault::RetireWithRestartWork, Fault::DrainWithoutRearm, Fault::ToldInSecret] {
         let found = is_found(fault, || _ = explore(Pace::Thousand, STEPS_TO_A_FAULT));
         assert!(found, "{fault:?} was not found at a thousand a second");

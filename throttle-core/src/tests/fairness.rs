@@ -1,10 +1,11 @@
-//! Shares: by cost, by weight, at each level, whatever the sizes, depths and directions.
+//! Shares: by cost, by weight, at each level, for all sizes, depths and directions.
 
 use super::world::World;
 use crate::cost::Operation;
 use crate::time::Time;
 
-/// A client that keeps `depth` requests under way: each answer is followed by the next request after `think_us`.
+/// A client that keeps `depth` requests in flight: each answer is followed by the next request
+/// after `think_us`.
 #[derive(Clone, Copy)]
 struct Client {
     queue: usize,
@@ -18,10 +19,11 @@ fn client(queue: usize, operation: Operation, bytes: u64, depth: u32) -> Client 
     Client { queue, operation, bytes, depth, think_us: 100 }
 }
 
-/// Runs the clients, each on a queue of its own, and returns the bytes each was let go from `from_s` to `to_s`.
+/// Runs the clients, each on its own queue, and returns the bytes of each that went from `from_s`
+/// to `to_s`.
 fn bytes_let_go(world: &mut World, clients: &[Client], from_s: u64, to_s: u64) -> Vec<u64> {
     let at_s = |s: u64| Time::from_nanos(s * 1_000_000_000);
-    // Requests about to arrive: instant and client. Few enough to look through.
+    // Requests about to arrive: instant and client. Few enough for a linear search.
     let mut arrivals: Vec<(Time, usize)> =
         (0..clients.len()).flat_map(|index| (0..clients[index].depth).map(move |_| (Time::ZERO, index))).collect();
     let mut bytes = vec![0; clients.len()];
@@ -53,7 +55,7 @@ fn bytes_let_go(world: &mut World, clients: &[Client], from_s: u64, to_s: u64) -
     }
 }
 
-/// Asserts that `parts` stand to each other as `weights`, each within `tolerance` of its due.
+/// Asserts that `parts` are in the ratio of `weights`, each within `tolerance` of its due.
 #[track_caller]
 fn assert_shares(parts: &[u64], weights: &[u64], tolerance: f64) {
     let total: u64 = parts.iter().sum();
@@ -112,7 +114,7 @@ fn one_request_at_a_time_gets_the_same_as_thirty_two() {
 
 #[test]
 fn client_too_slow_for_its_share_lends_the_rest() {
-    // 20 ms an answer: 50/s at most of 2000/s; the other takes what is left, and nothing is lost.
+    // 20 ms an answer: 50/s at most of 2000/s. The fast client takes the rest, and no rate is lost.
     let mut world = World::unchecked();
     let group = world.group("iops-total=2000");
     let (_, a) = world.simple(group);
@@ -171,8 +173,8 @@ fn caps_on_each_level_hold_and_the_rest_is_lent() {
 
 #[test]
 fn only_limits_that_bind_count() {
-    // bps binds: 5 MB/s each is 1221 operations of 4k and 76 of 64k. iops 2000 does not, and must not make a 4k request,
-    // 0.41 ms of bytes, count for its 0.5 ms of operations.
+    // bps binds: 5 MB/s each is 1221 operations of 4k and 76 of 64k. iops 2000 does not bind, and
+    // must not make a 4k request, 0.41 ms of bytes, count for its 0.5 ms of operations.
     let mut world = World::unchecked();
     let group = world.group("bps-total=10000000 iops-total=2000");
     let (_, a) = world.simple(group);
@@ -210,15 +212,16 @@ fn burst_is_shared_as_the_steady_rate_is() {
 
 #[test]
 fn short_pause_is_made_up_for_and_a_long_one_is_not_owed() {
-    // B pauses after 1 s of equal shares. 50 ms are made up for: over the second with the pause, both get the same. Of a
-    // pause of 500 ms, only LAG_MAX = 50 ms are: A had 500 ms alone, B then 50 ms, and the rest is shared.
+    // B pauses after 1 s of equal shares. A pause of 50 ms is made up for: over the second with the
+    // pause, both get the same. Of a pause of 500 ms, only LAG_MAX = 50 ms is: A had 500 ms alone,
+    // B then 50 ms, and the rest is shared.
     for (pause_ms, due_of_b) in [(50, 500_i64), (500, 275)] {
         let mut world = World::unchecked();
         let group = world.group("iops-total=1000");
         let (_, a) = world.simple(group);
         let (_, b) = world.simple(group);
         bytes_let_go(&mut world, &[client(a, Read, 1, 8), client(b, Read, 1, 8)], 0, 1);
-        // What was held goes; then B is silent for a while.
+        // Held requests go; then B sends nothing for a while.
         world.run_until_ms(1_100);
         let seen = world.went.len();
         world.reads(a, 1_100, 1);
@@ -232,7 +235,7 @@ fn short_pause_is_made_up_for_and_a_long_one_is_not_owed() {
 
 #[test]
 fn many_members_are_all_served() {
-    // No starvation: 50 backlogged members with very different requests, one with the least weight.
+    // No starvation: 50 backlogged members with very different requests, one of the least weight.
     let mut world = World::unchecked();
     let group = world.group("bps-total=100000000");
     let clients: Vec<_> = (0..50_u64)
@@ -244,7 +247,8 @@ fn many_members_are_all_served() {
     let parts = bytes_let_go(&mut world, &clients, 1, 6);
     let mut weights = vec![100; 50];
     weights[0] = 1;
-    // A share of 1/4901 of 500 MB is 102 kB: 25 requests, hence 4 % for one more or less; all others 0.6 % a request.
+    // A share of 1/4901 of 500 MB is 102 kB: 25 requests, hence 4 % for one more or less; in the
+    // larger shares 0.6 % a request.
     assert_shares(&parts[1..], &weights[1..], 0.02);
     assert!((98_000..=107_000).contains(&parts[0]), "{}", parts[0]);
 }

@@ -60,7 +60,7 @@ fn f49_u1_raised_limit_lets_waiters_go_at_once() {
     world.run_until_ms(1_000);
     assert_eq!(world.went.len(), 1);
     world.throttle.set_group_limits(group, &limits("bps-total=1000000000"), world.now);
-    // What is left of the debt of 1 MiB is worth 1.05 ms at 10^9 B/s; nothing is forgiven.
+    // The rest of the debt of 1 MiB is worth 1.05 ms at 10^9 B/s; a raised limit forgives no debt.
     world.run_until(Time::from_nanos(1_001_100_000));
     assert_eq!(world.went.len(), 5);
 }
@@ -80,8 +80,8 @@ fn lifted_limit_lets_every_queue_go() {
 
 #[test]
 fn lowered_limit_times_waiters_anew() {
-    // At 100/s the next would go 10 ms on. At 1/s the level of 11 stands against a capacity of 0.1: the used share of the
-    // capacity is kept (all of it) and the debt of 1 as well, hence 1 s.
+    // At 100/s the next request would go after 10 ms. At 1/s the level of 11 meets a capacity of
+    // 0.1: the used share of the capacity is kept (all of it) and the debt of 1 as well, hence 1 s.
     let mut world = World::new();
     let group = world.group("iops-total=100");
     let (_, queue) = world.simple(group);
@@ -106,7 +106,8 @@ fn up_down_up_still_limits() {
 
 #[test]
 fn f48_device_that_moves_takes_its_requests_along() {
-    // Held at 1/s, moved to a group of 100/s: they wait there now, in order, and the old group is armed for B alone.
+    // Held at 1/s, moved to a group of 100/s: they then wait there, in order, and the old group is
+    // armed for B alone.
     let mut world = World::new();
     let slow = world.group("iops-total=1");
     let fast = world.group("iops-total=100");
@@ -126,7 +127,8 @@ fn f48_device_that_moves_takes_its_requests_along() {
 
 #[test]
 fn device_moves_with_restart_work_outstanding() {
-    // A's second read was let go by B's turn and is not collected when A moves: it is A's all the same.
+    // A's third read was dispatched by B's turn and is not collected when A moves: it stays A's
+    // restart work.
     let mut world = World::new();
     let one = world.group("iops-total=10");
     let other = world.group("iops-total=1");
@@ -169,20 +171,22 @@ fn limit_and_place_in_one_step() {
     let own = Change::MemberLimits(device, limits("iops-total=1"));
     world.throttle.apply(&[own, Change::MemberGroup(device, Some(fast))], world.now).unwrap();
     world.run_until_ms(800);
-    // One went before. Of its new bucket the same share is used as of the old one: a hundredth of 0.1, so one more goes.
+    // One went before. The new bucket starts with the same used share as the old one, a hundredth
+    // of 0.1, so one more goes.
     assert_eq!(world.times_ms(queue), [0.0, 0.0]);
 }
 
 #[test]
 fn limit_and_place_change_in_one_step() {
-    // In two steps, place first, all ten would go in between: the old limit and the new group both take them.
+    // In two steps, place first, all ten would go in between: the old limit and the new group both
+    // allow them.
     limit_and_place_in_one_step();
     assert!(is_found(Fault::ApplyInSteps, limit_and_place_in_one_step), "a change in steps was not found");
 }
 
 #[test]
 fn groups_swap_places_in_one_step() {
-    // Child and parent, which no order of two moves allows.
+    // Child and parent swap, which no order of two moves allows.
     let mut world = World::new();
     let rack = world.group("iops-total=10");
     let tenant = world.group_below(Some(rack), "iops-total=100", 100);
@@ -195,14 +199,14 @@ fn groups_swap_places_in_one_step() {
         Change::MemberGroup(device, Some(tenant)),
     ];
     world.throttle.apply(&swap, world.now).unwrap();
-    // Above it is only the limit of 100/s now, of which two are used.
+    // Only the limit of 100/s is above the device now, and two of it are used.
     world.run_until_ms(0);
     assert_eq!(world.times_ms(queue), [0.0; 5]);
 }
 
 #[test]
 fn refused_step_changes_nothing() {
-    // The second change makes a circle; the first must not have been made either.
+    // The second change makes a cycle; the first must not have been made either.
     let mut world = World::new();
     let rack = world.group("iops-total=1");
     let tenant = world.group_below(Some(rack), "", 100);
@@ -217,7 +221,7 @@ fn refused_step_changes_nothing() {
 
 #[test]
 fn credit_is_what_may_go_at_once() {
-    // 100/s: 10 at rest; 3 used; 12 used is a debt of 2.
+    // 100/s: 10 at rest; 3 used; 11 used is a debt of 1.
     let mut world = World::new();
     let group = world.group("iops-total=100");
     let (_, queue) = world.simple(group);
@@ -254,7 +258,7 @@ fn group_moves_below_another_and_obeys_it() {
     let (_, queue) = world.simple(tenant);
     world.reads(queue, 60, 4096);
     world.throttle.set_parent(tenant, Some(rack), world.now).unwrap();
-    // The rack's own headroom is its capacity of 1 and the one at the brim; then 10/s.
+    // The rack passes its capacity of 1 and the request at the brim at once; then 10/s.
     let before = world.went.len();
     world.run_until_ms(1_000);
     assert_eq!(world.went.len(), 60);
@@ -306,10 +310,11 @@ fn weight_counts_from_when_it_changes() {
     assert!((748..=752).contains(&gained), "{gained} of 1000 with weight 3 : 1");
 }
 
-/// Gives a device, in the second of three groups and so in the first, its first limit.
+/// A change that gives a device its first limit; the device is in the second of three groups, below
+/// the first.
 type Way = fn(MemberId, [GroupId; 3]) -> Change;
 
-/// All of them, to 10/s, of which two requests go at once.
+/// All such changes, to 10/s, of which two requests go at once.
 const FIRST_LIMITS: [Way; 5] = [
     |device, _| Change::MemberLimits(device, limits("iops-total=10")),
     |_, [_, tenant, _]| Change::GroupLimits(tenant, limits("iops-total=10")),
@@ -318,7 +323,8 @@ const FIRST_LIMITS: [Way; 5] = [
     |_, [_, tenant, slow]| Change::GroupParent(tenant, Some(slow)),
 ];
 
-/// A device that no limit is above goes without asking until it gets one in this way, and again when all limits are gone.
+/// A device without a limit above it skips the lock until it gets a limit in this way, and again
+/// when all limits are gone.
 fn first_limit_counts_at_once(way: Way) {
     let mut world = World::new();
     let rack = world.group("");
@@ -338,7 +344,7 @@ fn first_limit_counts_at_once(way: Way) {
     world.run_until_ms(0);
     world.reads(queue, 100, 4096);
     assert_eq!(world.went.len(), 205);
-    // In the order in which they came: those that were held have not been overtaken.
+    // In arrival order: held requests have not been overtaken.
     assert!(world.went.iter().map(|went| went.number).eq(0..205));
 }
 
@@ -352,7 +358,8 @@ fn whoever_needs_not_ask_does_when_a_limit_comes() {
 
 #[test]
 fn restart_work_is_not_overtaken_when_the_last_limit_goes() {
-    // The limit is lifted, what was held is let go, and before its thread collects it, it has two new requests: no pass for the second.
+    // The limit is lifted and held requests are dispatched; before the thread collects them, two
+    // new requests arrive: no pass for the second.
     let mut world = World::new();
     let device = world.device(None, "iops-total=10");
     let queue = world.queue(device);

@@ -1,17 +1,19 @@
-//! The throttle under model checkers: every interleaving of two or three threads (loom), many random ones of more (shuttle).
+//! The throttle under model checkers: every interleaving of two or three threads (loom), many
+//! random ones of more threads (shuttle).
 //!
 //! ```text
 //!   RUSTFLAGS='--cfg loom'    cargo test --release -p throttle-core models
 //!   RUSTFLAGS='--cfg shuttle' cargo test --release -p throttle-core models
 //! ```
 //!
-//! Each model is a race with a name. Its threads are queue threads as the daemon has them: requests, then turns until
-//! their gate retires, woken by the bell alone or by the deadline, whose time they jump to. A lost
-//! wake-up is a deadlock, a request that does not go exactly once fails its thread, restart work for a queue that is gone
-//! is a panic in the core. In the end everything must come down.
+//! Each model is a race with a name. Its threads are queue threads as in the daemon: requests, then
+//! turns until their gate retires, woken by the bell alone or by the deadline, to which they jump
+//! in time. A lost wake-up is a deadlock; a request that does not go exactly once fails its thread;
+//! restart work for a retired queue panics in the core. In the end all members and groups must be
+//! removable.
 //!
-//! That these checks can fail is shown by planting the faults they are there for; those that show without a second thread
-//! are planted in `explore`.
+//! Planted faults show that these checks can fail; faults that show without a second thread are
+//! planted in `explore`.
 
 use std::sync::Arc;
 
@@ -34,11 +36,11 @@ use crate::planted::{Fault, is_found};
 use crate::throttle::{Doorbell, Throttle};
 use crate::time::Time;
 
-/// A bell that can be waited for.
+/// A bell that a thread can wait for.
 struct Bell {
     is_rung: Mutex<bool>,
     rung: Condvar,
-    /// Looks at this member whenever it is rung: fails if the lock is still held (I8).
+    /// A member that `ring` queries: the query blocks for ever if the lock is still held (I8).
     watches: Option<(Arc<Throttle>, MemberId)>,
 }
 
@@ -69,7 +71,7 @@ impl Doorbell for Bell {
     }
 }
 
-/// A device with one queue, and what its thread will do.
+/// A device with one queue, and the state of its thread.
 struct Device {
     throttle: Arc<Throttle>,
     member: MemberId,
@@ -86,14 +88,15 @@ impl Device {
         Self { throttle: Arc::clone(throttle), member, gate, bell }
     }
 
-    /// Another queue of the same device.
+    /// A second queue of the same device.
     fn another_queue(&self) -> Self {
         let bell = Bell::new(None);
         let gate = Gate::new(Arc::clone(&self.throttle), self.member, 4, bell.clone());
         Self { throttle: Arc::clone(&self.throttle), member: self.member, gate, bell }
     }
 
-    /// The body of a queue thread: sends `requests`, and ends when all have gone and the gate has retired.
+    /// The body of a queue thread: sends `requests`, and ends when all have gone and the gate has
+    /// retired.
     fn serve(mut self, requests: u32) {
         let mut now = Time::ZERO;
         let mut went = Vec::new();
@@ -105,12 +108,12 @@ impl Device {
         loop {
             let is_rung = self.bell.take();
             self.gate.poll(now, is_rung, &mut went);
-            // Refused until everything has gone: the assertion below is what the refusal is for.
+            // Refused until every request has gone; the assertion below checks that.
             if self.gate.retire().is_ok() {
                 break;
             }
             match self.gate.deadline() {
-                // Nothing else happens until then, as far as this thread can know: the time passes.
+                // No event before the deadline is known to this thread: advance the time.
                 Some(deadline) => now = now.max(deadline),
                 None => self.bell.wait(),
             }
@@ -128,7 +131,7 @@ fn group(throttle: &Throttle, text: &str) -> GroupId {
     throttle.add_group(&GroupOptions { limits: limits(text), ..GroupOptions::default() }, Time::ZERO).unwrap()
 }
 
-/// The members and groups of a finished model come down, and nothing refers to them.
+/// Removes the members and groups of a finished model, to which no state may refer.
 fn take_down(throttle: &Throttle, members: &[MemberId], groups: &[GroupId]) {
     throttle.assert_invariants();
     for &member in members {
@@ -139,7 +142,8 @@ fn take_down(throttle: &Throttle, members: &[MemberId], groups: &[GroupId]) {
     }
 }
 
-/// Races (a), (c), (d), R1, R4: a device is removed while the other's turn lets its requests go.
+/// Races (a), (c), (d), R1, R4: a device is removed while the second one's turn dispatches its
+/// requests.
 fn removal_while_the_timer_fires() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -151,7 +155,8 @@ fn removal_while_the_timer_fires() {
     take_down(&throttle, &members, &[group]);
 }
 
-/// R2, race (b): two devices under normal load; each turn of one lets requests of the other go.
+/// R2, race (b): two devices under normal load; each turn of one dispatches requests of its
+/// neighbour.
 fn two_devices_under_load() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -163,7 +168,7 @@ fn two_devices_under_load() {
     take_down(&throttle, &members, &[group]);
 }
 
-/// R42, two members that leave and hand over to each other, two removals of one device.
+/// R42, two members that leave and hand the deadline to each other, two removals of one device.
 fn everyone_is_removed_at_once() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -205,7 +210,7 @@ fn device_moves_under_load() {
     take_down(&throttle, &members, &groups);
 }
 
-/// Two devices move in opposite directions: one lock, so there is no order of locks to get wrong.
+/// Two devices move in opposite directions: with one lock there is no lock order to get wrong.
 fn devices_swap_groups() {
     let throttle = Throttle::new();
     let groups = [group(&throttle, "iops-total=1"), group(&throttle, "iops-total=2")];
@@ -223,7 +228,7 @@ fn devices_swap_groups() {
     take_down(&throttle, &members, &groups);
 }
 
-/// A group loses its last member while somebody tries to remove it and a device joins.
+/// A group loses its last member while a thread tries to remove it and a device joins.
 fn group_removed_while_a_device_joins() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -239,7 +244,7 @@ fn group_removed_while_a_device_joins() {
     take_down(&throttle, &[members[0], joined], &[group]);
 }
 
-/// I8: a bell that itself asks the throttle finds the lock free.
+/// I8: a bell that itself queries the throttle finds the lock free.
 fn bells_ring_without_the_lock() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -254,7 +259,8 @@ fn bells_ring_without_the_lock() {
     take_down(&throttle, &members, &[group]);
 }
 
-/// R10, R14: the only device goes while its deadline comes; timer and drain both wake the same request.
+/// R10, R14: the only device is removed at its deadline; timer and drain both wake the same
+/// request.
 fn last_device_is_removed_while_its_timer_fires() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -267,7 +273,8 @@ fn last_device_is_removed_while_its_timer_fires() {
     take_down(&throttle, &[member], &[group]);
 }
 
-/// R3: one device served by two threads; each lets requests of the other go, and the removal waits for both.
+/// R3: a device served by two threads; each dispatches requests of its sibling, and the removal
+/// waits for both.
 fn two_queues_of_one_device_are_removed() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -280,8 +287,9 @@ fn two_queues_of_one_device_are_removed() {
     take_down(&throttle, &[member], &[group]);
 }
 
-/// A removal fails while requests come, and then succeeds: what the first drain let go, what comes after its end and what the second
-/// one lets go each go once, in order, whoever looks when.
+/// A removal fails while requests arrive, and then succeeds: requests dispatched by the first
+/// drain, requests after its end and requests dispatched by the second drain each go once, in
+/// order, under any schedule.
 fn removal_fails_and_is_tried_again() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=1");
@@ -295,8 +303,8 @@ fn removal_fails_and_is_tried_again() {
     take_down(&throttle, &members, &[group]);
 }
 
-/// A limit is lowered, and raised again, between the computation of a deadline and the wait for it: the old deadline is a
-/// turn for nothing, never a turn too late.
+/// A limit is lowered, and raised again, between the computation of a deadline and the wait for it:
+/// the old deadline causes a turn in vain, never a late turn.
 fn limits_fall_and_rise_under_load() {
     let throttle = Throttle::new();
     let group = group(&throttle, "iops-total=10");
@@ -310,8 +318,9 @@ fn limits_fall_and_rise_under_load() {
     take_down(&throttle, &members, &[group]);
 }
 
-/// Where requests go in company threads come by themselves, at an instant that they were told, and are not rung for what goes from
-/// then on: neither thread is counted on without knowing, nor asleep when its device goes.
+/// With timer slack, threads poll by themselves at a known deadline, and are not rung for work due
+/// from then on: the tree counts on no thread that does not know the deadline, and no thread sleeps
+/// on when its device is removed.
 fn removal_while_both_come_by_themselves() {
     let throttle = Throttle::in_company();
     // 1,000 requests of 512 bytes a second; a limit may run ahead by a tenth of that.
@@ -325,7 +334,8 @@ fn removal_while_both_come_by_themselves() {
     take_down(&throttle, &members, &[group]);
 }
 
-/// A device that no limit is above asks nobody; when it gets one, whoever knows that it has is held by it.
+/// A device without a limit above it skips the lock; once a thread knows that it has a limit, the
+/// limit holds.
 fn first_limit_comes_while_requests_pass() {
     let throttle = Throttle::new();
     let group = group(&throttle, "");
@@ -353,13 +363,14 @@ fn first_limit_comes_while_requests_pass() {
 
 #[cfg(loom)]
 fn check(model: fn()) {
-    // Two preemptions besides the switches that blocking forces find all races named here but (c), which needs three.
+    // Two preemptions besides the switches that blocking forces find all races named here but (c),
+    // which needs three.
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(model);
 }
 
-/// Schedules for each model and kind of search.
+/// Schedules per model and kind of search.
 #[cfg(shuttle)]
 const SCHEDULES: usize = 50_000;
 

@@ -1,4 +1,5 @@
-//! What limits promise, on random trees and loads: never more than allowed in any window, never less while work waits.
+//! Two promises of limits, on random trees and loads: never more than allowed in any window, never
+//! less while requests wait.
 
 use std::sync::Arc;
 
@@ -21,8 +22,8 @@ proptest! {
         own_bps in 50_000_u64..2_000_000,
         steps in prop::collection::vec((0..3_usize, 1_u64..150_000, any::<bool>(), 0_u64..30_000_000), 1..150),
     ) {
-        // rack (bytes) over tenant (operations) over A (bytes written) and B; C in the rack. Each limit for itself: served
-        // <= rate · T + capacity + the one request at the brim.
+        // rack (bytes) over tenant (operations) over A (bytes written) and B; C in the rack. Each
+        // limit on its own: served <= rate · T + capacity + the request at the brim.
         let mut world = World::new();
         let rack = world.group(&format!("bps-total={rack_bps}"));
         let tenant = world.group_below(Some(rack), &format!("iops-total={tenant_iops}"), 200);
@@ -54,8 +55,9 @@ proptest! {
         sizes in prop::collection::vec(512_u64..65_536, 1..20),
         gaps_ns in prop::collection::vec(1_u64..50_000_000, 1..100),
     ) {
-        // Two queues that always have 16 requests waiting. A bucket that always has takers never runs empty, so what was
-        // let go is what has drained, rate · T, and what stands in it, more than the capacity.
+        // Two queues that always have 16 requests waiting. A bucket with requests always waiting
+        // never runs empty, so the bytes served are those drained, rate · T, and the level, which
+        // is above the capacity.
         let mut world = World::new();
         let group = world.group(&format!("bps-total={bps}"));
         let queues = [world.simple(group).1, world.simple(group).1];
@@ -93,7 +95,8 @@ proptest! {
         bps in 1_000_000_u64..1_000_000_000,
         turns in prop::collection::vec((prop::collection::vec((any::<bool>(), 1_u64..150_000), 0..40), 1_u64..20_000_000), 1..40),
     ) {
-        // The lock is taken once for all that come in a turn, and what is prepaid needs none: that is all the difference there is.
+        // Asked together, the requests of a turn take the lock once, and prepaid ones not at all;
+        // decisions are the same.
         let sides = [(); 2].map(|()| {
             let world = World::as_in_daemon();
             let group = world.group(&format!("iops-total={iops} bps-read={bps}"));

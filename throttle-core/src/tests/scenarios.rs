@@ -1,4 +1,5 @@
-//! What once broke QEMU's throttle groups, each replayed. The numbers (R1, U2 …) name the failure in `ARCHITECTURE.md`.
+//! Failures of QEMU's throttle groups, each replayed. The numbers (R1, U2 …) name the failure in
+//! `ARCHITECTURE.md`.
 
 use super::world::{OneChange, World};
 use crate::cost::Operation;
@@ -8,7 +9,7 @@ use crate::time::Time;
 
 #[test]
 fn r1_queue_with_restart_work_outstanding_cannot_retire() {
-    // Restart work posted to a queue must run before the queue may go.
+    // Restart work posted to a queue must run before the queue retires.
     let mut world = World::new();
     let group = world.group("iops-total=10");
     let (a, queue) = world.simple(group);
@@ -26,7 +27,7 @@ fn r1_queue_with_restart_work_outstanding_cannot_retire() {
 
 #[test]
 fn r4_member_that_leaves_hands_the_deadline_on() {
-    // A's queue watches the clock for both. When A is drained, B's must be told, or B hangs.
+    // A's queue owns the deadline of both. When A is drained, B's queue must learn it, or B hangs.
     let mut world = World::new();
     let group = world.group("iops-total=10");
     let (a, qa) = world.simple(group);
@@ -39,7 +40,7 @@ fn r4_member_that_leaves_hands_the_deadline_on() {
     assert_eq!(world.retire(qa), Ok(()));
     assert_eq!(world.throttle.leave(a, world.now), Ok(()));
     world.run_until_ms(10_000);
-    // A's third was charged as it was let go, so B waits behind all three: (3 - 1) / 10/s.
+    // A's third was charged when it was dispatched, so B waits behind all three: (3 - 1) / 10/s.
     assert_eq!(world.times_ms(qb), [200.0]);
 }
 
@@ -93,7 +94,7 @@ fn r12_member_that_left_is_in_nobodys_way() {
 
 #[test]
 fn r13_change_of_group_does_not_end_a_drain() {
-    // I9: what arrives after the move is still not held, whatever the new group allows.
+    // I9: requests after the move are still not held, under any limits of the new group.
     let mut world = World::new();
     let group = world.group("iops-total=10");
     let other = world.group("iops-total=1");
@@ -128,14 +129,14 @@ fn removal_that_fails() {
 
 #[test]
 fn f70_a_removal_that_fails_ends_its_drain_and_the_limits_hold_again() {
-    // A device that goes on without limits takes what its neighbours are promised.
+    // A device that stays without limits takes rate that its neighbours are promised.
     removal_that_fails();
     assert!(is_found(Fault::DrainForEver, removal_that_fails), "a drain that does not end was not found");
 }
 
 #[test]
 fn a_device_that_starts_is_not_limited_by_the_end_of_a_drain() {
-    // Only a drain is ended: the kernel and udev still read the new disk.
+    // `end_drain` only ends a drain: during the start, the kernel and udev still read the new disk.
     let mut world = World::new();
     let group = world.group("iops-total=1");
     let options = MemberOptions { group: Some(group), ..MemberOptions::default() };
@@ -162,7 +163,7 @@ fn r15_one_busy_member_of_three_is_not_starved() {
 
 #[test]
 fn u2_removal_at_one_iops_does_not_wait_for_the_limit() {
-    // 32 held at 1 IOPS would take 31 s; a drain lets them go at once.
+    // 32 held at 1 IOPS would take 31 s; a drain dispatches them at once.
     let mut world = World::new();
     let group = world.group("iops-total=1");
     let (a, queue) = world.simple(group);
@@ -187,13 +188,15 @@ fn neighbour_through_a_removal() {
     world.reads(qa, 500, 4096);
     assert_eq!(world.times_ms(qa), [0.0; 573]);
     world.run_until_ms(1_000);
-    // 20 of the 32 are charged: 50 ms. The first of B waits for them, and the others for no more than their turn.
+    // 20 of the 32 are charged: 50 ms. The first request of B waits for them, the next two only for
+    // their turn.
     assert_eq!(world.times_ms(qb), [52.5, 55.0, 57.5]);
 }
 
 #[test]
 fn removal_makes_a_neighbour_wait_no_more_than_50_ms_longer() {
-    // At 400/s 532 requests are more than a second: a pause for whoever has nothing to do with it.
+    // At 400/s 532 requests are more than a second: a pause for a neighbour that has no part in the
+    // removal.
     neighbour_through_a_removal();
     assert!(is_found(Fault::DrainChargesAll, neighbour_through_a_removal), "a drain that charges all was not found");
 }
@@ -231,7 +234,7 @@ fn r42_queue_of_an_exempt_or_idle_device_retires_at_once() {
 
 #[test]
 fn two_queues_of_one_device_keep_arrival_order() {
-    // The member's order is that of arrival, whichever queue fetched.
+    // The member's order is that of arrival, across both queues.
     let mut world = World::new();
     let group = world.group("iops-total=10");
     let member = world.device(Some(group), "");
@@ -282,8 +285,8 @@ fn limit_of_a_device_holds_beside_that_of_its_group_and_lends_the_rest() {
 
 #[test]
 fn late_and_spurious_turns_change_nothing() {
-    // Each queue looks in every millisecond as well, and the timer is 3 ms late: no rate is lost or gained, as draining
-    // uses the time that really passed (lateness < capacity / avg = 100 ms).
+    // The queues are polled each 4 ms, so each poll is up to 2 ms after a request is due: no rate
+    // is lost or gained, as draining uses the elapsed time (lateness < capacity / avg = 100 ms).
     let mut world = World::new();
     let group = world.group("iops-total=100");
     let (_, qa) = world.simple(group);
@@ -313,7 +316,8 @@ fn flush_passes_a_full_bucket_and_costs_nothing() {
 
 #[test]
 fn restart_work_is_not_overtaken_by_a_later_request() {
-    // B's turn lets go of A's last read; A's next arrives before A has collected it, and must go behind it.
+    // B's turn dispatches A's last read; A's next arrives before A has collected it, and must go
+    // behind it.
     let mut world = World::new();
     let group = world.group("iops-total=100");
     let (_, qa) = world.simple(group);

@@ -1,7 +1,8 @@
-//! Many requests that come or go at one instant take short cuts, and nobody can tell.
+//! Fast paths for many requests that arrive or go at one instant have no observable effect.
 //!
-//! Where two of a line wait, those behind them join it without a look at anything else; where one line is all that waits in its tree,
-//! its requests go without asking whose turn it is for each of them.
+//! With two requests waiting in a line, later ones join it without a look at the tree. A line that
+//! holds all waiting requests of its tree is dispatched as a run, without a choice of the turn for
+//! each request.
 
 use proptest::prelude::*;
 
@@ -21,7 +22,7 @@ const MEMBERS: usize = 4;
 #[derive(Clone, Debug)]
 struct Step {
     member: usize,
-    /// Of the first, the third, … and of the second, the fourth, …
+    /// The operations of the requests with even and with odd index.
     operations: [Operation; 2],
     bytes: u64,
     count: u32,
@@ -111,7 +112,7 @@ proptest! {
     }
 }
 
-/// The comparison holds, and without that condition of a short cut it does not.
+/// The comparison holds, and fails once the fault removes a condition of the fast path.
 fn expect_condition_to_be_needed(fault: Fault, of: [&str; 6], steps: &[Step]) {
     let of = of.map(limits);
     let compare = || expect_short_cuts_to_be_as_one_by_one(&of, [100; 5], steps);
@@ -123,28 +124,31 @@ fn step(member: usize, operations: [Operation; 2], count: u32) -> Step {
     Step { member, operations, bytes: 4096, count, then_ns: 50_000_000 }
 }
 
-/// Reads of two members that wait together, and a look at them.
+/// Reads of two members that wait together, and a later dispatch.
 fn two_that_wait() -> [Step; 3] {
     [(0, 400), (1, 400), (0, 1)].map(|(member, count)| step(member, [Operation::Read; 2], count))
 }
 
 #[test]
 fn a_run_ends_where_another_has_the_turn() {
-    // Two members under one limit. Without a look at the other the first of them would have all of it.
+    // Two members under one limit. A run that ignores the second member would give all of it to the
+    // first.
     let of = ["iops-total=2000", "", "", "", "", ""];
     expect_condition_to_be_needed(Fault::RunOverOthers, of, &two_that_wait());
 }
 
 #[test]
 fn the_first_of_a_line_does_not_join_unseen() {
-    // A read is the first of its line among writes, and may be due before them: it has to find its place.
+    // A read among writes is the first of its own line, and may be due before them: it needs a
+    // place in the tree.
     let of = ["bps-write=4000000", "", "", "", "", ""];
     expect_condition_to_be_needed(Fault::JoinUnseen, of, &[step(0, [Operation::Write, Operation::Read], 400)]);
 }
 
 #[test]
 fn who_has_reached_a_limit_of_its_own_loses_its_place() {
-    // Two members under a limit that lets both go on; the first has one of its own, which ends its turns long before.
+    // Two members under a limit that both may use; the first has a limit of its own, which ends its
+    // turns long before.
     let of = ["iops-total=100000", "", "iops-total=300", "", "", ""];
     expect_condition_to_be_needed(Fault::PlacesKept, of, &two_that_wait());
 }

@@ -1,4 +1,4 @@
-//! The examples by which QEMU's throttle is explained, each to the nanosecond.
+//! The worked examples that explain QEMU's throttle, each to the nanosecond.
 
 use super::world::World;
 use crate::cost::Operation;
@@ -75,7 +75,7 @@ fn a_burst_of_four_seconds_is_a_rate_and_ends_when_the_bucket_is_full() {
     let after_5_s = world.count_by_ms(5_000);
     assert_eq!(world.count_by_ms(6_000), after_5_s + 10);
     assert_eq!(world.count_by_ms(8_000), after_5_s + 30);
-    // Over all: capacity 280 + 10/s + the one at the brim.
+    // Over all: capacity 280 + 10/s + the request at the brim.
     assert_eq!(world.count_by_ms(8_000), 280 + 80 + 1);
 }
 
@@ -89,16 +89,17 @@ fn a_pool_of_one_second_goes_at_any_speed() {
 
 #[test]
 fn a_minute_of_burst_at_2000_then_100() {
-    // iops 100, max 2000, length 60: 201 at once and 2000/s up to 120,201 at 60 s. The bucket holds 120,000 units and
-    // fills at 1900/s, so it is full at 120,000 / 1900 = 63.158 s; 100/s from there: by 63.158 s those with
-    // n - 6315.8 <= 120,000 have gone, n = 0 … 126,315.
+    // iops 100, max 2000, length 60: 201 at once and 2000/s up to 120,201 at 60 s. The bucket holds
+    // 120,000 units and fills at 1900/s, so it is full at 120,000 / 1900 = 63.158 s; 100/s from
+    // there. By 63.158 s every request n with n - 6315.8 <= 120,000 has gone, n = 0 … 126,315.
     let went = backlogged_counting("iops-total=100 iops-total-max=2000 iops-total-max-length=60", 70_000);
     assert_eq!(count(&went, 60_000), 120_201);
     assert_eq!(count(&went, 63_158), 126_316);
     assert_eq!(count(&went, 69_158), 126_916);
 }
 
-/// As [`backlogged`] without a world, for counts beyond what tags can number: instants at which requests went.
+/// As [`backlogged`] on a bare limiter, for runs of more than 100,000 requests: the instants at
+/// which requests went.
 fn backlogged_counting(text: &str, end_ms: u64) -> Vec<Time> {
     let mut limiter = crate::limiter::Limiter::new(&super::world::limits(text));
     let cost = crate::charge::ChargeTable::DEFAULT.cost(Operation::Read, 4096);

@@ -1,7 +1,8 @@
 //! A world of devices and queues on one thread, in virtual time.
 //!
-//! It plays the part of the queue threads: each turn is `request`s, a `poll`, and a wait until the deadline or the bell.
-//! The bell may be late: a queue is only polled when the world gets to it. Invariants are checked after every step.
+//! The world plays the queue threads: each turn is `request`s, a `poll`, and a wait until the
+//! deadline or the bell. A bell may be late: a queue is polled only when the world gets to it.
+//! Invariants are checked after every step.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +39,7 @@ pub fn limits(text: &str) -> Limits {
     limits
 }
 
-/// A single change, in a word.
+/// A single change, with a short call for each kind.
 pub trait OneChange {
     fn change(&self, change: Change, now: Time) -> Result<(), BadParent>;
 
@@ -78,12 +79,12 @@ impl Doorbell for Bell {
     }
 }
 
-/// A request that was let go.
+/// A dispatched request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Went {
     pub at: Time,
     pub queue: usize,
-    /// Counts the requests of its queue from 0, in arrival order.
+    /// The number of the request in its queue, from 0, in arrival order.
     pub number: u32,
     pub operation: Operation,
     pub bytes: u64,
@@ -108,7 +109,7 @@ pub struct World {
 }
 
 impl World {
-    /// Nothing in it yet. Every step checks the invariants, and every decision is exact.
+    /// An empty world. Every step checks the invariants, and every decision is exact.
     pub fn new() -> Self {
         Self {
             throttle: Throttle::new(),
@@ -120,7 +121,7 @@ impl World {
         }
     }
 
-    /// One whose queues may have leases, and let several requests go together.
+    /// An empty world with leases and timer slack, as in the daemon.
     pub fn as_in_daemon() -> Self {
         let mut world = Self::new();
         world.throttle = Throttle::in_company();
@@ -128,7 +129,7 @@ impl World {
         world
     }
 
-    /// One for long runs, which does not check them.
+    /// An empty world for long runs, without checks of the invariants.
     pub fn unchecked() -> Self {
         let mut world = Self::new();
         world.is_checked = false;
@@ -187,7 +188,7 @@ impl World {
         self.check();
     }
 
-    /// The queue looks in now, whether it has a reason or not.
+    /// A poll of the queue now, with or without a reason.
     pub fn poll(&mut self, queue: usize) {
         let state = &mut self.queues[queue];
         if state.retired {
@@ -216,7 +217,8 @@ impl World {
         self.poll(queue);
     }
 
-    /// Lets the time pass up to `end`, giving each queue its turn when it is rung or its deadline has come.
+    /// Advances the time to `end`; each queue takes a turn when it is rung or its deadline has
+    /// come.
     pub fn run_until(&mut self, end: Time) {
         loop {
             while let Some(queue) = self.rung() {
@@ -243,12 +245,12 @@ impl World {
         self.queues.iter().position(|queue| !queue.retired && queue.bell.0.load(Ordering::Relaxed))
     }
 
-    /// Whether the thread of a queue may sleep until its deadline, whatever comes.
+    /// Whether the thread of a queue may sleep until its deadline regardless of new requests.
     pub fn is_calm(&self, queue: usize) -> bool {
         self.queues[queue].gate.is_calm()
     }
 
-    /// Whether a queue has been rung and has not looked yet.
+    /// Whether a queue has been rung and has not polled yet.
     pub fn is_rung(&self, queue: usize) -> bool {
         self.queues[queue].bell.0.load(Ordering::Relaxed)
     }
@@ -257,7 +259,8 @@ impl World {
         self.queues[queue].gate.deadline()
     }
 
-    /// When the world has to go on by itself: at once if a bell rings, else at the first deadline of any queue.
+    /// The next instant at which the world has a turn to play: now if a bell rings, otherwise the
+    /// first deadline of any queue.
     pub fn next_deadline(&self) -> Option<Time> {
         if self.rung().is_some() {
             return Some(self.now);
@@ -272,12 +275,12 @@ impl World {
         result
     }
 
-    /// When the requests of a queue went, in milliseconds, in the order in which they went.
+    /// The instants at which the requests of a queue went, in milliseconds, in that order.
     pub fn times_ms(&self, queue: usize) -> Vec<f64> {
         self.went.iter().filter(|went| went.queue == queue).map(|went| went.at.as_nanos() as f64 / 1e6).collect()
     }
 
-    /// How many requests went up to and including `ms`.
+    /// The number of requests that went up to and including `ms`.
     pub fn count_by_ms(&self, ms: u64) -> usize {
         self.went.iter().filter(|went| went.at.as_nanos() <= ms * 1_000_000).count()
     }
@@ -285,7 +288,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // A gate must not go while it holds something: let everything go first, as a removal does.
+        // A gate must not be dropped while it holds a request: drain first, as a removal does.
         if std::thread::panicking() {
             return;
         }
