@@ -1,4 +1,4 @@
-//! `backend`: exactly one of file, block, memory and null, with what belongs to it.
+//! `backend`: exactly one of file, block, memory and null, with the options of that kind.
 
 use std::path::{Path, PathBuf};
 
@@ -12,19 +12,19 @@ pub(crate) const KEYS: [&str; 8] = ["file", "block", "memory", "null", "size", "
 pub(crate) const KINDS: [&str; 4] = ["file", "block", "memory", "null"];
 pub(crate) const ONE_KIND: &str = "a backend is one of file, block, memory and null";
 
-/// Linux's `PATH_MAX`, less the closing 0.
+/// Linux's `PATH_MAX`, without the closing NUL.
 const PATH_BYTES_MAX: usize = 4095;
 
-/// What was read of a backend.
+/// A backend as read, with the places for later checks.
 pub(super) struct Description<'n> {
     pub(super) backend: Backend,
-    /// Where its path or size stands.
+    /// The place of its path or size.
     pub(super) place: Place,
-    /// Its size, and what says it, if anything does.
+    /// Its size and the item that gives it; `None` if no size is given.
     pub(super) size: Option<(u64, Item<'n>)>,
 }
 
-/// Relative paths start at `base`; without one they are refused.
+/// Reads a backend. Relative paths start at `base`; without `base` they are refused.
 pub(super) fn read<'n>(
     item: &Item<'n>,
     base: Option<&Path>,
@@ -118,7 +118,7 @@ fn read_direct(item: &Item<'_>, notes: &mut Notes) -> Option<Direct> {
     item.bool_or(notes, &[Direct::Auto.word()]).map(Direct::from)
 }
 
-/// Refuses a size that is no whole number of blocks.
+/// Refuses a size that is no multiple of the block size.
 pub(crate) fn check_blocks(size: u64, item: &Item<'_>, block_size: u32, notes: &mut Notes) {
     let block = u64::from(block_size);
     if !size.is_multiple_of(block) {
@@ -153,7 +153,7 @@ pub(crate) fn read_size(item: &Item<'_>, notes: &mut Notes) -> Option<u64> {
     None
 }
 
-/// Relative paths start at the directory of the configuration, wherever the daemon is started.
+/// Reads a path. A relative path starts at the directory of the configuration, not at the daemon's.
 fn read_path(item: &Item<'_>, base: Option<&Path>, notes: &mut Notes) -> Option<PathBuf> {
     let allowed = match base {
         Some(_) => "allowed: an absolute path, or one relative to the directory of this file",
@@ -173,6 +173,7 @@ fn read_path(item: &Item<'_>, base: Option<&Path>, notes: &mut Notes) -> Option<
         item.fault(notes, format!("a path of {} bytes", path.as_os_str().len()), "a path has at most 4095 bytes");
         return None;
     }
-    // Without `.` and doubled slashes, so that equal paths compare equal. `..` stays: before it there may be a symlink.
+    // Drop `.` and doubled slashes, so that equal paths compare equal. Keep `..`: a symlink may
+    // precede it.
     Some(path.components().collect())
 }

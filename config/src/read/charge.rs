@@ -1,11 +1,12 @@
-//! `charge`, of a group: what operations count as for the devices below it.
+//! `charge`, of a group: the charge of each operation for the devices below it.
 //!
 //! ```text
 //!   rack     charge: { flush: op }          reads bytes, …, discards op,    flushes op
-//!   tenant   charge: { discard: bytes }     reads bytes, …, discards bytes, flushes op     as the rack, but for its own
+//!   tenant   charge: { discard: bytes }     reads bytes, …, discards bytes, flushes op     inherits from the rack
 //! ```
 //!
-//! The core knows whole tables only, so what a group does not say is filled in here, from the top down.
+//! The core knows whole tables only, so entries that a group leaves out are filled in here, from
+//! the top down.
 
 use throttle_core::charge::{Charge, ChargeTable};
 
@@ -14,7 +15,7 @@ use crate::fields::{Fields, Item, Notes};
 const KEYS: [&str; 5] = ["read", "write", "write-zeroes", "discard", "flush"];
 const CHARGES: [(&str, Charge); 3] = [("free", Charge::Free), ("op", Charge::Op), ("bytes", Charge::Bytes)];
 
-/// What a group says itself.
+/// The entries that a group itself gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
     read: Option<Charge>,
@@ -26,7 +27,8 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// The table of the group; `None` if it says nothing and so has that of its parent.
+    /// The table of the group over the inherited one; `None` if the group gives no entry and
+    /// inherits the table of its parent.
     pub(super) fn over(&self, inherited: &ChargeTable) -> Option<ChargeTable> {
         (*self != Self::default()).then(|| ChargeTable {
             read: self.read.unwrap_or(inherited.read),
@@ -53,7 +55,7 @@ pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Said {
     said
 }
 
-/// The charge of write-zeroes, or `auto`: as the backend writes them, whatever the parent says.
+/// The charge of write-zeroes, or `auto`: decided by the backend, for any table of the parent.
 fn read_zeroes(item: &Item<'_>, notes: &mut Notes) -> Option<Option<Charge>> {
     let [free, op, bytes] = CHARGES.map(|(word, charge)| (word, Some(charge)));
     item.word(notes, &[free, op, bytes, ("auto", None)], &[])

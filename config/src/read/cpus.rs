@@ -1,4 +1,4 @@
-//! `cpus`, of a device or of all: which CPUs its queue threads may run on.
+//! `cpus`, of a device or of the defaults: the CPUs that its queue threads may run on.
 //!
 //! ```text
 //!   cpus: "0-3,8"      cpus: [0, 1, 2-3, 8]      cpus: 3      cpus: all
@@ -10,7 +10,7 @@ use crate::yaml::Value;
 
 const WANTED: &str = "allowed: CPUs like \"0-3,8\" or [0, 1, 8], or `all`";
 
-/// What is said, if it is sound: some CPUs, or `None` for `all`.
+/// The CPUs given, or `Some(None)` for `all`; `None` after a fault.
 pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Option<Option<Cpus>> {
     if item.is_word("all") {
         return Some(None);
@@ -22,7 +22,7 @@ pub(super) fn read(item: &Item<'_>, notes: &mut Notes) -> Option<Option<Cpus>> {
         item.fault(notes, "an empty list", WANTED);
     }
     let entries = nodes.iter().map(|node| Item { node, ..item.clone() });
-    // All of them, so that each fault is told.
+    // Read all entries, so that each fault is noted.
     let read: Vec<Option<Cpus>> = entries.map(|entry| one(&entry, notes)).collect();
     let read: Option<Vec<Cpus>> = read.into_iter().collect();
     read?.into_iter().reduce(|all, more| all.with(&more)).map(Some)

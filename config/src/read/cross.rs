@@ -1,5 +1,5 @@
-//! What one entry cannot know alone: whether a group exists, whether an id or a path is taken; and where in the file stands
-//! what is odd about the whole.
+//! Checks across entries: whether a group exists, whether an id or a path is taken; and the places
+//! in the file for warnings about the whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,18 +14,18 @@ use crate::source::Place;
 /// Names, ids and paths seen so far, each with its place.
 #[derive(Debug, Default)]
 pub(crate) struct Cross<'n> {
-    /// Every name of a group, also of one that has faults of its own.
+    /// The name of every group, including groups with faults of their own.
     groups: BTreeMap<&'n str, Place>,
-    /// Where the groups begin.
+    /// The line of the first group.
     groups_line: Option<u32>,
     parents: Parents<'n>,
     devices: BTreeMap<&'n str, Place>,
     ids: BTreeMap<u32, (&'n str, Place)>,
-    /// The first owner of each kind, of the four there are.
+    /// Per path, the first owner of each kind: read-only or not, shared or not.
     paths: BTreeMap<PathBuf, Vec<Owner<'n>>>,
 }
 
-/// A device that has a path for its backend.
+/// A device whose backend has a path.
 #[derive(Debug)]
 pub(super) struct Owner<'n> {
     pub(super) device: &'n str,
@@ -40,7 +40,7 @@ impl<'n> Cross<'n> {
         self.groups.insert(name, item.key_place);
     }
 
-    /// Whether there is such a group.
+    /// Whether the group exists; notes a fault if not.
     pub(super) fn check_group(&self, name: &str, item: &Item<'_>, notes: &mut Notes) -> bool {
         if self.groups.contains_key(name) {
             return true;
@@ -76,8 +76,9 @@ impl<'n> Cross<'n> {
         }
     }
 
-    /// Notes the path of a device's backend. One writer, or any number of those that only read or say that they share it: the
-    /// same rule as that of the lock which a device takes when it starts.
+    /// Records the path of a device's backend. A path has one writer and no second device, or any
+    /// number of devices that are read-only or `shared`: the same rule as that of the lock which a
+    /// device takes at its start.
     pub(super) fn add_path(&mut self, path: &Path, owner: Owner<'n>, key: &str, notes: &mut Notes) {
         let owners = self.paths.entry(path.to_owned()).or_default();
         let is_alone = |owner: &Owner<'_>| !(owner.read_only || owner.shared);
@@ -112,7 +113,7 @@ impl<'n> Cross<'n> {
         self.devices.insert(name, item.key_place);
     }
 
-    /// Warns of what can only be seen from the whole, which has no faults.
+    /// Notes warnings about the whole configuration, which has no faults.
     pub(super) fn check(&self, config: &Config, notes: &mut Notes) {
         if config.devices.is_empty() {
             notes.warn(Place::START, "devices", WarningKind::NoDevices);

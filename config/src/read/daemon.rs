@@ -1,14 +1,15 @@
-//! `limits` and `control` at the top of a file: what the daemon itself may take, and who may ask it.
+//! `limits` and `control` at the top of a file: the daemon's memory bound, and the group that may
+//! query it.
 
 use crate::fault::shown;
 use crate::fields::{Fields, Item, Notes};
 use crate::model::{Config, Device};
 use crate::quantity::{self, Bytes, Unit};
 
-/// Linux's `LOGIN_NAME_MAX` is larger; the tools that make groups stop here.
+/// The longest name that the tools for groups accept; Linux's `LOGIN_NAME_MAX` is larger.
 const GROUP_NAME_MAX: usize = 32;
 
-/// The bound on what all devices take together, and what says it.
+/// The memory bound of all devices together, and the item that gives it.
 pub(super) fn memory_max<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<(u64, Item<'n>)> {
     const ALLOWED: &str = "allowed: a size like 4GiB, above 0; leave it out for no bound";
     let mut fields = Fields::of(item, notes)?;
@@ -23,7 +24,8 @@ pub(super) fn memory_max<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<(u64,
     Some((bytes, memory))
 }
 
-/// Refuses devices that take more than `bytes_max` in all: their buffers, and what those of memory hold when they are full.
+/// Refuses devices that together take more than `bytes_max`: their buffers, and the contents of
+/// full memory devices.
 pub(super) fn check_memory(config: &Config, bytes_max: u64, item: &Item<'_>, notes: &mut Notes) {
     let (needed, buffers) = (config.memory_bytes(), config.buffer_bytes());
     let Some(largest) = config.devices.iter().max_by_key(|device| device.memory_bytes()) else { return };
@@ -52,7 +54,8 @@ pub(super) fn check_memory(config: &Config, bytes_max: u64, item: &Item<'_>, not
     }
 }
 
-/// The Unix group that may use the reading commands. Whether there is such a group, the system that runs it knows.
+/// The Unix group that may use the reading commands. Whether the group exists is for the running
+/// system to check.
 pub(super) fn readers(item: &Item<'_>, notes: &mut Notes) -> Option<String> {
     const ALLOWED: &str = "allowed: a group's name, as in /etc/group, or its number";
     let mut fields = Fields::of(item, notes)?;
@@ -67,7 +70,7 @@ pub(super) fn readers(item: &Item<'_>, notes: &mut Notes) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// A number below 2^32 - 1, which means "nobody" to the kernel, or what `groupadd` takes for a name.
+/// A number below 2^32 - 1 (which the kernel reads as "no id"), or a name that `groupadd` accepts.
 fn is_group(name: &str) -> bool {
     if name.bytes().all(|byte| byte.is_ascii_digit()) {
         return name.parse::<u32>().is_ok_and(|number| number < u32::MAX);
@@ -83,7 +86,7 @@ mod tests {
 
     #[test]
     fn unix_group_is_a_name_or_a_number() {
-        // What groupadd and the kernel take, on both sides of the borders.
+        // Names that groupadd and the kernel accept, on both sides of the borders.
         for name in ["disk", "_ublk", "a.b-c", "machine$", "0", "1000", "4294967294", &"x".repeat(32)] {
             assert!(is_group(name), "{name}");
         }

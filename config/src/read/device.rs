@@ -1,4 +1,4 @@
-//! One entry of `devices`.
+//! An entry of `devices`.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub(crate) const KEYS: [&str; 13] = [
     "cpus",
 ];
 
-/// The logical blocks that disks have.
+/// The logical block sizes of disks.
 const BLOCK_SIZES: [(&str, u32); 2] = [("512", 512), ("4096", 4096)];
 
 pub(super) fn read<'n>(
@@ -125,7 +125,7 @@ pub(super) fn read<'n>(
     })
 }
 
-/// A number, however it is written, of which only two are taken.
+/// Reads 512 or 4096, in any spelling of a number.
 fn read_block_size(item: &Item<'_>, notes: &mut Notes) -> Option<u32> {
     let number = match &item.node.value {
         Value::Text { text, .. } => quantity::parse_count(text).ok(),
@@ -135,7 +135,7 @@ fn read_block_size(item: &Item<'_>, notes: &mut Notes) -> Option<u32> {
     known.map(|(_, bytes)| *bytes).or_else(|| item.word(notes, &BLOCK_SIZES, &[]))
 }
 
-/// A device that stands in no file: its path is absolute, its group is for the caller to check.
+/// A device outside any file: its path is absolute, and the caller checks its group.
 pub(crate) fn read_alone(name: &str, item: &Item<'_>, notes: &mut Notes) -> Option<Device> {
     let mut cross = Cross::default();
     if let Some(group) = Fields::of(item, &mut Notes::default())?.take("group")

@@ -1,4 +1,4 @@
-//! One entry of `groups`.
+//! An entry of `groups`.
 
 use throttle_core::share::WEIGHT_DEFAULT;
 
@@ -9,10 +9,10 @@ use crate::read::{charge, limits, weight};
 
 pub(crate) const KEYS: [&str; 4] = ["parent", "weight", "limits", "charge"];
 
-/// The word for no group, where one is changed: `group=none`.
+/// The value of `group` and `parent` that means no group: `group=none`.
 pub(crate) const NONE: &str = "none";
 
-/// Refuses the one name that `set` could not tell from no group.
+/// Refuses a group called `none`, which `set` could not tell from no group.
 pub(crate) fn check_name(name: &str, item: &Item<'_>, notes: &mut Notes) {
     if name == NONE {
         let found = "a group called `none`";
@@ -20,7 +20,8 @@ pub(crate) fn check_name(name: &str, item: &Item<'_>, notes: &mut Notes) {
     }
 }
 
-/// The group, still without its charges: those depend on the groups above it.
+/// The group without its charges, which depend on the groups above it, and the entries it gives for
+/// them.
 pub(super) fn read<'n>(
     name: &'n str,
     item: &Item<'n>,

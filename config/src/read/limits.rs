@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   iops-total  iops_total  iops        ─┐  also with -max and -max-length
-//!   bps-read    bps_read                 ├─► LimitKind, Part
+//!   bps-read    bps_read                 ├─► Field, of a LimitKind
 //!   iops-size   iops_size               ─┘
 //! ```
 //!
-//! The rules themselves are the core's ([`Limits::violations`]); here they get their places and words.
+//! The core has the rules themselves ([`Limits::violations`]); this module adds places and words.
 
 use std::borrow::Cow;
 
@@ -67,7 +67,8 @@ pub(crate) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
         if has_length && limit.max == 0 && (1..=SECOND_NS).contains(&limit.burst_length_ns) {
             let (_, length) = &places[places.len() - 1];
             notes.warn(length.key_place, &length.path, WarningKind::LengthWithoutMax);
-            // It means nothing, so it is not kept: a limit that is written down and read again is the same.
+            // Without a burst rate the length means nothing. Drop it: a limit that is written down
+            // and read again is equal.
             limit.burst_length_ns = SECOND_NS;
         }
         limits.set(kind, limit);
@@ -77,7 +78,8 @@ pub(crate) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
         places.push((Field::IopsSize, item));
     }
     fields.finish(notes, &KEYS, &[]);
-    // A value that could not be read counts as absent: rules between values would then accuse the wrong one.
+    // A value that could not be read counts as absent, so rules between values could blame the
+    // wrong one.
     if notes.faults.len() == faults_before {
         for violation in limits.violations() {
             note_violation(&violation, &limits, item, &places, notes);
@@ -86,12 +88,12 @@ pub(crate) fn read(item: &Item<'_>, notes: &mut Notes) -> Limits {
     limits
 }
 
-/// Whether it is one, however it is spelled.
+/// Whether the key, in any spelling, is a key of limits.
 pub(crate) fn is_key(key: &str) -> bool {
     KEYS.contains(&canonical(key).as_ref())
 }
 
-/// Kebab case, and `total` where neither total, read nor write is said.
+/// Kebab case, with `total` added where the key names neither total, read nor write.
 pub(crate) fn canonical(key: &str) -> Cow<'_, str> {
     let key = kebab(key);
     for unit in ["iops", "bps"] {
@@ -104,7 +106,7 @@ pub(crate) fn canonical(key: &str) -> Cow<'_, str> {
     key
 }
 
-/// A rate or `unlimited`; 0 is taken for the latter and said.
+/// Reads a rate or `unlimited`. 0 means `unlimited`, with a warning.
 fn rate(item: &Item<'_>, unit: Unit, notes: &mut Notes) -> Option<u64> {
     let value = item.amount(notes, "allowed: a number like 500 or 10MiB, or `unlimited`", |text| match text {
         "unlimited" | "max" => Ok(None),
@@ -125,7 +127,7 @@ fn note_violation(
 ) {
     let field = violation.field;
     let given = places.iter().find(|(given, _)| *given == field).map(|(_, item)| item);
-    // A rule can only be broken by a value that is given; the map itself is the fallback.
+    // Only a given value can break a rule; the map itself is the fallback.
     let (place, path) = given.map_or((of.key_place, &of.path), |item| (item.place(), &item.path));
     let average = match field {
         Field::Avg(kind) | Field::Max(kind) | Field::BurstLength(kind) => kind.name(),
@@ -133,7 +135,7 @@ fn note_violation(
     };
     let line_of = |wanted: Field| -> String {
         let at: Option<Place> = places.iter().find(|(given, _)| *given == wanted).map(|(_, item)| item.place());
-        // What is changed while the daemon runs stands in no file: see `change.rs`.
+        // Limits that are changed while the daemon runs have no place in a file: see `change.rs`.
         at.filter(|at| *at != Place::NOWHERE).map_or_else(String::new, |at| format!(", line {}", at.line))
     };
     let (found, cure) = match violation.rule {
@@ -201,7 +203,7 @@ mod tests {
 
     #[test]
     fn every_key_is_one_that_the_core_knows() {
-        // KEYS feeds the suggestions; it must not fall behind.
+        // KEYS feeds the suggestions and must include every key of the core.
         for kind in LimitKind::ALL {
             for field in [Field::Avg(kind), Field::Max(kind), Field::BurstLength(kind), Field::IopsSize] {
                 assert!(KEYS.contains(&field.to_string().as_str()), "{field}");

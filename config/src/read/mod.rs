@@ -9,8 +9,8 @@
 //!   control     group  ─┘
 //! ```
 //!
-//! Then come the checks that need more than one entry (cross.rs): references, groups in trees, ids and paths that are
-//! unique, what all devices take of memory, and how long a full device may be held back.
+//! Checks across entries follow (cross.rs): references, groups in trees, unique ids and paths, the
+//! memory of all devices, and how long a full device may be held back.
 
 pub(crate) mod backend;
 mod charge;
@@ -37,7 +37,7 @@ use crate::yaml::{Node, Value};
 const KEYS: [&str; 6] = ["version", "defaults", "groups", "devices", "limits", "control"];
 const KEYS_LATER: [&str; 1] = ["metrics"];
 
-/// Reads a whole configuration. What it answers is only sound if no fault was noted.
+/// Reads a whole configuration. The result is sound only if no fault was noted.
 pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     let item = Item { path: String::new(), key_place: Place::START, node: root };
     let mut config = Config::default();
@@ -63,7 +63,7 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
 
     let groups = groups.and_then(|item| named(&item, notes)).unwrap_or_default();
     let mut cross = cross::Cross::default();
-    // All names first: a parent may stand below its children in the file.
+    // All names first: a group may come before its parent in the file.
     for (name, item) in &groups {
         cross.add_group(name, item);
         group::check_name(name, item, notes);
@@ -90,7 +90,7 @@ pub(crate) fn config(root: &Node, base: &Path, notes: &mut Notes) -> Config {
     config
 }
 
-/// Fills in what groups leave to their parents. The groups form trees.
+/// Fills in the charges that groups inherit. The groups form trees.
 fn inherit_charges(config: &mut Config, said: &BTreeMap<&str, charge::Said>) {
     let mut tables: BTreeMap<&str, ChargeTable> = BTreeMap::new();
     let mut own: BTreeMap<String, ChargeTable> = BTreeMap::new();
@@ -117,16 +117,16 @@ fn version(item: Option<Item<'_>>, notes: &mut Notes) {
     }
 }
 
-/// What devices have where they say nothing.
+/// The values of devices for keys that they leave out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Defaults {
     queues: u16,
     depth: u16,
-    /// If said: a device of memory has no choice.
+    /// `None` if not given. A memory device always has `fail`.
     on_crash: Option<OnCrash>,
-    /// The same.
+    /// `None` if not given. A device with `on-crash: fail` always has `remove`.
     on_stop: Option<OnStop>,
-    /// If said: null backends have no choice.
+    /// `None` if not given. A null device always has `off`.
     zero_copy: Option<ZeroCopy>,
     cpus: Option<Cpus>,
 }
@@ -149,8 +149,8 @@ impl Defaults {
         defaults
     }
 
-    /// Replaces what the fields say: the same keys in `defaults` and in a device. What says `on-crash`, `on-stop` and
-    /// `zero-copy`, if anything does.
+    /// Replaces the defaults by the given fields: the keys are the same in `defaults` and in a
+    /// device. Returns the items of `on-crash`, `on-stop` and `zero-copy`, if given.
     fn take_from<'n>(&mut self, fields: &mut Fields<'n>, notes: &mut Notes) -> [Option<Item<'n>>; 3] {
         let mut count = |name: &str, max: u16| {
             let count = fields.take(name)?.count(notes, 1..=u64::from(max))?;

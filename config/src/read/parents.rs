@@ -1,12 +1,12 @@
-//! Who stands below whom: every way up ends, and soon.
+//! Parents of groups: every chain of parents ends, after at most `DEPTH_MAX` groups.
 //!
 //! ```text
-//!   a ──► b ──► c            a way up ends at a group without a parent, after at most DEPTH_MAX groups …
-//!   x ──► y ──► z ──► y      … or comes round: one fault for the cycle, at the parent that stands first in the file
+//!   a ──► b ──► c            a chain ends at a group without a parent, after at most DEPTH_MAX groups …
+//!   x ──► y ──► z ──► y      … or is a cycle: a single fault, at the parent that comes first in the file
 //! ```
 //!
-//! Each group is walked over once, however the file is made: the level of a group whose way up is known is not asked
-//! for again.
+//! Each group is visited once for any file: the level of a group whose chain is known is not
+//! computed again.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,13 @@ use crate::fault::shown;
 use crate::fields::{Item, Notes};
 use crate::source::Place;
 
-/// Pairs of groups of which a cycle is told; longer ones are shortened.
+/// Pairs of groups shown for a cycle; a longer cycle is shortened.
 const PAIRS_MAX: usize = 3;
 
-/// Names in a chain are short: several stand in one line.
+/// The length at which names in a chain are cut: several fit in a line.
 const NAME_MAX: usize = 32;
 
-/// The parents that are given and exist.
+/// Every given parent that exists.
 #[derive(Debug, Default)]
 pub(crate) struct Parents<'n> {
     links: BTreeMap<&'n str, Link<'n>>,
@@ -34,12 +34,12 @@ struct Link<'n> {
     item: Item<'n>,
 }
 
-/// What is known of a group's way up.
+/// The chain of parents above a group, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It is being walked, or it comes round.
+    /// The walk is still on this chain, or the chain ends in a cycle.
     Endless,
-    /// How many groups stand on it, with the group itself.
+    /// The number of groups on the chain, including the group itself.
     Level(usize),
 }
 
@@ -48,7 +48,7 @@ impl<'n> Parents<'n> {
         self.links.insert(group, Link { parent, item });
     }
 
-    /// Notes cycles and chains that are too long. `groups` are the places of all groups.
+    /// Notes cycles and chains that are too long. `groups` has the places of all groups.
     pub(super) fn check(&self, groups: &BTreeMap<&str, Place>, notes: &mut Notes) {
         let mut known: BTreeMap<&str, Way> = BTreeMap::new();
         for &start in self.links.keys() {
@@ -74,7 +74,8 @@ impl<'n> Parents<'n> {
                 let Way::Level(above) = way else { break };
                 way = Way::Level(above + 1);
                 known.insert(name, way);
-                // Only where a chain first gets too long: what is below would say the same again.
+                // Note only the group at which a chain gets too long: groups below it would repeat
+                // the fault.
                 if above == DEPTH_MAX {
                     self.note_too_deep(name, groups, notes);
                 }
@@ -82,7 +83,8 @@ impl<'n> Parents<'n> {
         }
     }
 
-    /// `cycle` holds each of its groups once, each below the next and the last below the first.
+    /// Notes a cycle. `cycle` holds each of its groups once, each below the next and the last below
+    /// the first.
     fn note_cycle(&self, cycle: &mut [&str], notes: &mut Notes) {
         let place = |name: &&str| self.links[*name].item.place();
         let first = (0..cycle.len()).min_by_key(|&n| place(&cycle[n])).unwrap_or(0);
@@ -117,7 +119,7 @@ impl<'n> Parents<'n> {
         let line = groups.get(top).map_or(0, |place| place.line);
         let found = format!("{} groups above each other, the top is {} (line {line})", DEPTH_MAX + 1, shown(top, 64));
         let cure = format!("at most {DEPTH_MAX} levels; name a parent further up");
-        // Only a group with a parent has others above it.
+        // Only a group with a parent can be too deep.
         self.links[name].item.fault(notes, found, cure);
     }
 }

@@ -1,11 +1,12 @@
-//! `weight`, of a group or a device: its share against the others in the same group.
+//! `weight`, of a group or a device: its share among the members of its group.
 
 use throttle_core::share::WEIGHT_MAX;
 
 use crate::fault::WarningKind;
 use crate::fields::{Fields, Notes};
 
-/// The weight, if it is given and one. It shares with nobody unless it `has_group` above it, which the key `group_key` says.
+/// The weight, if it is given and valid. Warns unless the entry `has_group`, named by the key
+/// `group_key`: without a group a weight has no effect.
 pub(crate) fn read(
     fields: &mut Fields<'_>,
     has_group: bool,
