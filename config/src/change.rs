@@ -1,4 +1,4 @@
-//! A change of limits while they are in force: what is named changes, the rest stays.
+//! A change of limits in force: named limits change, the rest stays.
 //!
 //! ```text
 //!   in force   iops-total=500  iops-total-max=1000  bps-read=10MiB
@@ -6,9 +6,10 @@
 //!   result     iops-total=200  iops-total-max=1000
 //! ```
 //!
-//! What hangs on a value that is lifted is lifted with it, unless it is named too: without its average a burst rate means
-//! nothing, nor a burst length without its burst rate. Keys and values are those of the configuration, and so are the
-//! rules: the limits in force are written down with the settings over them, and read as if they stood in a file.
+//! A lifted value lifts the values that depend on it, unless they are named too: a burst rate means
+//! nothing without its average, nor a burst length without its burst rate. Keys, values and rules
+//! are those of the configuration: the limits in force are written down with the settings over
+//! them, and read as if from a file.
 
 use throttle_core::limits::{Field, LimitKind, Limits, SECOND_NS};
 
@@ -19,15 +20,16 @@ use crate::read::limits::{canonical, read};
 use crate::source::Place;
 use crate::yaml::{Entry, Node, Value};
 
-/// The limits in force after `settings`, each a key and a value as in the configuration; all that is wrong with them
-/// otherwise. A fault's path is its key.
+/// The limits in force after `settings`, each a key and a value as in the configuration. `Err` has
+/// every fault, with the key as its path.
 pub fn change_limits(in_force: &Limits, settings: &[(&str, &str)]) -> Result<Limits, Vec<Fault>> {
     let mut notes = Notes::default();
     let limits = limits_over(in_force, settings, &mut notes);
     if notes.faults.is_empty() { Ok(limits) } else { Err(notes.faults) }
 }
 
-/// The same, where it is a part of something. Means nothing if a fault was noted.
+/// As [`change_limits`], with the faults noted in `notes`. The result is meaningless if a fault was
+/// noted.
 pub(crate) fn limits_over(in_force: &Limits, settings: &[(&str, &str)], notes: &mut Notes) -> Limits {
     let lifts = |field: Field| {
         let name = field.to_string();
@@ -68,7 +70,7 @@ pub(crate) fn limits_over(in_force: &Limits, settings: &[(&str, &str)], notes: &
     read(&Item { path: String::new(), key_place: Place::NOWHERE, node: &node }, notes)
 }
 
-/// A setting as if it stood in a file.
+/// A setting as an entry of a file.
 pub(crate) fn entry(key: &str, value: &str) -> Entry {
     let value = Value::Text { text: value.to_owned(), quoted: false };
     Entry { key: key.to_owned(), place: Place::NOWHERE, node: Node { place: Place::NOWHERE, value } }
@@ -82,7 +84,7 @@ fn is_lifted(value: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// `key=value` for each value that is set, after the change; or the faults.
+    /// `key=value` for each value that is set after the change, or the faults.
     fn changed(in_force: &str, settings: &str) -> String {
         let pairs = |text: &'static str| -> Vec<(&'static str, &'static str)> {
             text.split_whitespace().map(|pair| pair.split_once('=').expect("key=value")).collect()
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_hangs_on_a_lifted_value_is_lifted_with_it() {
-        // Otherwise nobody could lift a limit with a burst in one go.
+        // Without this rule, a limit with a burst could not be lifted in one command.
         let burst = "iops=500 iops-max=1000 iops-max-length=60s iops-size=4k";
         assert_eq!(changed(burst, "iops=unlimited"), "");
         assert_eq!(changed(burst, "iops=0"), "");

@@ -1,28 +1,28 @@
-//! A set of CPUs, written as the kernel writes one.
+//! A set of CPUs, in the notation of the kernel.
 //!
 //! ```text
 //!   "0-3,8"  ⇄  { 0, 1, 2, 3, 8 }        as in /sys/devices/system/cpu/online and Cpus_allowed_list
 //!   "3, 1-2, 2"  ─►  "1-3"               order, blanks and repetitions do not matter
 //! ```
 //!
-//! Which of them a host has is not known here.
+//! This module does not know the CPUs of the host.
 
 use std::fmt;
 
 use crate::fault::shown;
 use crate::quantity::{Refusal, parse_count};
 
-/// The highest number of a CPU: what the mask of a thread has room for in the C library.
+/// The highest CPU number: the size of a thread's mask in the C library, less 1.
 pub const CPU_MAX: u16 = 1023;
 
 const WORDS: usize = (CPU_MAX as usize + 1) / 64;
 const EXAMPLES: &str = "allowed: CPUs from 0 to 1023 and ranges of them, like \"0-3,8\"";
 
-/// At least one CPU. Two are equal if they hold the same CPUs, wherever they are written.
+/// At least one CPU. Sets are equal if they hold the same CPUs, regardless of `line`.
 #[derive(Clone, Copy)]
 pub struct Cpus {
     bits: [u64; WORDS],
-    /// Where they stand in the file, from 1; 0 in none.
+    /// The line in the file, from 1; 0 outside files.
     pub line: u32,
 }
 
@@ -38,24 +38,24 @@ impl Cpus {
         Ok(Self { bits, line: 0 })
     }
 
-    /// Those that are in one of the two; the place of the first.
+    /// The union of both sets; the line is that of `self`.
     #[must_use]
     pub(crate) fn with(mut self, more: &Self) -> Self {
         self.bits.iter_mut().zip(more.bits).for_each(|(bits, more)| *bits |= more);
         self
     }
 
-    /// Whether the CPU is one of them.
+    /// Whether the set has the CPU.
     pub fn contains(&self, cpu: u16) -> bool {
         self.bits.get(usize::from(cpu / 64)).is_some_and(|bits| bits & (1 << (cpu % 64)) != 0)
     }
 
-    /// Each of them, in order.
+    /// The CPUs of the set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         (0..=CPU_MAX).filter(|&cpu| self.contains(cpu))
     }
 
-    /// Those of them that `wanted` says; `None` if it says so of none.
+    /// The CPUs of the set for which `wanted` is true; `None` if there is none.
     pub fn filter(&self, wanted: impl Fn(u16) -> bool) -> Option<Self> {
         let mut kept = Self { bits: [0; WORDS], line: self.line };
         for cpu in self.iter().filter(|&cpu| wanted(cpu)) {
@@ -68,7 +68,7 @@ impl Cpus {
 /// The CPUs of `3` or `1-3`. `whole` is for the message.
 fn parse_part(part: &str, whole: &str) -> Result<std::ops::RangeInclusive<u16>, Refusal> {
     let (first, last) = match part.split_once('-') {
-        // What begins with a dash is a number below 0.
+        // A part that begins with a dash is a negative number.
         Some((first, last)) if !first.is_empty() => (first, last),
         _ => (part, part),
     };

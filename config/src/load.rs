@@ -1,7 +1,7 @@
-//! The one place where a configuration meets the file system.
+//! Reading a configuration from the file system.
 //!
-//! Whatever the path leads to, this ends soon and with little memory: a FIFO is not waited for, `/dev/zero` is not read,
-//! and of a file no more is taken than a configuration may have.
+//! For any path, this ends soon and with little memory: it does not wait for a FIFO, does not read
+//! `/dev/zero`, and reads no more of a file than a configuration may have.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -23,7 +23,8 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), Errors> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-    // Without O_NONBLOCK, opening a FIFO waits for a writer. It changes nothing for regular files.
+    // Without O_NONBLOCK, opening a FIFO waits for a writer. For regular files the flag has no
+    // effect.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     let file = file.map_err(|error| cannot("open", &error))?;
     let kind = file.metadata().map_err(|error| cannot("look at", &error))?.file_type();
@@ -51,7 +52,7 @@ fn cannot(what: &str, error: &io::Error) -> Fault {
         io::ErrorKind::PermissionDenied => "give this user the right to read it, or run as another",
         _ => "name a regular file that can be read",
     };
-    // Without Rust's " (os error 2)".
+    // Drop Rust's " (os error 2)".
     let error = error.to_string();
     let error = error.split(" (os error ").next().unwrap_or_default().to_lowercase();
     Fault::of_file(format!("cannot {what} it: {error}"), cure)

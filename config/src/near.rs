@@ -1,9 +1,10 @@
 //! "Did you mean …?": the known word that differs least from the one that was written.
 
-/// Longer words are no slips of known ones, and comparing them takes as long as they are.
+/// Longer words are no misspelling of a known word, and a comparison takes time in proportion to
+/// their length.
 const WORD_BYTES_MAX: usize = 256;
 
-/// The nearest of the known words, if it is near enough that a slip of the hand explains it: one edit in three letters.
+/// The nearest known word, if a misspelling explains the difference: one edit per three letters.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > WORD_BYTES_MAX {
         return None;
@@ -18,9 +19,10 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// Damerau-Levenshtein distance (adjacent swaps count once, nothing is edited twice).
+/// Damerau-Levenshtein distance (an adjacent swap counts once, no character is edited twice).
 fn distance(a: &[char], b: &[char]) -> usize {
-    // Three rows of the table: the one being filled, the one above it, and one more for swaps.
+    // Three rows of the table: the row being filled, the row above it, and the next one above for
+    // swaps.
     let mut above2: Vec<usize> = Vec::new();
     let mut above: Vec<usize> = (0..=b.len()).collect();
     for i in 1..=a.len() {

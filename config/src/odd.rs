@@ -1,4 +1,4 @@
-//! What is allowed, probably not meant, and only to be seen from the whole.
+//! Warnings that need the whole configuration: allowed settings that are probably not meant.
 //!
 //! ```text
 //!   the requests that fit into a device (queues x depth) ─┐ of all devices in a group and below it
@@ -6,7 +6,8 @@
 //!   a device's own limits, or those of the group ─────────┘
 //! ```
 //!
-//! A file is looked at as a whole, in [`crate::parse`]; after a command, what it touched: [`odd_device`], [`odd_group`].
+//! [`crate::parse`] checks a whole file; after a command, [`odd_device`] and [`odd_group`] check
+//! the device or group that it touched.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +16,13 @@ use throttle_core::limits::{LimitKind, Limits};
 use crate::fault::{Warning, WarningKind};
 use crate::model::{Config, Device};
 
-/// Guests and file systems give up on a request after 30 s.
+/// Guests and file systems abandon a request after 30 s.
 const HOLD_MAX_S: u64 = 30;
 
-/// The request that a hold is reckoned with: the kernel's default read-ahead.
+/// The request size for the hold under a bytes limit: the kernel's default read-ahead.
 const REQUEST_BYTES: u64 = 128 << 10;
 
-/// What is odd about a device of the configuration, beside the others.
+/// The warnings about a device beside the rest of the configuration.
 pub fn odd_device(config: &Config, name: &str) -> Vec<Warning> {
     let Some(device) = config.device(name) else { return Vec::new() };
     let beside = config.devices.iter().find(|other| {
@@ -37,7 +38,7 @@ pub fn odd_device(config: &Config, name: &str) -> Vec<Warning> {
     beside.into_iter().chain(device_hold(device)).map(of_command).collect()
 }
 
-/// What is odd about a group of the configuration and all that is in it.
+/// The warnings about a group and all its members.
 pub fn odd_group(config: &Config, name: &str) -> Vec<Warning> {
     let Some((group, fit)) = config.group(name).zip(fits(config).get(name).copied()) else { return Vec::new() };
     long_hold(&group.limits, fit).map(of_command).into_iter().collect()
@@ -47,7 +48,7 @@ fn of_command(kind: WarningKind) -> Warning {
     Warning { at: None, path: String::new(), kind }
 }
 
-/// Whether one of two on the same path writes what the other one reads, and they do not both say that they share it.
+/// Whether, of two devices on a path, one writes and one only reads, unless both are `shared`.
 pub(crate) const fn is_odd_pair(one_reads: bool, other_reads: bool, both_share: bool) -> bool {
     one_reads != other_reads && !both_share
 }
@@ -57,8 +58,8 @@ pub(crate) fn device_hold(device: &Device) -> Option<WarningKind> {
     long_hold(&device.limits, fit(device))
 }
 
-/// How many requests wait for the limits of each group at most: those that fit into the devices in it and below it. A group
-/// without devices has no entry.
+/// For each group, the most requests that wait for its limits: all that fit into the devices in it
+/// and below it. A group without devices has no entry.
 pub(crate) fn fits(config: &Config) -> BTreeMap<&str, u64> {
     let mut fits: BTreeMap<&str, u64> = BTreeMap::new();
     for device in &config.devices {
@@ -74,13 +75,13 @@ pub(crate) fn fits(config: &Config) -> BTreeMap<&str, u64> {
     fits
 }
 
-/// How many requests a device takes at once.
+/// The most requests that a device takes at once.
 fn fit(device: &Device) -> u64 {
     u64::from(device.queues) * u64::from(device.depth)
 }
 
-/// The longest wait of a request when `requests` come at once, if it is too long. Bursts are left out: they are spent
-/// when it matters.
+/// The longest wait of a request when `requests` arrive at once, if it is too long. Bursts do not
+/// count: they are used up in such a backlog.
 pub(crate) fn long_hold(limits: &Limits, requests: u64) -> Option<WarningKind> {
     let holds = LimitKind::ALL.into_iter().filter_map(|kind| {
         let avg = limits.get(kind).avg;

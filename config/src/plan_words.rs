@@ -1,4 +1,4 @@
-//! A plan in words: what `reload --dry-run` prints.
+//! A plan in words, as `reload --dry-run` prints it.
 //!
 //! ```text
 //!   group tenant-a: iops-total 500 → 1000, weight 100 → 200
@@ -19,7 +19,7 @@ use crate::plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize}
 use crate::quantity::{exact_bytes, exact_seconds};
 
 impl Plan {
-    /// A line for each thing that changes, refusals last; one line that says so if nothing does.
+    /// A line for each change, refusals last; a single line that says so if there is no change.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(Changed { from, to }) = &self.memory_max {
@@ -51,13 +51,13 @@ impl fmt::Display for Plan {
 }
 
 impl FixedDevice {
-    /// What cannot change: `queues 1 → 2, direct false → true`.
+    /// The keys that cannot change: `queues 1 → 2, direct false → true`.
     pub fn found(&self) -> String {
         let keys = self.keys.iter().map(|(key, Changed { from, to })| format!("{key} {from} → {to}"));
         keys.collect::<Vec<_>>().join(", ")
     }
 
-    /// What to do instead.
+    /// The cure for the refusal.
     pub fn cure(&self) -> String {
         let name = &self.name;
         format!(
@@ -66,7 +66,7 @@ impl FixedDevice {
     }
 }
 
-/// One line: what, where, and what to do instead.
+/// One line: the device, its line in the file, the refused keys, and the cure.
 impl fmt::Display for FixedDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, line, .. } = self;
@@ -139,7 +139,7 @@ fn weight_words(weight: u32) -> Option<String> {
     (weight != WEIGHT_DEFAULT).then(|| format!("weight {weight}"))
 }
 
-/// Key and value of each limit that there is.
+/// The key and value of each limit that is set.
 fn limits_words(limits: &Limits) -> Vec<String> {
     let pairs = settings(&Limits::UNLIMITED).into_iter().zip(settings(limits));
     pairs.filter(|(none, own)| none != own).map(|(_, (key, value))| format!("{key} {value}")).collect()
@@ -151,7 +151,7 @@ fn limit_changes(changed: &Changed<Limits>) -> Vec<String> {
     differ.map(|((key, from), (_, to))| format!("{key} {from} → {to}")).collect()
 }
 
-/// Every key of limits with its value, always the same keys.
+/// Every key of limits with its value, always the same keys in the same order.
 fn settings(limits: &Limits) -> Vec<(Field, String)> {
     let mut settings = Vec::new();
     for kind in LimitKind::ALL {
@@ -170,7 +170,7 @@ fn settings(limits: &Limits) -> Vec<(Field, String)> {
     settings
 }
 
-/// What differs from the default table, as in the file.
+/// The entries that differ from the default table, as in the file.
 fn charges_words(charges: Option<&ChargeTable>) -> String {
     let Some(charges) = charges else { return "as above it".to_owned() };
     let word = |charge| match charge {

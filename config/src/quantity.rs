@@ -1,4 +1,4 @@
-//! Amounts as people write them: `125MiB/s`, `10k`, `20 GiB`, `1.5s`.
+//! Amounts as users write them: `125MiB/s`, `10k`, `20 GiB`, `1.5s`.
 //!
 //! ```text
 //!   125 MiB /s
@@ -7,21 +7,23 @@
 //!    └ a whole number, also as 1e6, 1.5e+03 or 1000.0
 //! ```
 //!
-//! Never bits: a rate that is eight times off is the kind of mistake nobody sees. Never fractions or other bases either, except
-//! fractions of times (`0.5s`), which are exact to the nanosecond.
+//! Bits are refused: a rate that is off by a factor of eight is hard to notice. Fractions and
+//! numbers in a base other than ten are refused too, except fractions of times (`0.5s`), which are
+//! exact to the nanosecond.
 //!
-//! An exponent is what programs make of a number: Helm reads every number as a floating-point one and writes `1e+06` for
-//! 1000000, and JSON writers write `1000000.0`. The digits are shifted as a text, so the number is exact or refused.
+//! Programs write exponents: Helm reads every number as floating point and writes `1e+06` for
+//! 1000000, and JSON writers write `1000000.0`. The digits are shifted as text, so the number is
+//! exact or refused.
 //!
-//! The way back is here too: [`exact_bytes`] and [`exact_seconds`] write what the same functions read, and [`Bytes`]
-//! shows an amount in both kinds of unit for a reader.
+//! The reverse is here too: [`exact_bytes`] and [`exact_seconds`] write text that these functions
+//! read, and [`Bytes`] shows an amount in both kinds of unit for a reader.
 
 use std::fmt;
 
 use crate::fault::shown;
 use crate::near::nearest;
 
-/// What is counted.
+/// The unit of an amount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// A size.
@@ -32,12 +34,12 @@ pub enum Unit {
     OperationsPerSecond,
 }
 
-/// Why a text is no amount: what it is, and what would work.
+/// The reason why a text is no amount, and the cure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What was found, with the text itself.
+    /// The finding, with the text itself.
     pub found: String,
-    /// What would work.
+    /// The texts that would be accepted.
     pub cure: String,
 }
 
@@ -58,7 +60,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
-/// Prefixes and their factors; canonical spelling first.
+/// Prefixes and their factors; the canonical spelling comes first.
 const PREFIXES: [(&str, u64); 10] = [
     ("", 1),
     ("k", 1_000),
@@ -72,13 +74,13 @@ const PREFIXES: [(&str, u64); 10] = [
     ("K", 1_000),
 ];
 
-/// An exponent above it makes any number too large, or any fraction too fine.
+/// A larger exponent makes any number too large, or any fraction too fine.
 const EXPONENT_MAX: i64 = 1_000_000;
 
-/// Zeroes that an exponent adds at most: more than the largest number of 64 bits has digits.
+/// The most zeroes that an exponent adds: more than the digits of the largest 64-bit number.
 const DIGITS_MAX: i64 = 40;
 
-/// Suffixes of times, in nanoseconds.
+/// Suffixes of times and their factors in nanoseconds.
 const TIMES: [(&str, u64); 8] = [
     ("", 1_000_000_000),
     ("ns", 1),
@@ -156,11 +158,11 @@ fn quoted(text: &str) -> String {
     format!("{:?}", shown(text, 40))
 }
 
-/// A decimal number, its exponent already spent.
+/// A decimal number with its exponent applied.
 struct Decimal {
-    /// Before the point, without leading zeroes.
+    /// The digits before the point, without leading zeroes.
     whole: String,
-    /// Behind the point, without trailing zeroes.
+    /// The digits behind the point, without trailing zeroes.
     fraction: String,
 }
 
@@ -170,7 +172,7 @@ impl Decimal {
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let all = format!("{whole}{fraction}");
         let significant = all.trim_start_matches('0');
-        // Where the point stands, counted from the first digit that is not 0.
+        // The position of the point, counted from the first non-zero digit.
         let point = whole.len() as i64 - (all.len() - significant.len()) as i64 + exponent;
         let significant = significant.trim_end_matches('0');
         if significant.is_empty() {
@@ -184,13 +186,14 @@ impl Decimal {
         }
     }
 
-    /// Without the fraction. `None` above what 64 bits hold.
+    /// The part before the point; `None` above 64 bits.
     fn whole(&self) -> Option<u64> {
         if self.whole.is_empty() { Some(0) } else { self.whole.parse().ok() }
     }
 }
 
-/// Splits into a number and what follows it, and names what people try instead.
+/// Splits a text into a number and its suffix. Refuses notations with a known wrong meaning by
+/// name.
 fn split_number<'a>(text: &'a str, examples: &str) -> Result<(Decimal, &'a str), Refusal> {
     let trimmed = text.trim();
     let refuse = |what: &str, cure: &str| Err(Refusal::new(format!("{} {what}", quoted(text)), cure));
@@ -230,7 +233,7 @@ fn split_number<'a>(text: &'a str, examples: &str) -> Result<(Decimal, &'a str),
     Ok((Decimal::new(digits, exponent), suffix))
 }
 
-/// The exponent that `text` begins with (`e6`, `E+06`, `e-3`), and what follows it.
+/// The exponent at the start of `text` (`e6`, `E+06`, `e-3`), and the rest after it.
 fn split_exponent(text: &str) -> Option<(i64, &str)> {
     let power = text.strip_prefix(['e', 'E'])?;
     let (sign, digits) = match power.strip_prefix('-') {
@@ -241,12 +244,12 @@ fn split_exponent(text: &str) -> Option<(i64, &str)> {
     if end == 0 {
         return None;
     }
-    // More digits than 64 bits hold are a power that no number of ours needs.
+    // An exponent of more digits than 64 bits hold exceeds every accepted number.
     let power = digits[..end].parse().unwrap_or(EXPONENT_MAX).min(EXPONENT_MAX);
     Some((sign * power, &digits[end..]))
 }
 
-/// The factor of a suffix like `MiB/s`.
+/// The factor of a suffix such as `MiB/s`.
 fn factor(text: &str, suffix: &str, unit: Unit) -> Result<u64, Refusal> {
     let name = match suffix.strip_suffix("/s").map(str::trim_end) {
         Some(_) if unit == Unit::Bytes => {
@@ -272,11 +275,11 @@ fn factor(text: &str, suffix: &str, unit: Unit) -> Result<u64, Refusal> {
             "bytes are meant: divide by 8 and write B, like 125MB/s for 1000 Mbit/s",
         ));
     }
-    // `m` is a thousandth and `g` a gram; the nearest name is the capital.
+    // `m` is a thousandth and `g` a gram, so the suggestion is the capital.
     Err(unknown_unit(text, name, PREFIXES.iter().map(|(known, _)| *known), examples(unit)))
 }
 
-/// `Mb`, `kb`, `Gib`: a small b behind a prefix.
+/// A prefix followed by a lower-case b: `Mb`, `kb`, `Gib`.
 fn ends_in_bits(name: &str) -> bool {
     name.strip_suffix('b').is_some_and(|prefix| PREFIXES.iter().any(|(known, _)| *known == prefix))
 }
@@ -298,7 +301,7 @@ pub fn exact_bytes(amount: u64) -> String {
     format!("{number}{prefix}B")
 }
 
-/// As [`exact_bytes`], with 1000s only and nothing behind: operations are not counted in 1024s.
+/// As [`exact_bytes`], in 1000s only and without `B`: operations are not counted in 1024s.
 pub fn exact_operations(amount: u64) -> String {
     let (prefix, factor) = largest_factor(amount, &PREFIXES[..5]);
     format!("{}{prefix}", amount / factor)
@@ -322,7 +325,8 @@ fn largest_factor(amount: u64, prefixes: &[(&'static str, u64)]) -> (&'static st
 fn shortest(amount: u64) -> (u64, &'static str) {
     let (prefix, factor) = largest_factor(amount, &PREFIXES[..9]);
     let (decimal, decimal_factor) = largest_factor(amount, &PREFIXES[..5]);
-    // 128,000 divides by 1000 and by 1024: `128k` is what was written, not `125Ki`. The larger factor decides otherwise.
+    // 128,000 divides by 1000 and by 1024: prefer `128k` over `125Ki`. Otherwise the larger factor
+    // decides.
     if amount / decimal_factor <= amount / factor {
         (amount / decimal_factor, decimal)
     } else {

@@ -1,4 +1,4 @@
-//! Who is in a group, and what part of it each of them gets while all are busy.
+//! The children of each group, and the share of each child while all are busy.
 //!
 //! ```text
 //!   rack ─┬─ tenant-a   weight 200   of 350 in all: 57.1 %
@@ -17,7 +17,7 @@ pub(crate) struct Siblings<'c> {
     of: BTreeMap<&'c str, Children<'c>>,
 }
 
-/// What is directly in one group.
+/// The direct children of a group.
 #[derive(Debug, Default)]
 pub(crate) struct Children<'c> {
     pub(crate) groups: Vec<&'c str>,
@@ -45,12 +45,12 @@ impl<'c> Siblings<'c> {
         Self { of }
     }
 
-    /// What is in the group, if anything is.
+    /// The children of the group; `None` if it has none.
     pub(crate) fn children(&self, group: &str) -> Option<&Children<'c>> {
         self.of.get(group)
     }
 
-    /// The part of `group` that a child of that weight gets; `None` if it has no siblings.
+    /// The share of `group` for a child of that weight; `None` without siblings.
     pub(crate) fn share(&self, group: &str, weight: u32) -> Option<Share> {
         let children = self.of.get(group)?;
         let has_siblings = children.groups.len() + children.devices.len() > 1;
@@ -58,7 +58,7 @@ impl<'c> Siblings<'c> {
     }
 }
 
-/// A part of a whole, to a tenth of a percent.
+/// A part of a whole; displayed to a tenth of a percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
     pub(crate) weight: u64,
