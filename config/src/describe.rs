@@ -1,6 +1,7 @@
-//! A configuration in plain words: what each group and device will be allowed.
+//! A configuration in plain words: the limits of each group and device.
 //!
-//! The sentence about a burst follows from the arithmetic of a bucket that fills by what passes and drains at the average:
+//! The sentence about a burst follows from the arithmetic of a bucket that fills with each request
+//! and drains at the average:
 //!
 //! ```text
 //!   no burst rate          holds a tenth of a second of the average
@@ -19,7 +20,8 @@ use crate::quantity::{Bytes, BytesPerSecond};
 use crate::siblings::Siblings;
 
 impl Config {
-    /// What holds for the daemon, then a paragraph for each group and device, in file order, with a newline at the end of each line.
+    /// A line about the daemon's settings, then a paragraph for each group and device, in file
+    /// order. Every line ends with a newline.
     pub fn describe(&self) -> String {
         let mut out = String::new();
         describe_daemon(&mut out, self);
@@ -44,7 +46,7 @@ fn describe_daemon(out: &mut String, config: &Config) {
     }
 }
 
-/// The table that each group has from above: what its own is told against.
+/// The table that each group inherits; its own table is described by the differences.
 fn inherited_charges(config: &Config) -> BTreeMap<&str, ChargeTable> {
     let (mut inherited, mut tables) = (BTreeMap::new(), BTreeMap::<&str, ChargeTable>::new());
     for group in config.groups_parents_first() {
@@ -121,7 +123,7 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
     }
 }
 
-/// What a device or group has from the group above it, before its own limits.
+/// The place of a device or group: what its group grants it, besides its own limits.
 fn describe_place(out: &mut String, above: Option<&str>, weight: u32, siblings: &Siblings<'_>, own: &Limits) {
     let Some(above) = above else {
         if own.is_unlimited() {
@@ -136,7 +138,7 @@ fn describe_place(out: &mut String, above: Option<&str>, weight: u32, siblings: 
     line(out, format_args!("  what group {above} allows{share}{besides}"));
 }
 
-/// What operations count as, where that differs from what they would without a word.
+/// The charges that differ from the inherited ones.
 fn describe_charges(out: &mut String, charges: &ChargeTable, inherited: &ChargeTable) {
     let words = |charge| match charge {
         Charge::Free => "are free: they never wait",
@@ -202,7 +204,7 @@ fn limit_words(limit: Limit, is_iops: bool) -> String {
     let refill = |volume: u128| Duration(volume * u128::from(SECOND_NS) / u128::from(avg));
     if max == 0 {
         let at_once = match is_iops {
-            // The one that fills the bucket still passes.
+            // A request that finds the bucket exactly full still passes.
             true => format!("{} at once (a tenth of a second, and one)", avg / 10 + 1),
             false => format!("{} at once (a tenth of a second)", total(u128::from(avg) / 10)),
         };
@@ -252,7 +254,7 @@ impl fmt::Display for Amount {
     }
 }
 
-/// Nanoseconds for a reader: the finer, the shorter.
+/// Nanoseconds for a reader: shorter durations are shown in finer units.
 struct Duration(u128);
 
 impl fmt::Display for Duration {

@@ -1,4 +1,4 @@
-//! What is wrong with a file, and what is only odd: the two lists a reading ends with, and how they are shown.
+//! The faults and warnings with which a reading ends, and their display.
 //!
 //! ```text
 //! error[E-CONFIG]: vols.yaml:14:23: groups.tenant-a.limits.iops-total-max: 100 is below iops-total (500)
@@ -6,30 +6,30 @@
 //!   a burst rate must be at least the average; raise it, or remove it for none
 //! ```
 //!
-//! A terminal full of errors is read by nobody, so the whole never takes more than 20 lines: up to six errors are shown
-//! as above, more of them on one line each, at most ten, and the rest are counted.
+//! The text has at most 20 lines, so that it fits a terminal: up to six errors are shown as above,
+//! more of them on a line each, at most ten, and the rest are counted.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::source::{Place, Source};
 
-/// Errors shown in full, with the line they are about and the cure.
+/// Errors shown in full, with the line of the file and the cure.
 const SHOWN_IN_FULL: usize = 6;
 
 /// Errors shown at all.
 const SHOWN: usize = 10;
 
-/// One thing that makes a configuration unusable.
+/// An error that makes a configuration unusable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Where in the file; none if the file could not even be read.
+    /// The place in the file; `None` if the file could not be read.
     pub place: Option<Place>,
-    /// The keys that lead there, joined by dots; empty for the file as a whole.
+    /// The keys that lead to the value, joined by dots; empty for the file as a whole.
     pub path: String,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What would work.
+    /// The cure.
     pub cure: String,
     /// The line of the file, shortened.
     pub excerpt: Option<String>,
@@ -50,7 +50,7 @@ impl Fault {
     }
 }
 
-/// In one line, for where there is no file to point into: `size: a size of 0; allowed: …`.
+/// A single line, for errors without a file: `size: a size of 0; allowed: …`.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, found, cure, .. } = self;
@@ -61,7 +61,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Everything that makes a configuration unusable, in file order; at least one.
+/// All errors that make a configuration unusable, in file order; at least one.
 ///
 /// `Display` gives the whole text for a terminal, without a final newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// Sorts the faults and takes the excerpts of those that will be shown.
+    /// Sorts the faults and adds the excerpts of those that will be shown.
     pub(crate) fn new(file: &Path, mut faults: Vec<Fault>, source: Option<&Source<'_>>) -> Self {
         assert!(!faults.is_empty(), "errors without a fault");
         faults.sort_by_key(|fault| fault.place);
@@ -81,12 +81,12 @@ impl Errors {
         Self { file: file.to_owned(), faults }
     }
 
-    /// The file they are about, as it was named.
+    /// The file of the faults, as it was named.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// All of them, in file order. Excerpts are filled in for those that `Display` shows.
+    /// All faults, in file order. Excerpts are filled in for the faults that `Display` shows.
     pub fn faults(&self) -> &[Fault] {
         &self.faults
     }
@@ -120,14 +120,15 @@ impl fmt::Display for Errors {
     }
 }
 
-/// Something that is allowed and probably not meant.
+/// A setting that is allowed and probably not meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// The file, as it was named, and where in it. `None`: a command said so.
+    /// The file, as it was named, and the place in it; `None` if a command gave the setting.
     pub at: Option<(PathBuf, Place)>,
-    /// The keys that lead there, joined by dots; of a command, the one key. Empty: the whole of what the command is about.
+    /// The keys that lead to the setting, joined by dots; for a command, its key. Empty: the whole
+    /// subject of the command.
     pub path: String,
-    /// What is odd.
+    /// The kind of the warning.
     pub kind: WarningKind,
 }
 
@@ -142,7 +143,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The first ten warnings, a line each, and how many more there are.
+/// The first ten warnings, a line each, and the number of further ones.
 pub fn warning_lines(warnings: &[Warning]) -> Vec<String> {
     let mut lines: Vec<String> = warnings.iter().take(SHOWN).map(Warning::to_string).collect();
     if warnings.len() > SHOWN {
@@ -151,7 +152,7 @@ pub fn warning_lines(warnings: &[Warning]) -> Vec<String> {
     lines
 }
 
-/// What a warning is about.
+/// The kinds of warnings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WarningKind {
     /// A limit of 0 means no limit, where a reader may expect that nothing passes.
@@ -160,28 +161,28 @@ pub enum WarningKind {
     LengthWithoutMax,
     /// A full device waits long enough for timeouts above it (guests, file systems) to strike.
     LongHold {
-        /// How long the last of all requests that fit waits, in seconds.
+        /// The wait of the last of all requests that fit, in seconds.
         seconds: u64,
-        /// How many fit.
+        /// The number of requests that fit.
         requests: u64,
-        /// The bytes of one request that was reckoned with, where bytes are limited.
+        /// The size of each request in the estimate, for a limit on bytes.
         request_bytes: Option<u64>,
     },
-    /// A weight where there is no group to share.
+    /// A weight without a group to share.
     WeightAlone {
-        /// The key that would name one.
+        /// The key that would name the group.
         group_key: &'static str,
     },
-    /// Nobody is in the group, nor in one below it.
+    /// A group without devices in it or below it.
     GroupWithoutDevices,
-    /// One device reads what another writes, each behind its own cache.
+    /// A device reads the file or disk that a second one writes, each behind its own cache.
     SharedPath {
-        /// The other device.
+        /// The second device.
         other: String,
-        /// Where the other one names the path; `None` if no file does.
+        /// The line at which the second device names the path; `None` if no file does.
         line: Option<u32>,
     },
-    /// Nothing to serve.
+    /// No devices to serve.
     NoDevices,
 }
 
@@ -210,7 +211,7 @@ impl fmt::Display for WarningKind {
     }
 }
 
-/// `FILE:LINE:COLUMN: path.to.key: `, less what is not known.
+/// `FILE:LINE:COLUMN: path.to.key: `, without the parts that are not known.
 fn write_head(f: &mut fmt::Formatter<'_>, file: &Path, place: Option<Place>, path: &str) -> fmt::Result {
     write!(f, "{}", shown(&file.to_string_lossy(), 200))?;
     if let Some(place) = place {
@@ -223,7 +224,8 @@ fn write_head(f: &mut fmt::Formatter<'_>, file: &Path, place: Option<Place>, pat
     }
 }
 
-/// Foreign text for a message: on one line, without control characters, at most about `max` characters.
+/// Untrusted text for a message: on one line, without control characters, at most about `max`
+/// characters.
 pub(crate) fn shown(text: &str, max: usize) -> String {
     let visible = |c: char| match c {
         '\t' => ' ',

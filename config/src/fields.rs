@@ -1,7 +1,8 @@
-//! Walking a map of known keys: each is taken once, the ones that stay behind are unknown, and every fault knows the
-//! path and the place.
+//! Reading a map of known keys: each key is taken once, the keys left over are unknown, and every
+//! fault has its path and place.
 //!
-//! Nothing here ends a reading. A value that is wrong is noted and counts as absent, so that one run tells everything.
+//! No fault ends the reading. A faulty value is noted and counts as absent, so that one run reports
+//! every fault.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,15 +14,16 @@ use crate::quantity::{self, Refusal};
 use crate::source::Place;
 use crate::yaml::{Entry, Node, Value};
 
-/// Suggestions cost a comparison with every candidate; a file with more slips than this pays for has other troubles.
+/// Each suggestion costs a comparison with every candidate; beyond this number a file gets no more
+/// suggestions.
 const COMPARISONS_MAX: usize = 50_000;
 
-/// What a reading has found out so far, in the order in which it was found.
+/// The faults and warnings of a reading, in the order in which they were found.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     pub(crate) faults: Vec<Fault>,
     pub(crate) warnings: Vec<(Place, String, WarningKind)>,
-    /// Candidates that words were compared with, for suggestions.
+    /// Comparisons spent on suggestions.
     comparisons: usize,
 }
 
@@ -34,7 +36,7 @@ impl Notes {
         self.warnings.push((place, path.to_owned(), kind));
     }
 
-    /// `did you mean …? `, or nothing.
+    /// `did you mean …? `, or an empty string.
     pub(crate) fn hint<'a>(&mut self, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
         let comparisons = &mut self.comparisons;
         let known = known.into_iter().take(COMPARISONS_MAX - *comparisons).inspect(|_| *comparisons += 1);
@@ -59,7 +61,7 @@ impl<'n> Item<'n> {
         notes.fault(self.place(), &self.path, found, cure);
     }
 
-    /// What kind of value it is, for messages.
+    /// The kind of value, for messages.
     pub(crate) fn kind(&self) -> String {
         match &self.node.value {
             Value::Null => "nothing".to_owned(),
@@ -69,12 +71,12 @@ impl<'n> Item<'n> {
         }
     }
 
-    /// Whether it is exactly this word.
+    /// Whether the value is exactly this word.
     pub(crate) fn is_word(&self, word: &str) -> bool {
         matches!(&self.node.value, Value::Text { text, .. } if text == word)
     }
 
-    /// The text of a scalar that is not empty; otherwise says what is `wanted`.
+    /// The text of a non-empty scalar; otherwise notes a fault that names the `wanted` text.
     pub(crate) fn text(&self, notes: &mut Notes, wanted: &str) -> Option<&'n str> {
         match &self.node.value {
             Value::Text { text, .. } if !text.trim().is_empty() => Some(text),
@@ -93,7 +95,7 @@ impl<'n> Item<'n> {
         self.bool_or(notes, &[])
     }
 
-    /// As [`Self::bool`], where the caller takes `others` too: the cure names them.
+    /// As [`Self::bool`], for a caller that accepts further words `others`, which the cure lists.
     pub(crate) fn bool_or(&self, notes: &mut Notes, others: &[&str]) -> Option<bool> {
         let allowed = ["true", "false"].iter().chain(others).copied().collect::<Vec<_>>().join(", ");
         let allowed = format!("allowed: {allowed}");
@@ -112,7 +114,7 @@ impl<'n> Item<'n> {
         self.count_or(notes, bounds, "")
     }
 
-    /// As [`Self::count`], where the caller takes something else too: the cure ends with `or`.
+    /// As [`Self::count`], for a caller that accepts a further word; the cure ends with `or`.
     pub(crate) fn count_or(&self, notes: &mut Notes, bounds: RangeInclusive<u64>, or: &str) -> Option<u64> {
         let allowed = format!("allowed: a whole number from {} to {}{or}", bounds.start(), bounds.end());
         let text = self.text(notes, &allowed)?;
@@ -129,7 +131,7 @@ impl<'n> Item<'n> {
         }
     }
 
-    /// What a parser of [`crate::quantity`] makes of the text.
+    /// The text, parsed by a parser of [`crate::quantity`].
     pub(crate) fn amount<T>(
         &self,
         notes: &mut Notes,
@@ -145,8 +147,9 @@ impl<'n> Item<'n> {
         }
     }
 
-    /// One of a few words. Those that a later version will know are refused as such. Where `on` and `off` are words, so are true
-    /// and false: they are what a program that reads YAML 1.1 (Ansible, PyYAML) makes of an `on` or `off` without quotes.
+    /// A word of a known list. Words of a `later` version are refused as such. If `on` and `off`
+    /// are known, true and false are accepted too: a program that reads YAML 1.1 (Ansible, PyYAML)
+    /// turns an unquoted `on` or `off` into them.
     pub(crate) fn word<T: Copy>(&self, notes: &mut Notes, known: &[(&str, T)], later: &[&str]) -> Option<T> {
         let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
         let allowed = format!("allowed: {}", names.join(", "));
@@ -168,13 +171,13 @@ impl<'n> Item<'n> {
         None
     }
 
-    /// Says that a key will work one day.
+    /// Notes that a key is not supported yet.
     pub(crate) fn not_supported_yet(&self, notes: &mut Notes, cure: &str) {
         notes.fault(self.key_place, &self.path, "not supported yet", cure);
     }
 }
 
-/// `a.b`, shortened: keys may be long, and an error names one of them in each line.
+/// `a.b`, shortened: keys may be long, and each line of an error names one key.
 pub(crate) fn join(path: &str, key: &str) -> String {
     match path {
         "" => shown(key, 70),
@@ -182,20 +185,21 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// A map of which every key is known beforehand.
+/// A map in which every key is known in advance.
 pub(crate) struct Fields<'n> {
     path: String,
-    /// Canonical name and entry; the first of each name.
+    /// Entries by canonical name; of repeated names the first.
     entries: BTreeMap<Cow<'n, str>, &'n Entry>,
 }
 
 impl<'n> Fields<'n> {
-    /// The keys in their kebab-case spelling.
+    /// Takes the keys in their kebab-case spelling.
     pub(crate) fn of(item: &Item<'n>, notes: &mut Notes) -> Option<Self> {
         Self::with_names(item, notes, kebab)
     }
 
-    /// The keys as `canonical` spells them; two of one name are a fault, however they are written.
+    /// Takes the keys as `canonical` spells them. Two keys of one canonical name are a fault, in
+    /// any spelling.
     pub(crate) fn with_names(
         item: &Item<'n>,
         notes: &mut Notes,
@@ -214,20 +218,21 @@ impl<'n> Fields<'n> {
         Some(Self { path: item.path.clone(), entries })
     }
 
-    /// The value of a key, at most once.
+    /// Takes the value of a key; a second call returns `None`.
     pub(crate) fn take(&mut self, name: &str) -> Option<Item<'n>> {
         let item = self.peek(name)?;
         self.entries.remove(name);
         Some(item)
     }
 
-    /// The value of a key that is still to be taken.
+    /// The value of a key that has not been taken.
     pub(crate) fn peek(&self, name: &str) -> Option<Item<'n>> {
         let entry = self.entries.get(name)?;
         Some(Item { path: join(&self.path, name), key_place: entry.place, node: &entry.node })
     }
 
-    /// Says which keys are left over, if any. `known` are all that work, `later` those that were refused as not yet.
+    /// Notes every key left over as unknown. `known` lists the keys that work, `later` those that
+    /// were refused as not yet supported.
     pub(crate) fn finish(self, notes: &mut Notes, known: &[&str], later: &[&str]) -> Leftovers {
         for (name, entry) in &self.entries {
             let hint = match name.as_ref() {
@@ -248,7 +253,8 @@ impl<'n> Fields<'n> {
     }
 }
 
-/// Whether there were unknown keys. One of them is then most likely the key that seems to be missing.
+/// Whether there were unknown keys. If a key seems to be missing, the unknown key is probably its
+/// misspelling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leftovers {
     None,
@@ -276,7 +282,7 @@ pub(crate) fn named<'n>(item: &Item<'n>, notes: &mut Notes) -> Option<Vec<(&'n s
 
 pub(crate) const NAME_RULE: &str = "a name has 1 to 64 of A-Z a-z 0-9 _ . - and starts with none of . and -";
 
-/// Names become file names (`/dev/ublk-throttle/NAME`) and words of a command line.
+/// Names become file names (`/dev/ublk-throttle/NAME`) and arguments of commands.
 pub(crate) fn name_trouble(name: &str) -> Option<String> {
     if name.is_empty() {
         return Some("an empty name".to_owned());
@@ -311,7 +317,7 @@ fn note_twice(notes: &mut Notes, path: &str, first: &Entry, second: &Entry) {
     notes.fault(second.place, path, found, "keep one");
 }
 
-/// `snake_case` is accepted for every `kebab-case` key.
+/// The kebab-case spelling of a key; `snake_case` is accepted for every key.
 pub(crate) fn kebab(key: &str) -> Cow<'_, str> {
     if key.contains('_') { Cow::Owned(key.replace('_', "-")) } else { Cow::Borrowed(key) }
 }

@@ -1,4 +1,4 @@
-//! The configuration of ublk-throttle: which devices there are, what is behind them, and what they are allowed.
+//! The configuration of ublk-throttle: the devices, their backends, and their limits.
 //!
 //! ```text
 //!   path ──load──► bytes ──source──► text ──yaml──► nodes with places ──read──► Config + warnings
@@ -6,14 +6,15 @@
 //!                    └─────────────────┴──────── all faults ──────────────┴──► Errors
 //! ```
 //!
-//! [`parse`] is pure; [`load`] adds the reading of a file and nothing else. Neither panics, takes longer than about a
-//! second or much memory for any input: a configuration may come from a template that went wrong, and the daemon that
-//! is asked to reload it is serving disks.
+//! [`parse`] is pure; [`load`] only adds the reading of a file. For any input, both are free of
+//! panics, take at most about a second and little memory: a configuration may come from a faulty
+//! template, and the daemon that is asked to reload it is serving disks.
 //!
-//! A change while the daemon runs is read by the same rules: another file ([`difference`] of two configurations), or
-//! single values ([`change_device`], [`new_device`] and those for groups).
+//! Changes while the daemon runs are read by the same rules: a second file ([`difference`] of two
+//! configurations), or single values ([`change_device`], [`new_device`] and their counterparts for
+//! groups).
 //!
-//! The schema is documented by `config/examples/`, of which every file is tested.
+//! The schema is documented by `config/examples/`; every file there is tested.
 
 mod change;
 mod cpus;
@@ -55,7 +56,8 @@ pub use written::write_groups;
 use fields::Notes;
 use source::Source;
 
-/// Parses and checks a configuration. Touches nothing: relative paths are joined with the directory of `file_name`.
+/// Parses and checks a configuration. No file is touched: relative paths are joined with the
+/// directory of `file_name`.
 pub fn parse(file_name: &str, text: &[u8]) -> Result<(Config, Vec<Warning>), Errors> {
     let file = Path::new(file_name);
     parse_in(file, file.parent().unwrap_or(Path::new("")), text)

@@ -1,7 +1,8 @@
-//! What a configuration says once it has been read and found sound: resolved values, no YAML and no defaults left.
+//! A configuration that has been read and found sound: resolved values, no YAML and no open
+//! defaults.
 //!
-//! Everything here is plain data. Lines are kept so that a later refusal (a path that does not open, an id that is
-//! taken) can still name the place in the file.
+//! All types are plain data. Lines are kept so that a later refusal (a path that does not open, an
+//! id that is taken) can still name the place in the file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,10 +19,11 @@ pub struct Config {
     pub groups: Vec<Group>,
     /// The devices, in file order. May be empty.
     pub devices: Vec<Device>,
-    /// What all devices together may take of the daemon's memory, in bytes; [`Self::memory_bytes`] is not above it. `None` = no
-    /// bound.
+    /// The most of the daemon's memory that all devices together may take, in bytes;
+    /// [`Self::memory_bytes`] is at most that. `None` = no bound.
     pub memory_max: Option<u64>,
-    /// The Unix group, by name or number, that may use the commands which only read. `None` = nobody but root.
+    /// The Unix group, by name or number, that may use the commands which only read. `None` = root
+    /// only.
     pub readers: Option<String>,
 }
 
@@ -31,13 +33,13 @@ impl Config {
         self.groups.iter().find(|group| group.name == name)
     }
 
-    /// The groups, each after the one above it; otherwise in file order.
+    /// The groups, each after its parent; otherwise in file order.
     pub fn groups_parents_first(&self) -> Vec<&Group> {
         let parents: BTreeMap<&str, Option<&str>> =
             self.groups.iter().map(|group| (group.name.as_str(), group.parent.as_deref())).collect();
         let above = |group: &&Group| {
             let parent = |name: &&str| parents.get(name).copied().flatten();
-            // Bounded, in case somebody makes a configuration by hand that goes round.
+            // Bounded, in case a configuration made by hand has a cycle.
             std::iter::successors(group.parent.as_deref(), parent).take(throttle_core::tree::DEPTH_MAX).count()
         };
         let mut groups: Vec<&Group> = self.groups.iter().collect();
@@ -50,13 +52,14 @@ impl Config {
         self.devices.iter().find(|device| device.name == name)
     }
 
-    /// What the buffers of all devices take.
+    /// The bytes of the buffers of all devices.
     pub fn buffer_bytes(&self) -> u64 {
-        // At most 2^12 x 2^12 x 2^19 each: below 2^63 for a million of them, which is more than there are ids.
+        // At most 2^12 x 2^12 x 2^19 = 2^43 bytes a device, so at most 2^63 for the 2^20 ids: no
+        // overflow.
         self.devices.iter().map(Device::buffer_bytes).sum()
     }
 
-    /// What all devices take: their buffers, and the bytes of those of memory.
+    /// The memory of all devices in bytes: their buffers, and the contents of memory devices.
     pub fn memory_bytes(&self) -> u64 {
         self.devices.iter().map(Device::memory_bytes).fold(0, u64::saturating_add)
     }
@@ -72,17 +75,20 @@ impl Config {
 pub struct Group {
     /// `[A-Za-z0-9_.-]`, 1 to 64 characters, no leading dot or dash.
     pub name: String,
-    /// A group of this configuration, whose limits hold as well. The groups form trees, of at most
+    /// The parent, a group of this configuration, whose limits hold as well. The groups form trees
+    /// of at most [`throttle_core::tree::DEPTH_MAX`] levels.
     /// [`throttle_core::tree::DEPTH_MAX`] levels.
     pub parent: Option<String>,
-    /// Its share of what the parent allows, against the others in it; 1 to [`throttle_core::share::WEIGHT_MAX`].
+    /// The share of the group in its parent; 1 to [`throttle_core::share::WEIGHT_MAX`].
     pub weight: u32,
-    /// Shared by all devices in it and below it together. Sound: [`Limits::violations`] is empty.
+    /// Limits shared by all devices in the group and below it. Sound: [`Limits::violations`] is
+    /// empty.
     pub limits: Limits,
-    /// What operations count as in it and below it, already with what it leaves to its parent. `None`: it says nothing,
-    /// and all is as in the parent, or by default.
+    /// The charge of each operation for devices in the group and below it, with inherited entries
+    /// filled in. `None`: the group has no entry of its own, and the table is that of the parent,
+    /// or the default.
     pub charges: Option<ChargeTable>,
-    /// Where the group begins in its file, from 1.
+    /// The line at which the group begins in its file, from 1.
     pub line: u32,
 }
 
@@ -93,47 +99,49 @@ pub struct Device {
     pub name: String,
     /// The N of `/dev/ublkbN`; unique, below 2^20. `None` = the first free one.
     pub id: Option<u32>,
-    /// Where its bytes are.
+    /// The backend that holds its bytes.
     pub backend: Backend,
-    /// A group of this configuration.
+    /// The group of the device, which is in this configuration.
     pub group: Option<String>,
-    /// Its share of what the group allows, against the others in it; 1 to [`throttle_core::share::WEIGHT_MAX`].
+    /// The share of the device in its group; 1 to [`throttle_core::share::WEIGHT_MAX`].
     pub weight: u32,
-    /// Its own limits, besides the group's. Sound: [`Limits::violations`] is empty.
+    /// Limits of the device, besides the group's. Sound: [`Limits::violations`] is empty.
     pub limits: Limits,
     /// Queues, each with a thread and a ring of its own; 1 to [`QUEUES_MAX`].
     pub queues: u16,
-    /// Requests a queue takes at the same time; 1 to [`DEPTH_MAX`].
+    /// The requests that a queue takes at the same time; 1 to [`DEPTH_MAX`].
     pub depth: u16,
-    /// The logical block in bytes, 512 or 4096: requests start and end on a multiple of it, and so does the size. `None` =
-    /// what the backend wants.
+    /// The logical block size in bytes, 512 or 4096: requests and the size of the device are
+    /// multiples of it. `None` = the block size of the backend.
     pub block_size: Option<u32>,
     /// Whether writes are refused by the kernel.
     pub read_only: bool,
-    /// What becomes of requests in flight when the daemon dies.
+    /// Whether requests in flight wait or fail when the daemon dies.
     pub on_crash: OnCrash,
-    /// What SIGTERM does with the device.
+    /// Whether SIGTERM removes or keeps the device.
     pub on_stop: OnStop,
-    /// Whether its requests go without a copy between the kernel and the daemon. Null has none: [`ZeroCopy::Off`].
+    /// Whether its requests go without a copy between the kernel and the daemon. For null always
+    /// [`ZeroCopy::Off`].
     pub zero_copy: ZeroCopy,
     /// The CPUs that its queue threads may run on; `None` = all.
     pub cpus: Option<Cpus>,
-    /// Where the device begins in its file, from 1.
+    /// The line at which the device begins in its file, from 1.
     pub line: u32,
 }
 
 impl Device {
-    /// What its buffers take: one of the largest request for each that it takes at the same time.
+    /// The bytes of its buffers: each request in flight has a buffer of the largest size.
     pub fn buffer_bytes(&self) -> u64 {
         u64::from(self.queues) * u64::from(self.depth) * u64::from(REQUEST_BYTES_MAX)
     }
 
-    /// What it takes of the daemon's memory when it is full: its buffers, and its bytes if they are in memory.
+    /// The bytes that the device takes of the daemon's memory when it is full: its buffers, and the
+    /// contents of a memory device.
     pub fn memory_bytes(&self) -> u64 {
         self.buffer_bytes().saturating_add(self.own_bytes())
     }
 
-    /// Its bytes if they are in memory.
+    /// The contents of a memory device, in bytes; 0 for other backends.
     pub(crate) fn own_bytes(&self) -> u64 {
         match self.backend {
             Backend::Memory { size } => size,
@@ -157,38 +165,39 @@ pub const ID_MAX: u32 = (1 << 20) - 1;
 /// The unit of every size: the kernel counts a disk in sectors of 512 bytes.
 pub const SECTOR: u64 = 512;
 
-/// Where the bytes of a device are. Sizes are multiples of [`SECTOR`], above 0 and below 2^63.
+/// The backend of a device. Sizes are multiples of [`SECTOR`], above 0 and below 2^63.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// A regular file.
     File {
         /// Absolute, or relative to the directory of the configuration; already joined with it.
         path: PathBuf,
-        /// The size of the device; `None` = the size that the file has.
+        /// The size of the device; `None` = the size of the file.
         size: Option<u64>,
-        /// Make the file, of `size`, if there is none. `size` is then given.
+        /// Creates the file, of `size`, if it does not exist. Requires a `size`.
         create: bool,
         /// Whether to go around the page cache (`O_DIRECT`).
         direct: Direct,
-        /// Other devices that say the same may write to it too: what keeps their data apart is above them (a cluster
-        /// file system, say).
+        /// Further devices that are `shared` may write to the file too: a layer above keeps their
+        /// data apart (a cluster file system, for example).
         shared: bool,
     },
-    /// Another block device, in its whole size.
+    /// A block device, served in its whole size.
     Block {
         /// As for a file.
         path: PathBuf,
-        /// As for a file, but [`Direct::On`] by default: a block device always has it, and a failed write is told to its writer.
+        /// As for a file, but [`Direct::On`] by default: a block device always has it, and reports
+        /// a failed write to its writer.
         direct: Direct,
         /// As for a file.
         shared: bool,
     },
-    /// Memory of the daemon, empty at start, gone at the end.
+    /// Memory of the daemon, empty at start, lost at the end.
     Memory {
         /// The size of the device.
         size: u64,
     },
-    /// Reads give zeroes, writes vanish.
+    /// No storage: reads give zeroes, writes are discarded.
     Null {
         /// The size of the device.
         size: u64,
@@ -196,7 +205,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The file or block device behind it.
+    /// The path of the file or block device; `None` for memory and null.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File { path, .. } | Self::Block { path, .. } => Some(path),
@@ -204,12 +213,12 @@ impl Backend {
         }
     }
 
-    /// Whether other devices may write to the same bytes.
+    /// Whether further devices may write to the same bytes.
     pub const fn is_shared(&self) -> bool {
         matches!(self, Self::File { shared: true, .. } | Self::Block { shared: true, .. })
     }
 
-    /// Settles `direct` where the description leaves it open.
+    /// Settles `direct` if the configuration leaves it open.
     pub fn settle_direct(&mut self, is_direct: bool) {
         if let Self::File { direct, .. } | Self::Block { direct, .. } = self
             && *direct == Direct::Auto
@@ -218,7 +227,7 @@ impl Backend {
         }
     }
 
-    /// Whether to go around the page cache; `None` where there is none.
+    /// Whether to go around the page cache; `None` for memory and null.
     pub const fn direct(&self) -> Option<Direct> {
         match self {
             Self::File { direct, .. } | Self::Block { direct, .. } => Some(*direct),
@@ -226,12 +235,12 @@ impl Backend {
         }
     }
 
-    /// Whether it can work on the pages of a request where they are in the kernel.
+    /// Whether the backend can work on the pages of a request in the kernel.
     pub const fn has_zero_copy(&self) -> bool {
         !matches!(self, Self::Null { .. })
     }
 
-    /// The size, where it is given.
+    /// The size, if the configuration gives it.
     pub const fn size(&self) -> Option<u64> {
         match self {
             Self::File { size, .. } => *size,
@@ -254,17 +263,17 @@ impl Backend {
 /// Whether a file or block device is opened with `O_DIRECT`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Where the file system has it, in blocks not larger than those of the device.
+    /// If the file system supports it, in blocks not larger than those of the device.
     #[default]
     Auto,
-    /// Always; a backend without it cannot serve the device.
+    /// Always; a backend without `O_DIRECT` cannot serve the device.
     On,
     /// Never: through the page cache.
     Off,
 }
 
 impl Direct {
-    /// As in the configuration.
+    /// The word of the configuration.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -280,19 +289,20 @@ impl From<bool> for Direct {
     }
 }
 
-/// What becomes of requests in flight when the daemon dies.
+/// Whether requests in flight wait or fail when the daemon dies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnCrash {
-    /// They wait, as do new ones, and the next daemon serves them: a pause, not an error.
+    /// Requests in flight and new requests wait, and the next daemon serves them: a pause, not an
+    /// error.
     #[default]
     Requeue,
-    /// They end with an I/O error, and the device with them. What a device of memory does, said or not: its bytes die with the
-    /// daemon.
+    /// Requests end with an I/O error, and the device ends. A memory device always has this
+    /// setting: its bytes die with the daemon.
     Fail,
 }
 
 impl OnCrash {
-    /// As in the configuration.
+    /// The word of the configuration.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Requeue => "requeue",
@@ -301,18 +311,19 @@ impl OnCrash {
     }
 }
 
-/// What SIGTERM does with a device.
+/// Whether SIGTERM removes or keeps a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnStop {
-    /// It is removed.
+    /// The device is removed.
     #[default]
     Remove,
-    /// Its disk stays, requests wait, and the next daemon serves it. Only with [`OnCrash::Requeue`].
+    /// The disk stays, requests wait, and the next daemon serves them. Only with
+    /// [`OnCrash::Requeue`].
     Keep,
 }
 
 impl OnStop {
-    /// As in the configuration.
+    /// The word of the configuration.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Remove => "remove",
@@ -321,23 +332,24 @@ impl OnStop {
     }
 }
 
-/// Whether the backend works on the pages of a request where they are in the kernel, or on a copy of them.
+/// Whether the backend works on the pages of a request in the kernel, or on a copy of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZeroCopy {
-    /// Where kernel and backend have it and it is the faster way.
+    /// If kernel and backend support it and it is the faster way.
     #[default]
     Auto,
-    /// Always; a kernel without it cannot serve the device.
+    /// Always; a kernel without zero copy cannot serve the device.
     On,
-    /// Never. What a device of memory or null does, said or not: there is no other end that could take the pages.
+    /// Never. A null device always has this setting: it stores no data, so no consumer takes the
+    /// pages.
     Off,
 }
 
 impl ZeroCopy {
-    /// All of them, the default first.
+    /// All values, the default first.
     pub const ALL: [Self; 3] = [Self::Auto, Self::On, Self::Off];
 
-    /// As in the configuration.
+    /// The word of the configuration.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Auto => "auto",

@@ -1,21 +1,23 @@
-//! Stops brackets that nest too deep, and directives, before the parser works on them.
+//! Refuses brackets that nest too deep, and directives, before the parser works on them.
 //!
-//! The parser looks at every open bracket again at each token, and at every `%TAG` line at each other: a megabyte of
-//! `[` keeps it busy for a minute and a half. So the open brackets are counted first, and never too few:
+//! The parser examines every open bracket again at each token, and every `%TAG` line at each
+//! further one: a megabyte of `[` keeps it busy for a minute and a half. So the open brackets are
+//! counted first, and never too few:
 //!
 //! ```text
 //!   opening bracket    counts, even in quotes
-//!   closing bracket    counts unless it is in quotes, or after anything on its line that makes quotes doubtful
+//!   closing bracket    counts unless it is in quotes, or after text on its line that makes quotes doubtful
 //!   rest of a comment  does not count
 //! ```
 //!
-//! A quote is plain to see if it stands where only a value can start, and closes on its line. Otherwise it is doubtful
-//! (the apostrophe of `it's`, a quote over several lines, a tag), and closing brackets behind it may be text.
+//! A quote is certain if it stands where only a value can start, and closes on its line. Otherwise
+//! it is doubtful (the apostrophe of `it's`, a quote over several lines, a tag), and closing
+//! brackets behind it may be text.
 
 use crate::fault::Fault;
 use crate::source::{Place, Source};
 
-/// Far above what a configuration nests, far below what costs time.
+/// Far above the nesting of a configuration, far below a number that costs time.
 const OPEN_MAX: u32 = 64;
 
 pub(crate) fn check(source: &Source<'_>) -> Result<(), Fault> {
@@ -37,14 +39,14 @@ pub(crate) fn check(source: &Source<'_>) -> Result<(), Fault> {
 
 struct Count {
     open: u32,
-    /// The last character that is neither blank nor comment.
+    /// The last character that is neither a blank nor in a comment.
     before: Option<char>,
-    /// From here on no closing bracket is believed.
+    /// From here on no closing bracket counts.
     quote_over_lines: bool,
 }
 
 impl Count {
-    /// Counts one line; the column at which it is too much.
+    /// Counts a line; `Err` is the column at which too many brackets are open.
     fn line(&mut self, line: &str) -> Result<(), u32> {
         let mut quote = None;
         let mut doubtful = self.quote_over_lines;
@@ -67,7 +69,8 @@ impl Count {
                 ('\'', Some('\'')) if chars.next_if(|&(next, _)| next == '\'').is_some() => {}
                 ('"' | '\'', Some(opened)) if c == opened => quote = None,
                 ('"' | '\'', None) if !doubtful => {
-                    // Where brackets are open, plain text may go on over the line end, and after a `-` or `a:` too.
+                    // Within open brackets, plain text may continue over a line end, or after a `-`
+                    // or `a:`.
                     let starts_value = match self.before {
                         None | Some(',' | '[' | '{') => true,
                         Some(':') => before_is_space,
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn balanced_brackets_never_add_up() {
-        // What configurations look like, many times over.
+        // Typical lines of configurations, many times over.
         for line in [
             "a: { b: [1, 2], 'c]': \"d}\\\"\" } # it's [a comment\n",
             "a: it's plain\n",
@@ -119,7 +122,7 @@ mod tests {
 
     #[test]
     fn closing_brackets_that_may_be_text_do_not_count() {
-        // Each of these nests deeper with every repetition, and hides it behind a closing bracket.
+        // Each part nests deeper with every repetition, and hides that behind a closing bracket.
         for part in [
             "[",
             "{a: ",

@@ -1,4 +1,5 @@
-//! What leads from the configuration in force to another one, without a gap for what does not change.
+//! The changes that lead from the configuration in force to a new one, without a gap for unchanged
+//! devices.
 //!
 //! ```text
 //!   from                      to                            plan
@@ -8,8 +9,9 @@
 //!   device c     1 queue      device c     2 queues    ──►  refused: made with its queues
 //! ```
 //!
-//! Names say what is the same thing. Data only: it touches nothing, knows nothing of the kernel, and whoever carries it
-//! out may print it instead ([`Plan::lines`]). A plan with refusals is not to be carried out in part.
+//! Devices and groups are identified by name. A plan is pure data: it changes nothing and knows
+//! nothing of the kernel, and can be printed ([`Plan::lines`]) instead of carried out. A plan with
+//! refusals must not be carried out in part.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,16 +24,16 @@ use crate::model::{Backend, Config, Device, Direct, Group};
 
 /// The differences of two configurations.
 ///
-/// They are carried out in this order: groups added, devices removed, groups and devices changed, devices added, groups
-/// removed. A parent may change places with a group below it: the changes of all groups belong into one step, and a
-/// group is best added without its parent, which that step then gives it.
+/// Carry it out in this order: groups added, devices removed, groups and devices changed, devices
+/// added, groups removed. A parent may swap places with a group below it, so the changes of all
+/// groups belong in one step; add a new group without its parent, which that step then sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Parents first.
     pub group_additions: Vec<Group>,
     /// In the order of the new configuration.
     pub group_changes: Vec<GroupChange>,
-    /// Children first. Nobody is in them once devices and groups have changed.
+    /// Children first. A removed group is empty once devices and groups have changed.
     pub group_removals: Vec<String>,
     /// In the order of the new configuration.
     pub device_changes: Vec<DeviceChange>,
@@ -39,20 +41,20 @@ pub struct Plan {
     pub device_additions: Vec<Device>,
     /// In the order of the old configuration.
     pub device_removals: Vec<String>,
-    /// The bound on what all devices take.
+    /// The memory bound of all devices.
     pub memory_max: Option<Changed<Option<u64>>>,
     /// The Unix group that may use the reading commands.
     pub readers: Option<Changed<Option<String>>>,
-    /// What cannot change while a device runs, in the order of the new configuration.
+    /// Changes that a running device does not allow, in the order of the new configuration.
     pub refusals: Vec<FixedDevice>,
 }
 
 /// An old and a new value, which differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed<T> {
-    /// What is in force.
+    /// The value in force.
     pub from: T,
-    /// What is wanted.
+    /// The value wanted.
     pub to: T,
 }
 
@@ -62,29 +64,29 @@ impl<T: Clone + PartialEq> Changed<T> {
     }
 }
 
-/// What changes of a group; at least one of its fields.
+/// The changes of a group; at least one of its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupChange {
     /// The group.
     pub name: String,
-    /// All of them, also those that stay.
+    /// All limits of the group, including those that stay.
     pub limits: Option<Changed<Limits>>,
-    /// Its share of what the parent allows.
+    /// The group's share of its parent.
     pub weight: Option<Changed<u32>>,
     /// The group above it.
     pub parent: Option<Changed<Option<String>>>,
-    /// What operations count as in it.
+    /// The charge of each operation in the group.
     pub charges: Option<Changed<Option<ChargeTable>>>,
 }
 
-/// What changes of a device that goes on serving; at least one of its fields.
+/// The changes of a device that goes on serving; at least one of its fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceChange {
     /// The device.
     pub name: String,
-    /// All of them, also those that stay.
+    /// All limits of the device, including those that stay.
     pub limits: Option<Changed<Limits>>,
-    /// Its share of what the group allows.
+    /// The device's share of its group.
     pub weight: Option<Changed<u32>>,
     /// The group it is in.
     pub group: Option<Changed<Option<String>>>,
@@ -95,18 +97,18 @@ pub struct DeviceChange {
 /// A new size of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resize {
-    /// `None`: whatever its file has.
+    /// `None`: the size of its file.
     pub from: Option<u64>,
     /// The size that is wanted.
     pub to: u64,
 }
 
-/// A device of which something differs that it was made with.
+/// A device with a difference in a setting that is fixed at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FixedDevice {
     /// The device.
     pub name: String,
-    /// Where it begins in the new file.
+    /// The line at which the device begins in the new file.
     pub line: u32,
     /// Key, old and new value, as the file has them; at least one.
     pub keys: Vec<(&'static str, Changed<String>)>,
@@ -114,7 +116,8 @@ pub struct FixedDevice {
 
 /// The plan that leads from `from`, which is in force, to `to`.
 ///
-/// Ids, sizes and `direct` that `to` leaves open are taken as they are, so `from` is to hold those that the devices have got.
+/// Ids, sizes and `direct` that `to` leaves open stay as they are, so `from` must hold the actual
+/// values of the devices.
 pub fn difference(from: &Config, to: &Config) -> Plan {
     let mut plan = Plan {
         memory_max: Changed::of(&from.memory_max, &to.memory_max),
@@ -172,9 +175,9 @@ fn change(from: &Group, to: &Group) -> Option<GroupChange> {
     is_any.then_some(change)
 }
 
-/// What a running device can take.
+/// The changes that a running device allows.
 fn live(from: &Device, to: &Device) -> Option<DeviceChange> {
-    // Of another kind, it is refused: its size is beside the point.
+    // A backend of a different kind is refused anyway, so its size does not count as a change.
     let is_same_kind = from.backend.kind() == to.backend.kind();
     let size = to.backend.size().filter(|size| is_same_kind && from.backend.size() != Some(*size));
     let change = DeviceChange {
@@ -189,7 +192,7 @@ fn live(from: &Device, to: &Device) -> Option<DeviceChange> {
     is_any.then_some(change)
 }
 
-/// What it was made with.
+/// The differences in settings that are fixed at the start of a device.
 fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
     let Device {
         name,
@@ -228,13 +231,13 @@ fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
     (!keys.is_empty()).then(|| FixedDevice { name: name.clone(), line: *line, keys })
 }
 
-/// The kind, and the path as the kernel is given it.
+/// The kind, and the path as the kernel gets it.
 fn place(backend: &Backend) -> String {
     let path = backend.path().map(Path::display);
     path.map_or_else(|| backend.kind().to_owned(), |path| format!("{} {path}", backend.kind()))
 }
 
-/// What leaves it open is content with what the device has.
+/// The `direct` wanted; `auto` accepts the setting that the device has.
 fn settled_direct(from: &Device, to: &Backend) -> Option<Direct> {
     match (from.backend.direct(), to.direct()) {
         (Some(before), Some(Direct::Auto)) => Some(before),
@@ -253,7 +256,7 @@ impl Plan {
         sizes.filter(|(_, size)| size.from.is_some_and(|from| size.to < from))
     }
 
-    /// Gives a device that stays another size, where `to`, to which the plan leads, leaves that to what is behind it.
+    /// Adds a new size to the plan for a device whose size the new configuration `to` leaves open.
     pub fn resize(&mut self, to: &Config, name: &str, size: Resize) {
         let place = |name: &str| to.devices.iter().position(|device| device.name == name);
         let at = self.device_changes.partition_point(|change| place(&change.name) < place(name));
@@ -263,7 +266,7 @@ impl Plan {
         self.device_changes[at].size = Some(size);
     }
 
-    /// Whether the two configurations come to the same.
+    /// Whether the two configurations have no difference.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -1,4 +1,5 @@
-//! Values that come one by one while the daemon runs: a group or device is changed, or a new one is described.
+//! Settings given one at a time while the daemon runs: a group or device is changed, or a new one
+//! is described.
 //!
 //! ```text
 //!   set device vol1 iops=500 group=none size=40GiB      add vol9 file=/srv/vol9.img size=1GiB queues=2 iops=500
@@ -7,11 +8,13 @@
 //!              change.rs            read/*.rs              └───────── read/device.rs, as from a file ─────────┘
 //! ```
 //!
-//! Keys and values are those of the configuration, less its levels: no key means two things. What a key leads to is
-//! read by the code that reads a file, so both have the same rules. `none` means no group.
+//! Keys and values are those of the configuration, without its nesting: each key has a single
+//! meaning. Each value is read by the code that reads a file, so both have the same rules. `none`
+//! means no group.
 //!
-//! Not known here, so for the caller to check: which groups there are ([`crate::nearest`] helps), whether a parent would
-//! come round, and whether a name, an id or a path is taken.
+//! The caller must check, because this module does not know it: which groups exist
+//! ([`crate::nearest`] helps), whether a parent would make a cycle, and whether a name, an id or a
+//! path is taken.
 
 use throttle_core::limits::Limits;
 use throttle_core::share::WEIGHT_DEFAULT;
@@ -29,7 +32,7 @@ use crate::yaml::{Entry, Node, Value};
 /// A key and a value, as in the configuration.
 type Setting<'s> = (&'s str, &'s str);
 
-/// What settings lead to, with what is odd about them; or all that is wrong.
+/// The result of settings with its warnings, or every fault.
 type Outcome<T> = Result<(T, Vec<Warning>), Vec<Fault>>;
 
 /// The group in force after `settings`: limits, `weight` and `parent`. A fault's path is its key.
@@ -59,8 +62,8 @@ pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Outcome<Group
     sound(group, notes)
 }
 
-/// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is its key. A device on a block
-/// device has no size of its own here: [`wanted_size`].
+/// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is
+/// its key. For a device on a block device, `size` changes nothing here: see [`wanted_size`].
 pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Outcome<Device> {
     const FIXED: (&str, &str) = ("cannot change while the device runs", "remove the device and add it again");
     let fixed: Vec<&str> = device::KEYS.into_iter().chain(backend::KEYS).collect();
@@ -111,8 +114,9 @@ pub fn new_group(name: &str, settings: &[Setting<'_>]) -> Outcome<Group> {
     }
 }
 
-/// A new device: the keys of its entry in a file, of its backend and of its limits. Its path is absolute: whoever asks
-/// is in another directory than the daemon. A fault's path is its key, or `name`.
+/// A new device: the keys of its entry in a file, of its backend and of its limits. Its path is
+/// absolute, because the client may run in a different directory than the daemon. A fault's path is
+/// its key, or `name`.
 pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Outcome<Device> {
     let mut notes = Notes::default();
     check_name(name, &mut notes);
@@ -122,7 +126,7 @@ pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Outcome<Device> {
     let (backend, mut own): (Vec<_>, Vec<_>) =
         sorted.own.into_iter().partition(|entry| backend::KEYS.contains(&kebab(&entry.key).as_ref()));
     if !backend.iter().any(|entry| backend::KINDS.contains(&entry.key.as_str())) {
-        // Unless the key that is unknown was to be it.
+        // No second fault if an unknown key was probably meant to be the backend.
         if notes.faults.iter().all(|fault| fault.path == "name") {
             notes.fault(Place::NOWHERE, "", "no backend", format!("{ONE_KIND}: say which, like `file=/srv/vol1.img`"));
         }
@@ -146,14 +150,14 @@ pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Outcome<Device> {
     }
 }
 
-/// Settings by what reads them; those that nothing reads are noted.
+/// Settings sorted by the code that reads them; unknown keys are noted as faults.
 struct Sorted<'s> {
     own: Vec<Entry>,
     limits: Vec<Setting<'s>>,
 }
 
 impl<'s> Sorted<'s> {
-    /// `fixed` keys are known and not to be set: `refusal` says so, and what to do instead.
+    /// `fixed` keys are known but cannot be set: `refusal` is the finding and the cure.
     fn of(settings: &[Setting<'s>], own: &[&str], fixed: &[&str], refusal: (&str, &str), notes: &mut Notes) -> Self {
         let mut sorted = Self { own: Vec::new(), limits: Vec::new() };
         for &(key, value) in settings {
@@ -202,12 +206,14 @@ fn resize(device: &mut Device, item: &Item<'_>, notes: &mut Notes) {
     match &mut device.backend {
         Backend::File { size, .. } => *size = Some(wanted),
         Backend::Memory { size } | Backend::Null { size } => *size = wanted,
-        // No key of it: the size is that of the disk behind, which only the daemon can ask.
+        // No change: the size is that of the disk behind the device, which only the daemon can
+        // query.
         Backend::Block { .. } => {}
     }
 }
 
-/// The `size` among the settings of a device, in bytes; `None` if there is none, or none that [`change_device`] accepts.
+/// The `size` among the settings of a device, in bytes; `None` if it is absent or [`change_device`]
+/// refuses it.
 pub fn wanted_size(settings: &[Setting<'_>]) -> Option<u64> {
     let &(key, value) = settings.iter().find(|(key, _)| kebab(key) == "size")?;
     let size = entry(key, value);

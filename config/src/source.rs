@@ -1,14 +1,14 @@
-//! The text of a file, and places in it.
+//! The text of a file, and places in the text.
 //!
-//! Bytes become text here, once and strictly: YAML may come as UTF-16, may hold control characters and has five kinds of
-//! line break, and each of these would let our line numbers differ from those of the user's editor. So they are refused,
-//! by name, before the parser sees them.
+//! Bytes become text here, once and strictly. YAML may come as UTF-16, may hold control characters
+//! and has five kinds of line break, and each of these would make our line numbers differ from
+//! those of the user's editor. This module refuses them by name, before the parser sees them.
 
 use std::fmt;
 
 use crate::fault::{Fault, shown};
 
-/// A place in a file, both parts from 1; columns count characters.
+/// A place in a file, line and column from 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The line.
@@ -18,10 +18,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// Where every file begins.
+    /// The start of every file.
     pub const START: Self = Self { line: 1, column: 1 };
 
-    /// In no file.
+    /// The place of a value in no file.
     pub(crate) const NOWHERE: Self = Self { line: 0, column: 0 };
 }
 
@@ -31,32 +31,33 @@ impl fmt::Display for Place {
     }
 }
 
-/// Characters of a source line that an error shows.
+/// The most characters of a source line that an error shows.
 const EXCERPT_MAX: usize = 100;
 
-/// A text that is fit for parsing, cut into lines.
+/// A text that is fit for parsing, split into lines.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     text: &'a str,
     lines: Vec<&'a str>,
-    /// The byte offset of every [`STRIDE`]th character. A file may be one long line (JSON is YAML), and counting its
-    /// characters from the start for each of its values would take minutes.
+    /// The byte offset of every [`STRIDE`]th character. A file may be a single long line (JSON is
+    /// YAML), and counting its characters from the start for each value would take minutes.
     strides: Vec<usize>,
-    /// How many characters come before each line.
+    /// The number of characters before each line.
     chars_before: Vec<usize>,
 }
 
 const STRIDE: usize = 256;
 
 impl<'a> Source<'a> {
-    /// Decodes the bytes. With a fault, they are not the text of a configuration, and the source ends there: it only
-    /// serves to show the place.
+    /// Decodes the bytes. A fault means that the bytes are no text of a configuration; the source
+    /// then ends at the fault and only serves to show the place.
     pub(crate) fn new(bytes: &'a [u8]) -> (Self, Option<Fault>) {
         let (text, broken) = match std::str::from_utf8(bytes) {
             Ok(text) => (text, None),
             Err(error) => {
                 let good = &bytes[..error.valid_up_to()];
-                // The prefix was just found valid; it serves to count lines and to show the one that breaks off.
+                // The prefix was just found valid; it serves to count lines and to show the line of
+                // the fault.
                 (std::str::from_utf8(good).unwrap_or_default(), Some(bytes[error.valid_up_to()]))
             }
         };
@@ -104,7 +105,7 @@ impl<'a> Source<'a> {
         &self.lines
     }
 
-    /// The text from a place to the end of its line; empty if there is no such place.
+    /// The text from a place to the end of its line; empty if the place does not exist.
     pub(crate) fn at(&self, place: Place) -> &'a str {
         let row = place.line as usize - 1;
         let (Some(line), Some(chars_before)) = (self.lines.get(row), self.chars_before.get(row)) else { return "" };
@@ -114,8 +115,8 @@ impl<'a> Source<'a> {
         line.get(stride + offset - offset_in(self.text, line)..).unwrap_or_default()
     }
 
-    /// The place itself, or the end of the last line that says anything if it lies behind that: where the parser finds
-    /// out that something is missing is seldom where an eye should look.
+    /// The place, or the end of the last non-blank line if the place lies behind that: the parser
+    /// often reports a missing token far behind the line to look at.
     pub(crate) fn clamp(&self, place: Place) -> Place {
         let last = self.lines.iter().rposition(|line| !line.trim().is_empty()).unwrap_or(0);
         if place.line as usize - 1 <= last {
@@ -125,7 +126,7 @@ impl<'a> Source<'a> {
         Place { line: last as u32 + 1, column: column as u32 + 1 }
     }
 
-    /// The line of a place, for an error; long ones are cut around the place.
+    /// The line of a place, for an error; a long line is cut around the place.
     pub(crate) fn excerpt(&self, place: Place) -> Option<String> {
         let line = self.lines.get(place.line as usize - 1)?.trim_end();
         if line.is_empty() {
@@ -145,7 +146,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Where a part of a text begins in it.
+/// The byte offset of `part` in `text`.
 fn offset_in(text: &str, part: &str) -> usize {
     part.as_ptr() as usize - text.as_ptr() as usize
 }
@@ -162,7 +163,8 @@ fn split_lines(text: &str) -> Vec<&str> {
     lines
 }
 
-/// Control characters other than tab and line ends, the two line breaks that only YAML knows, and byte order marks.
+/// Control characters except tab and line ends, the two line breaks that only YAML knows, and byte
+/// order marks.
 fn is_refused(c: char) -> bool {
     (c.is_control() && !matches!(c, '\t' | '\n' | '\r')) || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
@@ -178,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_is_not_text_is_refused_where_it_is() {
-        // Each would otherwise be reported by the parser without a place, or not at all.
+        // The parser would report each of these without a place, or not at all.
         assert_eq!(fault(b"a: 1\nb: \0"), ("2:4".into(), "the control character U+0000".into()));
         assert_eq!(fault(b"a: caf\xe9\n"), ("1:7".into(), "the byte 0xe9 is not UTF-8".into()));
         assert_eq!(fault(b"\xff\xfea\0"), ("1:1".into(), "the file is UTF-16".into()));
@@ -187,7 +189,8 @@ mod tests {
 
     #[test]
     fn text_at_a_place_is_found_in_long_lines_too() {
-        // Every character of a text with lines around the stride and characters of several bytes.
+        // Each character of a text with lines around the stride and with characters of several
+        // bytes.
         let text = format!("{}\n\r\n{}\rx\n", "aé€𝄞".repeat(200), "b".repeat(STRIDE));
         let source = Source::new(text.as_bytes()).0;
         for (row, line) in source.lines().iter().enumerate() {

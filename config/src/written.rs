@@ -1,15 +1,16 @@
-//! A configuration as text again, for a later process that takes up what this one made.
+//! A configuration written back as text, for a later process that takes over devices and groups.
 //!
 //! ```text
 //!   Device  ──► file=/srv/vol1.img size=1073741824 iops-total=500 …  ──► new_device ──► the same Device, of no file
 //!   groups  ──► {"version": 1, "groups": {"rack": {…}}}              ──► parse ──────► the same groups
 //! ```
 //!
-//! What reads it is what reads a user's words, so there is one reader with one set of rules, and a text that somebody broke is
-//! refused as a configuration would be.
+//! The reader of this text is the reader of users' settings: there is one reader with one set of
+//! rules, and a damaged text is refused like a faulty configuration.
 //!
-//! Every value is written that its default would not give back, also one without effect at the moment (the weight of a group
-//! without a parent): the reader compares what was written with the file, and takes a difference for a change of the file.
+//! Every value that differs from its default is written, even without an effect at the moment (the
+//! weight of a group without a parent): the reader compares the text with the file, and takes a
+//! difference for a change of the file.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,9 +27,9 @@ use crate::quantity::exact_seconds;
 type Setting = (String, String);
 
 impl Device {
-    /// Everything about it but its name, as [`crate::new_device`] takes it.
+    /// Every setting of the device but its name, as [`crate::new_device`] takes them.
     pub fn settings(&self) -> Vec<(String, String)> {
-        // Every field is named, so that a new one is not forgotten.
+        // Name every field, so that a new field is not forgotten.
         let Self {
             name: _,
             id,
@@ -72,7 +73,7 @@ impl Device {
     }
 }
 
-/// Groups as a configuration of their own. The parent of each is one of them.
+/// Groups as a configuration of their own. Every parent must be among `groups`.
 pub fn write_groups(groups: &[Group]) -> String {
     let by_name: BTreeMap<&str, &Group> = groups.iter().map(|group| (group.name.as_str(), group)).collect();
     let groups: Vec<String> =
@@ -80,7 +81,7 @@ pub fn write_groups(groups: &[Group]) -> String {
     format!("{{\"version\": 1, \"groups\": {{{}}}}}", groups.join(", "))
 }
 
-/// What is as by default is left out, so that a large configuration is not longer here than in its file.
+/// Leaves defaults out, so that a large configuration is not longer here than in its file.
 fn group_body(group: &Group, by_name: &BTreeMap<&str, &Group>) -> String {
     let Group { name: _, parent, weight, limits, charges, line: _ } = group;
     let mut parts = Vec::new();
@@ -100,10 +101,10 @@ fn group_body(group: &Group, by_name: &BTreeMap<&str, &Group>) -> String {
     format!("{{{}}}", parts.join(", "))
 }
 
-/// The table that a group has from the groups above it.
+/// The table that a group inherits from the groups above it.
 fn inherited_charges(group: &Group, by_name: &BTreeMap<&str, &Group>) -> ChargeTable {
     let parent = |group: &&Group| by_name.get(group.parent.as_deref()?).copied();
-    // Bounded, in case that the groups form no trees.
+    // Bounded, in case the groups form a cycle.
     let above = std::iter::successors(parent(&group), parent).take(tree::DEPTH_MAX);
     above.filter_map(|group| group.charges).next().unwrap_or(ChargeTable::DEFAULT)
 }
@@ -131,7 +132,7 @@ fn backend_settings(backend: &Backend) -> Vec<Setting> {
     settings
 }
 
-/// The limits that are set, less what follows from silence.
+/// The limits that are set, without settings that equal their defaults.
 pub(crate) fn limits_settings(limits: &Limits) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut add = |field: Field, value: String| settings.push((field.to_string(), value));
@@ -154,7 +155,8 @@ pub(crate) fn limits_settings(limits: &Limits) -> Vec<Setting> {
     settings
 }
 
-/// `auto` is said only where the parent says otherwise: an older program does not know the word.
+/// Writes `auto` for write-zeroes only if the inherited table sets a charge: an older program does
+/// not know the word.
 fn charge_settings(charges: &ChargeTable, inherited: &ChargeTable) -> Vec<Setting> {
     let ChargeTable { read, write, write_zeroes, discard, flush } = *charges;
     let word = |charge| match charge {
@@ -182,13 +184,13 @@ fn map(settings: Vec<Setting>) -> String {
     format!("{{{}}}", entries.join(", "))
 }
 
-/// Numbers and words: nothing in them means anything to YAML.
+/// A number or word: no character of it has a meaning in YAML.
 fn bare(value: &str) -> String {
     debug_assert!(value.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'), "{value:?}");
     value.to_owned()
 }
 
-/// In double quotes, as JSON and YAML both read it.
+/// The text in double quotes, as JSON and YAML both read it.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {

@@ -1,7 +1,9 @@
-//! From text to a tree in which every key and value knows its place. The only file that knows how YAML is read.
+//! From text to a tree in which every key and value has its place. Only this file knows how YAML is
+//! read.
 //!
-//! The parser is `serde_yaml`. It tells a place only as part of an *error*, and a configuration needs the places of
-//! values that are fine YAML (`depth: 0` is one). So every scalar is turned into an error on purpose:
+//! The parser is `serde_yaml`. It reports a place only as part of an *error*, and a configuration
+//! needs the places of values that are valid YAML (`depth: 0` is an example). So every scalar is
+//! turned into an error on purpose:
 //!
 //! ```text
 //!   NodeSeed ──deserialize_any──► serde_yaml ──visit_u64(0)──► NodeVisitor
@@ -9,15 +11,16 @@
 //!   Node { place 3:10, "0" } ◄── catches it ◄── writes "at line 3 column 10" into it ◄──┘
 //! ```
 //!
-//! The parser has moved past the scalar by then, so the map or list around it goes on with the next one. Maps and lists
-//! themselves end without an error; they take the place of their key. An error that comes without a scalar put aside is
-//! a real one and ends the reading.
+//! The parser has moved past the scalar by then, so the map or list around it continues with its
+//! next entry. Maps and lists themselves end without an error and take the place of their key. An
+//! error without a scalar put aside is a real error and ends the reading.
 //!
-//! Numbers are kept as they are written (`0x10`, `1e3`, `-0`): what they mean is decided in [`crate::quantity`], not by
-//! YAML's guesses. An alias has the place of the text it stands for.
+//! Numbers are kept as they are written (`0x10`, `1e3`, `-0`): [`crate::quantity`] decides on their
+//! meaning, not YAML's guesses. An alias has the place of its anchor's text.
 //!
-//! Refused: tags, directives, several documents, keys that are not plain text, deep nesting, and more nodes than any
-//! configuration needs or the length of the file explains, which is what stops a small one whose aliases multiply.
+//! Refused: tags, directives, several documents, keys that are not plain text, deep nesting, and
+//! more nodes than a configuration needs or than the length of the file explains. The last limit
+//! stops a small file whose aliases multiply.
 
 use std::fmt;
 
@@ -27,19 +30,20 @@ use crate::fault::{Fault, shown};
 use crate::nesting;
 use crate::source::{Place, Source};
 
-/// The schema needs 5.
+/// The schema needs 5 levels.
 const DEPTH_MAX: usize = 16;
 
-/// Five times what 2,000 devices with all keys need.
+/// 75 values for each of 2,000 devices; a device with every key has about 40.
 const NODES_MAX: usize = 150_000;
 
-/// Each value takes a byte of the text at least, unless it comes from an alias. One device that is an alias (`a: *d` in a line)
-/// takes 7 bytes for its 15 to 45 values; with this many for each byte, and some for small files, no such list is refused, and a
-/// few hundred bytes cannot keep a reader busy.
+/// Each value takes a byte of the text at least, unless it comes from an alias. A device that is an
+/// alias (`a: *d` in a line) takes 7 bytes for its 15 to 45 values. With 8 values for each byte,
+/// and 2,000 spare for small files, no list of such devices is refused, and a few hundred bytes
+/// cannot keep a reader busy.
 const NODES_A_BYTE: usize = 8;
 const NODES_SPARE: usize = 2000;
 
-/// The parser spells out all keys above each scalar whose place we ask for, so their length counts.
+/// The longest key: the parser spells out all keys above each scalar whose place is asked for.
 const KEY_CHARS_MAX: usize = 128;
 
 /// The text of the errors that carry a place.
@@ -48,14 +52,14 @@ const PLACE_WANTED: &str = "\u{1}place wanted\u{1}";
 /// A value and where it is written.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Node {
-    /// Of a scalar: where it starts. Of a map or list: where its key starts.
+    /// Of a scalar: its start. Of a map or list: the start of its key.
     pub(crate) place: Place,
     pub(crate) value: Value,
 }
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Value {
-    /// Nothing, `~` or `null`.
+    /// An empty value, `~` or `null`.
     Null,
     /// A scalar as it is written, without its quotes.
     Text {
@@ -66,7 +70,8 @@ pub(crate) enum Value {
     List(Vec<Node>),
 }
 
-/// A key and its value. Keys may come twice: whoever reads the map says so, and knows which spellings are equal.
+/// A key and its value. A map may have a key twice: its reader decides which spellings are equal,
+/// and notes a fault.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -74,7 +79,7 @@ pub(crate) struct Entry {
     pub(crate) node: Node,
 }
 
-/// Reads the one document of a text.
+/// Reads the single document of a text.
 pub(crate) fn read(source: &Source<'_>) -> Result<Node, Fault> {
     nesting::check(source)?;
     let mut reader = Reader { source, aside: None, refusal: None, nodes: 0, latest: Place::START };
@@ -93,21 +98,22 @@ pub(crate) fn read(source: &Source<'_>) -> Result<Node, Fault> {
     }
 }
 
-/// What all seeds and visitors of one reading share.
+/// The state that all seeds and visitors of a reading share.
 struct Reader<'s> {
     source: &'s Source<'s>,
-    /// The scalar whose place is on its way.
+    /// The scalar whose place the error will report.
     aside: Option<Scalar>,
-    /// Why we gave up: a place unless the parser will tell it, what was found, what would work.
+    /// The reason for giving up: the place (`None` if the parser's error has it), the finding and
+    /// the cure.
     refusal: Option<(Option<Place>, String, String)>,
     nodes: usize,
-    /// Where the latest value is; for the errors that come without a place.
+    /// The place of the latest value, for errors without a place.
     latest: Place,
 }
 
 enum Scalar {
     Null,
-    /// Not a text to YAML; the value, in case that it cannot be found in the source.
+    /// No text in YAML's view; the value is kept in case it is not found in the source.
     Typed(String),
     Text(String),
 }
@@ -123,7 +129,7 @@ impl Reader<'_> {
         E::custom(PLACE_WANTED)
     }
 
-    /// The text from a scalar's place on, without an anchor before it; tags are refused.
+    /// The text from a scalar's place on, without an anchor before it; a tag is refused.
     fn text_at<E: Error>(&mut self, place: Place) -> Result<&str, E> {
         let mut text = self.source.at(place);
         if text.starts_with('&') {
@@ -166,10 +172,10 @@ const ALIASES_FOUND: &str = "aliases that multiply";
 const ALIASES_CURE: &str = "use fewer aliases, or write the values out";
 const TAG_CURE: &str = "tags are not used here; remove it, or quote the text if it really starts with `!`";
 
-/// Reads one value.
+/// Reads a value.
 struct NodeSeed<'r, 's> {
     reader: &'r mut Reader<'s>,
-    /// The key of the value, or of the list it is in.
+    /// The place of the key of the value, or of the list that holds it.
     near: Place,
     depth: usize,
 }
@@ -276,7 +282,7 @@ impl<'de> Visitor<'de> for NodeVisitor<'_, '_> {
     }
 }
 
-/// Reads one key, as text whatever it looks like: a device may be called `007` or `null`.
+/// Reads a key, as text in any spelling: a device may be called `007` or `null`.
 struct KeySeed<'r, 's> {
     reader: &'r mut Reader<'s>,
 }
@@ -305,7 +311,7 @@ struct KeyVisitor<'r, 's> {
     reader: &'r mut Reader<'s>,
 }
 
-/// Keys always end in an error that carries their place.
+/// A key always ends in an error that carries its place, so it has no value.
 enum Never {}
 
 impl<'de> Visitor<'de> for KeyVisitor<'_, '_> {
@@ -320,7 +326,8 @@ impl<'de> Visitor<'de> for KeyVisitor<'_, '_> {
     }
 }
 
-/// The place at the end of an error's text. `serde_yaml` leaves it out for the very first character of a file.
+/// The place at the end of an error's text. `serde_yaml` omits it for the first character of a
+/// file.
 fn place_in(error: &str) -> Place {
     let parse = || {
         let (_, suffix) = error.rsplit_once(PLACE_WANTED)?;
@@ -330,9 +337,9 @@ fn place_in(error: &str) -> Place {
     parse().unwrap_or(Place::START)
 }
 
-/// An error of the parser in our form, with a cure for the frequent ones.
+/// An error of the parser as a fault, with a cure for the frequent errors.
 ///
-/// `latest` is where the parser was last seen, for an error without a place.
+/// `latest` is the place of the latest value, for an error without a place.
 fn syntax_fault(source: &Source<'_>, error: &str, place: Option<Place>, latest: Place) -> Fault {
     if error.contains("more than one document") {
         let place = second_document(source);
@@ -366,7 +373,7 @@ fn syntax_fault(source: &Source<'_>, error: &str, place: Option<Place>, latest: 
     Fault::new(place, "", format!("not valid YAML: {}", shown(&problem, 160)), cure)
 }
 
-/// The marker that opens a second document; the parser does not tell.
+/// The marker that opens a second document; the parser does not report its place.
 fn second_document(source: &Source<'_>) -> Place {
     let mut open = false;
     for (row, line) in source.lines().iter().enumerate() {
@@ -387,7 +394,7 @@ mod tests {
         read(&Source::new(text.as_bytes()).0)
     }
 
-    /// The tree, one node a line: `line:column what`.
+    /// The tree, a node per line: `line:column value`.
     fn outline(text: &str) -> String {
         fn walk(node: &Node, depth: usize, out: &mut String) {
             let what = match &node.value {
@@ -426,7 +433,7 @@ mod tests {
 
     #[test]
     fn every_key_and_scalar_knows_its_place() {
-        // The very first character of a file is the one place the parser leaves out.
+        // The first character of a file is the only place that the parser omits.
         assert_eq!(
             outline("version: 1\nünï: { 'q': \"a: b\", list: [1.50, ~] }\nempty:\n"),
             "1:1 map\n1:1 version: 1:10 1\n2:1 ünï: 2:1 map\n  2:8 q: 2:13 \"a: b\"\n  2:21 list: 2:21 list\n    \
@@ -436,7 +443,7 @@ mod tests {
 
     #[test]
     fn numbers_stay_as_they_are_written() {
-        // YAML would make 16, 0, 1000 and infinity of these.
+        // YAML would read these as 16, 0, 1000 and infinity.
         assert_eq!(
             outline("[0x10, -0, 1e3, .inf, 012, 18446744073709551616, True]"),
             "1:1 list\n- 1:2 0x10\n- 1:8 -0\n- 1:12 1e3\n- 1:17 .inf\n- 1:23 012\n- 1:28 18446744073709551616\n\
@@ -451,7 +458,7 @@ mod tests {
 
     #[test]
     fn alias_has_the_place_of_its_anchor() {
-        // An error in the value is mended where the value is written.
+        // An error in the value is corrected where the value is written.
         assert_eq!(outline("a: &x 10k\nb: *x\n"), "1:1 map\n1:1 a: 1:4 10k\n2:1 b: 1:4 10k\n");
         assert_eq!(outline("a: &x { c: 1 }\nb: *x\n").lines().last(), Some("  1:9 c: 1:12 1"));
     }
@@ -480,14 +487,15 @@ mod tests {
 
     #[test]
     fn aliases_cannot_multiply_without_end() {
-        // A billion nodes from 500 bytes, and a quarter of a million from each of many uses of one long list.
+        // A billion nodes from 500 bytes, and 49 million from 7,000 uses of a list of 7,000.
         let mut text = String::from("a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n");
         for n in 1..9 {
             let uses = vec![format!("*a{}", n - 1); 10].join(",");
             text.push_str(&format!("a{n}: &a{n} [{uses}]\n"));
         }
         assert_eq!(refusal(&text), "4:1 aliases that multiply");
-        // With a long text around them, the parser's own limit and ours for any file.
+        // In a long text, the parser's own limit stops the billion nodes; below, our limit for any
+        // file stops the repeated list.
         assert_eq!(refusal(&format!("{text}# {}\n", "x".repeat(10_000))), "5:1 aliases that multiply");
         let text = format!("a: &a [{}]\nb: [{}]\n", "1,".repeat(7000), "*a,".repeat(7000));
         assert_eq!(refusal(&text), "2:1 more than 150000 values, counting each use of an alias");
