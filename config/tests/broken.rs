@@ -1,7 +1,8 @@
-//! Every broken file of `tests/broken` gives exactly the text beside it: place, what was found, cure.
+//! Every broken file of `tests/broken` gives exactly the text beside it: place, finding, cure.
 //!
-//! `UPDATE_EXPECT=1 cargo test -p ublk-throttle-config --test config broken` writes the texts anew; read the difference.
-//! The files are bytes, some of them no text at all; `.gitattributes` keeps git from touching them.
+//! `UPDATE_EXPECT=1 cargo test -p ublk-throttle-config --test config broken` writes the texts anew;
+//! read the difference. The files are bytes, and some are no text at all; `.gitattributes` keeps
+//! git from changing them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,8 +31,8 @@ fn answer(path: &Path) -> String {
 
 #[test]
 fn f35_every_broken_file_gives_its_expected_error() {
-    // Bad YAML, bad values and bad references, each with its place and a cure. The same files are given to the command
-    // line by the end-to-end suite, which expects exit 3 for each.
+    // Bad YAML, bad values and bad references, each with its place and a cure. The end-to-end suite
+    // gives the same files to the command line and expects exit 3 for each.
     let mut wrong = Vec::new();
     for path in files() {
         let (found, expected_path) = (answer(&path), path.with_extension("expected"));
@@ -49,9 +50,9 @@ fn f35_every_broken_file_gives_its_expected_error() {
 
 #[test]
 fn every_error_is_short_located_and_soon() {
-    // What a terminal can show and a person can find, whatever the file holds.
+    // The text fits a terminal, and its first line has the place, for every file.
     for path in files() {
-        // Of this thread alone, so that a busy machine does not count.
+        // The CPU time of this thread alone, so that load on the machine does not count.
         let cpu_time = || -> Duration { clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock").into() };
         let start = cpu_time();
         let text = answer(&path);

@@ -1,4 +1,5 @@
-//! The examples are the documentation of the schema: each is accepted as it stands, and says what its comments claim.
+//! The examples are the documentation of the schema: each is accepted as it stands, and its
+//! description matches its comments.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -21,7 +22,7 @@ fn every_example_is_accepted_without_a_warning() {
     for entry in fs::read_dir(examples()).expect("readable") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            // Traces for `simulate`, which has tests of them.
+            // Traces for `simulate`, which its own tests cover.
             continue;
         }
         let (config, warnings) = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
@@ -71,7 +72,8 @@ fn reference_shows_every_spelling_of_a_value() {
 
 #[test]
 fn reference_says_the_default_charges() {
-    // All of them, so that the file shows the defaults; the core's table leaves write-zeroes to the backend.
+    // Every entry is given, so that the file shows the defaults; the core's table leaves
+    // write-zeroes to the backend.
     let config = example("reference.yaml");
     let charges = config.group("everything").expect("the group").charges;
     assert_eq!(charges, Some(ChargeTable { write_zeroes: Some(Charge::Op), ..ChargeTable::DEFAULT }));
@@ -96,7 +98,7 @@ fn tenants_have_the_shares_that_the_picture_says() {
 
 #[test]
 fn relative_path_starts_at_the_directory_of_the_file() {
-    // Wherever the daemon is started from; `parse` takes the directory from the name alone.
+    // The daemon's directory has no effect; `parse` takes the directory from the name alone.
     let backend = |config: &Config| config.devices[1].backend.path().expect("a path").to_owned();
     assert_eq!(backend(&example("files.yaml")), examples().join("images/vol2.img"));
     let text = fs::read(examples().join("files.yaml")).expect("readable");

@@ -1,5 +1,5 @@
-//! What goes wrong with a configuration, one test a kind: what is refused and on what side of which border, with both
-//! lines where two are at odds. The exact texts are those of `tests/broken`.
+//! Faults of a configuration, a test per kind: the refused values, both sides of each border, and
+//! both lines where two entries conflict. The exact texts are those of `tests/broken`.
 
 use throttle_core::limits::{LimitKind, VALUE_MAX};
 use ublk_throttle_config::{Config, REQUEST_BYTES_MAX, parse};
@@ -26,7 +26,8 @@ fn limits(limits: &str) -> String {
 
 #[test]
 fn f08_devices_of_memory_count_under_the_bound() {
-    // 64 MiB of buffers each. On both sides of the border; a disk that no machine has memory for; more than 64 bits in all.
+    // 64 MiB of buffers each. Both sides of the border; a size above the memory of any machine; a
+    // sum above 64 bits.
     let device = |size: &str| format!("devices: {{ m: {{ backend: {{ memory: {size} }} }} }}\n");
     let bound = "limits: { memory: 1GiB }\n";
     let config = accepted(&format!("{bound}{}", device("960MiB")));
@@ -40,7 +41,7 @@ fn f08_devices_of_memory_count_under_the_bound() {
     let two = "devices:\n  m: { backend: { memory: 9223372036854775296 } }\n  n: { backend: { memory: 9223372036854775296 } }\n";
     refused(&format!("{bound}{two}"), &["above 1 GiB"]);
     accepted(&device("100TiB"));
-    // Nothing is stored of a null device, and that of a file is on its disk.
+    // A null device stores nothing, and the contents of a file device are on its disk.
     accepted(&format!(
         "{bound}devices: {{ n: {{ backend: {{ null: 100TiB }} }}, f: {{ backend: {{ file: /f, size: 100TiB }} }} }}\n"
     ));
@@ -82,11 +83,12 @@ fn f28_second_writer_of_a_path_is_refused_unless_both_share_it() {
     accepted(&two(&backend("x"), &backend("y")));
     let read_only = format!("{}, read-only: true", backend("x"));
     accepted(&two(&read_only, &read_only));
-    // A reader may be beside a writer only if that one says that it shares, as with the lock of a device that starts.
+    // A reader may be beside a writer only if the writer is `shared`: the rule of the lock that a
+    // device takes at its start.
     refused(&two(&backend("x"), &read_only), &["f.yaml:4:", "device a (line 3) already writes to", "`shared: true`"]);
     refused(&two(&read_only, &backend("x")), &["f.yaml:4:", "device a (line 3) already reads", "`shared: true`"]);
     accepted(&two(&shared("x"), &read_only));
-    // The third is held against each of those before it, not only against the last.
+    // The third device is compared with every earlier one, not only with the last.
     let third = format!("{}  c: {{ {} }}\n", two(&shared("x"), &read_only), backend("x"));
     refused(&third, &["f.yaml:5:", "device a (line 3) already writes"]);
 }

@@ -1,5 +1,5 @@
-//! No input makes the reader panic, take long or say much: examples with flipped and missing bytes, and megabytes of
-//! whatever a YAML parser may dislike.
+//! No input makes the reader panic, take long or answer at length: examples with flipped and
+//! missing bytes, and megabytes of text that is hard on a YAML parser.
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +9,8 @@ use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 use ublk_throttle_config::{FILE_BYTES_MAX, parse, warning_lines};
 
-/// One second for the largest file is the promise for the program as it is shipped. An unoptimised build takes some ten
-/// times as long, so it gets a quarter of the size and three times the time.
+/// The shipped program promises one second for the largest file. An unoptimised build takes some
+/// ten times as long, so it gets a quarter of the size and three times the time.
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
 const SIZE: usize = FILE_BYTES_MAX as usize / if cfg!(debug_assertions) { 4 } else { 1 };
 
@@ -23,13 +23,13 @@ fn examples() -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).expect("readable")).collect()
 }
 
-/// What this thread has computed so far. Parsing is pure and stays on its thread, so this is its time whatever else the
-/// machine does meanwhile; a wall clock fails now and then on a busy one.
+/// The CPU time of this thread. Parsing is pure and stays on its thread, so load on the machine
+/// does not count; a wall clock sometimes fails on a busy machine.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a thread has a clock").into()
 }
 
-/// Parses, and holds what comes out against the promises.
+/// Parses `text`, and checks the answer against the promises.
 fn survive(text: &[u8]) -> Duration {
     let start = cpu_time();
     let said = match parse("hostile.yaml", text) {
@@ -55,7 +55,7 @@ fn every_cut_of_every_example_is_survived() {
 }
 
 proptest! {
-    // A failure prints its input; there is no place for a file of them beside integration tests.
+    // A failure prints its input; integration tests have no file for failing inputs.
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
@@ -82,7 +82,8 @@ proptest! {
 
 #[test]
 fn a_megabyte_of_anything_takes_no_longer_than_promised() {
-    // Each part is repeated up to the size limit; the first ones kept the parser alone busy for over a minute.
+    // Each part is repeated up to the size limit; the first parts kept the parser alone busy for
+    // over a minute.
     let mut slow = Vec::new();
     for part in [
         "[",
@@ -138,7 +139,8 @@ fn a_megabyte_of_anything_takes_no_longer_than_promised() {
         }
     }
     for (name, text) in built() {
-        // Whole lines: one that breaks off is an error of YAML, and nothing behind the parser would be reached.
+        // Cut at a line end: a broken line is a YAML error, and no code behind the parser would
+        // run.
         let fits = &text[..text.floor_char_boundary(SIZE)];
         let end = if fits.len() < text.len() { fits.rfind('\n').unwrap_or(fits.len()) } else { fits.len() };
         let took = survive(&text.as_bytes()[..end]);
@@ -149,10 +151,10 @@ fn a_megabyte_of_anything_takes_no_longer_than_promised() {
     assert!(slow.is_empty(), "slower than {LIMIT:?}:\n{}", slow.join("\n"));
 }
 
-/// As many groups with parents as fit.
+/// The most groups with parents that fit.
 const GROUPS: u32 = SIZE as u32 / 26;
 
-/// Larger attacks than one repeated part.
+/// Attacks that are more than a repeated part.
 fn built() -> Vec<(&'static str, String)> {
     let many = |line: &dyn Fn(u32) -> String| (0..60_000).map(line).collect::<String>();
     let device = |n: u32| format!(" v{n}: {{backend: {{null: 512}}, group: g{n}}}\n");

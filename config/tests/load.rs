@@ -1,4 +1,4 @@
-//! A path may lead to anything. Reading it ends soon, and the answer names the path.
+//! A path may lead to any kind of file. Reading it ends soon, and the answer names the path.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use ublk_throttle_config::load;
 
-/// A directory of one test's own, removed at its end.
+/// A directory of a single test, removed at its end.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -64,7 +64,7 @@ fn large_file_is_not_taken_into_memory() {
 
 #[test]
 fn symlink_to_a_configuration_is_followed() {
-    // /etc often links to where a configuration is kept; relative paths start where the link is.
+    // /etc often links to the real configuration; relative paths start at the link.
     let directory = Directory::new("link");
     let (file, link) = (directory.0.join("real.yaml"), directory.0.join("link.yaml"));
     fs::write(&file, "version: 1\ndevices: { a: { backend: { file: a.img } } }\n").expect("writable");

@@ -1,4 +1,5 @@
-//! All tests of the crate's public face, in one program: linked once, and run with all of the host's CPUs.
+//! All tests of the crate's public interface, in one program: linked once, and run on all CPUs of
+//! the host.
 
 mod broken;
 mod examples;

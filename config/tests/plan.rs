@@ -1,5 +1,5 @@
-//! The difference of two configurations leads from the one to the other, in an order that can be carried out, and says
-//! what it will do.
+//! The difference of two configurations leads from the first to the second, in an order that can be
+//! carried out, and prints its changes.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +73,8 @@ fn every_key_that_can_change_is_told() {
 
 #[test]
 fn what_the_new_file_leaves_open_stays_as_it_is() {
-    // The daemon knows the id and the size that a device has got; `create` is about a file that there is by now.
+    // The daemon knows the id and the size of a running device; `create` concerns a file that
+    // exists by now.
     let from = "devices: { a: { backend: { file: /a, size: 1MiB, create: true }, id: 3 } }\n";
     check(from, "devices: { a: { backend: { file: /a } } }\n", &["nothing changes"]);
     check(from, "devices: { a: { backend: { file: /a }, id: auto } }\n", &["nothing changes"]);
@@ -108,7 +109,7 @@ fn what_a_device_was_made_with_is_refused_with_its_line_and_a_way_out() {
 
 #[test]
 fn f47_a_group_goes_in_the_reload_that_moves_all_its_members() {
-    // Alone it would be refused; children go before their parent.
+    // A removal of the group alone would be refused; children are removed before their parent.
     let member = |group: &str| format!("devices: {{ a: {{ backend: {{ memory: 1MiB }}, group: {group} }} }}\n");
     let from = format!("groups: {{ low: {{ parent: high }}, high: {{}} }}\n{}", member("low"));
     let plan = plan(&from, &format!("groups: {{ new: {{}} }}\n{}", member("new")));
@@ -125,7 +126,7 @@ fn parent_and_child_may_change_places() {
     check(from, to, &["group a: parent b → none", "group b: parent none → a"]);
 }
 
-/// Carries a plan out step by step, as the daemon does; panics where a step cannot be done.
+/// Carries out a plan step by step, as the daemon does; panics if a step is impossible.
 fn carry_out(plan: &Plan, on: &Config) -> Config {
     let mut groups: BTreeMap<String, Group> = on.groups.iter().map(|g| (g.name.clone(), g.clone())).collect();
     let mut devices: BTreeMap<String, Device> = on.devices.iter().map(|d| (d.name.clone(), d.clone())).collect();
@@ -181,7 +182,7 @@ fn set<T: PartialEq + std::fmt::Debug>(value: &mut T, change: Option<(T, T)>) {
     }
 }
 
-/// In the order of names: a plan carries no order of the file, and no lines.
+/// Sorts by name: a plan keeps neither the order nor the lines of the file.
 fn sorted(mut config: Config) -> Config {
     config.groups.sort_by(|a, b| a.name.cmp(&b.name));
     config.devices.sort_by(|a, b| a.name.cmp(&b.name));
@@ -225,7 +226,7 @@ fn any_config() -> impl Strategy<Value = Config> {
             for (name, (group, is_in, weight, limits, kind, size)) in device_names.iter().zip(devices) {
                 let group = (is_in && !group_names.is_empty()).then(|| (*group.get(&group_names)).to_owned());
                 let path = format!("/{name}").into();
-                // One kind for each name, so that nothing has to be refused.
+                // A single kind for each name, so that no change is refused.
                 let backend = match name.len() + usize::from(name.as_bytes()[0]) {
                     n if n % 3 == 0 => Backend::Memory { size },
                     n if n % 3 == 1 => Backend::Null { size },
@@ -259,7 +260,7 @@ fn any_config() -> impl Strategy<Value = Config> {
         })
 }
 
-/// `to` with what it leaves open as `from` has it.
+/// `to`, with settings that it leaves open filled in from `from`.
 fn completed(from: &Config, mut to: Config) -> Config {
     for device in &mut to.devices {
         let before = from.device(&device.name);
@@ -275,7 +276,8 @@ fn completed(from: &Config, mut to: Config) -> Config {
 
 #[test]
 fn f79_devices_that_would_become_smaller_are_told_with_both_sizes() {
-    // One that grows, one of which nothing is known, and one that leaves its size open are none.
+    // A device that grows, a device of unknown size, and a device whose size is left open do not
+    // shrink.
     let of = |a: &str, b: &str, c: &str| {
         config(&format!(
             "devices: {{ a: {{ backend: {{ file: /a{a} }} }}, b: {{ backend: {{ memory: {b} }} }}, c: {{ backend: {{ file: /c{c} }} }} }}\n"
@@ -310,7 +312,8 @@ fn f80_a_size_that_the_configuration_leaves_open_joins_the_plan_in_its_order() {
 
 #[test]
 fn f68_direct_that_a_file_leaves_open_is_content_with_what_the_device_has() {
-    // Also with what a daemon of before there was `auto` has made: otherwise no reload would pass until it is made anew.
+    // Also for a device made before `auto` existed: otherwise no reload would pass until the device
+    // is made anew.
     let file = |direct: &str| config(&format!("devices: {{ v: {{ backend: {{ file: /a{direct} }} }} }}\n"));
     for before in [", direct: true", ", direct: false", ""] {
         assert!(difference(&file(before), &file("")).is_empty(), "{before}");

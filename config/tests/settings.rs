@@ -1,4 +1,4 @@
-//! What `set` and `add` take: the keys, values and rules of a file, one at a time.
+//! The settings of `set` and `add`: the keys, values and rules of a file, one at a time.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -62,7 +62,7 @@ fn device_that_is_added_is_the_device_that_a_file_describes() {
 
 #[test]
 fn device_written_down_is_read_as_the_same_device() {
-    // What a crashed daemon leaves is read by the rules of `add`.
+    // Settings left by a crashed daemon are read by the rules of `add`.
     for settings in [
         "memory=1MiB",
         "null=1TiB group=g weight=7 iops=5 iops-max=60 iops-max-length=1.5s iops-size=4096",
@@ -93,7 +93,7 @@ fn groups_written_down_are_read_as_the_same_groups() {
 
 #[test]
 fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
-    // Its bytes are gone by then: going on with zeroes would be worse than an error.
+    // Its contents are lost by then: serving zeroes would be worse than an error.
     use ublk_throttle_config::OnCrash;
     let crash = |settings: &str| device("v", settings).on_crash;
     assert_eq!(crash("null=1MiB"), OnCrash::Requeue);
@@ -105,7 +105,7 @@ fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
 
 #[test]
 fn f68_direct_is_the_default_of_a_block_device_and_left_open_for_a_file() {
-    // A failed write through the page cache is told to nobody but a later flush.
+    // A failed write through the page cache is reported only by a later flush.
     use ublk_throttle_config::Direct;
     let direct = |settings: &str| device("v", settings).backend.direct();
     for (settings, expected) in [
@@ -126,7 +126,8 @@ fn f68_direct_is_the_default_of_a_block_device_and_left_open_for_a_file() {
 
 #[test]
 fn f67_what_programs_make_of_a_file_is_read_as_the_file() {
-    // PyYAML and Ansible make a truth value of `off` and `on`; Helm writes large numbers with an exponent.
+    // PyYAML and Ansible turn `off` and `on` into truth values; Helm writes large numbers with an
+    // exponent.
     let written = config(
         "groups: { g: { limits: { iops: 1000000, bps-total: 1048576 } } }\n\
          devices:\n  a: { backend: { file: /a, size: 1073741824 }, group: g, zero-copy: off, id: 1000000, block-size: 4096 }\n  \
@@ -143,7 +144,8 @@ fn f67_what_programs_make_of_a_file_is_read_as_the_file() {
 
 #[test]
 fn null_has_no_zero_copy_whatever_the_default_says() {
-    // A default is for the devices that have the choice; to take the others out of it one by one would be a chore.
+    // A default concerns the devices that have the choice; an exception for each null device would
+    // be a chore.
     use ublk_throttle_config::ZeroCopy;
     let copy = |settings: &str| device("v", settings).zero_copy;
     assert_eq!(copy("file=/a"), ZeroCopy::Auto);
@@ -164,7 +166,7 @@ fn null_has_no_zero_copy_whatever_the_default_says() {
 
 #[test]
 fn cpus_of_a_device_replace_those_of_all_and_know_their_line() {
-    // The line is for whoever finds that the host lacks one of them.
+    // The line is for the error that names a CPU which the host lacks.
     let three = config(
         "defaults:\n  cpus: 0-1\ndevices:\n  a: { backend: { memory: 1MiB } }\n  b: { backend: { memory: 1MiB }, cpus: [3] }\n  \
          c: { backend: { memory: 1MiB }, cpus: all }\n",
@@ -258,7 +260,7 @@ fn every_fault_is_told_at_once_in_one_line_each() {
 
 #[test]
 fn f80_a_size_of_a_device_on_a_block_device_is_read_and_changes_no_description() {
-    // The daemon compares it with the disk behind.
+    // The daemon compares the size with the disk behind the device.
     let before = device("v", "block=/dev/sda");
     assert_eq!(change_device(&before, &pairs("size=1GiB")), Ok((before.clone(), Vec::new())));
     assert_eq!(wanted_size(&pairs("size=1GiB")), Some(1 << 30));
@@ -315,7 +317,7 @@ fn device_that_no_file_could_describe_is_not_added() {
 
 #[test]
 fn what_is_odd_in_a_file_is_odd_in_a_command() {
-    // With the key alone: there is no file and no line.
+    // The warning has the key alone: a command has no file and no line.
     let told = |warnings: Vec<Warning>| lines(&warnings);
     let zero = "iops-total: 0 means no limit; write `unlimited`, or remove the key, to say so";
     let alone = "weight: a weight without `group` changes nothing: it is a share of what a group allows";
@@ -334,7 +336,7 @@ fn what_is_odd_in_a_file_is_odd_in_a_command() {
 
 #[test]
 fn what_is_odd_beside_others_is_told_of_each() {
-    // The same words as for a file; what is not odd has none.
+    // The same words as for a file; no words for a sound setting.
     let all = config(
         "groups: { top: { limits: { iops: 5 } }, g: { parent: top }, empty: { limits: { iops: 1 } } }\ndevices:\n  \
          a: { backend: { file: /a, shared: true }, group: g }\n  b: { backend: { file: /a }, read-only: true }\n  \
@@ -372,7 +374,7 @@ fn names_are_those_of_a_file() {
 
 #[test]
 fn megabyte_for_a_key_or_value_is_answered_shortly() {
-    // What a client may send in one line; the answer goes back to it and into a log.
+    // A client may send as much in one line; the answer goes back to the client and into a log.
     let long = "x".repeat(1 << 20);
     for (key, value) in [(long.as_str(), "1"), ("weight", &long), ("file", &long), ("iops", &long), ("on-crash", &long)]
     {

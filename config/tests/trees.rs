@@ -1,4 +1,4 @@
-//! Groups in trees: parents, weights and charges as the model has them, and as they are described.
+//! Groups in trees: their parents, weights and charges in the model, and their description.
 
 use throttle_core::charge::{Charge, ChargeTable};
 use throttle_core::tree::DEPTH_MAX;
@@ -18,7 +18,7 @@ fn parents_come_first_wherever_they_stand_in_the_file() {
 
 #[test]
 fn a_chain_as_long_as_the_core_takes_is_accepted() {
-    // Both sides of the border: broken/parents-too-deep.yaml is the other.
+    // One side of the border; broken/parents-too-deep.yaml is the opposite side.
     let chain: String = (1..DEPTH_MAX).map(|n| format!("  g{n}: {{ parent: g{} }}\n", n - 1)).collect();
     let config = config(&format!("groups:\n{chain}  g0: {{}}\n"));
     assert_eq!(config.groups.len(), DEPTH_MAX);
@@ -38,7 +38,8 @@ fn weights_are_100_unless_said() {
 
 #[test]
 fn a_group_leaves_to_its_parent_what_it_does_not_say() {
-    // Operation by operation, over any number of levels; who says nothing has no table of its own.
+    // Charges are inherited per operation, over any number of levels; a group without entries has
+    // no table of its own.
     let config = config(
         "groups:\n  low: { parent: silent, charge: { discard: bytes, flush: free } }\n  \
          silent: { parent: top, charge: {} }\n  top: { charge: { flush: op, write_zeroes: bytes } }\n",

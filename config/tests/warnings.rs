@@ -1,4 +1,4 @@
-//! What is allowed and odd is told, with its place, and does not stop anything.
+//! Allowed but odd settings give a warning with its place, and are accepted.
 
 use ublk_throttle_config::{parse, warning_lines};
 
@@ -41,7 +41,7 @@ fn long_hold_is_reckoned_from_all_requests_that_fit() {
 
 #[test]
 fn group_holds_the_requests_of_all_its_members() {
-    // 2 x 128 at 5 a second are 51 s; each alone would be 25 s.
+    // 2 x 128 at 5 a second are 51 s; each device alone would be 25 s.
     check(
         "version: 1\ngroups:\n  g: { limits: { iops: 5 } }\ndevices:\n  a: { backend: { memory: 1MiB }, group: g }\n  \
          b: { backend: { memory: 1MiB }, group: g }\n",
@@ -86,7 +86,7 @@ fn many_warnings_are_counted() {
 
 #[test]
 fn weight_that_shares_with_nobody_is_said() {
-    // Without a group above there is nothing to have a share of.
+    // Without a group above, a weight has no share to set.
     check(
         &device("    weight: 200\n"),
         &["5:5: devices.vol0.weight: a weight without `group` changes nothing: it is a share of what a group allows"],

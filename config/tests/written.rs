@@ -1,4 +1,4 @@
-//! What a daemon writes down of groups and devices is read back as the same.
+//! Groups and devices that a daemon writes down are read back as equal.
 
 use proptest::prelude::*;
 use throttle_core::charge::{Charge, ChargeTable};
@@ -27,7 +27,8 @@ fn device_again(device: &Device) -> Device {
 
 #[test]
 fn f66_weight_of_a_group_without_parent_is_read_as_it_was_written() {
-    // The weight has no effect until the group gets a parent; lost, it makes the record differ from the file.
+    // The weight has no effect until the group gets a parent; without it, the record would differ
+    // from the file.
     let groups = config("groups: { g: { weight: 200, limits: { iops: 100 } } }").groups;
     assert_eq!(read_again(&groups), unplaced(&groups));
 }
@@ -40,14 +41,15 @@ fn f66_weight_of_a_device_without_group_is_read_as_it_was_written() {
 
 #[test]
 fn f66_burst_length_without_a_burst_is_read_as_it_was_written() {
-    // Up to a second it is allowed and means nothing, with a warning.
+    // A burst length up to 1 s without a burst is allowed and means nothing, with a warning.
     let groups = config("groups: { g: { limits: { iops: 100, iops-max-length: 500ms } } }").groups;
     assert_eq!(read_again(&groups), unplaced(&groups));
 }
 
 #[test]
 fn f66_charge_of_a_group_that_has_moved_is_read_as_it_was_written() {
-    // Write-zeroes of `g` are left to the backend; the new parent says otherwise, and must not be inherited from.
+    // The backend decides on write-zeroes of `g`; the new parent has an entry for them, which must
+    // not be inherited.
     let file = config("groups: { p: { charge: { write-zeroes: free } }, g: { charge: { flush: op } } }");
     let [above, group] = &file.groups[..] else { panic!("two groups") };
     let moved = change_group(group, &[("parent", "p")]).expect("sound").0;
@@ -58,7 +60,7 @@ fn f66_charge_of_a_group_that_has_moved_is_read_as_it_was_written() {
 
 #[test]
 fn groups_by_default_are_written_as_short_as_in_a_file() {
-    // A file may hold as many values as a reader takes; what is written of it must not hold more.
+    // A file may hold as many values as the reader accepts; its record must not hold more.
     let written = write_groups(&config("groups: { g: {}, h: {} }").groups);
     assert_eq!(written, "{\"version\": 1, \"groups\": {\"g\": {}, \"h\": {}}}");
 }
@@ -88,7 +90,7 @@ fn charges() -> impl Strategy<Value = Option<ChargeTable>> {
     proptest::option::of(table)
 }
 
-/// Up to five groups in trees; each may be above those behind it.
+/// Up to five groups in trees; each may be the parent of later ones.
 fn groups() -> impl Strategy<Value = Vec<Group>> {
     let group = (any::<proptest::sample::Index>(), any::<bool>(), 1..=10_000_u32, limits(), charges());
     proptest::collection::vec(group, 0..5).prop_map(|groups| {
@@ -101,7 +103,7 @@ fn groups() -> impl Strategy<Value = Vec<Group>> {
     })
 }
 
-/// Words for a device, each as `add` takes them.
+/// Settings of a device, as `add` takes them.
 fn device_settings() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     let words = |all: &'static [&'static str]| proptest::sample::select(all.to_vec());
     let maybe = |key: &'static str, all: &'static [&'static str]| {
