@@ -123,7 +123,7 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
     }
 }
 
-/// The place of a device or group: what its group grants it, besides its own limits.
+/// The place of a device or group: the share of its group that it gets, besides its own limits.
 fn describe_place(out: &mut String, above: Option<&str>, weight: u32, siblings: &Siblings<'_>, own: &Limits) {
     let Some(above) = above else {
         if own.is_unlimited() {

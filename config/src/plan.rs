@@ -73,7 +73,7 @@ pub struct GroupChange {
     pub limits: Option<Changed<Limits>>,
     /// The group's share of its parent.
     pub weight: Option<Changed<u32>>,
-    /// The group above it.
+    /// The parent of the group.
     pub parent: Option<Changed<Option<String>>>,
     /// The charge of each operation in the group.
     pub charges: Option<Changed<Option<ChargeTable>>>,
@@ -88,7 +88,7 @@ pub struct DeviceChange {
     pub limits: Option<Changed<Limits>>,
     /// The device's share of its group.
     pub weight: Option<Changed<u32>>,
-    /// The group it is in.
+    /// The group of the device.
     pub group: Option<Changed<Option<String>>>,
     /// Its size.
     pub size: Option<Resize>,
@@ -161,7 +161,7 @@ fn by_name<T>(things: &[T], name: impl Fn(&T) -> &String) -> BTreeMap<&str, &T> 
 }
 
 fn change(from: &Group, to: &Group) -> Option<GroupChange> {
-    // Every field is named, so that a new one is not forgotten.
+    // Name every field, so that a new field is not forgotten.
     let Group { name, parent, weight, limits, charges, line: _ } = to;
     let change = GroupChange {
         name: name.clone(),
@@ -256,7 +256,7 @@ impl Plan {
         sizes.filter(|(_, size)| size.from.is_some_and(|from| size.to < from))
     }
 
-    /// Adds a new size to the plan for a device whose size the new configuration `to` leaves open.
+    /// Adds a new size to the plan for a device if the new configuration `to` leaves its size open.
     pub fn resize(&mut self, to: &Config, name: &str, size: Resize) {
         let place = |name: &str| to.devices.iter().position(|device| device.name == name);
         let at = self.device_changes.partition_point(|change| place(&change.name) < place(name));

@@ -276,8 +276,7 @@ fn completed(from: &Config, mut to: Config) -> Config {
 
 #[test]
 fn f79_devices_that_would_become_smaller_are_told_with_both_sizes() {
-    // A device that grows, a device of unknown size, and a device whose size is left open do not
-    // shrink.
+    // A device that grows, a device of unknown size, and a device with an open size do not shrink.
     let of = |a: &str, b: &str, c: &str| {
         config(&format!(
             "devices: {{ a: {{ backend: {{ file: /a{a} }} }}, b: {{ backend: {{ memory: {b} }} }}, c: {{ backend: {{ file: /c{c} }} }} }}\n"

@@ -23,7 +23,7 @@ pub enum Operation {
     Write,
     /// Make completed writes durable.
     Flush,
-    /// Forget a range.
+    /// Discard the data of a range.
     Discard,
     /// Make a range read as zeros.
     WriteZeroes {

@@ -21,7 +21,7 @@ use crate::pass::Pass;
 use crate::throttle::{Bells, Doorbell, Request, Tag, Throttle};
 use crate::time::Time;
 
-/// The throttle as one queue sees it.
+/// The access of one queue to the throttle.
 pub struct Gate {
     /// `None` after retirement: later requests all pass.
     joined: Option<Joined>,

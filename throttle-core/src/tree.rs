@@ -279,10 +279,10 @@ impl Tree {
     }
 
     /// The deadline for a tree in which every request due by `now` has been dispatched and the next
-    /// is due at `due`. That is `due`, or up to the timer slack after `now` if that is later, so
-    /// that more requests go together. The slack is small enough that no limit of the tree loses
-    /// rate, and 0 while the next device has at most one request waiting in each direction: its
-    /// client may be waiting for the answer before it sends again.
+    /// is due at `due`: `now` plus the timer slack, so that more requests go together, or `due` if
+    /// that is later. The slack is small enough that no limit of the tree loses rate, and 0 while
+    /// the next device has at most one request waiting in each direction: its client may be waiting
+    /// for the answer before it sends again.
     pub fn company_at(&self, root: NodeId, due: Time, now: Time) -> Time {
         let Some(lines) = self.next_lines(root) else { return due };
         let is_alone = lines.iter().all(|line| line.len() < 2) && !planted(Fault::LonelyWait);
@@ -309,7 +309,7 @@ impl Tree {
     }
 
     /// Whether a read and a write of a member are both held if they arrive between `since` and
-    /// `now`. No request of the tree was dispatched in that time.
+    /// `now`. Valid if no request of the tree was dispatched in that time.
     pub fn held_newcomers(&mut self, member: NodeId, since: Time, now: Time) -> bool {
         let charges = self.charges(member);
         [Operation::Read, Operation::Write].into_iter().all(|operation| {
@@ -655,7 +655,8 @@ impl Tree {
         let node = &mut self.nodes[id];
         if node.is_joint != is_joint {
             node.is_joint = is_joint;
-            // Between two clocks and one, all children start level, as if all had just arrived.
+            // On a change between two clocks and one, all children start level, as if all had just
+            // arrived.
             node.clocks = [node.clocks[0].max(node.clocks[1]); 2];
             let clocks = node.clocks;
             if let Kind::Member(lines) = &mut node.kind {

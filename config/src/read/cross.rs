@@ -25,7 +25,7 @@ pub(crate) struct Cross<'n> {
     paths: BTreeMap<PathBuf, Vec<Owner<'n>>>,
 }
 
-/// A device whose backend has a path.
+/// A device with a path for its backend.
 #[derive(Debug)]
 pub(super) struct Owner<'n> {
     pub(super) device: &'n str,

@@ -158,7 +158,8 @@ fn shares_hold_at_each_level() {
 
 #[test]
 fn caps_on_each_level_hold_and_the_rest_is_lent() {
-    // The tenant may do 5 MB/s of the rack's 20; its sibling takes the other 15. The wait is the largest, not the sum.
+    // The tenant may do 5 MB/s of the rack's 20; its sibling takes the remaining 15. The wait is the
+    // largest of all levels, not the sum.
     let mut world = World::unchecked();
     let rack = world.group("bps-total=20000000");
     let tenant = world.group_below(Some(rack), "bps-total=5000000", 100);

@@ -29,7 +29,8 @@ fn same_limits_again_are_a_no_op() {
 
 #[test]
 fn limits_that_swing_grant_nothing_extra() {
-    // Between 100/s and 200/s every 10 ms for 10 s: 1500 on average, plus the larger capacity and the one at the brim.
+    // Between 100/s and 200/s every 10 ms for 10 s: 1500 on average, plus the larger capacity and
+    // the request at the brim.
     let mut world = World::new();
     let group = world.group("iops-total=100");
     let (_, queue) = world.simple(group);

@@ -40,7 +40,7 @@ fn bytes_are_waited_for_after_the_request_that_used_them() {
     assert_eq!(world.times_ms(queue), [0.0, 900.0, 1400.0]);
 }
 
-/// Keeps `depth` requests waiting on one queue until `end_ms`.
+/// Keeps 32 requests waiting on one queue until `end_ms`.
 fn backlogged(text: &str, end_ms: u64) -> World {
     let mut world = World::new();
     let group = world.group(text);
@@ -64,8 +64,8 @@ fn backlogged(text: &str, end_ms: u64) -> World {
 
 #[test]
 fn a_burst_of_four_seconds_is_a_rate_and_ends_when_the_bucket_is_full() {
-    // iops 10, max 70, length 4: 8 at once (max / 10 = 7, and one at the brim), then 70/s until 280 units stand in the
-    // bucket: 70 t + 8 - 10 t = 281 at t = 4.55 s; from there on 10/s.
+    // iops 10, max 70, length 4: 8 at once (max / 10 = 7, and the request at the brim), then 70/s
+    // until the bucket holds 280 units: 70 t + 8 - 10 t = 281 at t = 4.55 s; from then on 10/s.
     let world = backlogged("iops-total=10 iops-total-max=70 iops-total-max-length=4", 8_000);
     assert_eq!(world.count_by_ms(0), 8);
     assert_eq!(world.count_by_ms(1_000), 78);
