@@ -48,7 +48,7 @@ fn gate(throttle: &Arc<Throttle>, group: GroupId) -> Gate {
     Gate::new(Arc::clone(throttle), member(throttle, group), 128, Arc::new(Silent))
 }
 
-/// One request per microsecond, below the limit.
+/// A request per microsecond, below the limit.
 fn decide(gate: &mut Gate, now: &mut Time) {
     *now = now.plus_nanos(1_000);
     black_box(gate.request(0, Operation::Read, 4096, *now));
@@ -71,7 +71,7 @@ fn alone(criterion: &mut Criterion) {
         bencher.iter(|| decide(&mut gate, &mut now));
     });
     benches.bench_function("ours, at the limit", |bencher| {
-        // One request per 100 us at 10,000/s with the headroom used up: every decision is made at
+        // A request per 100 us at 10,000/s with the headroom used up: every decision is made at
         // the brim.
         let throttle = Throttle::new();
         let group = group(&throttle, Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(10_000)), None);
@@ -201,7 +201,7 @@ fn contended(criterion: &mut Criterion) {
     });
     benches.bench_function("two groups", |bencher| {
         bencher.iter_custom(|count| {
-            // As in two daemons: no state is shared.
+            // Separate throttles, as in two daemons: no state is shared.
             let [one, other] = [(); 2].map(|()| {
                 let throttle = Throttle::new();
                 let group = group(&throttle, six_limits(100_000_000), None);

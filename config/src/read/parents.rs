@@ -5,8 +5,8 @@
 //!   x ──► y ──► z ──► y      … or is a cycle: a single fault, at the parent that comes first in the file
 //! ```
 //!
-//! Each group is visited once for any file: the level of a group whose chain is known is not
-//! computed again.
+//! Each group is visited once for any file: the level of a group with a known chain is not computed
+//! again.
 
 use std::collections::BTreeMap;
 

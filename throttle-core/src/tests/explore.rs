@@ -119,8 +119,8 @@ impl State {
         Self { pace, groups, now: Time::ZERO, group, other, is_raised: false, sides }
     }
 
-    /// A group with one request left to pass at once: its limit runs ahead by a tenth of a second,
-    /// used up here.
+    /// A group that passes one more request at once: its capacity, a tenth of a second of the rate,
+    /// is used up here.
     fn full_group(groups: &mut Groups, rate: u64) -> GroupId {
         let options = GroupOptions { limits: limits(&format!("iops-total={rate}")), ..GroupOptions::default() };
         let group = groups.add_group(&options, Time::ZERO).unwrap();
