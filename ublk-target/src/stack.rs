@@ -17,6 +17,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// A bound on the height of a stack, as the tree may change while it is read.
+const LEVELS_MAX: usize = 64;
+
 /// A sysfs tree: the host's `/sys`, or one made by a test.
 #[derive(Clone, Debug)]
 pub struct Sysfs {
@@ -43,12 +46,11 @@ impl Sysfs {
     }
 
     /// The devices stacked on a disk, level by level: the disk with its partitions, the devices
-    /// that hold those, and so on. No device is in two levels.
+    /// that hold those, and so on. A device is in one level, above every device that it holds.
     pub fn levels_above(&self, name: &str) -> Vec<Devices> {
         let mut levels = vec![self.disk(name)];
-        let mut known: BTreeSet<String> = levels[0].keys().cloned().collect();
         let loops = self.loops();
-        loop {
+        while levels.len() <= LEVELS_MAX {
             let below = &levels[levels.len() - 1];
             let mut next = BTreeSet::new();
             for name in below.keys() {
@@ -58,16 +60,15 @@ impl Sysfs {
             next.extend(
                 loops.iter().filter(|(_, backing)| backing.is_on(&numbers, below)).map(|(name, _)| name.clone()),
             );
-            let level: Devices = next
-                .into_iter()
-                .flat_map(|name| self.disk(&name))
-                .filter(|(name, _)| known.insert(name.clone()))
-                .collect();
+            let level: Devices = next.into_iter().flat_map(|name| self.disk(&name)).collect();
             if level.is_empty() {
-                return levels;
+                break;
             }
+            // A device that holds one of this level as well as one further down belongs here.
+            levels[1..].iter_mut().for_each(|lower| lower.retain(|name, _| !level.contains_key(name)));
             levels.push(level);
         }
+        levels
     }
 
     /// The bytes of the block device with this number, a disk or a partition.
@@ -333,9 +334,9 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_is_found_level_by_level() {
-        // LVM on a partition; md on the LVM volume and on the second partition. Each device appears
-        // once.
+    fn f60_a_device_is_in_a_level_above_all_that_it_holds() {
+        // LVM on a partition; md on the LVM volume and on the second partition. Write-back goes
+        // from the last level to the first: md127 comes before dm-0.
         let fake = Fake::new("levels")
             .with("ublkb0", "259:0")
             .with("ublkb0/ublkb0p1", "259:1")
@@ -346,7 +347,7 @@ mod tests {
             .on("md127", "dm-0")
             .on("md127", "ublkb0/ublkb0p2");
         let levels = fake.0.levels_above("ublkb0");
-        assert_eq!(names(&levels), [vec!["ublkb0", "ublkb0p1", "ublkb0p2"], vec!["dm-0", "md127"]]);
+        assert_eq!(names(&levels), [vec!["ublkb0", "ublkb0p1", "ublkb0p2"], vec!["dm-0"], vec!["md127"]]);
         assert_eq!(levels[1]["dm-0"], "253:0");
     }
 
