@@ -183,11 +183,11 @@ fn f61_del_is_refused_while_the_device_is_only_mapped(scene: &Scene) -> Result<(
     // SAFETY: a new mapping at an address that the kernel picks.
     let mapping = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &disk, 0) }?;
     drop(disk);
-    let user = format!("mapped by e2e (pid {})", std::process::id());
+    let pid = format!("(pid {})", std::process::id());
     let refused = scene.ask(&["del", "d"])?;
     // SAFETY: the mapping from above, without a reference into it.
     unsafe { munmap(mapping, length.get()) }?;
-    refused.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &user])?;
+    refused.expect_code(5)?.expect_stderr(&["error[E-BUSY]", "mapped by e2e", &pid])?;
     scene.ask(&["del", "d"])?.expect_code(0)?;
     daemon.stop().map(drop)
 }
