@@ -1,4 +1,4 @@
-//! Who has the word on what, while a command waits for something.
+//! Claims of commands on the names of devices and groups, held while a command waits.
 //!
 //! ```text
 //!   reload  g, vol1, vol2   claimed ───────────────────────► dropped
@@ -6,7 +6,8 @@
 //!   set     vol7                        done
 //! ```
 //!
-//! Nobody is queued: whoever comes second is told at once, and knows what to do better than we do.
+//! A second command on a claimed name is refused at once, never queued: its user knows better than
+//! the daemon whether to repeat it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use std::rc::Rc;
 
 use crate::error::{Class, Failure, Outcome};
 
-/// Something with a name.
+/// The name of a device or of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Name {
     Device(String),
@@ -31,13 +32,13 @@ impl Name {
     }
 }
 
-/// All claims.
+/// All claims of the daemon.
 #[derive(Default)]
 pub struct Claims {
     names: Rc<RefCell<BTreeSet<Name>>>,
 }
 
-/// The word on some names, until dropped.
+/// The claim of one command on some names, until dropped.
 #[derive(Debug)]
 pub struct Claim {
     all: Rc<RefCell<BTreeSet<Name>>>,
@@ -45,7 +46,7 @@ pub struct Claim {
 }
 
 impl Claims {
-    /// Nobody else has the word on any of these.
+    /// Fails with E-CONFLICT if a command has claimed one of `names`.
     pub fn expect_free(&self, names: &[Name]) -> Outcome<()> {
         let claimed = self.names.borrow();
         let what = match names.iter().find(|name| claimed.contains(name)) {
@@ -56,7 +57,7 @@ impl Claims {
         Err(Failure::new(Class::Conflict, format!("another command works on {what}; try again when it is done")))
     }
 
-    /// Takes the word on all of them, or on none.
+    /// Claims all of `names`, or none of them.
     pub fn claim(&self, names: Vec<Name>) -> Outcome<Claim> {
         self.expect_free(&names)?;
         self.names.borrow_mut().extend(names.iter().cloned());
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn who_comes_second_is_refused_until_the_first_is_done() {
-        // All or nothing: a refused claim leaves no name behind. A device and a group may have the same name.
+        // A refused claim claims none of its names. A device and a group may have equal names.
         let claims = Claims::default();
         let first = claims.claim(vec![Name::device("a"), Name::group("g")]).unwrap();
         let refused = claims.claim(vec![Name::device("b"), Name::group("g")]).unwrap_err();

@@ -1,11 +1,12 @@
-//! Writes down the groups whenever they change, and the levels as they go, on a thread of its own: the control thread waits for
-//! no disk.
+//! Writes the groups to their state file whenever they change, and the levels of the limits as they
+//! change, on a thread of its own: the control thread never waits for a disk.
 //!
 //! ```text
 //!   control thread ──► latest ──► thread: written beside its place, made durable, renamed
 //! ```
 //!
-//! Only the latest is of interest: what came and went while the thread was writing is not written.
+//! Only the latest record counts: a record that is replaced while the thread writes an earlier one
+//! is never written.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -14,11 +15,11 @@ use crate::error::{Class, OrFail, Outcome};
 use crate::log;
 use crate::state_dir::{GroupsRecord, StateDir};
 
-/// What is to be written next.
+/// The records to write next, and the locks between the control thread and the writing thread.
 #[derive(Default)]
 struct Desk {
     latest: Mutex<Latest>,
-    /// Held while it is written.
+    /// Held during a write.
     writing: Mutex<()>,
     has_come: Condvar,
 }
@@ -39,7 +40,7 @@ impl Latest {
     }
 }
 
-/// A handle on the thread.
+/// A handle on the writing thread.
 pub struct Keeper(Arc<Desk>);
 
 impl Keeper {
@@ -53,7 +54,8 @@ impl Keeper {
                 loop {
                     own.wait();
                     let _writing = own.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    // Taken only now: what is taken is written before `end` goes on.
+                    // Taken only with `writing` locked: `end` waits for this lock, so a record that
+                    // was taken is written before `end` goes on.
                     let latest = std::mem::take(&mut *own.lock());
                     latest.write(&state_dir);
                 }
@@ -62,25 +64,26 @@ impl Keeper {
         Ok(Self(desk))
     }
 
-    /// Has the groups written, unless something later comes first.
+    /// Has the groups written, unless a later record replaces them first.
     pub fn keep_groups(&self, record: GroupsRecord) {
         self.0.lock().groups = Some(record);
         self.0.has_come.notify_one();
     }
 
-    /// Has the levels written, unless something later comes first.
+    /// Has the levels written, unless a later record replaces them first.
     pub fn keep_levels(&self, record: LevelsRecord) {
         self.0.lock().levels = Some(record);
         self.0.has_come.notify_one();
     }
 
-    /// At the end: what is written down of the groups goes, unless they are kept; the levels stay; nothing more is written.
+    /// The last write of the daemon. Removes the state file of the groups unless `keeps_groups`;
+    /// the levels stay. Nothing is written afterwards.
     pub fn end(&self, state_dir: &StateDir, keeps_groups: bool) {
         let writing = self.0.writing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut latest = std::mem::take(&mut *self.0.lock());
         latest.groups.take_if(|_| !keeps_groups);
         latest.write(state_dir);
-        // Whoever waits for it waits until the process has ended.
+        // Never unlocked: the thread blocks on this lock until the process has ended.
         std::mem::forget(writing);
         if !keeps_groups {
             state_dir.forget_groups();

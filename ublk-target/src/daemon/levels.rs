@@ -1,19 +1,22 @@
-//! How full every limit is, noted once a second while any is not full, so that a daemon's end gives nobody a burst.
+//! The levels of all limits, noted once a second while any is above 0, so that the end of a daemon
+//! grants no burst.
 //!
 //! ```text
-//!   one daemon      ●────────●────────●──────✗                     noted each second: ●
+//!   this daemon     ●────────●────────●──────✗                     ● a note, each second
 //!   the file                          level, at
-//!   the next one                      ├ blind ┤─ earned while down ─┤ goes on from here
+//!   the next one                      ├ blind ┤─ drains while down ─┤ continues from here
 //! ```
 //!
-//! After the last note the one that was killed went on for a moment, and what it let through in that is not known: it counts as
-//! all that the limits allow. So a kill may cost a tenant some of a burst, up to [`BLIND`] at its highest rate, and never grants
-//! one; but for the debt of the very last request, which came again if it was not answered. An end that was asked for is noted
-//! with its instant, and costs nothing. Idle limits are noted once: how long ago their daemon was killed is not known then, and
-//! nothing counts as earned.
+//! A killed daemon let requests through after its last note. Their number is unknown, so the next
+//! daemon takes the largest that the limits allow in [`BLIND`]. A kill may thus cost a tenant a
+//! part of a burst, at most [`BLIND`] at its highest rate. It never grants a burst, except for the
+//! debt of the very last request, which comes again if it was not answered. A daemon that ends on
+//! request and keeps no device for the next one makes a final note, which costs nothing. Idle
+//! limits are noted once. Their daemon may have been killed long after the note, so the next one
+//! counts nothing as drained since.
 //!
-//! The clock is monotonic and that of one start of the machine: what another one noted says nothing, as on this one nothing has
-//! been served before.
+//! Instants are those of `CLOCK_MONOTONIC`, which starts anew with each boot. A note of an earlier
+//! boot is ignored: in this boot the limits have let nothing through yet.
 
 use std::collections::BTreeMap;
 
@@ -26,28 +29,29 @@ use throttle_core::time::Time;
 use super::table::Table;
 use crate::state_dir::{VERSION, boot};
 
-/// How often they are noted.
+/// Interval between two notes, in seconds.
 pub const PERIOD_S: u64 = 1;
-/// How long a daemon that was killed may have gone on after its last note, in nanoseconds: one period, and a note that is late by
-/// as much.
+/// How long a killed daemon may have served after its last note, in nanoseconds: one period, and a
+/// note that is late by one more.
 const BLIND: u64 = 2 * PERIOD_S * 1_000_000_000;
-/// No sound level is near it: the largest capacity is 10^15 units a second for hours, in units of 10^-9.
+/// Bound on the levels in the file. No sound level is near it: the largest capacity is 10^15 units
+/// a second for hours, in units of 10^-9.
 const LEVEL_MAX: u128 = 1 << 110;
 
-/// What is written down.
+/// The contents of the state file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelsRecord {
     version: u64,
     boot: String,
-    /// When they were like that, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The instant of the note, in nanoseconds of `CLOCK_MONOTONIC`.
     at_ns: u64,
-    /// Nothing was let through after it.
+    /// No request was let through after the note.
     is_final: bool,
     groups: BTreeMap<String, Vec<Kept>>,
     devices: BTreeMap<String, Vec<Kept>>,
 }
 
-/// One limit. Levels are decimal strings: they do not fit in the numbers of JSON.
+/// One limit. The levels are decimal strings: JSON numbers cannot hold them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Kept {
     kind: String,
@@ -82,7 +86,7 @@ impl Kept {
 }
 
 impl LevelsRecord {
-    /// As they are now.
+    /// The levels at `now`.
     pub fn note(table: &Table, throttle: &Throttle, now: Time, is_final: bool) -> Self {
         let kept = |levels: Vec<Level>| levels.iter().map(Kept::of).collect::<Vec<_>>();
         let mut record = Self {
@@ -97,9 +101,10 @@ impl LevelsRecord {
             record.groups.insert(placed.group.name.clone(), kept(throttle.group_levels(placed.id, now)));
         }
         for (name, entry) in &table.devices {
-            // Locked meanwhile, so that it cannot leave.
+            // Locked, so that the member cannot leave the throttle before its levels are read.
             let standing = entry.device.standing();
-            // Most devices have the limits of their group only, and this is done each second for all of them.
+            // Most devices have no limits of their own. Skip them: this code runs each second for
+            // all devices.
             if let Some(member) = standing.member.filter(|_| !standing.limits.is_unlimited()) {
                 record.devices.insert(name.clone(), kept(throttle.member_levels(member, now)));
             }
@@ -110,19 +115,19 @@ impl LevelsRecord {
         record
     }
 
-    /// Whether every limit has all of its credit.
+    /// Whether every limit has its full credit.
     pub fn is_idle(&self) -> bool {
         let is_zero = |kept: &Kept| kept.level == "0" && kept.burst_level == "0";
         self.groups.values().chain(self.devices.values()).flatten().all(is_zero)
     }
 
-    /// Whether there is nothing in `self` that is not in `other` too.
+    /// Whether `self` equals `other` in all but the instant.
     pub fn says_no_more_than(&self, other: &Self) -> bool {
         (&self.groups, &self.devices, self.is_final) == (&other.groups, &other.devices, other.is_final)
     }
 
-    /// What is in it for a daemon that begins at `now`; nothing where it was noted in another start of the machine. An error is
-    /// the name of what cannot be.
+    /// The levels for a daemon that starts at `now`; empty if the note is of an earlier boot. The
+    /// error names the group or device whose level is impossible.
     pub fn left(&self, now: Time) -> Result<Left, String> {
         let mut left = Left::default();
         if self.boot != boot() {
@@ -145,7 +150,7 @@ impl LevelsRecord {
     }
 }
 
-/// What an earlier daemon left of its limits' credit.
+/// The levels that an earlier daemon left.
 #[derive(Debug, Default, PartialEq)]
 pub struct Left {
     elapsed_ns: u64,
@@ -154,12 +159,12 @@ pub struct Left {
 }
 
 impl Left {
-    /// Of a group: how full its limits were, and for how long they have drained since, in nanoseconds.
+    /// The levels of a group, and the time for which they have drained since, in nanoseconds.
     pub fn of_group(&self, name: &str) -> Option<(Vec<Level>, u64)> {
         self.groups.get(name).map(|levels| (levels.clone(), self.elapsed_ns))
     }
 
-    /// Of a device.
+    /// The levels of a device, as [`Self::of_group`].
     pub fn of_device(&self, name: &str) -> Option<(Vec<Level>, u64)> {
         self.devices.get(name).map(|levels| (levels.clone(), self.elapsed_ns))
     }
@@ -193,13 +198,14 @@ mod tests {
 
     #[test]
     fn a_kill_costs_what_could_have_been_let_through_until_then() {
-        // 2 s at 1000/s, and the tenth of a second that the burst's own bucket holds; both full. Of 10 s, 8 count as earned.
+        // The level: the 3 noted units, 2 s at 1000/s, and the tenth of a second that the burst
+        // bucket holds. The burst bucket is full. Of the 10 s, 8 s count as drained.
         let at = Time::from_nanos(15 * SECOND_NS);
         let unit = u128::from(SECOND_NS);
         let (levels, elapsed_ns) = record(3 * unit, false).left(at).unwrap().of_group("g").unwrap();
         assert_eq!((levels[0].level, levels[0].burst_level), (2103 * unit, 100 * unit));
         assert_eq!(elapsed_ns, 8 * SECOND_NS);
-        // Killed within the moment, begun again within it: nothing earned.
+        // Restarted within the blind time, nothing has drained.
         let soon = Time::from_nanos(6 * SECOND_NS);
         assert_eq!(record(3 * unit, false).left(soon).unwrap().of_group("g").unwrap().1, 0);
         assert_eq!(record(3 * unit, false).left(Time::ZERO).unwrap().of_group("g").unwrap().1, 0);
@@ -207,7 +213,8 @@ mod tests {
 
     #[test]
     fn what_was_idle_when_noted_has_earned_nothing_since() {
-        // It is noted once, maybe long before the kill, and may have been used up right before that.
+        // An idle limit is noted once, possibly long before the kill, and may have been used up
+        // right before the kill.
         let mut idle = record(0, false);
         idle.groups.get_mut("g").unwrap()[0].burst_level = "0".to_owned();
         assert!(idle.is_idle() && !record(1, false).is_idle());

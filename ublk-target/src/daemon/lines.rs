@@ -1,13 +1,13 @@
-//! Cuts what a client sends into lines, within bounds that hold for all clients together.
+//! Cuts the input of a client into lines, within bounds that hold for all clients together.
 //!
 //! ```text
 //!   socket ──chunk──► pending ──► line, line, …
-//!             4 KiB      │ beyond a chunk: taken from the budget of all clients, given back when the line is cut off
+//!             4 KiB      │ beyond a chunk: a loan from the budget of all clients, until the line is cut off
 //!                        └ beyond LINE_BYTES_MAX: E-TOOBIG
 //! ```
 //!
-//! A line has to be complete [`IDLE`] after it was first waited for, so a client that sends nothing and one that sends a byte
-//! now and then both end.
+//! A line must be complete [`IDLE`] after the server began to wait for it. This limit ends a silent
+//! client as well as one that sends a byte now and then.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use super::peers::Right;
 use crate::error::{Class, Failure, Outcome};
 use crate::protocol::LINE_BYTES_MAX;
 
-/// How long a client may take for a line.
+/// Limit for one line of a client.
 pub const IDLE: Duration = Duration::from_secs(30);
-/// What is read at once, and what each client may have pending in any case.
+/// Bytes of one read, and bytes that each client may have pending without a loan.
 const CHUNK: usize = 4096;
-/// What one client has sent.
+/// The input of one client.
 pub struct Lines<'a> {
     stream: &'a UnixStream,
     pending: Vec<u8>,
-    /// How much of it is known to hold no end of a line.
+    /// The number of leading bytes of `pending` that hold no line feed.
     searched: usize,
-    /// For what is beyond a chunk.
+    /// The loan for pending bytes beyond a chunk.
     loan: Loan<'a>,
     chunk: Vec<u8>,
 }
@@ -39,7 +39,8 @@ impl<'a> Lines<'a> {
         Self { stream, pending: Vec::new(), searched: 0, loan: budget.loan(right), chunk: vec![0; CHUNK] }
     }
 
-    /// The next line without its end; nothing when the client has gone or is silent.
+    /// The next line without its line feed; `None` when the client has gone or has been silent too
+    /// long.
     pub async fn next(&mut self) -> Outcome<Option<Vec<u8>>> {
         let deadline = Instant::now() + IDLE;
         loop {
@@ -70,7 +71,7 @@ impl<'a> Lines<'a> {
         let mut line = std::mem::replace(&mut self.pending, rest);
         line.pop();
         self.searched = 0;
-        // Less than before, so it cannot be refused.
+        // The loan shrinks, which is never refused.
         self.loan.set(self.pending.len().saturating_sub(CHUNK));
         Some(line)
     }
@@ -91,7 +92,8 @@ mod tests {
 
     const ROOM: usize = 4 * LINE_BYTES_MAX;
 
-    /// The lines of a client that sends `text` and hangs up, with so much room for all clients.
+    /// The lines of a client that sends `text` and hangs up. The budget of all clients is `budget`
+    /// bytes.
     fn lines(text: &[u8], budget: usize) -> Vec<Outcome<Option<Vec<u8>>>> {
         let (mut client, server) = StdStream::pair().unwrap();
         let text = text.to_vec();
@@ -130,7 +132,7 @@ mod tests {
     fn f32_a_line_without_an_end_is_refused_before_it_is_all_there() {
         let got = lines(&vec![b'x'; 3 * LINE_BYTES_MAX], ROOM);
         assert_eq!(got[0].as_ref().unwrap_err().class, Class::TooBig);
-        // All clients together may not keep more than the budget.
+        // The pending bytes of all clients together may not exceed the budget.
         let got = lines(&vec![b'x'; LINE_BYTES_MAX / 2], 2 * CHUNK);
         assert_eq!(got[0].as_ref().unwrap_err().class, Class::TooBig);
     }

@@ -1,13 +1,16 @@
-//! What the process does to itself before its first thread: threads inherit all of it, but not the preference.
+//! Settings of the process, made before its first thread: threads inherit all of them except the
+//! priority.
 //!
-//! | what | why | if not permitted |
+//! | setting | reason | if not permitted |
 //! | --- | --- | --- |
-//! | all signals blocked but SIGABRT | an interrupted control command loses its answer; one thread reads them from a descriptor | (always is) |
-//! | IO_FLUSHER | memory is written back through us: waiting for memory would be waiting for ourselves | a line |
-//! | memory locked | a daemon that must be paged in from its own disk never comes back | a line |
-//! | own mount namespace | the last process of a namespace unmounts what is in it, perhaps our own disk | silent: only where mounts are shared |
-//! | more descriptors | three for each queue | a line |
-//! | the control thread preferred | commands are answered while queues and their users want every CPU | a line |
+//! | all signals but SIGABRT blocked | an interrupted control command loses its answer | always permitted |
+//! | IO_FLUSHER | memory is written back through the daemon, which must not wait for it | a warning |
+//! | memory locked | a daemon that must be paged in from its own disk hangs for ever | a warning |
+//! | own mount namespace, if `/` is shared | the last process in one unmounts all, perhaps our own disk | a warning |
+//! | limit of open files raised | each queue needs three descriptors | a warning |
+//! | control thread with priority | commands are answered while queues and clients want every CPU | a warning |
+//!
+//! One thread reads the blocked signals from a descriptor.
 
 use std::time::Duration;
 
@@ -20,22 +23,25 @@ use crate::error::{Class, OrFail, Outcome};
 use crate::rights::{CAP_IPC_LOCK, has_capability};
 use crate::{log, sys};
 
-/// Of the control thread: three times the weight of a thread that nobody prefers, and shorter turns than usual (3 ms with eight CPUs
-/// and more, 1.5 with two). It waits for commands nearly always; what it takes from others is what they ask for.
+/// Priority of the control thread: three times the weight of a thread with nice 0, and a shorter
+/// time slice than the default (3 ms with eight CPUs and more, 1.5 with two). The thread sleeps
+/// nearly always; its CPU time is for the commands that clients wait for.
 const NICE: i32 = -5;
 const TURN: Duration = Duration::from_millis(1);
 
-/// Prepares the process; only blocking the signals may fail.
+/// Prepares the process. Fails only if the signals cannot be blocked; a step that is not permitted
+/// is a warning.
 pub fn prepare() -> Outcome<()> {
     let mut blocked = SigSet::all();
-    // Has no handler, so it interrupts nothing: it ends the process. What asks for a core of a daemon that hangs; the unit's watchdog
-    // does not wait for one, and sends SIGKILL.
+    // SIGABRT has no handler, so it interrupts no system call: it ends the process. An operator
+    // gets a core dump of a hanging daemon with it. The watchdog of the systemd unit does not wait
+    // for one and sends SIGKILL.
     blocked.remove(Signal::SIGABRT);
     blocked.thread_block().or_fail(Class::Failed, "cannot block signals")?;
     if let Err(cause) = sys::become_io_flusher() {
         log::warn("W-IO-FLUSHER", format_args!("not permitted ({cause}): may wait for itself when memory is short"));
     }
-    // With a limit and without the right, later allocations would fail instead.
+    // Without CAP_IPC_LOCK, memory could be locked up to a limit, but later allocations would fail.
     let locked = if has_capability(CAP_IPC_LOCK) { sys::lock_memory() } else { Err(nix::errno::Errno::EPERM.into()) };
     if let Err(cause) = locked {
         log::warn("W-MLOCK", format_args!("memory is not locked ({cause}): it may be paged out"));
@@ -55,8 +61,9 @@ fn raise_descriptors() -> nix::Result<()> {
     if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
 }
 
-/// Only where the mounts of the host are shared: ours then follow them in both directions of time, mounts and unmounts.
-/// Elsewhere a copy would keep file systems busy that the host has unmounted.
+/// Gives the process a mount namespace of its own, a slave of the host's: mounts and unmounts of
+/// the host reach it, its own do not reach the host. Only where `/` is shared: a copy of private
+/// mounts would keep file systems busy that the host has unmounted.
 fn leave_mount_namespace() {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if !is_root_shared(&mountinfo) {
@@ -69,7 +76,9 @@ fn leave_mount_namespace() {
     }
 }
 
-/// A line: `21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw`; optional fields stand between the options and the dash.
+/// Whether `/` is a shared mount, according to the text of `/proc/self/mountinfo`. A line:
+/// `21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw`. Optional fields stand between the mount options
+/// and the dash.
 fn is_root_shared(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| {
         let mut fields = line.split(' ').skip(4);

@@ -1,8 +1,9 @@
-//! How many clients there may be, and who makes room for a new one.
+//! The number of clients at a time, and which client a new one displaces.
 //!
-//! A client that does nothing may stay for a while ([`super::lines::IDLE`]), but not at the cost of one that wants something:
-//! when every seat is taken, the one that has been idle longest goes, those who may only read first. Nobody goes whose
-//! command is under way, and a reader never displaces a client that may change things.
+//! A silent client may stay for [`super::lines::IDLE`], but not at the cost of a client with a
+//! request. When every seat is taken, a new client displaces the client that has been idle longest,
+//! readers before clients that may change things. A client whose command is under way is never
+//! displaced, and a reader never displaces a client that may change things.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,25 +16,26 @@ use tokio_uring::net::UnixStream;
 
 use super::peers::Right;
 
-/// Clients at the same time. Each takes a descriptor and a few KiB.
+/// Clients at a time. Each takes a descriptor and a few KiB.
 pub const SEATS: usize = 512;
 
-/// A client that was silent for so long is not in the middle of something. With less, a flood of new clients, each gone before
-/// it was looked at, would hang up on all who ask a question now and then.
+/// A client that has been idle for this long is not in the middle of a dialogue. With a shorter
+/// time, a flood of short connections, each closed before it is accepted, would displace every
+/// client that asks a question now and then.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// What a client is doing.
+/// The state of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
-    /// Nothing that we know of.
+    /// No command of it is known.
     Idle,
-    /// A command of it is carried out.
+    /// Its command is under way.
     Waiting,
-    /// It is to read an answer.
+    /// An answer is being written to it.
     Answered,
 }
 
-/// A client.
+/// A connected client.
 pub struct Seat {
     pub stream: Rc<UnixStream>,
     pub right: Right,
@@ -52,7 +54,7 @@ impl Seat {
     }
 }
 
-/// All clients.
+/// All connected clients.
 #[derive(Default)]
 pub struct Seats {
     taken: RefCell<BTreeMap<u64, Rc<Seat>>>,
@@ -60,7 +62,8 @@ pub struct Seats {
 }
 
 impl Seats {
-    /// A seat for a new client, and the one that has to go for it; nothing if it is the new one that has to go.
+    /// Seats a new client. Returns its id, its seat and the client that it displaces; `None` if it
+    /// may displace no client, and so has to go itself.
     pub fn take(&self, stream: &Rc<UnixStream>, right: Right) -> Option<(u64, Rc<Seat>, Option<Rc<Seat>>)> {
         let mut taken = self.taken.borrow_mut();
         let displaced = if taken.len() < SEATS {
@@ -81,24 +84,25 @@ impl Seats {
         Some((id, seat, displaced))
     }
 
-    /// Whether a new client would hurt nobody who is at work: there is a seat, or one of somebody who may only read, or who has
-    /// been idle for [`SETTLED`]. Otherwise new ones wait to be accepted.
+    /// Whether a new client can be seated without harm to a busy one: a seat is free, or there is a
+    /// client without a command under way that may only read or has been idle for [`SETTLED`].
+    /// Without room, new clients wait in the backlog of the socket.
     pub fn has_room(&self) -> bool {
         let taken = self.taken.borrow();
         let seats = || taken.values().map(|seat| (seat.right, seat.doing.get(), seat.since.get().elapsed()));
         taken.len() < SEATS || seats().any(|(right, doing, idle)| may_go(right, doing, idle))
     }
 
-    /// The client has gone.
+    /// Frees the seat of a client that has gone.
     pub fn leave(&self, id: u64) {
         if let Some(seat) = self.taken.borrow_mut().remove(&id) {
-            // Ends reads and writes that are still under way as well.
+            // Also ends the reads and writes of the client that are in flight.
             let _ = seat.stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Whether a client may be hung up on for another one.
+/// Whether a client may be displaced at all.
 fn may_go(right: Right, doing: Doing, idle: Duration) -> bool {
     doing != Doing::Waiting && (right == Right::Read || idle >= SETTLED)
 }
@@ -128,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_flood_hangs_up_on_no_client_that_has_just_asked() {
-        // Those who may change things are safe for a second after each question; readers give way to them at any time.
+        // A client that may change things is safe for a second after each question. A reader can be
+        // displaced at any time.
         use Doing::{Answered, Idle, Waiting};
         let (just_now, long_ago) = (Duration::from_millis(20), SETTLED);
         assert!(!may_go(Right::Change, Idle, just_now) && may_go(Right::Change, Idle, long_ago));

@@ -1,17 +1,19 @@
-//! Clients on the control socket: a task for each, one request at a time, nobody waits for anybody else.
+//! Clients on the control socket: a task for each, one request at a time, and no client waits for
+//! the requests of another.
 //!
 //! ```text
-//!   accept ─► who is it? ─► a seat ─► line ─► parse ─► may it? ─► carry out ─► answer ─┐
+//!   accept ─► its right? ─► a seat ─► line ─► parse ─► permitted? ─► execute ─► answer ─┐
 //!             (peers)       (seats)   ▲ (lines)                                        │
 //!                                     └────────────────────────────────────────────────┘
 //! ```
 //!
-//! Clients are accepted through tokio, because tokio-uring's own listener asks for SO_REUSEPORT, which newer kernels refuse on
-//! Unix sockets; everything after that goes through the ring. Plain reads, so that a descriptor which a client passes along is
-//! never received.
+//! Clients are accepted through tokio: the listener of tokio-uring asks for SO_REUSEPORT, which
+//! newer kernels refuse on Unix sockets. All further I/O goes through the ring. It uses plain
+//! reads, so a descriptor that a client sends along is never received.
 //!
-//! A client that sends no whole line for [`IDLE`], or more than a line may hold, or does not read its answer, is let go. A
-//! command that has begun is carried through, whatever becomes of the client.
+//! The server hangs up on a client that sends no whole line for [`IDLE`], sends a line that is too
+//! long, or does not read its answer. A command that has begun is carried through, even if its
+//! client goes.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -29,29 +31,32 @@ use super::seats::{Doing, SEATS, Seat, Seats};
 use crate::error::{Class, Failure, Outcome};
 use crate::protocol::{Answer, Command, LINE_BYTES_MAX, Request};
 
-/// How long to wait when no descriptor is left for a new client.
+/// The wait before the next accept when no descriptor is left for a new client.
 const NO_ROOM: Duration = Duration::from_millis(100);
-/// What lines without an end may take, of all clients together, beyond a few KiB of each.
+/// Bound on the memory of incomplete lines, for all clients together, beyond a few KiB for each.
 const LINES_BYTES: usize = 16 * LINE_BYTES_MAX;
-/// What answers may take that are not read yet, beyond [`SHORT`] of each: the list of ten thousand devices a few times.
+/// Bound on the memory of unread answers beyond [`SHORT`] bytes for each client: the list of ten
+/// thousand devices a few times.
 const ANSWERS_BYTES: usize = 64 << 20;
 const SHORT: usize = 32 << 10;
-/// How long to wait when every seat is taken by somebody at work. They do not take long.
+/// Interval at which a full server looks for a seat when all clients are at work. Commands do not
+/// take long.
 const FULL: Duration = Duration::from_millis(5);
-/// So many clients are accepted, then those who are there have their turn. The ring hands what they have asked of it to the kernel
-/// only when no task is ready, which the accepting one is for as long as clients come: a flood of them would hold up everybody.
+/// After so many accepted clients, the accepting task sleeps for [`TURN`]. tokio-uring submits
+/// entries to the kernel only when no task is ready, and the accepting task is ready as long as
+/// clients come. Without the pause, a flood of connections would hold up all connected clients.
 const AT_ONCE: u64 = 16;
 const TURN: Duration = Duration::from_millis(1);
-/// For the one line to a client that is hung up on.
+/// Limit for the last line to a client before the server hangs up.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What the tasks of all clients share.
+/// The state that the tasks of all clients share.
 struct Room {
     daemon: Rc<Daemon>,
     seats: Seats,
-    /// For lines that have no end yet.
+    /// The budget for incomplete lines.
     lines: Budget,
-    /// For answers that are not read yet.
+    /// The budget for unread answers.
     answers: Budget,
 }
 
@@ -73,12 +78,13 @@ pub async fn serve(listener: UnixListener, daemon: Rc<Daemon>) {
     }
 }
 
-/// Seats a client that may talk to us; others hear why not, and nothing that they say is read.
+/// Seats a client that has a right on the socket. A client without one gets the reason; its input
+/// is not read.
 fn admit(stream: tokio::net::UnixStream, room: &Rc<Room>) {
     let Some(peer) = Peer::of(&stream) else { return };
     let right = peer.right(nix::unistd::geteuid().as_raw(), room.daemon.readers());
     let Ok(stream) = stream.into_std() else { return };
-    // The ring waits by itself only for what may block.
+    // The ring waits only on blocking sockets.
     if stream.set_nonblocking(false).is_err() {
         return;
     }
@@ -92,7 +98,8 @@ fn admit(stream: tokio::net::UnixStream, room: &Rc<Room>) {
         None => hang_up(stream, full()),
         Some((id, seat, displaced)) => {
             if let Some(displaced) = displaced {
-                // One that reads an answer must not find another in the middle of it.
+                // A client that is reading an answer must not find a second line in the middle of
+                // it.
                 if displaced.is_idle() {
                     hang_up(Rc::clone(&displaced.stream), full());
                 } else {
@@ -139,7 +146,7 @@ async fn client(seat: &Seat, room: &Rc<Room>) {
     }
 }
 
-/// The answer to a line, and what it takes of everybody's memory.
+/// The answer to a line, and the loan that counts the memory of the answer against the budget.
 async fn answer(line: Vec<u8>, right: Right, room: &Room) -> (Vec<u8>, Loan<'_>) {
     let request = Request::parse(&line);
     drop(line);
@@ -162,7 +169,8 @@ async fn answer(line: Vec<u8>, right: Right, room: &Room) -> (Vec<u8>, Loan<'_>)
     (answer, loan)
 }
 
-/// Reading is done at once. What changes something is a task of its own, so that it goes on when the client has gone.
+/// Executes a command. Reading commands are answered at once; a changing command is a task of its
+/// own, which goes on if its client goes.
 async fn carry_out(command: Command, daemon: &Rc<Daemon>) -> Outcome<Rc<str>> {
     match command {
         Command::Ping {} => Ok(daemon.ping()),
@@ -172,7 +180,8 @@ async fn carry_out(command: Command, daemon: &Rc<Daemon>) -> Outcome<Rc<str>> {
             let daemon = Rc::clone(daemon);
             let work = tokio_uring::spawn(async move {
                 let outcome = daemon.change(command).await;
-                // Limits may have come or gone, or be others.
+                // The command may have added, removed or changed limits: their levels are to be
+                // noted.
                 daemon.activity.see();
                 outcome
             });

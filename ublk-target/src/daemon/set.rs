@@ -1,10 +1,11 @@
-//! `set`: limits, weights, places and sizes change while requests wait.
+//! `set`: changes limits, weights, places and sizes while requests wait.
 //!
 //! ```text
-//!   settings over what is in force ─► read as a file would be ─► one Throttle::apply ─► written down as in force
+//!   settings in force + those of the command ─► parsed like a file ─► one Throttle::apply ─► state files
 //! ```
 //!
-//! All of one command or nothing. A size is not the throttle's but the kernel's, which may refuse it: it goes alone.
+//! A command takes effect as a whole or not at all. The kernel may refuse a size after the throttle
+//! has accepted the rest of a command, so a size needs a command of its own.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::error::{Class, Failure, Outcome};
 use crate::log;
 use crate::settings::Settings;
 
-/// Changes a group, or makes it; what is in force for it then.
+/// Changes a group, or makes it if `create` is set. Returns its settings in force, with warnings.
 pub fn group(daemon: &Rc<Daemon>, name: &str, settings: &Settings, create: bool) -> Outcome<Value> {
     let mut table = daemon.table.borrow_mut();
     let (given, word) = if create && table.group(name).is_err() {
@@ -72,7 +73,7 @@ fn refused_group(name: &str, faults: &[Fault]) -> Failure {
     refused(&format!("group {name:?}"), faults)
 }
 
-/// Changes a device; what is in force for it then.
+/// Changes a device. Returns its status, with warnings.
 pub async fn device(daemon: &Rc<Daemon>, wanted: &str, settings: &Settings, limit: Duration) -> Outcome<Value> {
     expect_some(settings)?;
     let (name, before) = {
@@ -124,7 +125,7 @@ async fn resize(daemon: &Rc<Daemon>, name: &str, bytes: u64, limit: Duration) ->
     resize_claimed(daemon, name, bytes, limit).await
 }
 
-/// Gives a device of which the caller has the word another size; what it has then, in bytes.
+/// Resizes a device that the caller has claimed. Returns its new size in bytes.
 pub async fn resize_claimed(daemon: &Rc<Daemon>, name: &str, bytes: u64, limit: Duration) -> Outcome<u64> {
     let (answer, outcome) = oneshot::channel();
     {
@@ -146,7 +147,7 @@ pub async fn resize_claimed(daemon: &Rc<Daemon>, name: &str, bytes: u64, limit: 
     Ok(bytes)
 }
 
-/// What leads a group from one state to another.
+/// The changes that turn the group `before` into `after`; `parent` is the new parent.
 pub fn group_changes(id: GroupId, before: &Group, after: &Group, parent: Option<GroupId>) -> Vec<Change> {
     let mut changes = Vec::new();
     if before.limits != after.limits {
@@ -164,7 +165,7 @@ pub fn group_changes(id: GroupId, before: &Group, after: &Group, parent: Option<
     changes
 }
 
-/// What leads a device from one state to another.
+/// The changes that turn the device `before` into `after`; `group` is the new group.
 pub fn member_changes(id: MemberId, before: &Description, after: &Description, group: Option<GroupId>) -> Vec<Change> {
     let mut changes = Vec::new();
     if before.limits != after.limits {
@@ -183,7 +184,7 @@ fn place(table: &Table, group: &Group) -> Outcome<Option<GroupId>> {
     table.place(group.parent.as_deref())
 }
 
-/// Itself, and the group it goes to.
+/// The names that no claim may hold during a change: `own`, and the group above it afterwards.
 fn names(own: Name, to: Option<&str>) -> Vec<Name> {
     std::iter::once(own).chain(to.map(Name::group)).collect()
 }
@@ -195,7 +196,7 @@ fn expect_some(settings: &Settings) -> Outcome<()> {
     Ok(())
 }
 
-/// Neither gone nor on its way.
+/// Fails if the device is gone or being removed.
 pub fn expect_staying(table: &Table, name: &str) -> Outcome<()> {
     let entry = table.devices.get(name).ok_or_else(|| going(name))?;
     match entry.device.status().state.as_str() {
@@ -208,7 +209,7 @@ fn going(name: &str) -> Failure {
     Failure::new(Class::Conflict, format!("device {name:?} is being removed"))
 }
 
-/// What the throttle says to a place in its tree.
+/// The failure of a command with a place that the throttle refuses.
 pub fn misplaced(name: &str, cause: BadParent) -> Failure {
     Failure::new(Class::Config, format!("{name:?}: {cause}; choose another group"))
 }

@@ -1,14 +1,15 @@
-//! The control socket as a file: whose it is, who may open it, and that it goes with the daemon.
+//! The control socket as a file: its owner, its mode, and its removal at the end of the daemon.
 //!
 //! ```text
 //!   no readers   0600 root:root      in a directory 0750 root:root
 //!   readers      0660 root:GROUP     in a directory 0750 root:GROUP, if that is the state directory
 //! ```
 //!
-//! A client that may open it may still only do what [`super::peers`] says.
+//! [`super::peers`] decides which commands a client that has opened the socket may send.
 //!
-//! Group and mode are changed through a descriptor of the socket, not by its path: a user that may write the directory of `--socket`
-//! could put a link there, and root's daemon would change another file.
+//! Group and mode are changed through a descriptor of the socket, not by its path. A user with
+//! write permission on the directory of `--socket` could put a link there, and the daemon, as root,
+//! would change a file of that user's choice.
 
 use std::cell::{Cell, OnceCell};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
@@ -24,26 +25,28 @@ use tokio::net::{UnixListener, UnixSocket};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
 
-/// Clients that wait to be accepted. A new one waits for all that are before it, and with the kernel's own bound (4096) a flood
-/// of them would make that seconds; one that finds no place waits for it in `connect`.
+/// Clients that wait to be accepted. A new client waits for all clients before it; with the
+/// kernel's own bound (4096), a flood would make that wait seconds long. A client beyond the
+/// backlog waits in `connect`.
 const BACKLOG: u32 = 64;
 
-/// The socket.
+/// The control socket.
 pub struct Socket {
     path: PathBuf,
     state_dir: PathBuf,
     readers: Cell<Option<u32>>,
-    /// The socket in the file system, once it is there.
+    /// A descriptor (`O_PATH`) of the socket, once it is bound.
     file: OnceCell<File>,
 }
 
 impl Socket {
-    /// Not there yet. `readers` is a group by number.
+    /// A socket that is not bound yet. `readers` is a group id.
     pub fn new(path: PathBuf, state_dir: PathBuf, readers: Option<u32>) -> Self {
         Self { path, state_dir, readers: Cell::new(readers), file: OnceCell::new() }
     }
 
-    /// Makes it. For root alone at first: nobody can connect between its making and the change of its mode.
+    /// Binds the socket and listens. The mode is 0600 from the start, so that no other user can
+    /// connect before the group and the mode for the readers are set.
     pub fn listen(&self) -> Outcome<UnixListener> {
         let before = umask(Mode::from_bits_truncate(0o177));
         let listener = self.bind();
@@ -62,19 +65,20 @@ impl Socket {
         socket.listen(BACKLOG)
     }
 
-    /// Opens what was bound. One that a user who may write its directory has exchanged already is refused, and left alone.
+    /// Opens the bound socket. A file that a user with write permission on the directory has put in
+    /// its place is refused and left alone.
     fn hold(&self) -> Outcome<()> {
         let file = ours(&self.path, |metadata| metadata.file_type().is_socket() && metadata.nlink() == 1)?;
         assert!(self.file.set(file).is_ok(), "listens once");
         Ok(())
     }
 
-    /// Who may look besides root, by number.
+    /// The id of the group that may read besides root.
     pub fn readers(&self) -> Option<u32> {
         self.readers.get()
     }
 
-    /// Lets a group look, or no longer.
+    /// Lets a group read; `None` ends the permission.
     pub fn open_to(&self, readers: Option<u32>) -> Outcome<()> {
         let Some(socket) = self.file.get() else { return Ok(()) };
         let gid = Gid::from_raw(readers.unwrap_or(0));
@@ -89,14 +93,15 @@ impl Socket {
             give(&ours(&self.state_dir, Metadata::is_dir)?, &self.state_dir)?;
         }
         let mode = if readers.is_some() { 0o660 } else { 0o600 };
-        // The only way to a mode through a descriptor of this kind before Linux 6.6.
+        // Before Linux 6.6, this path is the only way to change a mode through an `O_PATH`
+        // descriptor.
         fs::set_permissions(format!("/proc/self/fd/{}", socket.as_raw_fd()), Permissions::from_mode(mode))
             .or_fail(Class::State, format!("cannot set the mode of {}", self.path.display()))?;
         self.readers.set(readers);
         Ok(())
     }
 
-    /// Takes it away, if it is still there.
+    /// Removes the socket, unless a different file is in its place.
     pub fn remove(&self) {
         let number = |metadata: Metadata| (metadata.dev(), metadata.ino());
         let made = self.file.get().and_then(|file| file.metadata().ok()).map(number);
@@ -106,7 +111,8 @@ impl Socket {
     }
 }
 
-/// A descriptor (`O_PATH`) of what is at `path`, which must be of this user and of a kind, and no link.
+/// A descriptor (`O_PATH`) of the file at `path`. Fails if that file is a link, belongs to a
+/// different user, or fails `is_kind`.
 fn ours(path: &Path, is_kind: impl Fn(&Metadata) -> bool) -> Outcome<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path);
     let file = file.or_fail(Class::UnsafePath, path.display())?;
@@ -121,7 +127,7 @@ fn ours(path: &Path, is_kind: impl Fn(&Metadata) -> bool) -> Outcome<File> {
     Err(Failure::new(Class::UnsafePath, what))
 }
 
-/// The number of a group that a configuration names, or numbers. Asks the system, which may take a while.
+/// The id of a group given by name or by number. May wait for the name service of the system.
 pub fn resolve(group: Option<&str>) -> Outcome<Option<u32>> {
     let Some(name) = group else { return Ok(None) };
     if let Ok(number) = name.parse() {
@@ -155,7 +161,8 @@ mod tests {
                 let client = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
                 nix::sys::socket::connect(client.as_raw_fd(), &address).map(|()| client)
             };
-            // The kernel's bound is on those already there.
+            // The kernel compares the backlog with the clients that wait already, so one more gets
+            // in.
             let waiting: Vec<_> = (0..=BACKLOG).map(|_| connect().unwrap()).collect();
             assert_eq!(connect().unwrap_err(), nix::errno::Errno::EAGAIN);
             drop(waiting);
@@ -165,7 +172,8 @@ mod tests {
 
     #[test]
     fn f85_a_link_in_place_of_the_socket_is_not_followed() {
-        // A user that may write the directory moves the socket away and puts a link to root's file there.
+        // A user with write permission on the directory moves the socket away and puts a link to a
+        // file of root in its place.
         let folder = std::env::temp_dir().join(format!("ublk-throttle-exchanged-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
@@ -176,7 +184,7 @@ mod tests {
         let gid = nix::unistd::getegid().as_raw();
         let place = Socket::new(path.clone(), PathBuf::new(), None);
         tokio_uring::start(async {
-            // Without the change of umask, which holds for every test of the process.
+            // `bind` alone: the umask of `listen` would hold for all tests of the process.
             let _listener = place.bind().unwrap();
             place.hold().unwrap();
             fs::rename(&path, &away).unwrap();

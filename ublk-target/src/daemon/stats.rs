@@ -1,7 +1,8 @@
-//! `stats`: what devices and groups have done since they were made, and what their limits have left.
+//! `stats`: counts and times of devices and groups, and the credit left in their limits.
 //!
-//! Numbers only grow; whoever wants rates takes the difference of two reports. A group has done what the devices that are in
-//! it and below it now have done.
+//! The counts of a device only grow; a client takes the difference of two reports for a rate. The
+//! counts of a group are sums over the devices that are in it or below it now, so they fall when a
+//! device leaves.
 
 use serde::{Deserialize, Serialize};
 use throttle_core::limiter::Credit;
@@ -12,59 +13,59 @@ use crate::clock;
 use crate::device::DeviceStats;
 use crate::error::{Class, Failure, Outcome};
 
-/// Everything, at one moment.
+/// Devices and groups at one instant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// The moment, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The instant, in nanoseconds of `CLOCK_MONOTONIC`.
     pub at_ns: u64,
-    /// The devices, by name.
+    /// The devices, in the order of their names.
     pub devices: Vec<DeviceReport>,
     /// The groups.
     pub groups: Vec<GroupReport>,
-    /// Lines of the log that nobody took.
+    /// Lines of the log that stderr did not take, since the start of the daemon.
     pub log_lines_lost: u64,
 }
 
-/// A device.
+/// The report on one device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeviceReport {
     /// Its name.
     pub name: String,
-    /// Which of all devices that had or will have this name.
+    /// Distinguishes the device from earlier and later devices of its name.
     pub nonce: Option<u32>,
-    /// Requests waiting for a limit at the moment.
+    /// Requests that a limit holds at the moment.
     pub held: u32,
-    /// What it has done.
+    /// Its counts and times.
     pub stats: DeviceStats,
-    /// What each of its own limits has left.
+    /// The credit left in each of its own limits.
     pub credit: Vec<CreditReport>,
 }
 
-/// A group.
+/// The report on one group.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GroupReport {
     /// Its name.
     pub name: String,
-    /// Everything in it and below it.
+    /// The devices in it and below it.
     pub devices: Vec<String>,
-    /// Requests of those waiting for a limit at the moment.
+    /// Requests of these devices that a limit holds at the moment.
     pub held: u32,
-    /// What those have done.
+    /// The sums over these devices.
     pub stats: DeviceStats,
-    /// What each of its limits has left.
+    /// The credit left in each limit of the group.
     pub credit: Vec<CreditReport>,
 }
 
-/// What a limit has left.
+/// The credit left in one limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreditReport {
     /// Its key in the configuration.
     pub limit: String,
-    /// Operations or bytes that may go at once.
+    /// Operations or bytes that pass without a wait.
     pub left: u64,
-    /// The most that may ever be left.
+    /// The largest possible value of `left`.
     pub capacity: u64,
-    /// What went beyond, and is waited for.
+    /// Operations or bytes above the capacity, for which later requests wait.
     pub debt: u64,
 }
 
@@ -75,14 +76,14 @@ impl From<Credit> for CreditReport {
     }
 }
 
-/// The report on everything.
+/// The report on all devices and groups.
 pub fn report(table: &Table, throttle: &Throttle) -> Report {
     let entries: Vec<&Entry> = table.devices.values().collect();
     let groups: Vec<&Placed> = table.groups.iter().collect();
     tell(table, throttle, &entries, &groups)
 }
 
-/// The report on one device, with its groups left out, or on one group and the devices in it.
+/// The report on one device, without its groups, or on one group and the devices in it or below it.
 pub fn report_on(table: &Table, throttle: &Throttle, name: &str) -> Outcome<Report> {
     if let Ok(entry) = table.device(name) {
         return Ok(tell(table, throttle, &[entry], &[]));
@@ -113,7 +114,8 @@ fn tell(table: &Table, throttle: &Throttle, entries: &[&Entry], groups: &[&Place
         let stats = entry.device.stats();
         let (group, held, credit) = {
             let standing = entry.device.standing();
-            // Inside, or it might leave in between.
+            // Under the lock of `standing`: without it, the member might leave the throttle in
+            // between.
             let held = standing.member.map(|member| throttle.held(member)).unwrap_or_default();
             let credit = standing.member.map(|member| throttle.member_credit(member, now)).unwrap_or_default();
             (standing.group.clone(), held.count, credit)
