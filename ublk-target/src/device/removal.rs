@@ -1,21 +1,31 @@
-//! How a device lives, and how it goes: by our own removal, or stopped by somebody else.
+//! Watches a live device, and removes it: at our own request, or after another program has stopped
+//! it.
 //!
 //! ```text
-//!   our removal    in use? ─► drain ─► write back ─► STOP ─► queues end ─┐           one helper, told step by step
-//!   somebody else  abort, or its sign while we are busy ─► drain ────────┴─► join ─► leave the throttle ─► close ─► DEL
+//!   our removal    in use? ─► drain ─► write-back ─► STOP ─► queues end ─┐      one helper, a word for each step
+//!   foreign STOP   abort, or its sign while a queue is busy ─► drain ────┴─► join ─► leave ─► close ─► DEL
 //! ```
 //!
-//! | waiting for | is ended by |
-//! | --- | --- |
-//! | the in-use check | a forced removal that joins: another helper starts without it; a foreign STOP |
-//! | the write-back | 3 s, if forced from the start or later, or stopped by others; else only the backend: it would be lost |
-//! | STOP, the aborts | the queues, which give up on a backend that does not answer ([`crate::queue::PATIENCE`]); with zero copy only |
-//! | | the backend: it has the pages of the clients, and no kernel takes them from it |
-//! | DEL | nothing that is ours: somebody else's DEL may keep the driver |
-//! | a helper that cannot be made, fails or dies | before STOP: the device lives on, limited as before, and whoever asked is told; or, |
-//! | | if nobody may be refused (the daemon ends, a start is undone), another one. After STOP: another one, for 20 s |
+//! `leave` is that of the member from the throttle, `close` that of the character device.
 //!
-//! Whoever asked is answered before that ([`super::thread`]).
+//! | a wait for | ends |
+//! | --- | --- |
+//! | the in-use check | when a forced removal joins (a new helper skips the check), or at a foreign STOP |
+//! | the write-back | after 3 s if the removal is or becomes forced, or a foreign STOP is seen; for a |
+//! | | recoverable disk after 3 s without progress, or about 60 s in all. Otherwise only with |
+//! | | the backend: the data would be lost |
+//! | STOP, the aborts | when the queues give up on a backend that does not answer |
+//! | | ([`crate::queue::PATIENCE`]); with zero copy only with the backend: no kernel takes the |
+//! | | pages of the clients from it |
+//! | DEL | only with the kernel: a foreign DEL may keep the driver busy |
+//!
+//! A helper that cannot be spawned, fails or dies before STOP leaves the device live and limited,
+//! and the client of the removal gets the failure. If the removal is final (the daemon ends), or a
+//! start is undone, another helper follows instead. After STOP another helper follows as well, for
+//! 20 s.
+//!
+//! Each client gets an answer within the patience of its removal, even if these waits last longer
+//! ([`super::thread`]).
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -31,22 +41,22 @@ use crate::error::{Class, Failure, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target, Word};
 use crate::log;
 
-/// How long a helper may look for who keeps the id of a deleted device.
+/// Limit for the search of a helper for the users that keep the id of a deleted device.
 const DELETE_LIMIT: Duration = Duration::from_secs(2);
-/// How long the client that sent STOP may take to send DEL, before we delete the device. rublk and kublk send both within
-/// milliseconds; a client on a busy host gets a scheduler's delay on top.
+/// Limit for the client that sent STOP to send DEL, before the daemon deletes the device. rublk and
+/// kublk send both within milliseconds; on a busy host, the delay of the scheduler comes on top.
 const DEL_OF_OTHER_CLIENT: Duration = Duration::from_secs(1);
-/// How long DEL is tried by one helper after the other.
+/// Time for which DEL is repeated, by one helper after another.
 const DEL_LIMIT: Duration = Duration::from_secs(20);
-/// How often a device that is busy is looked at for the sign of a foreign STOP.
+/// Interval at which a busy device is checked for the signs of a foreign STOP.
 const LOOK: Duration = Duration::from_millis(50);
 
 impl DeviceThread {
-    /// Until the device has been stopped, by us or by somebody else.
+    /// Watches a live device until it has been stopped, by a removal or by another program.
     pub(super) fn live(&mut self) {
         let mut fetched = 0;
         loop {
-            // First what may have come during the start.
+            // A removal may have come during the start.
             if self.is_removal_wanted() {
                 if self.remove() {
                     return;
@@ -72,20 +82,24 @@ impl DeviceThread {
         }
     }
 
-    /// While a request is with us, held or at the backend: whether the kernel is taking the disk down behind our back.
+    /// Checks for a foreign STOP while requests are held or with the backend. True if the kernel
+    /// takes the disk down.
     fn watch(&mut self, fetched: &mut u64) -> bool {
         let is_busy = |this: &Self| this.made().queues.iter().any(|queue| queue.is_busy());
         let before = std::mem::replace(fetched, self.fetched());
         if is_busy(self) {
-            // A STOP of a disk that outlives its daemon lets nothing new through.
+            // A STOP of a recoverable disk lets no new request through: no request was fetched
+            // since the last check.
             if before == *fetched && self.shared.description.on_crash == OnCrash::Requeue {
                 self.ask_watcher();
             }
             return self.is_taken_down();
         }
-        // Between two requests of a stream it stays, or each of them would begin it anew.
+        // Stop watching only if no request was fetched since the last check. Otherwise each request
+        // of a sparse stream would start the watch anew.
         if before == *fetched {
-            // First that, then the look: a queue that became busy before saw somebody watching, and said nothing.
+            // Clear `is_watched` before reading `is_busy`: a queue that became busy before the
+            // store has seen `true` and reports nothing. Pairs with `publish` of the queue.
             self.is_watched.store(false, Ordering::SeqCst);
             if is_busy(self) {
                 self.is_watched.store(true, Ordering::SeqCst);
@@ -94,22 +108,25 @@ impl DeviceThread {
         false
     }
 
-    /// Somebody who stops a disk that outlives its daemon gives no other sign while requests are with us.
+    /// Asks the watcher for a foreign STOP of a recoverable disk. Such a STOP shows no sign but its
+    /// lock while requests are in flight.
     fn ask_watcher(&self) {
         let Some(target) = self.target else { return };
-        // Where the kernel shows it, the question is only asked when it is called for. Other things quiesce a queue, too.
+        // If debugfs shows the state of the queue, ask only when the queue is quiesced. STOP is not
+        // the only cause of that.
         if traces::is_quiesced(target.id) == Some(false) {
             return;
         }
         let inbox = Mutex::new(self.inbox.clone());
         let tell = move || {
-            // A device that has gone meanwhile need not know.
+            // The send fails if the device has gone; the report is not needed then.
             let _ = inbox.lock().expect("used by one thread").send(Message::Stopped);
         };
         self.surroundings.watcher.ask(target.id, Box::new(tell));
     }
 
-    /// Another ublk client stopped the device: let go of what is held, and serve until the last abort.
+    /// Another ublk client has stopped the device: dispatches the held requests, and serves until
+    /// the last abort.
     fn follow_foreign_stop(&mut self) {
         self.is_stopped = true;
         self.drain();
@@ -120,13 +137,14 @@ impl DeviceThread {
         self.wait_for_ever("taking it down: another program has stopped it", |this| this.ended == all);
     }
 
-    /// Goes through with a removal as far as STOP; false if it failed (the device is in use, or no helper lived long enough), and the
+    /// Carries a removal out up to STOP and the end of the queues. False if it failed (the device
+    /// is in use, or no helper lived long enough) and the device lives on.
     /// device lives on.
     pub(super) fn remove(&mut self) -> bool {
         match self.stop(self.is_forced()) {
             Ok(()) => true,
             Err(failure) if self.is_taken_down() => {
-                // Somebody else was faster.
+                // The STOP of another program came first.
                 log::warn("W-REMOVED-EXTERNALLY", format_args!("device={} {}", self.name(), failure.message));
                 self.follow_foreign_stop();
                 true
@@ -137,7 +155,7 @@ impl DeviceThread {
             }
             Err(failure) => {
                 if self.removals.is_empty() {
-                    // Nobody is left to be told.
+                    // All clients of the removal have had their answer: E-TIMEOUT.
                     log::warn("W-NOT-REMOVED", format_args!("device={} {}", self.name(), failure.message));
                 }
                 self.late_removal = None;
@@ -147,7 +165,8 @@ impl DeviceThread {
         }
     }
 
-    /// The in-use check, drain, and STOP, until every queue has ended. Fails only with the device as it was.
+    /// The in-use check, drain, write-back and STOP, until every queue has ended. After a failure
+    /// the device is as it was before.
     pub(super) fn stop(&mut self, is_forced: bool) -> Outcome<()> {
         let target = self.target.expect("only a device that was added is stopped");
         let mut helper = self.claim(target, is_forced)?;
@@ -173,12 +192,13 @@ impl DeviceThread {
         Ok(())
     }
 
-    /// Waits for the write-back and STOP; if there is no STOP, what the helper has said instead.
+    /// Waits for the write-back and STOP. The error is the answer that the helper gave instead, or
+    /// `None` if it gave none.
     fn hear_stopped(&mut self, helper: &mut Helper, is_forced: bool) -> Result<(), Option<Answer>> {
         match self.hear_written(helper, is_forced) {
             Some(Answer::Written) => {}
             Some(Answer::Unwritten) => {
-                // In the log as well: a daemon that ends has no client that reads its notes.
+                // Also in the log: at the end of a daemon, no client reads the notes.
                 let note = "what was not written back is lost";
                 log::warn("W-UNWRITTEN", format_args!("device={} {note}", self.name()));
                 self.notes.push(note.to_owned());
@@ -189,22 +209,23 @@ impl DeviceThread {
         let (what, was_forced) = (self.made().transfer.stop_waits_for(), is_forced || self.is_forced());
         let mut said = self.hear_unless(helper, what, |this| !was_forced && this.is_forced());
         if said.is_none() && !was_forced && self.is_forced() {
-            // A disk that is open is stopped all the same from now on.
+            // From now on STOP also takes a disk that is open.
             helper.tell(Word::Hurry);
             said = self.hear(helper, what);
         }
         match said {
             Some(Answer::Stopped) => Ok(()),
-            // Said nothing, and ended well: somebody else was faster.
+            // No answer, and exit status 0: the device was gone before.
             None if helper.ended().is_some_and(|status| status.success()) => Ok(()),
-            // Said nothing, and died: the kernel had finished the command before it let go of the process.
+            // No answer, and death: the kernel finished the command before it ended the process.
             None if self.is_taken_down() => Ok(()),
             said => Err(said),
         }
     }
 
-    /// STOP of a device that nobody has been promised: whoever uses it, nothing is written back. By one helper after the other until
-    /// its queues have ended; none of them needs more than itself and its worker.
+    /// STOP and DEL for a device that was never announced, without in-use check and write-back.
+    /// Sends one helper after another until the queues have ended; a helper needs no more than its
+    /// process and one io_uring worker.
     pub(super) fn stop_in_any_case(&mut self) {
         let target = self.target.expect("only a device that was added is stopped");
         self.drain();
@@ -228,7 +249,7 @@ impl DeviceThread {
         }
     }
 
-    /// A helper that has the disk for itself, or need not care.
+    /// Starts a helper that has claimed the disk, or need not claim it.
     fn claim(&mut self, target: Target, mut is_forced: bool) -> Outcome<Helper> {
         const CHECK: &str = "the in-use check: the disk does not open";
         loop {
@@ -251,7 +272,7 @@ impl DeviceThread {
         }
     }
 
-    /// The failure of a removal that is not forced.
+    /// Kills the helper and returns the failure of a removal that is not forced.
     fn in_use(&self, helper: Helper, target: Target, users: &str) -> Failure {
         helper.kill();
         let (name, node) = (self.name(), traces::node(target.id));
@@ -259,22 +280,24 @@ impl DeviceThread {
         Failure::new(Class::Busy, what)
     }
 
-    /// Whether somebody else stops it: its queues have seen an abort, or there is the sign before that.
+    /// Whether another program is stopping the device: a queue has seen an abort, or the disk shows
+    /// the sign that comes earlier ([`traces::TakeDown`]).
     fn is_taken_down(&self) -> bool {
         let is_seen = || self.target.is_some_and(|target| self.take_down.is_seen(target.id));
-        // A disk that has never been there is missing, too.
+        // Before START there is no disk, which would look like the sign.
         self.is_ending || self.is_stopped || self.has_disk && is_seen()
     }
 
-    /// Waits for the end of the write-back; if it is or becomes a forced one, not for longer than that may take.
+    /// Waits for the end of the write-back. If the removal is forced, or becomes forced or urgent
+    /// meanwhile, the helper limits the write-back.
     fn hear_written(&mut self, helper: &mut Helper, mut is_forced: bool) -> Option<Answer> {
         const WRITING: &str = "writing back: the backend does not answer";
         if is_forced {
             self.hurry();
         }
         loop {
-            // Somebody else's STOP waits for the same requests, and must not.
-            // Without queues nobody serves what is being written back.
+            // Urgent: a foreign STOP waits for the requests of the write-back, and must not be held
+            // up. Without queues, no thread serves these requests.
             let is_urgent = |this: &Self| this.is_forced() || this.is_taken_down() || this.queues.is_empty();
             let said = self.hear_unless(helper, WRITING, |this| !is_forced && is_urgent(this));
             if said.is_some() || is_forced || !is_urgent(self) {
@@ -286,12 +309,12 @@ impl DeviceThread {
         }
     }
 
-    /// From now on the queues do not wait for a backend that does not answer.
+    /// From now on the queues answer with EIO for a backend that does not answer in time.
     fn hurry(&self) {
         self.made().queues.iter().for_each(|queue| queue.hurry());
     }
 
-    /// Lets go of everything held, now and from now on.
+    /// Starts the drain: held requests and later ones are dispatched at once. Refuses resizes.
     pub(super) fn drain(&mut self) {
         self.is_going = true;
         self.refuse_resizes();
@@ -304,7 +327,8 @@ impl DeviceThread {
         }
     }
 
-    /// A removal that has failed after [`Self::drain`]: the device is what it was, limited, and may be changed.
+    /// Undoes [`Self::drain`] after a failed removal: the device is limited again and may be
+    /// changed.
     fn end_drain(&mut self, before: State) {
         if self.is_taken_down() {
             return;
@@ -320,13 +344,14 @@ impl DeviceThread {
         log::info(format_args!("device={} state={}", self.name(), before.name()));
     }
 
-    /// The queue threads have ended or are about to: takes every other trace away.
+    /// Removes all further traces of the device. Its queue threads have ended or are about to end.
     pub(super) fn reap(&mut self) {
         self.shared.set_state(State::Reaping);
         for (id, queue) in (0..).zip(self.queues.drain(..)) {
-            // One that waits for the backend has nothing of the device any more, but the backend.
+            // A stuck queue thread keeps the backend and nothing of the device, so it is not
+            // joined.
             if !self.stuck.contains(&id) {
-                // A panic there has ended the whole process.
+                // A panic of the thread has ended the whole process.
                 let _ = queue.join();
             }
         }
@@ -335,7 +360,8 @@ impl DeviceThread {
             let left = self.surroundings.throttle.leave(member, clock::now());
             assert!(left.is_ok(), "every queue thread retired its gate before it ended: {left:?}");
         }
-        // The last owners of the character device and of what it has registered; DEL waits for the former.
+        // The last references of this thread to the character device and the backend. DEL waits for
+        // the character device to close.
         self.char_device = None;
         self.backend = None;
         crash_point::at(Point::Closed);
@@ -352,16 +378,17 @@ impl DeviceThread {
         }
     }
 
-    /// A client that stops a device deletes it next. Its DEL fails with ENODEV, and most clients die of that, if the daemon
-    /// deletes the device in between. So the daemon waits until the character device is gone, which DEL does first. Its own DEL
-    /// follows in any case: a client may want STOP only, and a `del` of ours ends the wait.
+    /// Waits for the DEL of the client that sent STOP. If the daemon deleted the device in between,
+    /// that DEL would fail with ENODEV, and most clients die of this error. The wait ends when the
+    /// character device is gone, which DEL removes first, or at a `del` of our own. The daemon's
+    /// own DEL follows in any case, as a client may want STOP only.
     fn wait_for_del_of_other_client(&mut self, target: Target) {
         self.stage = "DEL of the client that sent STOP";
         self.wait(DEL_OF_OTHER_CLIENT, |this| this.is_removal_wanted() || !traces::has_char_device(target.id));
     }
 
-    /// DEL, by the helper that has sent STOP, or by others if that has died. False if the device is left to the next start, which
-    /// finds it by its state file.
+    /// DEL, by the helper that has sent STOP, or by new helpers if that one has died. False if the
+    /// device is left to the next daemon, which finds it by its state file.
     fn delete(&mut self, target: Target) -> bool {
         let began = Instant::now();
         loop {
@@ -386,7 +413,7 @@ impl DeviceThread {
         helper.tell(Word::Delete);
         let mut said = self.hear(&mut helper, "DEL: the kernel, or somebody else's DEL");
         if said == Some(Answer::Deleted) {
-            // The disk itself is gone; only its number may wait for the last close.
+            // The disk is gone. Only its id may wait for a last close.
             said = None;
             self.wait(DELETE_LIMIT, |_| {
                 said = helper.heard();

@@ -1,8 +1,8 @@
-//! Another size, while the device is in use.
+//! Resizes a device that is in use.
 //!
 //! ```text
-//!   grow     backend first ─► UPDATE_SIZE (helper)          there is always something behind what the kernel offers
-//!   shrink   in use? ─► UPDATE_SIZE (helper)                the backend stays as long as it is
+//!   grow     backend first ─► UPDATE_SIZE (helper)          the disk never ends behind the backend
+//!   shrink   in use? ─► UPDATE_SIZE (helper)                the backend keeps its length
 //! ```
 
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::log;
 use crate::ublk::control::Control;
 use crate::ublk::features;
 
-/// Until UPDATE_SIZE has returned, and before that the in-use check.
+/// Limit for the in-use check and UPDATE_SIZE together.
 const RESIZE_LIMIT: Duration = Duration::from_secs(4);
 
 impl DeviceThread {
-    /// Gives the device `size` bytes, cut to whole blocks; the size it has then.
+    /// Resizes the device to `size` bytes, cut to whole blocks. Returns the new size.
     pub(super) fn resize(&mut self, size: u64) -> Outcome<u64> {
         let target = self.target.expect("only a live device is resized");
         let backend = self.backend.clone().expect("a live device has a backend");
@@ -65,7 +65,7 @@ impl DeviceThread {
                 let what = format!("device {name:?} ({node}) is in use: {users}; close it before it is made smaller");
                 return Err(Failure::new(Class::Busy, what));
             }
-            // It died after the command: what counts is the disk.
+            // The helper died after the command: the size of the disk decides.
             (Some(_), None) if traces::size(target.id) == Some(wanted) => {}
             (Some(_), said) => {
                 return Err(self.disappointed(helper, "cannot resize the device", said));

@@ -1,21 +1,21 @@
-//! What a device has done, in numbers that only grow: `stats`, and its parts over an interval.
+//! Counts and times of a device, which only grow: for `stats`, in total or over an interval.
 
 use serde::{Deserialize, Serialize};
 
 use crate::histogram::Histogram;
 
-/// What was done, of one kind of operation.
+/// The counts of one kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationStats {
-    /// Requests let through.
+    /// Requests that went to the backend.
     pub requests: u64,
-    /// The lengths of their ranges together.
+    /// Sum of the lengths of their ranges, in bytes.
     pub bytes: u64,
     /// Requests answered with an error.
     pub errors: u64,
 }
 
-/// Everything since the start of a device.
+/// All counts and times since the start of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStats {
     /// Reads.
@@ -28,14 +28,14 @@ pub struct DeviceStats {
     pub discard: OperationStats,
     /// Write-zeroes.
     pub write_zeroes: OperationStats,
-    /// Requests that had to wait for a limit.
+    /// Requests that a limit held.
     pub held_total: u64,
-    /// How long those waited; whoever did not wait is not in it.
+    /// The times for which requests were held. A request that was not held does not count.
     pub wait: Histogram,
-    /// From the hand-over to the backend until its answer.
+    /// The times from the hand-over of a request to the backend until its answer.
     pub service: Histogram,
-    /// How long after the deadline that it waited for a queue thread let go what was due: one for each deadline, not for each
-    /// request.
+    /// The times from the deadline that a queue thread waited for until it polled the gate. Counted
+    /// for each deadline, not for each request.
     #[serde(default)]
     pub lateness: Histogram,
 }
@@ -52,13 +52,13 @@ impl DeviceStats {
         ]
     }
 
-    /// All operations together.
+    /// The sum over all operations.
     pub fn total(&self) -> OperationStats {
         let sum = |of: fn(&OperationStats) -> u64| self.operations().iter().map(|(_, stats)| of(stats)).sum();
         OperationStats { requests: sum(|of| of.requests), bytes: sum(|of| of.bytes), errors: sum(|of| of.errors) }
     }
 
-    /// Adds what another device, or another queue, has done.
+    /// Adds the counts and times of a second device or queue.
     pub fn add(&mut self, other: &Self) {
         let all = other.operations();
         for (mine, (_, theirs)) in self.operations_mut().into_iter().zip(all) {
@@ -72,7 +72,7 @@ impl DeviceStats {
         self.lateness.add(&other.lateness);
     }
 
-    /// What was done after `earlier`, an earlier state of the same numbers.
+    /// The difference from `earlier`, an earlier state of the same counts.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut rest = self.clone();

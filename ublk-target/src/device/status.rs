@@ -1,4 +1,4 @@
-//! What is told about a device: by `list`, over the socket, and in its state file.
+//! The status of a device: for `list`, for clients of the socket, and for its state file.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::clock;
 use crate::queue::{Handle, counters};
 use crate::state_dir::Record;
 
-/// A device in facts.
+/// The facts about a device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Its name in the configuration.
@@ -19,7 +19,7 @@ pub struct Status {
     /// `ok`, or `degraded`: the backend's last answer was an error, or one came within the last 10 s.
     #[serde(default)]
     pub health: String,
-    /// See [`State`]; `unserved` where a state file was found and no daemon.
+    /// See [`State`]; `unserved` if there is a state file and no daemon.
     pub state: String,
     /// The N of `/dev/ublkbN`.
     pub id: Option<u32>,
@@ -27,47 +27,49 @@ pub struct Status {
     pub node: Option<String>,
     /// The stable name.
     pub link: String,
-    /// Bytes.
+    /// The size in bytes.
     pub size: Option<u64>,
     /// `file`, `block`, `memory`, `null`.
     pub backend: String,
-    /// Of the file or block device behind it.
+    /// The path of the file or block device behind the device.
     pub path: Option<String>,
-    /// Whether it is used around the page cache (`O_DIRECT`); `None` until it is open, and for memory and null.
+    /// Whether I/O to the backend bypasses the page cache (`O_DIRECT`). `None` until the backend is
+    /// open, and for memory and null.
     #[serde(default)]
     pub direct: Option<bool>,
-    /// The group it is in.
+    /// The group of the device.
     pub group: Option<String>,
-    /// Its share of what the group allows, against the others in it.
+    /// Its share of the rate of the group, relative to the weights of its siblings.
     pub weight: u32,
-    /// Its own limits, in the configuration's words.
+    /// Its own limits, by their keys in the configuration.
     pub limits: BTreeMap<String, Number>,
     /// Whether it refuses writes.
     pub read_only: bool,
-    /// Whether requests go without a copy, in the configuration's word; empty in a state file of before there was the key.
+    /// The setting for zero copy, as in the configuration. Empty in a state file from before this
+    /// key.
     #[serde(default)]
     pub zero_copy: String,
     /// How data gets from the kernel to the daemon: `copy` or `zero-copy`; empty until the device is made.
     #[serde(default)]
     pub transfer: String,
-    /// The CPUs that its queue threads may run on, as the configuration says; `None` = all.
+    /// The CPUs that its queue threads may run on, as in the configuration; `None` = all.
     #[serde(default)]
     pub cpus: Option<String>,
-    /// Queues, as the kernel granted them.
+    /// The number of queues that the kernel granted.
     pub queues: u16,
-    /// Depth of each.
+    /// The depth of each queue.
     pub depth: u16,
-    /// Requests waiting for a limit at the moment.
+    /// Requests that a limit holds at the moment.
     pub held: u32,
-    /// How long the oldest of them has waited, in milliseconds.
+    /// How long the oldest held request has waited, in milliseconds.
     pub held_ms_oldest: u64,
     /// Requests fetched since the start.
     pub requests: u64,
-    /// Those answered with an error.
+    /// Requests answered with an error since the start.
     pub errors: u64,
-    /// The daemon.
+    /// The process id of the daemon.
     pub pid: u32,
-    /// Tells the device from every other that had or will have its id.
+    /// Distinguishes the device from earlier and later devices with its id.
     pub nonce: Option<u32>,
 }
 
@@ -78,7 +80,8 @@ impl Shared {
         let sum = |of: fn(&Handle) -> u64| made.map_or(0, |made| made.queues.iter().map(|queue| of(queue)).sum());
         let (standing, held) = {
             let standing = self.standing();
-            // Inside, or it might have left in between.
+            // Under the lock of `standing`: without it, the member might leave the throttle in
+            // between.
             let held = standing.member.map(|member| self.throttle.held(member)).unwrap_or_default();
             (standing.clone(), held)
         };
@@ -115,17 +118,18 @@ impl Shared {
         }
     }
 
-    /// What the next daemon would need.
+    /// The contents of the state file, for the next daemon.
     pub(super) fn record(&self) -> Record {
         let status = self.status();
         let standing = self.standing().clone();
         let mut device = self.description.clone();
         (device.group, device.weight, device.limits) = (standing.group, standing.weight, standing.limits);
-        // The next daemon does as this one did, whatever the file system tells it.
+        // The next daemon keeps the choice of this one, even if the file system reports different
+        // units.
         if let Some(is_direct) = self.is_direct.get() {
             device.backend.settle_direct(*is_direct);
         }
-        // What the kernel has is cut to whole blocks; anything else is another size.
+        // The kernel's size is cut to whole blocks. A larger difference is a resize.
         if let Some((wanted, size)) = device.backend.size().zip(standing.size)
             && !(size..size + 4096).contains(&wanted)
         {
@@ -140,7 +144,7 @@ impl Shared {
     }
 }
 
-/// The limits that are set, by the keys of the configuration.
+/// The limits that are set, by their keys in the configuration.
 pub fn limits(limits: &Limits) -> BTreeMap<String, Number> {
     let mut told = BTreeMap::new();
     for kind in LimitKind::ALL {
@@ -160,7 +164,7 @@ pub fn limits(limits: &Limits) -> BTreeMap<String, Number> {
     told
 }
 
-/// Whole seconds stay whole.
+/// A duration in seconds: an integer if it is whole.
 fn seconds(ns: u64) -> Number {
     if ns.is_multiple_of(SECOND_NS) {
         return (ns / SECOND_NS).into();

@@ -1,4 +1,5 @@
-//! What a device leaves outside the daemon, and how it goes again: node, link, the sign of a foreign STOP.
+//! The traces of a device outside the daemon, and their removal: node, link, and the sign of a
+//! foreign STOP.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -8,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Class, Failure, OrFail, Outcome};
 
-/// Where the stable names are.
+/// The directory of the stable names.
 const LINKS: &str = "/dev/ublk-throttle";
-/// How often a link is tried to be made while others take the directory away. Each of those has removed a device meanwhile.
+/// Attempts to make a link while removals of other devices take the directory away. Each failed
+/// attempt means that a device was removed in the meantime.
 const ATTEMPTS: u32 = 100;
 
 /// The device node of disk `id`.
@@ -23,22 +25,23 @@ pub fn link(name: &str) -> String {
     format!("{LINKS}/{name}")
 }
 
-/// Whether the node is there, made by devtmpfs or udev.
+/// Whether the node exists; devtmpfs or udev makes it.
 pub fn has_node(id: u32) -> bool {
     fs::metadata(node(id)).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
-/// Whether the driver has the character device of disk `id`: DEL takes it away before it waits for the last close.
+/// Whether the driver has the character device of disk `id`. DEL removes it before it waits for the
+/// last close.
 pub fn has_char_device(id: u32) -> bool {
     Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists()
 }
 
-/// The disk that a stable name leads to, if there is such a link.
+/// The disk that the stable name `name` leads to; `None` without such a link.
 pub fn linked(name: &str) -> Option<u32> {
     fs::read_link(link(name)).ok()?.file_name()?.to_str()?.strip_prefix("ublkb")?.parse().ok()
 }
 
-/// Publishes the stable name, in place of one that an earlier daemon left.
+/// Makes the stable name, in place of a link that an earlier daemon left.
 pub fn make_link(name: &str, id: u32) -> Outcome<()> {
     let at = PathBuf::from(link(name));
     let fresh = PathBuf::from(format!("{LINKS}/.{name}.new"));
@@ -47,15 +50,15 @@ pub fn make_link(name: &str, id: u32) -> Outcome<()> {
             let what = format!("{} is in the way: it is not a link of ours; remove it", at.display());
             return Ok(Err(Failure::new(Class::UnsafePath, what)));
         }
-        // Renamed into place, so that the name never points nowhere for a moment.
+        // The rename leaves no moment without a name.
         let _ = fs::remove_file(&fresh);
         symlink(format!("../ublkb{id}"), &fresh)?;
         fs::rename(&fresh, &at).map(Ok)
     })?
 }
 
-/// Does something in a directory that is ours, which is made if it is not there. Another device, or another daemon, takes it
-/// away with its own last link at any time: then once more.
+/// Runs `act` in `directory`, which is made if it is missing. A different device, or a different
+/// daemon, may remove the directory with its own last link at any time; `act` is run again then.
 fn within<T>(directory: &Path, mut act: impl FnMut() -> io::Result<T>) -> Outcome<T> {
     let mut attempt = 1;
     loop {
@@ -75,7 +78,7 @@ fn make_directory(directory: &Path) -> Outcome<()> {
     }
     let metadata = match fs::symlink_metadata(directory) {
         Ok(metadata) => metadata,
-        // Taken away in between.
+        // Removed in between.
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(cause) => return Err(cause).or_fail(Class::Failed, directory.display()),
     };
@@ -86,7 +89,7 @@ fn make_directory(directory: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Takes the stable name away, if it is still this device's. The directory goes with the last one.
+/// Removes the stable name if it leads to this device, and the directory after the last name.
 pub fn remove_link(name: &str, id: u32) {
     let at = link(name);
     if fs::read_link(&at).is_ok_and(|to| to == Path::new(&format!("../ublkb{id}"))) {
@@ -95,15 +98,17 @@ pub fn remove_link(name: &str, id: u32) {
     }
 }
 
-/// The sign that the kernel is taking a disk down. While requests are held it is the only one: no abort comes before the last
-/// commit. On some kernels the attribute is gone by then, on others it reads 0.
+/// The sign that the kernel is taking a disk down: the `size` attribute is gone, or on some kernels
+/// reads 0. While requests are held it is the only sign, as no abort comes before the last commit.
+/// A recoverable disk does not even show this sign then ([`crate::watcher`]).
 ///
-/// It is looked for twenty times a second while a device is busy: the file stays open, and a look is one system call.
+/// The check is made twenty times a second while a device is busy. The file stays open, so a check
+/// is one system call.
 #[derive(Debug, Default)]
 pub struct TakeDown(RefCell<Option<(u32, File)>>);
 
 impl TakeDown {
-    /// Whether it is there for disk `id`.
+    /// Whether disk `id` shows the sign.
     pub fn is_seen(&self, id: u32) -> bool {
         is_going(self.size(id)).unwrap_or(false)
     }
@@ -121,7 +126,8 @@ impl TakeDown {
     }
 }
 
-/// What the number of a disk's sectors, or that it cannot be read, says; `None` if nothing.
+/// Whether a disk is going, by its number of sectors or the error of the read; `None` if the error
+/// says neither.
 fn is_going(sectors: io::Result<String>) -> Option<bool> {
     match sectors {
         Ok(sectors) => Some(sectors.trim() == "0"),
@@ -129,13 +135,13 @@ fn is_going(sectors: io::Result<String>) -> Option<bool> {
     }
 }
 
-/// The bytes of disk `id`, as the kernel has them.
+/// The size of disk `id` in bytes, according to the kernel.
 pub fn size(id: u32) -> Option<u64> {
     let sectors: u64 = fs::read_to_string(format!("/sys/block/ublkb{id}/size")).ok()?.trim().parse().ok()?;
     sectors.checked_mul(512)
 }
 
-/// Whether disk `id` has never had a request, done or under way.
+/// Whether disk `id` has never had a request, completed or in flight.
 pub fn is_unused(id: u32) -> bool {
     fs::read_to_string(format!("/sys/block/ublkb{id}/stat")).is_ok_and(|stat| is_all_zero(&stat))
 }
@@ -145,7 +151,8 @@ fn is_all_zero(stat: &str) -> bool {
     counters.peek().is_some() && counters.all(|counter| counter == "0")
 }
 
-/// Whether the kernel lets no new request of disk `id` through at the moment, where it shows that: it may be hidden.
+/// Whether the kernel lets no new request of disk `id` through at the moment; `None` if debugfs
+/// does not show it.
 pub fn is_quiesced(id: u32) -> Option<bool> {
     let state = fs::read_to_string(format!("/sys/kernel/debug/block/ublkb{id}/state")).ok()?;
     Some(state.split('|').any(|flag| flag.trim() == "QUIESCED"))
@@ -157,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_disk_goes_when_its_size_is_0_or_gone() {
-        // What is forbidden, or cut short by a signal, says nothing: the next look will.
+        // EACCES and EINTR say nothing about the disk; the next check will.
         let failed = |errno| Err(io::Error::from_raw_os_error(errno));
         assert_eq!(is_going(Ok("0\n".to_owned())), Some(true));
         assert_eq!(is_going(Ok("2097152\n".to_owned())), Some(false));
@@ -167,7 +174,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_not_there_is_going_and_another_is_looked_at_anew() {
-        // An id beyond all that the driver gives away; and the file of one disk is not taken for that of another.
+        // No driver gives such a large id away. The open file of one disk must not be read for a
+        // second one.
         let down = TakeDown::default();
         assert!(down.is_seen(u32::MAX));
         down.0.replace(Some((5, File::open("/dev/zero").unwrap())));
@@ -177,7 +185,8 @@ mod tests {
 
     #[test]
     fn a_link_is_made_although_the_last_other_takes_the_directory_along() {
-        // A device that goes removes the directory if it is empty: also between our look at it and our link.
+        // The end of a device removes the directory if it is empty, possibly between the check of
+        // the directory and the new link.
         let directory = std::env::temp_dir().join(format!("ublk-throttle-links-{}", std::process::id()));
         let at = directory.join("vol");
         let mut removals = 2;
