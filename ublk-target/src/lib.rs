@@ -8,8 +8,8 @@
 //!            simulate ─► simulate: the throttle alone, in virtual time
 //! ```
 //!
-//! What is throttled how is decided by `throttle-core`; what a user may write, by `ublk-throttle-config`. This crate brings
-//! both together with the kernel.
+//! `throttle-core` decides which request is throttled and for how long; `ublk-throttle-config`
+//! defines the configuration. This crate connects both with the kernel.
 
 pub mod activity;
 pub mod backend;

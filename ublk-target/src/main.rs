@@ -8,8 +8,8 @@ fn main() -> ExitCode {
     ExitCode::from(ublk_target::command::main())
 }
 
-/// A panic in one thread ends the process, in a debug build as in a release build: a device whose queue thread is gone would
-/// never answer again, and the process that holds it would live on.
+/// Makes a panic in any thread end the process, in a debug build as in a release build. Without its
+/// queue thread a device would never answer again, while the process that holds it would live on.
 fn abort_after_a_panic() {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

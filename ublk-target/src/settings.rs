@@ -1,7 +1,8 @@
-//! Keys and values that a client sends in the words of the configuration: `{"iops-total": 500, "bps-read": "10MiB/s"}`.
+//! Settings that a client sends under the keys of the configuration, such as
+//! `{"iops-total": 500, "bps-read": "10MiB/s"}`.
 //!
-//! They are read by the code that reads the file, so they are kept as text: a number stands for its digits, a truth value for
-//! its word, null for `none`.
+//! The parser of the configuration file reads the values, so they are kept as text: a number as its
+//! digits, a boolean as its word, null as `none`.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use serde::ser::{Serialize, Serializer};
 
 use crate::error::{Class, Failure, Outcome};
 
-/// More than any command can use.
+/// Bound on the settings of one command, above the number of keys.
 const PAIRS_MAX: usize = 100;
 
 /// Keys and values; each key once.
@@ -18,7 +19,7 @@ const PAIRS_MAX: usize = 100;
 pub struct Settings(pub Vec<(String, String)>);
 
 impl Settings {
-    /// From a command line, where a key may have been given twice.
+    /// Settings from a command line, where a key may occur twice.
     pub fn unique(pairs: Vec<(String, String)>) -> Outcome<Self> {
         let twice = pairs.iter().zip(0..).find(|((key, _), n)| pairs[..*n].iter().any(|(other, _)| other == key));
         match twice {
@@ -27,7 +28,7 @@ impl Settings {
         }
     }
 
-    /// For those who only read them.
+    /// The settings as borrowed text.
     pub fn pairs(&self) -> Vec<(&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
     }
@@ -62,7 +63,7 @@ impl<'de> Visitor<'de> for Pairs {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Settings, A::Error> {
         let mut pairs: Vec<(String, String)> = Vec::new();
         while let Some((key, Word(value))) = map.next_entry::<String, Word>()? {
-            // More than there are keys.
+            // No command has so many keys.
             if pairs.len() == PAIRS_MAX {
                 return Err(A::Error::custom(format_args!("more than {PAIRS_MAX} keys")));
             }
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_key_that_is_given_twice_is_refused() {
-        // On its way as JSON, one of the two would be lost without a word.
+        // In JSON, one of the two values would be lost silently.
         let pairs = |text: &str| text.split(' ').map(|pair| (pair.to_owned(), "1".to_owned())).collect();
         assert!(Settings::unique(pairs("iops bps")).is_ok());
         assert_eq!(Settings::unique(pairs("iops bps iops")).unwrap_err().message, "iops is given twice; keep one");

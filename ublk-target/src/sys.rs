@@ -1,4 +1,4 @@
-//! System calls that neither std nor nix offers in a safe form, each made safe here.
+//! System calls that neither std nor nix offers in a safe form, each behind a safe function.
 
 #![allow(unsafe_code, reason = "each function wraps one system call whose arguments it checks or owns")]
 
@@ -10,21 +10,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// What `O_DIRECT` demands of a file, in bytes.
+/// The alignment that `O_DIRECT` demands for a file, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectAlignment {
-    /// Of the address of a buffer.
+    /// Alignment of the address of a buffer.
     pub memory: u32,
-    /// Of offset and length.
+    /// Alignment of offset and length.
     pub offset: u32,
 }
 
-/// Asks the file system what `O_DIRECT` demands; `None` where it does not tell (before Linux 6.1, or no `O_DIRECT`).
+/// The alignment that `O_DIRECT` demands for a file. `None` if the file system does not report it
+/// (before Linux 6.1, or without `O_DIRECT`).
 pub fn direct_alignment(file: BorrowedFd<'_>) -> io::Result<Option<DirectAlignment>> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     let empty = CString::default();
-    // SAFETY: statx(2): the path is a NUL-terminated string, `answer` is a writable statx structure; AT_EMPTY_PATH makes
-    // the call about the descriptor, which `file` keeps open.
+    // SAFETY: statx(2): the path is a NUL-terminated string, `answer` is a writable statx
+    // structure; with AT_EMPTY_PATH the call is about the descriptor, which `file` keeps open.
     let done = unsafe {
         libc::statx(file.as_raw_fd(), empty.as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, answer.as_mut_ptr())
     };
@@ -37,8 +38,8 @@ pub fn direct_alignment(file: BorrowedFd<'_>) -> io::Result<Option<DirectAlignme
     Ok(told.then_some(DirectAlignment { memory: answer.stx_dio_mem_align, offset: answer.stx_dio_offset_align }))
 }
 
-/// The number of the block device that a path leads to; none if it leads to something else. A server of the file behind the
-/// path is not asked, so this does not wait for one that is away.
+/// The device number of the block device at `path`; `None` for anything but a block device. Does
+/// not ask the server of a network file system, so it does not wait for a server that is down.
 pub fn block_number(path: &Path) -> Option<u64> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
@@ -55,14 +56,14 @@ pub fn block_number(path: &Path) -> Option<u64> {
     is_block.then(|| libc::makedev(answer.stx_rdev_major, answer.stx_rdev_minor))
 }
 
-/// What a block device says of itself.
+/// The sizes that a block device reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSizes {
-    /// Bytes in all.
+    /// The size in bytes.
     pub size: u64,
-    /// Bytes of the smallest thing it can be asked for.
+    /// The logical block in bytes: the smallest unit of a request.
     pub logical: u32,
-    /// Bytes of what it handles at once.
+    /// The physical block in bytes: the unit that the device handles at once.
     pub physical: u32,
     /// Whether it refuses writes.
     pub read_only: bool,
@@ -80,8 +81,8 @@ mod block_ioctl {
 pub fn block_sizes(device: BorrowedFd<'_>) -> io::Result<BlockSizes> {
     let fd = device.as_raw_fd();
     let (mut size, mut logical, mut physical, mut read_only) = (0u64, 0, 0, 0);
-    // SAFETY: the BLK*GET ioctls write one value of exactly the type each wrapper takes, into a variable of ours;
-    // on something that is no block device they fail with ENOTTY.
+    // SAFETY: each BLK*GET ioctl writes one value of exactly the type that its wrapper takes, into
+    // a local variable; on any file but a block device it fails with ENOTTY.
     unsafe {
         block_ioctl::size64(fd, &mut size)?;
         block_ioctl::logical(fd, &mut logical)?;
@@ -91,18 +92,19 @@ pub fn block_sizes(device: BorrowedFd<'_>) -> io::Result<BlockSizes> {
     Ok(BlockSizes { size, logical: logical as u32, physical, read_only: read_only != 0 })
 }
 
-/// `<linux/prctl.h>`, since Linux 5.6
+/// From `<linux/prctl.h>`, since Linux 5.6.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Declares that this process is part of the way memory is written back, so that it does not wait for itself when memory
-/// is short. Threads made afterwards inherit it. Needs `CAP_SYS_RESOURCE`.
+/// Declares that dirty memory is written back through this process, so that the process does not
+/// wait for its own I/O when memory is short. Threads made afterwards inherit it. Needs
+/// `CAP_SYS_RESOURCE`.
 pub fn become_io_flusher() -> io::Result<()> {
     // SAFETY: PR_SET_IO_FLUSHER takes one integer and no pointer; unused arguments must be 0 (prctl(2)).
     let done = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Locks what is mapped, now and later, into memory, page by page as it is touched.
+/// Locks all current and future mappings into memory, page by page as they are touched.
 pub fn lock_memory() -> io::Result<()> {
     // SAFETY: mlockall(2) takes flags only.
     let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
@@ -116,15 +118,17 @@ pub fn sync_filesystem(of: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The groups of the process at the other end of a Unix socket, as they were when it connected; besides its first one.
+/// The groups of the peer of a Unix socket besides its primary one, as of its `connect`.
 ///
-/// From the kernel, so that nobody has to look a name up in a directory that may not answer.
+/// The kernel keeps them with the socket. A lookup by user name could wait for a directory server
+/// that does not answer.
 pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>> {
     let mut groups: Vec<libc::gid_t> = vec![0; 64];
     loop {
         let mut bytes = size_of_val(groups.as_slice()) as libc::socklen_t;
-        // SAFETY: SO_PEERGROUPS (socket(7), Linux 4.13) writes at most `bytes` bytes of group ids to `groups`, which has
-        // that many, and sets `bytes` to what it has written or, with ERANGE, to what it would have.
+        // SAFETY: SO_PEERGROUPS (socket(7), Linux 4.13) writes at most `bytes` bytes of group ids
+        // to `groups`, which has that size, and sets `bytes` to the bytes written or, with ERANGE,
+        // to the bytes needed.
         let done = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
@@ -147,14 +151,15 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>> {
     }
 }
 
-/// Prefers this thread, and none that it starts, to others that are scheduled fairly: by its nice value, and by the length of its
-/// turns, which on Linux 6.12 and newer decides who is next. Nothing changes where somebody has chosen how it is scheduled. Needs
-/// `RLIMIT_NICE` or `CAP_SYS_NICE`.
+/// Gives this thread priority over threads of the fair scheduler, by its nice value and by the
+/// length of its time slice, which on Linux 6.12 and newer decides which thread runs next. Threads
+/// that it starts do not inherit the priority. A thread that has been given a different policy or
+/// nice value keeps it. Needs `RLIMIT_NICE` or `CAP_SYS_NICE`.
 pub fn prefer_this_thread(nice: i32, turn: Duration) -> io::Result<()> {
     let mut attr = MaybeUninit::<libc::sched_attr>::zeroed();
     let size = size_of::<libc::sched_attr>() as u32;
-    // SAFETY: sched_getattr(2): 0 is the calling thread, at most `size` bytes are written to `attr`, which has that many; flags must
-    // be 0.
+    // SAFETY: sched_getattr(2): 0 is the calling thread; at most `size` bytes are written to
+    // `attr`, which has that size; flags must be 0.
     let done = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, attr.as_mut_ptr(), size, 0) };
     if done != 0 {
         return Err(io::Error::last_os_error());
@@ -165,11 +170,12 @@ pub fn prefer_this_thread(nice: i32, turn: Duration) -> io::Result<()> {
         return Ok(());
     }
     attr.size = size;
-    // Threads that it starts are scheduled as if nothing had been asked for.
+    // Threads that this thread starts get the default policy.
     attr.sched_flags = libc::SCHED_FLAG_RESET_ON_FORK as u64;
     attr.sched_nice = nice;
     attr.sched_runtime = turn.as_nanos() as u64;
-    // SAFETY: sched_setattr(2): 0 is the calling thread, `attr` is a structure of the size that it tells; flags must be 0.
+    // SAFETY: sched_setattr(2): 0 is the calling thread; `attr` has the size in its field `size`;
+    // flags must be 0.
     let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

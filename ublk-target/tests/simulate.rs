@@ -1,4 +1,5 @@
-//! `ublk-throttle simulate`, `man` and `completions` as a user runs them: neither root nor ublk is needed.
+//! `ublk-throttle simulate`, `man` and `completions` as a user runs them. The tests need neither
+//! root nor ublk.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ fn bursts_go_as_the_readme_of_the_traces_says() {
 fn two_devices_share_by_bytes_and_the_summary_says_so() {
     let facts = succeed(simulate("fairness.yaml", "traces/fairness.jsonl").args(["--summary", "--json"]));
     let facts: Value = serde_json::from_str(&facts).expect("JSON");
-    // 100 MiB at 10 MiB/s, of which 1 MiB was saved up; nobody waits for the last 4 KiB.
+    // 100 MiB at 10 MiB/s, minus 1 MiB of saved credit; the last 4 KiB do not wait.
     assert_eq!(facts["span_ns"], 9_900_000_000_u64 - 390_625);
     assert_eq!(facts["total"]["bytes"], 100 << 20);
     for device in facts["devices"].as_array().expect("two devices") {
@@ -70,7 +71,7 @@ fn a_raise_and_a_removal_take_effect_at_once() {
     let at = |from: u64, to: u64| {
         went.iter().filter(|line| (from..to).contains(&line["t"].as_u64().expect("a number"))).count()
     };
-    // Before the raise a write of 1 MiB each 100 ms, after it each 10 ms.
+    // A write of 1 MiB goes each 100 ms before the raise, each 10 ms after it.
     assert_eq!(at(500_000_000, 1_000_000_000), 5);
     assert_eq!(at(1_000_000_000, 1_100_000_000), 10);
     assert_eq!(at(2_000_000_000, 2_000_000_001), 5);

@@ -5,7 +5,8 @@
 //!   discard       fallocate PUNCH_HOLE              write-zeroes   PUNCH_HOLE, or ZERO_RANGE to keep the space
 //! ```
 //!
-//! Never mapped: a file truncated by someone else gives an error to the request, not a signal to the daemon.
+//! The file is never mapped: if another program truncates it, a request fails, instead of a signal
+//! that ends the daemon.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -28,20 +29,20 @@ use crate::stack;
 use crate::sys::{self, DirectAlignment};
 use crate::ublk::params::{Discard, Geometry, Hints, LOGICAL_BLOCKS};
 
-/// What the configuration says beside the path.
+/// The settings of the configuration besides the path.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// The size of the device; the file's own if not said.
+    /// The size of the device; if not given, that of the file.
     pub size: Option<u64>,
-    /// Make the file if it is not there, and extend it if it is too short.
+    /// Create a missing file, and extend one that is too short.
     pub create: bool,
-    /// `O_DIRECT`.
+    /// The use of `O_DIRECT`.
     pub direct: Direct,
     /// Refuse writes.
     pub is_read_only: bool,
-    /// Others that say the same may have it open too.
+    /// Share the file with all users that also set this.
     pub is_shared: bool,
-    /// The logical block; the file's own if not said.
+    /// The logical block of the device; if not given, that of the file.
     pub block: Option<u32>,
 }
 
@@ -54,10 +55,10 @@ pub struct FileBackend {
     is_direct: bool,
 }
 
-/// A file system page: what a buffered file handles best.
+/// A page of the page cache: the best unit for a buffered file.
 const PAGE: u32 = 4096;
 
-/// Opens, checks and locks the file.
+/// Opens, checks and locks the file at `path`.
 pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     let creates = wanted.create && !wanted.is_read_only;
     let access = Access {
@@ -105,7 +106,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     Ok(FileBackend { file, path: path.to_owned(), geometry, remarks, is_direct })
 }
 
-/// What the file system can do with a range besides writing it.
+/// The operations of the file system on a range besides reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holes {
     punch: bool,
@@ -115,9 +116,10 @@ struct Holes {
 impl Holes {
     const NONE: Self = Self { punch: false, zero: false };
 
-    /// Tries both on a file without a name in the same folder: opening a backend must not write to it, not even behind the end of
-    /// the device, where the file may go on. Offering what the file system refuses would make the kernel complain in its log
-    /// before it helps itself.
+    /// Tries both on an unnamed file in the same folder: opening a backend must not write to its
+    /// file, not even behind the end of the device, where the file may go on. An operation that the
+    /// device offers and the file system refuses would make the kernel log errors before it falls
+    /// back to writes.
     fn probe(file: &File, path: &Path, is_read_only: bool) -> Self {
         if is_read_only {
             return Self::NONE;
@@ -125,13 +127,14 @@ impl Holes {
         let Some(scratch) = scratch_beside(file, path) else { return Self::of_kind(file) };
         let can = |mode: FallocateFlags| {
             let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            // A full file system has the call all the same.
+            // A full file system fails with a different error, and supports the call all the same.
             fallocate(&scratch, mode, 0, PAGE.into()) != Err(Errno::EOPNOTSUPP)
         };
         Self { zero: can(FallocateFlags::FALLOC_FL_ZERO_RANGE), punch: can(FallocateFlags::FALLOC_FL_PUNCH_HOLE) }
     }
 
-    /// What file systems of this kind can do, where no file can be made: a folder that is read-only to us.
+    /// The operations by file system type, if no file can be made: as in a folder that is read-only
+    /// to the daemon.
     fn of_kind(file: &File) -> Self {
         const XFS: FsType = FsType(0x5846_5342);
         let kind = fstatfs(file).map(|system| system.filesystem_type());
@@ -140,7 +143,8 @@ impl Holes {
     }
 }
 
-/// A file without a name on the file system of `file`. None if its folder is on another one, as that of a bind mount is.
+/// An unnamed file on the file system of `file`. `None` if the folder is on a different one, as
+/// with a bind mount of a file.
 fn scratch_beside(file: &File, path: &Path) -> Option<File> {
     let folder = std::fs::canonicalize(path).ok()?.parent()?.to_owned();
     let mut open = OpenOptions::new();
@@ -149,7 +153,8 @@ fn scratch_beside(file: &File, path: &Path) -> Option<File> {
     is_beside.then_some(scratch)
 }
 
-/// Formats that a device shows as they are, with their heads in the way of what is in them; by their first bytes.
+/// Formats by their first bytes. A device shows such a file as it is, with its header before the
+/// data.
 const FORMATS: [(&[u8], &str); 11] = [
     (b"QFI\xfb", "a qcow2 image"),
     (b"KDMV", "a VMDK image"),
@@ -164,15 +169,15 @@ const FORMATS: [(&[u8], &str); 11] = [
     (b"\x04\x22\x4d\x18", "an lz4 archive"),
 ];
 
-/// What a file is that is no raw image, if its first bytes say so.
+/// The format of a file by its first bytes, if it is not a raw image.
 fn format_of(path: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
-    // Opened once more: `O_DIRECT` reads whole blocks only.
+    // Opened once more, because `O_DIRECT` reads whole blocks only.
     File::open(path).ok()?.take(32).read_to_end(&mut head).ok()?;
     FORMATS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name)
 }
 
-/// What the user may not have meant.
+/// The properties that the user may not have intended.
 fn remarks(path: &Path, before: u64, is_new: bool, size: u64) -> Vec<Remark> {
     let path_text = path.display();
     let mut remarks = Vec::new();
@@ -197,7 +202,7 @@ fn remarks(path: &Path, before: u64, is_new: bool, size: u64) -> Vec<Remark> {
     remarks
 }
 
-/// The size of the device, after the file was made long enough for it.
+/// Extends the file if necessary. Returns the size of the device.
 fn settle_size(file: &File, path: &Path, length: u64, wanted: &Wanted, creates: bool) -> Outcome<u64> {
     let Some(size) = wanted.size else { return Ok(length) };
     if length < size {
@@ -215,10 +220,12 @@ fn settle_size(file: &File, path: &Path, length: u64, wanted: &Wanted, creates: 
     Ok(size)
 }
 
-/// Turns `O_DIRECT` on for an open file, if its file system has it and its units fit a device with blocks of `block` bytes, or of
-/// the smallest if nothing was said: `auto` takes nothing away that the page cache would give. Whether it is on.
+/// Turns `O_DIRECT` on if the file system supports it in units that fit blocks of `block` bytes, or
+/// of 512 bytes if not given: `auto` must not restrict the device more than the page cache would.
+/// Returns whether it is on.
 ///
-/// A file system that tells no units (tmpfs, FUSE, NFS) keeps its page cache: whether a request fits would show only when it fails.
+/// A file system that reports no units (tmpfs, FUSE, NFS) keeps its page cache: a request that does
+/// not fit would show only when it fails.
 fn go_direct(file: &File, block: Option<u32>) -> bool {
     let block = block.unwrap_or(*LOGICAL_BLOCKS.start());
     let Ok(Some(told)) = sys::direct_alignment(file.as_fd()) else { return false };
@@ -229,19 +236,19 @@ fn go_direct(file: &File, block: Option<u32>) -> bool {
     flags.is_ok_and(|flags| fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)).is_ok())
 }
 
-/// Whether every request of a device with blocks of `block` bytes is one for `O_DIRECT`. Its memory is aligned to 512 bytes at
-/// least, by the rules of the block layer.
+/// Whether `O_DIRECT` takes every request of a device with blocks of `block` bytes. The block layer
+/// aligns their memory to 512 bytes at least.
 const fn fits(told: DirectAlignment, block: u32) -> bool {
     told.offset.is_power_of_two() && told.offset <= block && told.memory <= *LOGICAL_BLOCKS.start()
 }
 
-/// What the file wants of a request: the unit of its place and length, and of its memory.
+/// The alignment that the file needs: of offset and length, and of memory.
 fn needed(file: &File, path: &Path, is_direct: bool) -> Outcome<DirectAlignment> {
     if !is_direct {
         return Ok(DirectAlignment { memory: 1, offset: *LOGICAL_BLOCKS.start() });
     }
     let told = sys::direct_alignment(file.as_fd()).or_fail(Class::Backing, path.display())?;
-    // A file system that does not tell: its block is always right for O_DIRECT, and a page for memory.
+    // Without a report from the file system, a page is a safe unit for both.
     let told = told.unwrap_or(DirectAlignment { memory: PAGE, offset: PAGE });
     let block = told.offset.max(*LOGICAL_BLOCKS.start());
     if !block.is_power_of_two() || block > *LOGICAL_BLOCKS.end() {
@@ -361,7 +368,7 @@ mod tests {
 
     #[test]
     fn f56_opening_a_file_that_is_longer_than_its_device_changes_no_byte_of_it() {
-        // The page behind the end of the device was punched, to see whether that can be done.
+        // A probe for holes once punched the page behind the end of the device.
         let path = scratch("longer");
         let before: Vec<u8> = (0..64 << 10).map(|place| (place % 251) as u8 + 1).collect();
         std::fs::write(&path, &before).unwrap();
@@ -379,7 +386,8 @@ mod tests {
 
     #[test]
     fn a_hole_can_be_punched_where_the_file_system_has_holes() {
-        // The suite's own folder is on such a file system, whether or not a file can be made there.
+        // Assumes that the temporary folder is on a file system with holes. There the probe agrees
+        // with the list of types, even if no unnamed file can be made.
         let path = scratch("holes");
         std::fs::write(&path, "x").unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
@@ -406,7 +414,8 @@ mod tests {
 
     #[test]
     fn f68_a_file_is_direct_where_that_takes_nothing_away() {
-        // A device of 512-byte blocks stays one: a file system that needs 4096 keeps its page cache, unless the device has them.
+        // A device of 512-byte blocks stays one: on a file system that needs 4096, the page cache
+        // is used, unless the blocks of the device are as large.
         let told = |offset, memory| DirectAlignment { offset, memory };
         assert!(fits(told(512, 512), 512) && fits(told(512, 4), 4096) && fits(told(4096, 512), 4096));
         assert!(!fits(told(4096, 512), 512) && !fits(told(512, 4096), 512) && !fits(told(1536, 512), 4096));
@@ -414,7 +423,7 @@ mod tests {
 
     #[test]
     fn f68_a_file_opened_by_default_has_the_blocks_of_a_buffered_one() {
-        // Whatever file system the directory for temporary files is on; `direct` says what was chosen.
+        // Holds for any file system of the temporary folder; `is_direct` reports the choice.
         let path = scratch("auto");
         for (block, expected) in [(None, 512), (Some(4096), 4096)] {
             let backend = open(&path, &Wanted { direct: Direct::Auto, block, ..WANTED }).unwrap();
@@ -427,7 +436,8 @@ mod tests {
 
     #[test]
     fn f68_a_file_system_without_direct_io_keeps_its_page_cache() {
-        // procfs has none; tmpfs, which takes it and tells no units, is buffered as well.
+        // procfs has no direct I/O. tmpfs, which accepts O_DIRECT but reports no units, is buffered
+        // as well.
         let file = File::open("/proc/self/status").unwrap();
         assert!(!go_direct(&file, None));
     }

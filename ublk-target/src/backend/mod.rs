@@ -1,20 +1,22 @@
-//! Where the bytes of a device are.
+//! The backends of devices: where their data is kept.
 //!
 //! ```text
 //!   Backend   opened once, shared by the queues of a device: geometry, lock, size
-//!      └─ Lane   one for each queue: takes a request, says what comes of it
-//!                  Done     answered on the spot (null; memory with a buffer)
-//!                  Submit   an entry for the queue's ring (file, block; memory with the client's pages); its result comes
-//!                           back through `settle`
+//!      └─ Lane   one for each queue: takes a request, returns the next step
+//!                  Done     complete at once (null; memory with a buffer)
+//!                  Submit   an entry for the queue's ring (file, block; memory with the client's pages); its result
+//!                           comes back through `settle`
 //! ```
 //!
-//! A lane never waits for a device: what could wait goes through the ring. Results are those of the backend: a part is
-//! continued until the whole is done, an error keeps its number. Throttling is over when a request arrives here.
+//! A lane never blocks: an operation that could wait goes through the ring. The backend decides the
+//! result: after a partial transfer the rest is issued again, and an error keeps its number.
+//! Throttling is over when a request arrives here.
 //!
-//! Each lane has the file open for itself ([`place::again`]): the kernel tells a failed write-back once to each opening, so a
-//! flush through one queue cannot eat the error that a flush through another should have had. And the ring does not keep the
-//! file among its fixed ones: what is registered beside the character device would keep that open as long as an entry is
-//! under way, and the id of a removed device with it.
+//! Each lane has its own open file description ([`place::again`]). The kernel reports a failed
+//! write-back once to each of them, so a flush through one queue cannot take the error that a flush
+//! through a second queue should report. The file is not a fixed file of the ring: while an entry on
+//! it were in flight, the ring would keep the fixed file beside it open, too: the character device,
+//! and with it the id of a removed device.
 
 pub mod block;
 mod epoch;
@@ -34,18 +36,18 @@ use crate::error::Outcome;
 use crate::ublk::params::Geometry;
 use crate::ublk::queue::Entry;
 
-/// One request, in bytes.
+/// A request, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// What to do.
+    /// The operation.
     pub operation: Operation,
-    /// Where it begins.
+    /// The start of its range.
     pub offset: u64,
-    /// How long it is; 0 for a flush.
+    /// The length of its range; 0 for a flush.
     pub length: u64,
-    /// A write that must be durable when it completes.
+    /// The write must be durable when it completes.
     pub is_fua: bool,
-    /// Write-zeroes that must keep the space allocated.
+    /// The write-zeroes must keep the space allocated.
     pub keeps_space: bool,
 }
 
@@ -59,105 +61,109 @@ impl Request {
     }
 }
 
-/// Where the data of a request is.
+/// The place of the data of a request.
 #[derive(Debug)]
 pub enum Data<'a> {
-    /// In the buffer of its tag, of [`Request::data_length`].
+    /// The buffer of its tag, [`Request::data_length`] bytes.
     Buffer(&'a mut [u8]),
-    /// In the ring's table of buffers, under this number: the pages of the client. Only for a backend that
-    /// [takes it](Backend::takes_registered).
+    /// The pages of the client, under this index in the ring's table of buffers. Only for a backend
+    /// that [takes it](Backend::takes_registered).
     Registered(u16),
 }
 
-/// What comes of a request.
+/// The next step of a request.
 #[derive(Debug)]
 pub enum Step {
-    /// It is finished, in full length or with an error.
+    /// The request is complete, in full length or with an error.
     Done(Result<(), Errno>),
-    /// The backend needs this entry on the ring.
+    /// The queue must submit this entry to its ring.
     Submit(Entry),
 }
 
-/// The bytes of one device.
+/// The storage of one device.
 pub trait Backend: Send + Sync {
-    /// Its shape when it was opened. Nothing but the size changes.
+    /// The geometry at the time of opening. Only the size changes later.
     fn geometry(&self) -> Geometry;
 
-    /// The part of one queue.
+    /// Makes the lane of one queue of `depth` tags.
     fn lane(&self, depth: u16) -> Outcome<Box<dyn Lane>>;
 
-    /// Makes room for a device of `size` bytes, where it can. Never takes away what is there.
+    /// Makes room for a device of `size` bytes, if the backend can. Never removes data.
     fn resize(&self, size: u64) -> Outcome<()>;
 
-    /// Whether its lanes take [`Data::Registered`]: those that hand data to the ring.
+    /// Whether the lanes take [`Data::Registered`]: true if they hand data to the ring.
     fn takes_registered(&self) -> bool {
         false
     }
 
-    /// Whether it looks at what is written and fills what is read. If not, the data of a write is gone when it is delivered, and that
-    /// of a read is zero.
+    /// Whether the backend uses the data of writes and provides that of reads. If not, the data of
+    /// a write is dropped on delivery, and a read returns zeros.
     fn wants_data(&self) -> bool {
         true
     }
 
-    /// Whether it goes around the page cache; `None` where there is none.
+    /// Whether I/O bypasses the page cache; `None` if the backend has none.
     fn is_direct(&self) -> Option<bool> {
         None
     }
 
-    /// The file behind it: its device and inode number, for whoever wants to know whether the path still leads there.
+    /// Device and inode number of the file behind the backend, to check later whether the path
+    /// still leads to that file.
     fn identity(&self) -> Option<(u64, u64)> {
         None
     }
 
-    /// What is to be told when a new device begins to use it.
+    /// The remarks to log when a new device begins to use the backend.
     fn remarks(&self) -> &[Remark] {
         &[]
     }
 }
 
-/// What the user of a backend may not have meant.
+/// A property of a backend that its user may not have intended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remark {
-    /// In the log: `W-…`.
+    /// The code in the log: `W-…`.
     pub code: &'static str,
-    /// In words.
+    /// The text of the warning.
     pub text: String,
 }
 
-/// A backend as one queue thread uses it.
+/// The part of a backend that one queue thread uses.
 pub trait Lane {
-    /// A request begins: it is issued next, perhaps more than once.
+    /// Announces a request, which is issued next, perhaps more than once.
     fn begin(&mut self, _tag: u16, _request: &Request) {}
 
-    /// Does the rest of a request of which `done` bytes are done, 0 for a new one. `data` is all of it.
+    /// Continues a request of which `done` bytes are done; 0 for a new one. `data` covers the whole
+    /// request.
     fn issue(&mut self, tag: u16, request: &Request, data: Data<'_>, done: usize) -> Step;
 
-    /// The outcome of a request that went through the ring, as its client is to see it.
+    /// The final outcome of a request that went through the ring, for its client.
     fn settle(&mut self, _tag: u16, _request: &Request, outcome: Result<(), Errno>) -> Result<(), Errno> {
         outcome
     }
 }
 
-/// What the completion of an entry means for its request.
+/// The effect of a completed entry on its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Finished.
+    /// The request is complete.
     Done(Result<(), Errno>),
-    /// So many bytes are done; [`Lane::issue`] has to be called for the rest.
+    /// So many bytes are done; [`Lane::issue`] must be called for the rest.
     Continue(usize),
-    /// The kernel had no thread for it: [`Lane::issue`] has to be called again, a moment later.
+    /// The kernel could not make a thread for the entry; [`Lane::issue`] must be called again, a
+    /// moment later.
     Again,
 }
 
-/// Reads the `result` of an entry (bytes or -errno) of a request that had `done` bytes done.
+/// Interprets the `result` of an entry (bytes or -errno) of a request that had `done` bytes done.
 pub fn progress(request: &Request, done: usize, result: i32) -> Progress {
     if result < 0 {
         return match Errno::from_raw(-result) {
-            // The kernel gave up waiting, nothing happened: again from the same place.
+            // The kernel stopped waiting before anything happened: continue from the same offset.
             Errno::EINTR => Progress::Continue(done),
-            // Only who has asked for it cancels an entry, and we do not: a flush or a buffered write needs a thread of the kernel,
-            // and the host or our control group has reached its limit of threads.
+            // The daemon cancels no entry. The kernel cancels an entry that needs a worker thread
+            // (a flush, a buffered write) when the host or our control group has reached its limit
+            // of threads.
             Errno::ECANCELED => Progress::Again,
             errno => Progress::Done(Err(presentable(errno))),
         };
@@ -168,14 +174,16 @@ pub fn progress(request: &Request, done: usize, result: i32) -> Progress {
     }
     match done + result as usize {
         all if all >= length => Progress::Done(Ok(())),
-        // A file shorter than the device, or a medium that takes nothing: going on would go on for ever.
+        // The file is shorter than the device, or the medium takes no data: a retry would repeat
+        // for ever.
         _ if result == 0 => Progress::Done(Err(Errno::EIO)),
         part => Progress::Continue(part),
     }
 }
 
-/// An error as a client may see it. EAGAIN would make the block layer try for ever; ENODEV is the mark of an aborted
-/// command between kernel and server. EBUSY is a lack of resources to the block layer, which then waits for one.
+/// The error that a client gets for `errno`. EAGAIN would make the block layer retry for ever;
+/// ENODEV means an aborted command between kernel and server; for the block layer, EBUSY is a lack
+/// of resources, which it waits for.
 pub fn presentable(errno: Errno) -> Errno {
     match errno {
         Errno::EAGAIN | Errno::ENODEV | Errno::EBUSY => Errno::EIO,
@@ -183,7 +191,8 @@ pub fn presentable(errno: Errno) -> Errno {
     }
 }
 
-/// Opens what the configuration describes, for a device with logical blocks of `block` bytes if that was said.
+/// Opens the backend that the configuration describes, for a device with logical blocks of `block`
+/// bytes if given.
 pub fn open(description: &Description, is_read_only: bool, block: Option<u32>) -> Outcome<Box<dyn Backend>> {
     let is_shared = description.is_shared();
     Ok(match description {
@@ -192,7 +201,7 @@ pub fn open(description: &Description, is_read_only: bool, block: Option<u32>) -
             Box::new(file::open(path, &file::Wanted { size, create, direct, is_read_only, is_shared, block })?)
         }
         Description::Block { path, direct, .. } => {
-            // Every block device has it.
+            // Every block device supports O_DIRECT.
             let is_direct = *direct != Direct::Off;
             Box::new(block::open(path, &block::Wanted { is_direct, is_read_only, is_shared, block })?)
         }
@@ -210,14 +219,15 @@ mod tests {
 
     #[test]
     fn f23_a_part_is_continued_and_the_whole_is_done() {
-        // The kernel would take a short write for a whole one on some versions: data lost without a word.
+        // Some kernel versions take a short write for a whole one, and data would be lost silently.
         assert_eq!(progress(&READ, 0, 1024), Progress::Continue(1024));
         assert_eq!(progress(&READ, 1024, 3072), Progress::Done(Ok(())));
     }
 
     #[test]
     fn nothing_read_is_an_error() {
-        // A file truncated below the device: without this the rest of the buffer would be handed out.
+        // The file was truncated below the size of the device. Without the error, the rest of the
+        // buffer would reach the client.
         assert_eq!(progress(&READ, 1024, 0), Progress::Done(Err(Errno::EIO)));
     }
 
@@ -233,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_request_without_data_is_done_when_its_entry_is() {
-        // fallocate and fsync answer 0, whatever the length of the range.
+        // fallocate and fsync return 0 for a range of any length.
         let discard = Request { operation: Operation::Discard, length: 1 << 30, ..READ };
         assert_eq!(progress(&discard, 0, 0), Progress::Done(Ok(())));
     }

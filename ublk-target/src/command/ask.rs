@@ -1,4 +1,4 @@
-//! One question to the daemon, and its answer; with a line that shows how long it takes, on a terminal.
+//! Sends one command to the daemon and waits for its answer; on a terminal, a line shows the time.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use crate::error::{Class, Failure, Outcome};
 use crate::flags::Place;
 use crate::protocol::Command;
 
-/// Work that is done sooner is not worth a line.
+/// Shorter work gets no such line.
 const SOON: Duration = Duration::from_millis(500);
 
-/// Asks the daemon; its result, or its failure as if it were ours.
+/// Sends a command. Returns its result, or the daemon's failure as if it were local.
 pub fn ask(place: &Place, command: &Command) -> Outcome<Value> {
     Client::connect(&place.socket())?.call(command)
 }
 
-/// The same, for work that may take a while: `removing vol1 … 2 s`.
+/// [`ask`] for work that may take a while. Shows a line such as `removing vol1 … 2 s`.
 pub fn ask_patiently(place: &Place, command: &Command, doing: &str) -> Outcome<Value> {
     let mut client = Client::connect(&place.socket())?;
     let is_shown = io::stderr().is_terminal();
@@ -31,13 +31,13 @@ pub fn ask_patiently(place: &Place, command: &Command, doing: &str) -> Outcome<V
         }
     });
     if is_begun {
-        // Back to the beginning, and away with it.
+        // Carriage return, then erase the line.
         let _ = write!(io::stderr(), "\r\x1b[K");
     }
     outcome
 }
 
-/// The result as what it should be.
+/// The result as a value of its type.
 pub fn understood<T: DeserializeOwned>(result: Value) -> Outcome<T> {
     serde_json::from_value(result)
         .map_err(|cause| Failure::new(Class::Protocol, format!("the daemon's answer makes no sense: {cause}")))

@@ -1,4 +1,4 @@
-//! `add`, `del`, `set`, `reload`: what changes while the daemon runs.
+//! `add`, `del`, `set`, `reload`: changes of a running daemon.
 
 use std::io::Write;
 use std::time::Duration;
@@ -92,7 +92,7 @@ struct Reloaded {
     changes: Vec<String>,
 }
 
-/// Makes what is in force what a file says.
+/// Brings the settings in force in line with a configuration file.
 pub fn reload(place: &Place, mut command: Command, json: bool) -> Outcome<()> {
     if let Command::Reload { config: Some(config), .. } = &mut command {
         *config = absolute(config)?.into();
@@ -111,12 +111,12 @@ pub fn reload(place: &Place, mut command: Command, json: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// What an answer says besides the facts, as `check` would.
+/// Prints the warnings of an answer, in the form of `check`.
 fn tell_warnings(answer: &Value) {
     answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).for_each(tell);
 }
 
-/// A word besides the facts.
+/// Prints a warning or a note to stderr.
 fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! `check`: says what a configuration means, without touching anything.
+//! `check`: describes a configuration and changes nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,13 +12,13 @@ use super::{load, say, say_json};
 use crate::device::limits;
 use crate::error::Outcome;
 
-/// What a configuration says, in its own words: every key, with the defaults filled in.
+/// A configuration under its own keys, with the defaults filled in.
 #[derive(Serialize)]
 struct Checked {
     limits: Bounds,
-    /// What the buffers of all devices take.
+    /// Bytes of the buffers of all devices.
     buffer_bytes: u64,
-    /// The same with the bytes of devices of memory, at most `limits.memory`.
+    /// `buffer_bytes` plus the bytes of all memory devices; at most `limits.memory`.
     memory_bytes: u64,
     control: Control,
     groups: Vec<GroupFacts>,
@@ -41,7 +41,8 @@ struct GroupFacts {
     parent: Option<String>,
     weight: u32,
     limits: BTreeMap<String, Number>,
-    /// What operations count as in it, if it says so; all of them, with what it leaves to its parent.
+    /// The charge of each operation in the group, including those that its own table leaves to the
+    /// parent. Absent if the group has no table.
     charge: Option<BTreeMap<&'static str, &'static str>>,
     devices: Vec<String>,
     line: u32,
@@ -53,7 +54,7 @@ struct DeviceFacts {
     id: Option<u32>,
     backend: &'static str,
     path: Option<String>,
-    /// Absent where it is that of the file or the block device.
+    /// Absent if the size is that of the file or the block device.
     size: Option<u64>,
     create: bool,
     /// True, false, or `auto`.
@@ -69,7 +70,7 @@ struct DeviceFacts {
     on_crash: &'static str,
     on_stop: &'static str,
     zero_copy: &'static str,
-    /// Absent for all.
+    /// Absent for all CPUs.
     cpus: Option<String>,
     line: u32,
 }
@@ -85,7 +86,8 @@ pub fn run(path: &Path, json: bool) -> Outcome<()> {
     Ok(())
 }
 
-// Everything is taken apart without `..`: a key that is new in the model does not compile until it is told here.
+// Every destructuring names all fields, without `..`: a new key of the model does not compile until
+// it appears here.
 
 impl Checked {
     fn of(config: &Config) -> Self {
@@ -166,7 +168,7 @@ impl DeviceFacts {
     }
 }
 
-/// As in the configuration.
+/// `direct` as in the configuration.
 fn truth(direct: Direct) -> Value {
     match direct {
         Direct::Auto => json!(Direct::Auto.word()),
@@ -174,7 +176,8 @@ fn truth(direct: Direct) -> Value {
     }
 }
 
-/// A table in the configuration's words. Write-zeroes are left out where they depend on the backend.
+/// A charge table in the words of the configuration. Write-zeroes are left out if their charge
+/// depends on the backend.
 fn charge(table: &ChargeTable) -> BTreeMap<&'static str, &'static str> {
     let word = |charge| match charge {
         Charge::Free => "free",
@@ -192,7 +195,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_reference_is_in_the_facts() {
-        // That of each level, whatever the file says elsewhere; dashes become underscores.
+        // The keys of `file-backed` are taken from the text of the file, dashes as underscores.
         let text = include_bytes!("../../../config/examples/reference.yaml");
         let (config, _) = ublk_throttle_config::parse("/etc/reference.yaml", text).unwrap();
         let facts = json!(Checked::of(&config));

@@ -1,4 +1,4 @@
-//! `features`: what the kernel's ublk offers.
+//! `features`: the features of the kernel's ublk driver, and which of them are used.
 
 use serde::Serialize;
 
@@ -23,7 +23,7 @@ struct Feature {
     meaning: String,
 }
 
-/// Asks the kernel and prints.
+/// Queries the driver and prints its features.
 pub fn run(json: bool) -> Outcome<()> {
     let bits = Control::open()?.features().map_err(|errno| {
         Failure::new(Class::Failed, format!("the kernel does not tell its features: {}", errno.desc()))
@@ -36,7 +36,7 @@ pub fn run(json: bool) -> Outcome<()> {
         used: feature.is_used,
         meaning: feature.meaning.to_owned(),
     });
-    // What a newer kernel has is shown too, by number.
+    // Bits of a newer kernel appear by number.
     let unknown = (ALL.len() as u32..64).filter(|bit| bits & (1 << bit) != 0).map(|bit| Feature {
         name: format!("bit {bit}"),
         bit,

@@ -1,4 +1,5 @@
-//! `man` and `completions`: written from the definitions of the flags, so that they cannot fall behind.
+//! `man` and `completions`: generated from the definitions of the flags, so both are always
+//! current.
 
 use std::io::{self, Write};
 
@@ -10,16 +11,16 @@ use ublk_throttle_config::nearest;
 use crate::error::{Class, OrFail, Outcome};
 use crate::flags::Flags;
 
-/// The page that no flags could tell: for programs that talk to the daemon.
+/// The page for programs that talk to the daemon. It cannot be generated from flags.
 const PROTOCOL: &str = include_str!("../../man/ublk-throttle-protocol.7");
 
-/// Prints the manual page of a command, or of all of it.
+/// Prints the manual page of a command, or of the program.
 pub fn page(command: Option<&str>) -> Outcome<()> {
     if command == Some("protocol") {
         return print(PROTOCOL.as_bytes());
     }
     let mut all = Flags::command();
-    // Gives the commands their full names.
+    // Gives the subcommands their full names.
     all.build();
     let about = command.map_or(Some(&all), |name| all.find_subcommand(name)).filter(|about| !about.is_hide_set());
     let Some(about) = about.cloned() else { unknown(all, command.unwrap_or_default()) };
@@ -29,7 +30,7 @@ pub fn page(command: Option<&str>) -> Outcome<()> {
     print(&page)
 }
 
-/// Ends as every wrong usage does.
+/// Exits with the message and exit code of a usage error.
 fn unknown(mut all: clap::Command, name: &str) -> ! {
     let known = || all.get_subcommands().filter(|known| !known.is_hide_set()).map(clap::Command::get_name);
     let cure = match nearest(name, known()) {
@@ -46,7 +47,7 @@ pub fn completions(shell: Shell) -> Outcome<()> {
     print(&script)
 }
 
-/// A reader that has gone is no failure.
+/// Writes to stdout. A reader that has closed it is no failure.
 fn print(text: &[u8]) -> Outcome<()> {
     match io::stdout().write_all(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,6 +1,7 @@
-//! The commands: what each flag set does, and the exit code it ends with.
+//! The commands: the action for each parsed command line, and the exit code.
 //!
-//! Facts go to stdout, everything else to stderr. A reader that closes stdout early is no error.
+//! Facts go to stdout, warnings and errors to stderr. A reader that closes stdout early is no
+//! error.
 
 mod ask;
 mod change;
@@ -25,9 +26,10 @@ use crate::flags::{Command, Flags};
 use crate::helper::{self, Errand};
 use crate::{log, protocol, watcher};
 
-/// Runs the command line of this process; the exit code.
+/// Runs the command line of this process; returns the exit code.
 pub fn main() -> u8 {
-    // Not by `Flags`: to lay out all that a user may say takes a third of a helper's time, and users wait for helpers.
+    // Not by `Flags`: building the parser for all flags would take a third of the run time of a
+    // helper, and users wait for helpers.
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     if let Some(words) = words.iter().map(|word| word.to_str()).collect::<Option<Vec<_>>>() {
         if let Some((target, errand)) = Errand::of_words(&words) {
@@ -78,7 +80,7 @@ pub fn load(path: &Path) -> Outcome<Config> {
     Ok(config)
 }
 
-/// What is allowed and probably not meant, as everybody tells it.
+/// The warnings of a configuration, in the form that every command uses.
 pub fn odd(warnings: &[Warning]) -> Vec<log::Warning> {
     warning_lines(warnings).iter().map(log::Warning::of_config).collect()
 }
@@ -87,13 +89,13 @@ pub fn odd(warnings: &[Warning]) -> Vec<log::Warning> {
 pub fn read(path: &Path) -> Outcome<(Config, Vec<Warning>)> {
     ublk_throttle_config::load(path).map_err(|errors| {
         let text = errors.to_string();
-        // Each of several errors brings its own head; the first one's is put back when the failure is printed.
+        // Each error of the list has a head. Printing the failure adds the head of the first one.
         let first = format!("error[{}]: ", Class::Config.name());
         Failure::new(Class::Config, text.strip_prefix(&first).unwrap_or(&text))
     })
 }
 
-/// Prints a line of facts. When nobody reads them any more, there is nothing left to do.
+/// Prints a line of facts. Exits with 0 once the reader has closed stdout.
 fn say(line: impl fmt::Display) {
     if writeln!(std::io::stdout(), "{line}").is_err_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe) {
         std::process::exit(0);
@@ -105,7 +107,7 @@ fn say_json(facts: &impl Serialize) {
     say(serde_json::to_string_pretty(facts).expect("facts are plain data"));
 }
 
-/// The same on one line, for what is printed again and again.
+/// Prints facts for programs on one line, for repeated output.
 fn say_json_line(facts: &impl Serialize) {
     say(serde_json::to_string(facts).expect("facts are plain data"));
 }
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_is_odd_is_told_once_with_its_code_and_place() {
-        // One form for `run`, `check`, `reload`, the log and the answer.
+        // `run`, `check`, `reload`, the log and the answer use one form.
         let text = b"version: 1\ndevices: { a: { backend: { memory: 1MiB }, limits: { iops: 0 } } }\n";
         let (_, warnings) = ublk_throttle_config::parse("f.yaml", text).unwrap();
         let told: Vec<String> = odd(&warnings).iter().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! `simulate`: files to the simulation, and its result to stdout.
+//! `simulate`: opens the files for a simulation and prints its result.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter};
@@ -9,7 +9,7 @@ use crate::error::Outcome;
 use crate::simulate;
 use crate::simulate::trace::unreadable;
 
-/// Enough that the calls of the kernel do not count.
+/// Large enough that the cost of system calls is negligible.
 const BUFFER_BYTES: usize = 1 << 18;
 
 /// Plays the trace against the configuration.

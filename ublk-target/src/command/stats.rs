@@ -1,12 +1,12 @@
-//! `stats`: what was done, as a table of rates or of sums.
+//! `stats`: a table of rates over an interval, or of totals.
 //!
 //! ```text
 //!   report ─── interval ─── report ─── interval ─── report
 //!      └── difference ──► table ──┘└── difference ──► table
 //! ```
 //!
-//! A group's part of an interval is that of the devices which are in it at its end: one that came, went or moved meanwhile
-//! cannot make its numbers jump.
+//! The row of a group covers the devices that are in it at the end of the interval. A device that
+//! was added, removed or moved in the interval cannot make the numbers jump.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::flags::Place;
 use crate::histogram::Histogram;
 use crate::protocol::Command;
 
-/// Asks and prints, once or again and again.
+/// Prints the statistics once, or once for each interval.
 pub fn run(
     place: &Place,
     name: Option<String>,
@@ -31,7 +31,8 @@ pub fn run(
     count: Option<u64>,
     json: bool,
 ) -> Outcome<()> {
-    // A group is made of its devices, also where only the group is asked for.
+    // The daemon's report on a group includes its devices, which the rows of the group are summed
+    // from.
     let report = |name: Option<String>| -> Outcome<Report> { understood(ask(place, &Command::Stats { name })?) };
     let mut before = report(name.clone())?;
     let Some(interval) = interval else {
@@ -47,16 +48,16 @@ pub fn run(
     Ok(())
 }
 
-/// What is printed at one time.
+/// The output for one point in time.
 #[derive(Debug, Serialize)]
 struct Sample {
-    /// How long it is about; absent: since each device was made.
+    /// The length of the interval; `None` for totals since each device was made.
     seconds: Option<f64>,
     devices: Vec<Row>,
     groups: Vec<Row>,
 }
 
-/// A device or group. Counts are those of the interval.
+/// A device or group. Counts are those of the interval, or totals.
 #[derive(Debug, PartialEq, Serialize)]
 struct Row {
     name: String,
@@ -79,7 +80,7 @@ struct Done {
     errors: u64,
 }
 
-/// In nanoseconds.
+/// Percentiles of a histogram, in nanoseconds.
 #[derive(Debug, PartialEq, Serialize)]
 struct Times {
     count: u64,
@@ -137,7 +138,7 @@ impl Sample {
             before.devices.iter().map(|device| ((&device.name, device.nonce), &device.stats)).collect();
         let mut done: BTreeMap<&str, DeviceStats> = BTreeMap::new();
         for device in &after.devices {
-            // One that is new has done all of it since.
+            // All counts of a new device are of this interval.
             let since = earlier.get(&(&device.name, device.nonce)).map(|earlier| device.stats.since(earlier));
             done.insert(&device.name, since.unwrap_or_else(|| device.stats.clone()));
         }
@@ -220,7 +221,7 @@ fn cells(row: &Row, seconds: Option<f64>) -> [String; 16] {
     ]
 }
 
-/// Three digits: it is measured, not configured.
+/// An amount with three digits: measured, not configured.
 fn amount(bytes: u64) -> String {
     let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
     let bytes = bytes as f64;
@@ -271,7 +272,8 @@ mod tests {
 
     #[test]
     fn devices_that_come_and_go_make_no_group_jump() {
-        // b goes with a million requests; c comes; a second a, made in between, has done all of its own since.
+        // b leaves after a million requests; c is added; n is removed and made anew, so all counts
+        // of the second n are of the interval.
         let before = report(0, vec![device("a", 1, 1000), device("b", 2, 1_000_000), device("n", 5, 7)]);
         let after = report(2_000_000_000, vec![device("a", 1, 1500), device("c", 3, 50), device("n", 6, 3)]);
         let sample = Sample::of(Some(&before), &after);
