@@ -51,7 +51,7 @@ pub struct LevelsRecord {
     devices: BTreeMap<String, Vec<Kept>>,
 }
 
-/// One limit. The levels are decimal strings: JSON numbers cannot hold them.
+/// The levels of one limit, as decimal strings: JSON numbers cannot hold them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Kept {
     kind: String,

@@ -289,7 +289,7 @@ impl DeviceThread {
     }
 
     /// Waits for the end of the write-back. If the removal is forced, or becomes forced or urgent
-    /// meanwhile, the helper limits the write-back.
+    /// during the wait, the helper limits the write-back.
     fn hear_written(&mut self, helper: &mut Helper, mut is_forced: bool) -> Option<Answer> {
         const WRITING: &str = "writing back: the backend does not answer";
         if is_forced {

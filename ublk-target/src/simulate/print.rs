@@ -10,7 +10,7 @@ use super::trace::OPERATIONS;
 use super::world::{Observer, Went};
 use crate::error::{Class, OrFail, Outcome};
 
-/// Prints as JSON; remembers the first failure to do so, and prints nothing after it.
+/// Prints JSON lines. Keeps the first write error and prints nothing after it.
 pub struct Printer<W> {
     devices: Vec<String>,
     output: W,

@@ -96,7 +96,7 @@ fn a_burst_of_four_seconds_is_a_rate() {
 
 #[test]
 fn a_minute_of_burst_at_2000_then_100() {
-    // More than 65,536 wait at once: the tags are not those of ublk.
+    // More than 65,536 requests wait at once: the tags need more than the 16 bits of ublk.
     let config = group("iops-total: 100, iops-total-max: 2000, iops-total-max-length: 60");
     let trace = r#"{"t":0,"device":"a","op":"read","bytes":4096,"count":127000}"#;
     let went = went(&config, trace);

@@ -50,7 +50,7 @@ fn cells(name: String, row: &RowFacts, span_ns: u64) -> [String; HEAD.len()] {
     ]
 }
 
-/// Four digits, in the unit that fits.
+/// A time with four digits, in the largest unit that is not longer than the time.
 struct Duration(u64);
 
 impl fmt::Display for Duration {

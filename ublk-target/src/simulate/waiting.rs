@@ -1,5 +1,5 @@
-//! The waiting requests of a device, by tag. The throttle does not keep them, as the daemon's
-//! queues do.
+//! The waiting requests of a device, by tag. The throttle holds tags and costs only; in the daemon,
+//! the queue keeps the requests.
 
 use throttle_core::cost::Operation;
 use throttle_core::throttle::Tag;
