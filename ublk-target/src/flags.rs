@@ -315,7 +315,7 @@ pub struct Parts {
     /// Go through the page cache
     #[arg(long)]
     pub no_direct: bool,
-    /// Other devices that say the same may write to it too
+    /// Other devices that say the same may write to it too; a disk that is mounted or used otherwise is refused all the same
     #[arg(long)]
     pub shared: bool,
     /// The N of /dev/ublkbN, or auto

@@ -13,6 +13,9 @@
 //! is being stopped. As it does not reveal ordinary openers, `/proc` is searched for them, up to
 //! three times, because udev opens every new disk for a moment. This search also names the users
 //! that keep the id of a removed disk: [`Disk`] has its device numbers from before.
+//!
+//! A backend asks in the daemon for the lasting users of the disk below it: [`users_of`],
+//! [`unclaimed_users_of`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -143,37 +146,9 @@ impl Disk {
         self.lasting_users().into_iter().chain(self.openers()).collect()
     }
 
-    /// Users that do not end by themselves: mounts, swap, stacked disks, exports.
+    /// Users that do not end by themselves.
     fn lasting_users(&self) -> BTreeSet<String> {
-        let mut users = BTreeSet::new();
-        let tables = mount_tables();
-        for (height, level) in self.levels.iter().enumerate() {
-            let mounts = Mounts::of(level);
-            for (_, mountinfo) in &tables {
-                users.extend(mounts.find(mountinfo).map(|at| format!("mounted at {}", at.display())));
-            }
-            if height > 0 {
-                users.extend(level.keys().map(|name| format!("held by /dev/{name}")));
-            }
-        }
-        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-        for path in swap_paths(&swaps).filter(|path| self.is_node(Path::new(path))) {
-            users.insert(format!("swap on {path}"));
-        }
-        for (export, path) in exports(Path::new("/sys/kernel/config")) {
-            if self.is_node(&path) {
-                users.insert(format!("exported by {export}"));
-            }
-        }
-        users
-    }
-
-    /// Whether `path` leads to the disk, or to a device stacked on it.
-    fn is_node(&self, path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|node| {
-            let number = number(node.rdev());
-            node.file_type().is_block_device() && self.levels.iter().flat_map(Devices::values).any(|own| *own == number)
-        })
+        lasting_users(&self.levels)
     }
 
     /// Processes, except this one, that have the disk or a partition open or mapped.
@@ -201,6 +176,51 @@ impl Disk {
         }
         users
     }
+}
+
+/// The lasting users of the block device with this number, `major:minor`, in words; empty if there is none.
+pub fn users_of(number: &str) -> Vec<String> {
+    lasting_users(&Sysfs::of_host().levels_above_number(number)).into_iter().collect()
+}
+
+/// The lasting users that have the device open without a claim (loop devices, exports): an exclusive
+/// open (`O_EXCL`) succeeds beside them.
+pub fn unclaimed_users_of(number: &str) -> Vec<String> {
+    let levels = Sysfs::of_host().levels_above_number(number);
+    holders(&levels).chain(exporters(&levels)).collect()
+}
+
+/// Users that do not end by themselves: mounts, swap, stacked disks, exports.
+fn lasting_users(levels: &[Devices]) -> BTreeSet<String> {
+    let mut users: BTreeSet<String> = holders(levels).chain(exporters(levels)).collect();
+    let tables = mount_tables();
+    for level in levels {
+        let mounts = Mounts::of(level);
+        for (_, mountinfo) in &tables {
+            users.extend(mounts.find(mountinfo).map(|at| format!("mounted at {}", at.display())));
+        }
+    }
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let swaps = swap_paths(&swaps).filter(|path| is_node(levels, Path::new(path)));
+    users.extend(swaps.map(|path| format!("swap on {path}")));
+    users
+}
+
+fn holders(levels: &[Devices]) -> impl Iterator<Item = String> {
+    levels.iter().skip(1).flat_map(Devices::keys).map(|name| format!("held by /dev/{name}"))
+}
+
+fn exporters(levels: &[Devices]) -> impl Iterator<Item = String> {
+    let all = exports(Path::new("/sys/kernel/config")).into_iter();
+    all.filter(move |(_, path)| is_node(levels, path)).map(|(export, _)| format!("exported by {export}"))
+}
+
+/// Whether a path leads to one of these devices.
+fn is_node(levels: &[Devices], path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|node| {
+        let number = number(node.rdev());
+        node.file_type().is_block_device() && levels.iter().flat_map(Devices::values).any(|own| *own == number)
+    })
 }
 
 /// Whether process `pid` has mapped a device that satisfies `is_it`. `seen` caches the result for

@@ -3,7 +3,7 @@
 //! ```text
 //!   flags ─► command ─► client ──socket──► daemon (control thread) ─► device (a thread each) ─► queue (a thread and a ring each)
 //!            run, check,         protocol, state_dir          │                          │        │
-//!            list, del,                                       ├─► helper ─► in_use       │        └─► backend
+//!            list, del,                                       ├─► helper ─► in_use       │        └─► backend ─► in_use
 //!            features                                         └─► ublk ◄─────────────────┘
 //!            simulate ─► simulate: the throttle alone, in virtual time
 //! ```

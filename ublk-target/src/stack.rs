@@ -35,9 +35,9 @@ impl Sysfs {
         Self { root: "/sys".into() }
     }
 
-    /// A disk and its partitions.
+    /// A disk and its partitions, or a partition.
     pub fn disk(&self, name: &str) -> Devices {
-        let disk = self.block(name);
+        let disk = self.device(name);
         let number = |path: &Path| Some(fs::read_to_string(path.join("dev")).ok()?.trim().to_owned());
         let partitions = entries(&disk).into_iter().filter(|entry| entry.starts_with(name));
         let all = std::iter::once((name.to_owned(), disk.clone()))
@@ -48,7 +48,21 @@ impl Sysfs {
     /// The devices stacked on a disk, level by level: the disk with its partitions, the devices
     /// that hold those, and so on. A device is in one level, above every device that it holds.
     pub fn levels_above(&self, name: &str) -> Vec<Devices> {
-        let mut levels = vec![self.disk(name)];
+        self.levels(self.disk(name))
+    }
+
+    /// The devices stacked on the block device with this number, `major:minor`. For a partition, its
+    /// disk is in the first level: a user of the whole disk uses the partition.
+    pub fn levels_above_number(&self, number: &str) -> Vec<Devices> {
+        let Some(name) = self.name(number) else { return Vec::new() };
+        let mut lowest = self.disk(&name);
+        let whole = self.whole(&name);
+        lowest.extend(self.number(&whole).map(|number| (whole, number)));
+        self.levels(lowest)
+    }
+
+    fn levels(&self, lowest: Devices) -> Vec<Devices> {
+        let mut levels = vec![lowest];
         let loops = self.loops();
         while levels.len() <= LEVELS_MAX {
             let below = &levels[levels.len() - 1];
@@ -349,6 +363,25 @@ mod tests {
         let levels = fake.0.levels_above("ublkb0");
         assert_eq!(names(&levels), [vec!["ublkb0", "ublkb0p1", "ublkb0p2"], vec!["dm-0"], vec!["md127"]]);
         assert_eq!(levels[1]["dm-0"], "253:0");
+    }
+
+    #[test]
+    fn a_partition_is_used_by_what_has_its_disk_open_and_not_by_what_has_another_partition_open() {
+        let fake = Fake::new("partition")
+            .with("sda", "8:0")
+            .with("sda/sda1", "8:1")
+            .with("sda/sda2", "8:2")
+            .with("dm-0", "253:0")
+            .with("dm-1", "253:1")
+            .with("dm-2", "253:2")
+            .on("dm-0", "sda/sda1")
+            .on("dm-1", "sda/sda2")
+            .on("dm-2", "sda");
+        let first = fake.0.levels_above_number("8:1");
+        assert_eq!(names(&first), [vec!["sda", "sda1"], vec!["dm-0", "dm-2"]]);
+        let whole = fake.0.levels_above_number("8:0");
+        assert_eq!(names(&whole), [vec!["sda", "sda1", "sda2"], vec!["dm-0", "dm-1", "dm-2"]]);
+        assert!(fake.0.levels_above_number("0:45").is_empty());
     }
 
     #[test]

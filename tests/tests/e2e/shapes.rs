@@ -13,7 +13,7 @@ use nix::libc::{EINVAL, ENOSPC};
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
-use ublk_throttle_tests::{sysfs, wait};
+use ublk_throttle_tests::{disks, sysfs, wait};
 
 use crate::measure::{expect_all, expect_at_least, expect_near, expect_within};
 use crate::{Case, READS, cases, completions, let_run, load, now_ms};
@@ -157,19 +157,10 @@ fn f45_discards_of_everything_do_not_starve_readers(scene: &Scene) -> Result<()>
     daemon.stop().map(drop)
 }
 
-/// A disk of 16 MiB with a table of two partitions of 4 MiB each.
+/// A file of 16 MiB that is a disk of two partitions.
 fn partitioned(path: &Path) -> Result<()> {
-    let mut sector = [0_u8; 512];
-    for (number, begin) in [(0, 2048_u32), (1, 10240)] {
-        let entry = &mut sector[446 + 16 * number..462 + 16 * number];
-        entry[4] = 0x83;
-        entry[8..12].copy_from_slice(&begin.to_le_bytes());
-        entry[12..16].copy_from_slice(&8192_u32.to_le_bytes());
-    }
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    let mut file = File::create(path)?;
-    file.write_all(&sector)?;
-    file.set_len(16 * MIB).context("partitioned disk")
+    File::create(path)?.set_len(16 * MIB).context("partitioned disk")?;
+    disks::partition(path)
 }
 
 fn f46_partitions_appear_and_vanish_with_their_disk(scene: &Scene) -> Result<()> {

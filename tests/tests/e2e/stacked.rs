@@ -12,11 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use ublk_throttle_tests::daemon::Daemon;
-use ublk_throttle_tests::disks::{FileSystem, LoopDisk, Mount};
+use ublk_throttle_tests::disks::{self, FileSystem, LoopDisk, Mount, RamDisk};
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
+use ublk_throttle_tests::wait;
 
 use crate::measure::{Unmeasured, expect_near};
 use crate::{Case, cases, has_feature};
@@ -40,6 +41,9 @@ pub(crate) fn cases() -> Vec<Case> {
         f62_zeroes_are_written_over_dirty_pages_of_a_buffered_block_backend,
         f64_a_file_that_a_loop_device_serves_is_refused,
     ];
+    let shared = cases![[Need::Ublk, Need::Loop, Need::Ext4, Need::UtilLinux, Need::RamDisk, Need::Mapper];
+        f90_a_disk_or_file_that_the_host_uses_is_refused_to_a_writer_that_shares_it,
+    ];
     let plain = cases![[Need::Ublk];
         f61_del_is_refused_while_the_device_is_open_by_another_node,
         f61_del_is_refused_while_the_device_is_only_mapped,
@@ -47,7 +51,7 @@ pub(crate) fn cases() -> Vec<Case> {
         f63_a_second_daemon_does_not_take_a_stable_name,
     ];
     let own = cases![[Need::Ublk, Need::OwnMachine]; f65_a_flush_waits_for_a_thread_of_the_kernel];
-    dm.into_iter().chain(btrfs).chain(loops).chain(plain).chain(own).collect()
+    dm.into_iter().chain(btrfs).chain(loops).chain(shared).chain(plain).chain(own).collect()
 }
 
 /// A device on a file of 256 MiB, which is made.
@@ -318,6 +322,67 @@ fn f64_a_file_that_a_loop_device_serves_is_refused(scene: &Scene) -> Result<()> 
     refused.expect_stderr(&["error[E-BACKING]", &path, &served.node().display().to_string()])?;
     drop(served);
     scene.ask(&["add", "x", "--file", &path])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f90_a_disk_or_file_that_the_host_uses_is_refused_to_a_writer_that_shares_it(scene: &Scene) -> Result<()> {
+    // `shared: true` is for devices and hosts that serve one disk. Each user is named; a loop device is one that takes no claim.
+    let disk = RamDisk::new(16)?;
+    let whole = disk.node().display().to_string();
+    disks::partition(disk.node())?;
+    scene.tool("blockdev", &["--rereadpt", &whole])?;
+    let first = PathBuf::from(format!("{whole}p1"));
+    let second = format!("{whole}p2");
+    wait::until("second partition", Duration::from_secs(5), || Ok(Path::new(&second).exists().then_some(())))?;
+    let first_node = first.display().to_string();
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let refused = |words: &[&str], told: &[&str]| -> Result<()> {
+        for shared in [&[][..], &["--shared"]] {
+            let words = [&["add", "x"][..], words, shared].concat();
+            let told = [&["error[E-BACKING]", words[3]][..], told].concat();
+            scene.ask(&words)?.expect_code(3)?.expect_stderr(&told)?;
+        }
+        Ok(())
+    };
+    let taken = |name: &str, words: &[&str]| -> Result<()> {
+        scene.ask(&[&["add", name][..], words].concat())?.expect_code(0)?;
+        scene.ask(&["del", name])?.expect_code(0).map(drop)
+    };
+
+    let mount = Mount::new(&first, &scene.dir().join("mount"))?;
+    let point = format!("mounted at {}", mount.point().display());
+    refused(&["--block", &first_node], &[&point])?;
+    refused(&["--block", &whole], &[&point])?;
+    taken("beside", &["--block", &second, "--shared"])?;
+    taken("reader", &["--block", &whole, "--read-only"])?;
+    mount.unmount()?;
+
+    scene.tool("mkswap", &[&first_node])?;
+    scene.tool("swapon", &[&first_node])?;
+    let swapped = refused(&["--block", &whole], &[&format!("swap on {first_node}")]);
+    scene.tool("swapoff", &[&first_node])?;
+    swapped?;
+
+    let mapped = Mapped::new(&first)?;
+    refused(&["--block", &whole], &[&format!("held by {}", mapped.node().display())])?;
+    drop(mapped);
+
+    let above = LoopDisk::new(&first, 512)?;
+    let held = format!("held by {}", above.node().display());
+    refused(&["--block", &first_node], &[&held])?;
+    refused(&["--block", &whole], &[&held])?;
+    drop(above);
+
+    let file = scene.dir().join("served.img");
+    File::create(&file)?.set_len(MIB as u64)?;
+    let served = LoopDisk::new(&file, 512)?;
+    let path = file.display().to_string();
+    refused(&["--file", &path], &[&served.node().display().to_string()])?;
+    drop(served);
+
+    for (name, words) in [("one", ["--block", &whole]), ("two", ["--block", &whole]), ("file", ["--file", &path])] {
+        scene.ask(&[&["add", name, "--shared"][..], &words].concat())?.expect_code(0)?;
+    }
     daemon.stop().map(drop)
 }
 

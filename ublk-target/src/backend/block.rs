@@ -1,7 +1,8 @@
 //! Another block device, whole.
 //!
-//! As a file, except that sizes come from the device, a writable one is opened exclusively (refused while mounted), and
-//! discard is the device's own, where it has one.
+//! As a file, except that sizes come from the device, a writer is refused while the host uses the disk itself (mounted, swap,
+//! below another disk), and discard is the device's own, where it has one. A reader is not refused: what it reads of a disk that is
+//! mounted may be old, or half of a change.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -59,6 +60,9 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
     place::lock(&device, path, is_read_only || is_shared)?;
     let sizes = sys::block_sizes(device.as_fd()).or_fail(Class::Backing, path.display())?;
     if !LOGICAL_BLOCKS.contains(&sizes.logical) || sizes.size < sizes.logical.into() {
+        if !is_read_only {
+            place::expect_unused(&device, path, is_shared)?;
+        }
         return Err(Failure::new(
             Class::Backing,
             format!(

@@ -72,9 +72,8 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         let kind = place::kind(&metadata);
         return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a regular file", path.display())));
     }
-    let is_shared = wanted.is_read_only || wanted.is_shared;
-    place::lock(&file, path, is_shared)?;
-    if !is_shared {
+    place::lock(&file, path, wanted.is_read_only || wanted.is_shared)?;
+    if !wanted.is_read_only {
         place::expect_no_loop(path, &metadata)?;
     }
     let size = settle_size(&file, path, metadata.len(), wanted, creates)?;

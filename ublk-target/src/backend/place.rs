@@ -9,12 +9,14 @@
 //!    throttle.
 //! 4. The file is locked (OFD lock, over the whole file): one writer, or any number of readers, or
 //!    of devices with `shared: true`.
+//! 5. A writer of a disk that this host uses is refused ([`expect_unused`]), also with `shared: true`.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
@@ -22,6 +24,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::way;
 use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::in_use;
 use crate::stack::{self, Sysfs};
 
 /// The access to a backing file.
@@ -116,20 +119,20 @@ pub fn size_behind(path: &Path, identity: (u64, u64)) -> Result<Option<u64>, Str
 }
 
 fn refused(path: &Path, access: Access, cause: &io::Error) -> Failure {
-    let path = path.display();
+    let shown = path.display();
     let text = match cause.raw_os_error() {
-        Some(libc::EISDIR) => format!("{path} is a directory"),
-        Some(libc::ENXIO) => format!("{path} is a FIFO, a socket or a device without a driver"),
+        Some(libc::EISDIR) => format!("{shown} is a directory"),
+        Some(libc::ENXIO) => format!("{shown} is a FIFO, a socket or a device without a driver"),
         Some(libc::EINVAL) if access.is_direct => {
-            format!("{path}: its file system has no O_DIRECT; say `direct: false`")
+            format!("{shown}: its file system has no O_DIRECT; say `direct: false`")
         }
-        Some(libc::EBUSY) => format!("{path} is mounted or in exclusive use by another program"),
-        Some(libc::ELOOP) => format!("{path} became a link while it was opened; look who may write its directory"),
+        Some(libc::EBUSY) => return used(path, &users(path)),
+        Some(libc::ELOOP) => format!("{shown} became a link while it was opened; look who may write its directory"),
         Some(libc::ENOENT) if access.flags.contains(OFlag::O_CREAT) => {
-            format!("{path} cannot be made: its directory is not there; make that first")
+            format!("{shown} cannot be made: its directory is not there; make that first")
         }
-        Some(libc::ENOENT) => format!("{path}: no such file; for a new one say `create` and a `size`"),
-        _ => format!("cannot open {path}: {}", crate::error::plain(cause)),
+        Some(libc::ENOENT) => format!("{shown}: no such file; for a new one say `create` and a `size`"),
+        _ => format!("cannot open {shown}: {}", crate::error::plain(cause)),
     };
     Failure::new(Class::Backing, text)
 }
@@ -177,6 +180,66 @@ pub fn lock(file: &File, path: &Path, is_shared: bool) -> Outcome<()> {
         )),
         Err(cause) => Err(cause).or_fail(Class::Backing, format!("cannot lock {}", path.display())),
     }
+}
+
+/// Refuses a disk that this host uses by itself: a mounted file system, swap, another disk or an export would overwrite what the
+/// users of the device write, and they its data. A disk that is `shared` has other devices and other hosts as its users, so it is
+/// open without a claim of ours; any other is open with one.
+pub fn expect_unused(disk: &File, path: &Path, is_shared: bool) -> Outcome<()> {
+    if is_shared {
+        expect_unclaimed(disk, path)?;
+    }
+    let number = stack::number(disk.metadata().or_fail(Class::Backing, path.display())?.rdev());
+    match in_use::unclaimed_users_of(&number) {
+        users if users.is_empty() => Ok(()),
+        users => Err(used(path, &users)),
+    }
+}
+
+/// Claims the disk for a moment. So do udev and other devices that share it: a claim without a user that lasts counts if it is
+/// seen more than once.
+fn expect_unclaimed(disk: &File, path: &Path) -> Outcome<()> {
+    const LOOKS: u32 = 3;
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+    let open = || {
+        // To read: udev looks at a disk anew when a writer closes it.
+        let how = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        OpenOptions::new().read(true).custom_flags(how).open(format!("/proc/self/fd/{}", disk.as_raw_fd()))
+    };
+    for look in 0..LOOKS {
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        match open() {
+            Ok(_) => return Ok(()),
+            Err(cause) if cause.raw_os_error() != Some(libc::EBUSY) => {
+                return Err(cause).or_fail(Class::Backing, format!("cannot claim {}", path.display()));
+            }
+            Err(_) => {}
+        }
+        let users = users(path);
+        if !users.is_empty() {
+            return Err(used(path, &users));
+        }
+    }
+    Err(used(path, &[]))
+}
+
+/// The lasting users of the disk that a path leads to.
+fn users(path: &Path) -> Vec<String> {
+    let disk = std::fs::metadata(path).ok().filter(|node| node.file_type().is_block_device());
+    disk.map(|disk| in_use::users_of(&stack::number(disk.rdev()))).unwrap_or_default()
+}
+
+fn used(path: &Path, users: &[String]) -> Failure {
+    let path = path.display();
+    let how = if users.is_empty() {
+        "exclusive use by another program".to_owned()
+    } else {
+        format!("use: {}", users.join("; "))
+    };
+    let what = format!("{path} is in {how}; end that first, or say `read-only: true`");
+    Failure::new(Class::Backing, what)
 }
 
 /// Refuses a file that a loop device serves: the loop device and the daemon would cache and reorder
