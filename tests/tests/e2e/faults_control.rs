@@ -39,6 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
         f51_a_full_state_directory_stops_no_device,
         f51_a_state_file_that_cannot_be_read_is_named,
         f52_a_log_that_takes_nothing_stops_no_device,
+        f91_lines_for_the_journal_begin_with_their_priority,
         f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone,
         f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload,
         f85_paths_that_would_lead_to_another_file_are_refused,
@@ -328,6 +329,27 @@ fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
         scene.expect_nothing_left().with_context(|| sink.to_owned())?;
     }
     Ok(())
+}
+
+fn f91_lines_for_the_journal_begin_with_their_priority(scene: &Scene) -> Result<()> {
+    // A file in place of the journal: JOURNAL_STREAM has device and inode of stderr. An error of two faults is an error on each line.
+    let log = File::create(scene.dir().join("daemon-0.log"))?.metadata()?;
+    let stream = format!("JOURNAL_STREAM={}:{}", log.dev(), log.ino());
+    let odd = ONE.replace("1MiB }", "1MiB }, limits: { iops: 0 }");
+    let daemon = scene.start_under_without_waiting(&["env", &stream], &odd)?;
+    daemon.wait_for_log("<6>ready\n", Duration::from_secs(30))?;
+    fs::write(daemon.config(), odd.replace("memory: 1MiB", "memory: none").replace("iops: 0", "iops: -1"))?;
+    daemon.signal(Signal::SIGHUP)?;
+    daemon.wait_for_log("error[E-CONFIG]", Duration::from_secs(5))?;
+    let text = daemon.log()?;
+    let of = |mark: &str| -> Vec<&str> { text.lines().filter_map(|line| line.strip_prefix(mark)).collect() };
+    let (errors, warnings, facts) = (of("<3>"), of("<4>"), of("<6>"));
+    let is_whole = errors.len() + warnings.len() + facts.len() == text.lines().count();
+    ensure!(is_whole, "a line has no priority:\n{text}");
+    ensure!(errors.len() > 1 && errors.iter().all(|line| !line.starts_with("warning[")), "{errors:?}");
+    ensure!(warnings.iter().any(|line| line.starts_with("warning[W-CONFIG]")), "{warnings:?}");
+    ensure!(facts.iter().any(|line| line.contains("state=started")), "{facts:?}");
+    daemon.stop().map(drop)
 }
 
 fn f53_what_is_not_ours_at_our_paths_is_refused_and_left_alone(scene: &Scene) -> Result<()> {
