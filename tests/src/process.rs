@@ -33,6 +33,55 @@ impl Holdings {
     }
 }
 
+/// A part of a program or library that a process has mapped to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// The file.
+    pub path: String,
+    /// In KiB.
+    pub kib: u64,
+    /// How much of it is in memory, in KiB.
+    pub resident_kib: u64,
+}
+
+impl Code {
+    /// All that a process has mapped.
+    pub fn all_of(pid: u32) -> Result<Vec<Self>> {
+        let path = format!("/proc/{pid}/smaps");
+        Self::read(&fs::read_to_string(&path).with_context(|| path.clone())?)
+    }
+
+    /// A mapping is a line `55d0c3a00000-55d0c3b00000 r-xp 00042000 00:02 1234   /usr/bin/program`, and a line for each of its
+    /// numbers: `Size: 1024 kB`.
+    fn read(smaps: &str) -> Result<Vec<Self>> {
+        let mut found: Vec<Option<Self>> = Vec::new();
+        for line in smaps.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                [range, rights, _, _, _, ..] if range.contains('-') => found.push(
+                    words.get(5).filter(|path| rights.contains('x') && path.starts_with('/')).map(|path| Self {
+                        path: (*path).to_owned(),
+                        kib: 0,
+                        resident_kib: 0,
+                    }),
+                ),
+                ["Size:", kib, "kB"] => {
+                    if let Some(Some(code)) = found.last_mut() {
+                        code.kib = kib.parse()?;
+                    }
+                }
+                ["Rss:", kib, "kB"] => {
+                    if let Some(Some(code)) = found.last_mut() {
+                        code.resident_kib = kib.parse()?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+}
+
 /// A thread of a process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thread {

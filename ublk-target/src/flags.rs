@@ -58,7 +58,8 @@ pub enum Command {
     /// once every device can be used; if one of them cannot be made, none is. SIGHUP reloads CONFIG. SIGTERM and SIGINT
     /// remove all devices, also those in use (file systems on them are written back first), and end with 0; a second one
     /// does not wait for requests in flight. A device with `on-stop: keep` is left to the next daemon instead, as all
-    /// are (but those with `on-crash: fail`) when the daemon dies: requests wait until it serves them.
+    /// are (but those with `on-crash: fail`) when the daemon dies: requests wait until it serves them. Swap on a device is
+    /// not supported: the daemon may need a free page to write one out.
     Run {
         /// The configuration, YAML
         config: PathBuf,

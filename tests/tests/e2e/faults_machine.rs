@@ -1,15 +1,16 @@
-//! Faults of the machine: a wall clock that jumps, CPUs that are busy.
+//! Faults of the machine: a wall clock that jumps, CPUs that are busy, memory that is short.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::needs::Need;
+use ublk_throttle_tests::process::Code;
 use ublk_throttle_tests::scene::Scene;
 
 use crate::fairness::expect_jain;
@@ -19,7 +20,8 @@ use crate::{Case, READS, cases, completions, let_run, load, now_ms, wait_until_b
 pub(crate) fn cases() -> Vec<Case> {
     let clock = cases![[Need::Ublk, Need::Fio, Need::OwnMachine]; f41_a_wall_clock_that_jumps_by_years_changes_no_rate];
     let cpu = cases![[Need::Ublk, Need::Fio]; f43_without_cpu_the_limit_holds_and_shares_stay_fair];
-    clock.into_iter().chain(cpu).collect()
+    let memory = cases![[Need::Ublk]; f92_the_code_of_the_daemon_is_in_memory_before_it_runs];
+    clock.into_iter().chain(cpu).chain(memory).collect()
 }
 
 /// The wall clock, moved by whole years; the drop restores it.
@@ -109,5 +111,18 @@ fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result
         expect_at_least("without CPU, of 400 a second", spell.reads as f64 / spell.seconds, 396.0),
         expect_jain(&shares, 0.9),
     ])?;
+    daemon.stop().map(drop)
+}
+
+fn f92_the_code_of_the_daemon_is_in_memory_before_it_runs(scene: &Scene) -> Result<()> {
+    // All of it: that of a removal or a recovery would else be read from a disk, perhaps one of ours, in the middle of it.
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let code = Code::all_of(daemon.pid())?;
+    let binary = scene.binary().to_str().context("a path of ASCII")?;
+    for wanted in [binary, "libc.so"] {
+        ensure!(code.iter().any(|part| part.path.contains(wanted)), "no code of {wanted}: {code:?}");
+    }
+    let absent: Vec<_> = code.iter().filter(|part| part.resident_kib < part.kib).collect();
+    ensure!(absent.is_empty(), "not all of it is in memory: {absent:?}");
     daemon.stop().map(drop)
 }

@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | all signals but SIGABRT blocked | an interrupted control command loses its answer | always permitted |
 //! | IO_FLUSHER | memory is written back through the daemon, which must not wait for it | a warning |
-//! | memory locked | a daemon that must be paged in from its own disk hangs for ever | a warning |
+//! | memory locked | a daemon that must be paged in from its own disk hangs for ever; helpers are not locked | a warning |
 //! | own mount namespace, if `/` is shared | the last process of one unmounts all, perhaps our own disk | a warning |
 //! | limit of open files raised | each queue needs three descriptors | a warning |
 //! | control thread with priority | commands are answered while queues and clients want every CPU | a warning |
