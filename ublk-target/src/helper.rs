@@ -131,7 +131,7 @@ const SHRINK: &str = "--shrink";
 const SENT: &str = "sent";
 const CLAIMED: &str = "claimed";
 const WRITTEN: &str = "written";
-const UNWRITTEN: &str = "unwritten";
+const UNWRITTEN: &str = "unwritten ";
 const STOPPED: &str = "stopped";
 const DELETED: &str = "deleted";
 const RESERVED: &str = "reserved ";
@@ -192,8 +192,8 @@ pub enum Answer {
     Claimed,
     /// All dirty data is with the backend; STOP follows.
     Written,
-    /// Some dirty data is not with the backend; STOP follows nevertheless.
-    Unwritten,
+    /// Data of the users is not with the backend, in words; STOP follows nevertheless.
+    Unwritten(String),
     /// The kernel has removed the disk; [`Word::Delete`] may follow. With [`Answer::Busy`] instead,
     /// the disk is open, and unchanged.
     Stopped,
@@ -304,10 +304,10 @@ impl Answer {
             SENT => Self::Sent,
             CLAIMED => Self::Claimed,
             WRITTEN => Self::Written,
-            UNWRITTEN => Self::Unwritten,
             STOPPED => Self::Stopped,
             DELETED => Self::Deleted,
             _ => (rest(RESERVED).map(Self::Reserved))
+                .or_else(|| rest(UNWRITTEN).map(Self::Unwritten))
                 .or_else(|| rest(BUSY).map(Self::Busy))
                 .unwrap_or_else(|| Self::Failed(rest(FAILED).unwrap_or_else(|| line.to_owned()))),
         }
@@ -392,8 +392,11 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     let urgency = Urgency { is_forced, is_recoverable: info.is_recoverable };
     crash_point::at(Point::HelperWriting);
     match write_back(&disk, claim.clone(), urgency, &writer, &mut orders) {
-        Written::All => say(WRITTEN),
-        Written::Part => say(UNWRITTEN),
+        Written::All => match disk.swap_in_use() {
+            None => say(WRITTEN),
+            Some(path) => say(&format!("{UNWRITTEN}the pages that are swapped out to {path} are lost")),
+        },
+        Written::Part => say(&format!("{UNWRITTEN}what was not written back is lost")),
         // The next daemon recovers the device, with its dirty pages.
         Written::Orphaned => return Ok(()),
     }
@@ -709,7 +712,7 @@ mod tests {
             ("sent", Answer::Sent),
             ("claimed", Answer::Claimed),
             ("written", Answer::Written),
-            ("unwritten", Answer::Unwritten),
+            ("unwritten swap on x is lost", Answer::Unwritten("swap on x is lost".to_owned())),
             ("stopped", Answer::Stopped),
             ("deleted", Answer::Deleted),
         ] {

@@ -141,6 +141,11 @@ impl Disk {
         stat.split_whitespace().take(7).filter_map(|number| number.parse().ok()).collect()
     }
 
+    /// The path of a swap on the disk that has pages in use.
+    pub fn swap_in_use(&self) -> Option<String> {
+        swaps_on(&self.levels).into_iter().find(|(_, used)| *used > 0).map(|(path, _)| path)
+    }
+
     /// Every user, in words.
     pub fn users(&self) -> Vec<String> {
         self.lasting_users().into_iter().chain(self.openers()).collect()
@@ -200,10 +205,19 @@ fn lasting_users(levels: &[Devices]) -> BTreeSet<String> {
             users.extend(mounts.find(mountinfo).map(|at| format!("mounted at {}", at.display())));
         }
     }
-    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let swaps = swap_paths(&swaps).filter(|path| is_node(levels, Path::new(path)));
-    users.extend(swaps.map(|path| format!("swap on {path}")));
+    users.extend(swaps_on(levels).into_iter().map(|(path, _)| format!("swap on {path}")));
     users
+}
+
+/// The swap on any of the devices: path of the block device or file, and the KiB that are in use.
+fn swaps_on(levels: &[Devices]) -> Vec<(String, u64)> {
+    let is_among = |device: u64| levels.iter().flat_map(Devices::values).any(|own| *own == number(device));
+    let is_on = |path: &str| {
+        let node = std::fs::metadata(path);
+        node.is_ok_and(|node| is_among(if node.file_type().is_block_device() { node.rdev() } else { node.dev() }))
+    };
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    swaps_of(&swaps).filter(|(path, _)| is_on(path)).map(|(path, used)| (path.to_owned(), used)).collect()
 }
 
 fn holders(levels: &[Devices]) -> impl Iterator<Item = String> {
@@ -334,9 +348,12 @@ impl Mounts {
     }
 }
 
-/// The first column of /proc/swaps, without the head line.
-fn swap_paths(swaps: &str) -> impl Iterator<Item = &str> {
-    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next())
+/// Path and used KiB of each line of /proc/swaps: columns 1 and 4, without the head line.
+fn swaps_of(swaps: &str) -> impl Iterator<Item = (&str, u64)> {
+    swaps.lines().skip(1).filter_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        Some((*columns.first()?, columns.get(3)?.parse().ok()?))
+    })
 }
 
 #[cfg(test)]
@@ -366,8 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn swap_paths_are_the_first_column_below_the_head() {
-        let swaps = "Filename\t\t\tType\t\tSize\n/dev/ublkb1                    partition\t1024\n";
-        assert_eq!(swap_paths(swaps).collect::<Vec<_>>(), ["/dev/ublkb1"]);
+    fn swaps_are_read_from_the_columns_below_the_head() {
+        let swaps = "Filename\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                     /dev/ublkb1                    partition\t1024\t\t12\t\t-2\n";
+        assert_eq!(swaps_of(swaps).collect::<Vec<_>>(), [("/dev/ublkb1", 12)]);
     }
 }

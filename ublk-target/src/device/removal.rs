@@ -197,11 +197,10 @@ impl DeviceThread {
     fn hear_stopped(&mut self, helper: &mut Helper, is_forced: bool) -> Result<(), Option<Answer>> {
         match self.hear_written(helper, is_forced) {
             Some(Answer::Written) => {}
-            Some(Answer::Unwritten) => {
+            Some(Answer::Unwritten(note)) => {
                 // Also in the log: at the end of a daemon, no client reads the notes.
-                let note = "what was not written back is lost";
                 log::warn("W-UNWRITTEN", format_args!("device={} {note}", self.name()));
-                self.notes.push(note.to_owned());
+                self.notes.push(note);
             }
             said => return Err(said),
         }
