@@ -236,15 +236,19 @@ pub fn below(file: &fs::File) -> io::Result<Vec<String>> {
 /// The number of the only disk, or partition, below the file system of a file; `None` for several,
 /// or for an unknown one (a network file system, memory).
 pub fn disk_below(file: &fs::File) -> Option<String> {
-    only_disk(below(file).ok()?)
+    let mut disks = disks_below(file);
+    disks.pop().filter(|_| disks.is_empty())
 }
 
-fn only_disk(numbers: Vec<String>) -> Option<String> {
-    // Major 0 is the number of a file system itself.
-    let mut disks: Vec<String> = numbers.into_iter().filter(|number| !number.starts_with("0:")).collect();
-    disks.sort();
-    disks.dedup();
-    disks.pop().filter(|_| disks.is_empty())
+/// The numbers of all disks, and partitions, that the file system of a file is on, as far as they are known.
+pub fn disks_below(file: &fs::File) -> Vec<String> {
+    disks(below(file).unwrap_or_default())
+}
+
+fn disks(numbers: Vec<String>) -> Vec<String> {
+    // Major 0: the number of a file system itself.
+    let disks: BTreeSet<String> = numbers.into_iter().filter(|number| !number.starts_with("0:")).collect();
+    disks.into_iter().collect()
 }
 
 fn below_of(path: &Path) -> Vec<String> {
@@ -434,12 +438,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_is_on_one_disk_or_on_none_that_is_plain() {
-        let only = |numbers: &[&str]| only_disk(numbers.iter().map(|&number| number.to_owned()).collect());
-        assert_eq!(only(&["8:1"]).as_deref(), Some("8:1"));
+    fn a_file_system_is_on_each_of_its_disks_once() {
+        let on = |numbers: &[&str]| disks(numbers.iter().map(|&number| number.to_owned()).collect());
+        assert_eq!(on(&["8:1"]), ["8:1"]);
         // btrfs: its own number, and its device from both tables.
-        assert_eq!(only(&["0:45", "8:1", "8:1"]).as_deref(), Some("8:1"));
-        assert_eq!([only(&["0:45", "8:1", "8:17"]), only(&["0:45"]), only(&[])], [None, None, None]);
+        assert_eq!(on(&["0:45", "8:1", "8:1"]), ["8:1"]);
+        assert_eq!(on(&["0:45", "8:17", "8:1"]), ["8:1", "8:17"]);
+        assert!(on(&["0:45"]).is_empty() && on(&[]).is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a device has of the disk behind it: its size, its hints about requests, and no zones.
+//! What a device has of the disk behind it: its size, its hints about requests, copies where it needs them, and no zones.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ublk_throttle_tests::direct::Direct;
-use ublk_throttle_tests::disks::{LoopDisk, Mount, RamDisk, Tmpfs};
+use ublk_throttle_tests::disks::{FileSystem, LoopDisk, Mount, RamDisk, Tmpfs};
 use ublk_throttle_tests::mapper::{Mapped, Striped, Target};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::sysfs;
 
 use crate::measure::Unmeasured;
-use crate::{Case, cases, has_feature};
+use crate::{Case, cases, has_feature, has_zero_copy};
 
 const MIB: u64 = 1 << 20;
 const KIB: u64 = 1 << 10;
@@ -29,8 +29,11 @@ pub(crate) fn cases() -> Vec<Case> {
     let files = cases![[Need::Ublk, Need::RamDisk, Need::Ext4];
         f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on,
     ];
+    let stable = cases![[Need::Ublk, Need::RamDisk, Need::Ext4, Need::Btrfs];
+        f93_a_backend_that_needs_stable_pages_gets_copies,
+    ];
     let zones = cases![[Need::Ublk, Need::NullBlk]; f82_a_zoned_disk_is_refused];
-    sizes.into_iter().chain(mapped).chain(files).chain(zones).collect()
+    sizes.into_iter().chain(mapped).chain(files).chain(stable).chain(zones).collect()
 }
 
 fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<()> {
@@ -141,16 +144,16 @@ fn disk_name(node: &Path) -> String {
     node.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn turns(node: &Path, rotational: u8) -> Result<()> {
-    let path = Path::new("/sys/block").join(disk_name(node)).join("queue/rotational");
-    fs::write(&path, rotational.to_string()).with_context(|| path.display().to_string())
+fn set_queue(node: &Path, name: &str, value: u8) -> Result<()> {
+    let path = Path::new("/sys/block").join(disk_name(node)).join("queue").join(name);
+    fs::write(&path, value.to_string()).with_context(|| path.display().to_string())
 }
 
 fn f81_a_device_passes_on_the_hints_of_the_disk_behind_it(scene: &Scene) -> Result<()> {
     // Chunks of 64 KiB on two disks: a stripe of 128 KiB. On three it is 192 KiB, of which the parameters hold the part 64 KiB.
     for (disks, rotational, expected) in [(2, 1, [64 * KIB, 128 * KIB, 1]), (3, 0, [64 * KIB, 64 * KIB, 0])] {
         let below = Striped::new(disks, 8, 64 * KIB)?;
-        turns(below.node(), rotational)?;
+        set_queue(below.node(), "rotational", rotational)?;
         let told = hints(&disk_name(below.node()))?;
         let of_stripes = [64 * KIB, 64 * KIB * disks, rotational.into()];
         ensure!(told == of_stripes, "{disks} stripes have the hints {told:?}, not {of_stripes:?}");
@@ -176,7 +179,7 @@ fn hints_on(scene: &Scene, node: &Path, keys: &str) -> Result<[u64; 3]> {
 fn f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on(scene: &Scene) -> Result<()> {
     // ext4 on one disk, which turns; tmpfs on none.
     let disk = RamDisk::new(64)?;
-    turns(disk.node(), 1)?;
+    set_queue(disk.node(), "rotational", 1)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
     let tmpfs = Tmpfs::new(&scene.dir().join("tmpfs"), 16)?;
     for (point, rotational) in [(mount.point(), 1), (tmpfs.point(), 0)] {
@@ -190,6 +193,63 @@ fn f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on(scene: &Scene
         daemon.stop()?;
     }
     mount.unmount()
+}
+
+fn f93_a_backend_that_needs_stable_pages_gets_copies(scene: &Scene) -> Result<()> {
+    // A page that changes between the checksum of the disk below and its write leaves a block that does not fit its checksum.
+    if !has_zero_copy(scene)? {
+        bail!(Unmeasured::Kernel("this kernel has no zero copy".into()));
+    }
+    let (disk, other) = (RamDisk::new(64)?, RamDisk::new(256)?);
+    let node = disk.node().to_string_lossy().into_owned();
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let is_copied = |words: &[&str]| -> Result<bool> {
+        let added = scene.ask(&[&["add", "x", "--json"][..], words].concat())?.expect_code(0)?.json()?;
+        let (transfer, reason) = (&added["transfer"], added["transfer_reason"].as_str());
+        let is_copied = transfer == "copy";
+        ensure!(is_copied == reason.is_some_and(|why| why.contains("stable pages")), "{transfer}, as {reason:?}");
+        scene.ask(&["del", "x"])?.expect_code(0)?;
+        Ok(is_copied)
+    };
+    let expect = |is_wanted: bool, words: &[&str]| -> Result<()> {
+        ensure!(is_copied(words)? == is_wanted, "{words:?}: copied: {}", !is_wanted);
+        Ok(())
+    };
+    let refused = |words: &[&str]| -> Result<()> {
+        let words = [&["add", "x", "--zero-copy", "on"][..], words].concat();
+        scene.ask(&words)?.expect_code(3)?.expect_stderr(&["error[E-UNSUPPORTED]", "stable pages"]).map(drop)
+    };
+    let block = ["--block", &node];
+    expect(false, &block)?;
+    set_queue(disk.node(), "stable_writes", 1)?;
+    expect(true, &block)?;
+    refused(&block)?;
+    // The page cache keeps a copy.
+    expect(false, &["--block", &node, "--no-direct", "--zero-copy", "on"])?;
+
+    for is_needed in [true, false] {
+        set_queue(disk.node(), "stable_writes", is_needed.into())?;
+        let ext4 = Mount::new(disk.node(), &scene.dir().join("ext4"))?;
+        let file = ext4.point().join("d.img").to_string_lossy().into_owned();
+        expect(is_needed, &["--file", &file, "--size", "8MiB", "--create", "--direct"])?;
+        ext4.unmount()?;
+    }
+    let btrfs = Mount::new_of(FileSystem::Btrfs, other.node(), &scene.dir().join("btrfs"))?;
+    let file = btrfs.point().join("d.img").to_string_lossy().into_owned();
+    let words = ["--file", &file, "--size", "8MiB", "--create"];
+    expect(true, &[&words[..], &["--direct"]].concat())?;
+    expect(false, &[&words[..], &["--no-direct"]].concat())?;
+    btrfs.unmount()?;
+
+    // The way of the data of a device is settled when it is made: the next daemon can only tell.
+    scene.ask(&[&["add", "kept"][..], &block].concat())?.expect_code(0)?;
+    daemon.kill(Duration::from_secs(5))?;
+    set_queue(disk.node(), "stable_writes", 1)?;
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    daemon.wait_for_log("W-ZERO-COPY", Duration::from_secs(5))?;
+    ensure!(scene.listed("kept")?["transfer"] == "zero-copy", "the device is another one");
+    scene.ask(&["del", "kept"])?.expect_code(0)?;
+    daemon.stop().map(drop)
 }
 
 fn f82_a_zoned_disk_is_refused(scene: &Scene) -> Result<()> {

@@ -17,7 +17,7 @@ const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two
 
 /// Paths that depend on the driver's features: data with and without a copy, requests in batches, a
 /// resize, the end of a queue. The rest of the suite takes the same path on every kernel.
-const EVERY_KERNEL: [&str; 24] = [
+const EVERY_KERNEL: [&str; 25] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
     "memory_data_is_kept_with_and_without_a_copy",
@@ -42,6 +42,7 @@ const EVERY_KERNEL: [&str; 24] = [
     "f73_an_add_whose_helpers_die_is_undone",
     "f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing",
     "f78_another_watcher_is_made_for_one_that_dies",
+    "f93_a_backend_that_needs_stable_pages_gets_copies",
 ];
 
 /// Races that need two CPUs at the same instant: removals, kills and changes of limits beside

@@ -33,6 +33,8 @@ pub struct BlockBackend {
     path: PathBuf,
     geometry: Geometry,
     is_direct: bool,
+    /// See [`Backend::needs_stable_pages`].
+    stable_pages: Option<String>,
 }
 
 /// What the configuration says beside the path.
@@ -58,11 +60,11 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a block device", path.display())));
     }
     place::lock(&device, path, is_read_only || is_shared)?;
+    if !is_read_only {
+        place::expect_unused(&device, path, is_shared)?;
+    }
     let sizes = sys::block_sizes(device.as_fd()).or_fail(Class::Backing, path.display())?;
     if !LOGICAL_BLOCKS.contains(&sizes.logical) || sizes.size < sizes.logical.into() {
-        if !is_read_only {
-            place::expect_unused(&device, path, is_shared)?;
-        }
         return Err(Failure::new(
             Class::Backing,
             format!(
@@ -98,7 +100,10 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
         write_zeroes_bytes_max: limits.write_zeroes_bytes_max,
         hints: limits.hints,
     };
-    Ok(BlockBackend { device: device.into(), path: path.to_owned(), geometry, is_direct })
+    // The page cache keeps a copy.
+    let stable_pages = (is_direct && limits.needs_stable_pages)
+        .then(|| format!("{} needs stable pages (queue/stable_writes is 1)", path.display()));
+    Ok(BlockBackend { device: device.into(), path: path.to_owned(), geometry, is_direct, stable_pages })
 }
 
 impl Backend for BlockBackend {
@@ -127,6 +132,10 @@ impl Backend for BlockBackend {
 
     fn takes_registered(&self) -> bool {
         true
+    }
+
+    fn needs_stable_pages(&self) -> Option<&str> {
+        self.stable_pages.as_deref()
     }
 
     fn is_direct(&self) -> Option<bool> {

@@ -53,6 +53,8 @@ pub struct FileBackend {
     geometry: Geometry,
     remarks: Vec<Remark>,
     is_direct: bool,
+    /// See [`Backend::needs_stable_pages`].
+    stable_pages: Option<String>,
 }
 
 /// A page of the page cache: the best unit for a buffered file.
@@ -102,7 +104,22 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         ));
     }
     let remarks = remarks(path, metadata.len(), is_new, size);
-    Ok(FileBackend { file, path: path.to_owned(), geometry, remarks, is_direct })
+    // The page cache keeps a copy.
+    let stable_pages = if is_direct { stable_pages(&file, path) } else { None };
+    Ok(FileBackend { file, path: path.to_owned(), geometry, remarks, is_direct, stable_pages })
+}
+
+/// Why the pages of a direct write to the file must stay as they are: its file system keeps checksums, or a disk below needs it.
+fn stable_pages(file: &File, path: &Path) -> Option<String> {
+    const ZFS: FsType = FsType(0x2fc1_2fc1);
+    let path = path.display();
+    let kind = fstatfs(file).map(|system| system.filesystem_type());
+    if kind.is_ok_and(|kind| [BTRFS_SUPER_MAGIC, ZFS].contains(&kind)) {
+        return Some(format!("{path} is on a file system with checksums, which needs stable pages"));
+    }
+    let disks = stack::disks_below(file);
+    let needs = disks.iter().any(|disk| Limits::of(disk).needs_stable_pages);
+    needs.then(|| format!("a disk below {path} needs stable pages (queue/stable_writes is 1)"))
 }
 
 /// The operations of the file system on a range besides reads and writes.
@@ -283,6 +300,10 @@ impl Backend for FileBackend {
 
     fn takes_registered(&self) -> bool {
         true
+    }
+
+    fn needs_stable_pages(&self) -> Option<&str> {
+        self.stable_pages.as_deref()
     }
 
     fn is_direct(&self) -> Option<bool> {

@@ -13,6 +13,9 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// The shape of requests that suits it.
     pub hints: Hints,
+    /// Whether the pages of a write must stay as they are until it is done: the disk reads them more than once, as for a checksum
+    /// or a parity.
+    pub needs_stable_pages: bool,
     /// The model of a zoned disk, like `host-managed`; `None` for any other.
     pub zones: Option<String>,
 }
@@ -39,6 +42,7 @@ impl Limits {
                 io_opt: bytes("optimal_io_size"),
                 is_rotational: number("rotational") == 1,
             },
+            needs_stable_pages: number("stable_writes") == 1,
             zones: Some(text("zoned")).filter(|model| !["", "none"].contains(&model.as_str())),
         }
     }

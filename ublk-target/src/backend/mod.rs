@@ -96,6 +96,15 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// The reason why the pages of a write must not change until it is done, in words; `None` where a
+    /// change harms nothing.
+    ///
+    /// A file system on the device changes pages during their write, unless its disk asks for stable
+    /// pages. A ublk disk has no parameter for that.
+    fn needs_stable_pages(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether the backend uses the data of writes and provides that of reads. If not, the data of
     /// a write is dropped on delivery, and a read returns zeros.
     fn wants_data(&self) -> bool {

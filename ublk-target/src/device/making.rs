@@ -119,17 +119,18 @@ impl DeviceThread {
 
     /// How data shall get from the kernel to the backend.
     fn transfer(&self, features: u64, backend: &dyn Backend) -> Outcome<Transfer> {
-        let description = &self.shared.description;
-        let is_offered = features & (1 << AUTO_BUF_REG) != 0;
-        match description.zero_copy {
-            ZeroCopy::Auto if is_offered && backend.takes_registered() => Ok(Transfer::Registered),
-            ZeroCopy::On if is_offered => Ok(Transfer::Registered),
-            ZeroCopy::On => Err(Failure::new(
+        let obstacle = obstacle(features, backend);
+        match (self.shared.description.zero_copy, obstacle) {
+            (ZeroCopy::Off, _) => Ok(Transfer::Copied),
+            (ZeroCopy::Auto | ZeroCopy::On, None) => Ok(Transfer::Registered),
+            (ZeroCopy::Auto, Some(why)) => {
+                let _ = self.shared.copied_because.set(why);
+                Ok(Transfer::Copied)
+            }
+            (ZeroCopy::On, Some(why)) => Err(Failure::new(
                 Class::Unsupported,
-                "`zero-copy: on` needs AUTO_BUF_REG, which this kernel's ublk does not have (Linux 6.16); say `auto` or \
-                 `off`",
+                format!("`zero-copy: on` cannot be had: {why}; say `auto` or `off`"),
             )),
-            ZeroCopy::Auto | ZeroCopy::Off => Ok(Transfer::Copied),
         }
     }
 
@@ -306,6 +307,17 @@ impl DeviceThread {
         }
         self.reap();
     }
+}
+
+/// Why a device on this backend cannot have zero copy, in words.
+pub(super) fn obstacle(features: u64, backend: &dyn Backend) -> Option<String> {
+    if features & (1 << AUTO_BUF_REG) == 0 {
+        return Some("this kernel's ublk has no AUTO_BUF_REG, which came with Linux 6.16".to_owned());
+    }
+    if !backend.takes_registered() {
+        return Some("its backend takes no pages of the kernel".to_owned());
+    }
+    backend.needs_stable_pages().map(str::to_owned)
 }
 
 /// Makes sure that there are descriptors for a device: libublk tells a lack of them as a node that does not appear, after 3 s.

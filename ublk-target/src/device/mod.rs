@@ -154,6 +154,8 @@ struct Shared {
     made: OnceLock<Made>,
     /// Whether the file or block device behind it is used around the page cache.
     is_direct: OnceLock<bool>,
+    /// Why data is copied although `auto` would rather have zero copy, in words.
+    copied_because: OnceLock<String>,
     /// The file or block device behind it, if there is one.
     behind: OnceLock<Behind>,
     /// What it protects, and in what order: see [`standing`].
@@ -263,6 +265,7 @@ impl Device {
             nonce: left.as_ref().map_or_else(making::nonce, |left| left.target.nonce),
             made: OnceLock::new(),
             is_direct: OnceLock::new(),
+            copied_because: OnceLock::new(),
             behind: OnceLock::new(),
             standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None, entry }),
         });

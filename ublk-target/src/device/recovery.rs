@@ -14,9 +14,9 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use ublk_throttle_config::Backend as Place;
+use ublk_throttle_config::{Backend as Place, ZeroCopy};
 
-use super::making::START_LIMIT;
+use super::making::{self, START_LIMIT};
 use super::partitions::must_come_later;
 use super::thread::DeviceThread;
 use super::{Behind, LeftBehind, Made, Notice, State, set_size, traces};
@@ -29,7 +29,7 @@ use crate::queue::Handle;
 use crate::ublk::control::Control;
 use crate::ublk::params::Disk;
 use crate::ublk::queue::CharDevice;
-use crate::ublk::{DeviceInfo, DiskState, Owner, leftovers};
+use crate::ublk::{DeviceInfo, DiskState, Owner, Transfer, leftovers};
 
 /// How often a backend that cannot be had is tried.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -139,6 +139,7 @@ impl DeviceThread {
             log::error(&failure.context(format!("device {:?}", self.name())));
         }
         crash_point::at(Point::Recovered);
+        self.tell_obstacle(&mut control, &*backend);
         self.shared.set_state(State::Live);
         if control.features().is_ok_and(must_come_later) {
             // The daemon may have been killed before it came to that.
@@ -242,6 +243,25 @@ impl DeviceThread {
             let _ = self.shared.behind.set(behind);
         }
         Ok(backend)
+    }
+
+    /// The way of its data was settled when it was made, perhaps by an older program, or before the disk below changed.
+    fn tell_obstacle(&self, control: &mut Control, backend: &dyn Backend) {
+        let description = &self.shared.description;
+        let obstacle = making::obstacle(control.features().unwrap_or(0), backend);
+        let Some(why) = obstacle.filter(|_| description.zero_copy != ZeroCopy::Off) else { return };
+        if self.made().transfer == Transfer::Copied {
+            let _ = self.shared.copied_because.set(why);
+            return;
+        }
+        log::warn(
+            "W-ZERO-COPY",
+            format_args!(
+                "device={} has zero copy, and {why}: a page that changes while it is written leaves a wrong checksum or parity; \
+                 remove the device and add it again",
+                description.name
+            ),
+        );
     }
 
     /// Sends START_RECOVERY until the kernel takes it.

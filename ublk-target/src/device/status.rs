@@ -52,6 +52,9 @@ pub struct Status {
     /// How data gets from the kernel to the daemon: `copy` or `zero-copy`; empty until the device is made.
     #[serde(default)]
     pub transfer: String,
+    /// The reason for `copy` where the configuration has `auto`, in words.
+    #[serde(default)]
+    pub transfer_reason: Option<String>,
     /// The CPUs that its queue threads may run on, as in the configuration; `None` = all.
     #[serde(default)]
     pub cpus: Option<String>,
@@ -106,6 +109,7 @@ impl Shared {
             read_only: description.read_only,
             zero_copy: description.zero_copy.word().to_owned(),
             transfer: made.map_or("", |made| made.transfer.word()).to_owned(),
+            transfer_reason: self.copied_because.get().cloned(),
             cpus: description.cpus.map(|cpus| cpus.to_string()),
             queues: made.map_or(description.queues, |made| made.queues.len() as u16),
             depth: made.map_or(description.depth, |made| made.depth),
