@@ -1,7 +1,7 @@
 //! What an earlier daemon left behind when it was killed, and what becomes of it.
 //!
 //! ```text
-//!   state file: NAME, nonce ──► a device of the kernel with that nonce?
+//!   state file: NAME, id, nonce ──► a device of the kernel with that id and nonce?
 //!       no                          only file and link go
 //!       its disk is gone, or ends   STOP, DEL in a helper; made anew if the configuration names it
 //!       it waits for a server       taken up, under its id: see [`crate::device`]
@@ -26,7 +26,7 @@ use ublk_throttle_config::{Config, Device as Description, Group, difference, new
 use super::levels::{Left, LevelsRecord};
 use crate::clock;
 use crate::cpus;
-use crate::device::{Beginning, LeftBehind, traces};
+use crate::device::{Beginning, LeftBehind, Status, traces};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target};
 use crate::log;
@@ -74,7 +74,9 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
                 continue;
             }
         };
-        let device = devices.iter().find(|(nonce, _)| Some(*nonce) == record.status.nonce);
+        let mut its = devices.iter().filter(|(nonce, info)| is_of(&record.status, *nonce, info));
+        // Of two there is no telling which one it is: both are left as they are, and told.
+        let device = its.next().filter(|_| its.next().is_none());
         let left = device.map(|(nonce, info)| look(&record, *nonce, info)).transpose()?;
         found.push((record, described, left));
     }
@@ -89,7 +91,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
         log::warn("W-STATE", state_dir.put_aside(unread));
     }
     for (nonce, info) in &devices {
-        let is_known = found.iter().any(|(record, ..)| record.status.nonce == Some(*nonce));
+        let is_known = found.iter().any(|(record, _, left)| left.is_some() && is_of(&record.status, *nonce, info));
         if !is_known && info.living_server().is_none() {
             log::warn(
                 "W-UNKNOWN-DEVICE",
@@ -213,6 +215,14 @@ fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
         }
     }
     Ok(devices)
+}
+
+/// Whether a device of the kernel is the one that a state file tells of. The nonce of 32 bits alone could be that of another by
+/// chance: its id tells them apart, which is not of two devices at once. A file without an id is of a device that was being made, or
+/// whose id could not be written down: then it has the shape that was asked for.
+fn is_of(status: &Status, nonce: u32, info: &DeviceInfo) -> bool {
+    let has_shape = || info.depth == status.depth && info.queues <= status.queues;
+    status.nonce == Some(nonce) && status.id.map_or_else(has_shape, |id| id == info.id)
 }
 
 fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
@@ -430,6 +440,7 @@ impl Sweep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ublk::{Owner, Transfer};
 
     fn config(text: &str) -> Config {
         parse("c.yaml", format!("version: 1\n{text}").as_bytes()).unwrap().0
@@ -521,6 +532,32 @@ mod tests {
         assert_eq!(begun.description.backend.size(), Some(128 << 20));
         assert_eq!(larger_size(&begun.description, &entry), Some((128 << 20, 64 << 20)));
         assert_eq!(larger_size(&entry, &set), None);
+    }
+
+    #[test]
+    fn f94_a_device_with_the_nonce_of_another_is_not_taken_for_it() {
+        // By chance, or of another state directory: its id is another one.
+        let device = config("devices: { d: { backend: { \"null\": 512 } } }").devices.remove(0);
+        let mut status = record(&device, None).status;
+        let info = |id: u32, depth: u16| DeviceInfo {
+            id,
+            queues: 1,
+            depth,
+            request_bytes_max: 1 << 19,
+            owner: Owner::ours(7),
+            server: -1,
+            state: DiskState::Quiesced,
+            is_recoverable: true,
+            transfer: Transfer::Copied,
+        };
+        assert!(is_of(&status, 7, &info(3, 128)));
+        assert!(!is_of(&status, 7, &info(4, 128)) && !is_of(&status, 8, &info(3, 128)));
+        // Killed before the id was written down.
+        status.id = None;
+        assert!(is_of(&status, 7, &info(4, 128)));
+        assert!(!is_of(&status, 7, &info(4, 64)) && !is_of(&status, 8, &info(4, 128)));
+        status.queues = 0;
+        assert!(!is_of(&status, 7, &info(4, 128)));
     }
 
     #[test]
