@@ -5,11 +5,12 @@
 //!   warning[W-REMOVED-EXTERNALLY]: device=vol0 state=draining
 //! ```
 //!
-//! Where stderr is systemd's journal each line begins with its priority, `<4>` for a warning (sd-daemon(3)), so that
-//! `journalctl -p warning` finds it.
+//! If stderr is systemd's journal, each line begins with its priority, `<4>` for a warning
+//! (sd-daemon(3)), so that `journalctl -p warning` finds it.
 //!
-//! Nobody waits for the log and nobody dies of it: what a closed, full or unread stderr does not take is counted, and told
-//! once it takes lines again. Queue threads never log.
+//! The daemon neither waits for the log nor ends because of it. Lines that stderr does not accept
+//! (closed, full, not read) are dropped and counted; `W-LOG` reports the count once stderr accepts
+//! lines again. A queue thread does not log while it serves.
 
 use std::fmt;
 use std::io::Write;
@@ -20,31 +21,34 @@ use std::sync::{LazyLock, Mutex};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
 
-/// Serialises lines, and protects file descriptor 2 while [`quietly`] has it turned away.
+/// Serialises lines, and protects file descriptor 2 while [`quietly`] has redirected it.
 static STDERR: Mutex<()> = Mutex::new(());
-/// How long a line may wait for its reader: a command has nothing better to do.
+/// How long a write waits until stderr is writable, in ms: 5 s in a command, which has no work
+/// besides; 0 in the daemon ([`never_wait`]).
 static WAIT_MS: AtomicI32 = AtomicI32::new(5000);
+/// The number of writes that stderr did not accept.
 static LOST: AtomicU64 = AtomicU64::new(0);
-/// How many of them have been told of.
+/// The value of [`LOST`] that `W-LOG` has last reported.
 static TOLD: AtomicU64 = AtomicU64::new(0);
 
-/// Whether stderr is the journal. Found out by the first line, with [`STDERR`] locked: before [`quietly`] turns it away, or after.
+/// Whether stderr is the journal. The first line evaluates this with [`STDERR`] locked, hence not while
+/// [`quietly`] has redirected stderr.
 static IS_JOURNAL: LazyLock<bool> = LazyLock::new(|| {
     let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     fstat(std::io::stderr()).is_ok_and(|stderr| is_named(&named, stderr.st_dev, stderr.st_ino))
 });
 
-/// What an operator wants to find in a week.
+/// Logs a change of state that an operator may look for a week later.
 pub fn info(line: impl fmt::Display) {
     write(Priority::Info, &line.to_string());
 }
 
-/// Something went wrong and was coped with. `code` is stable.
+/// Logs a problem that the program has handled by itself. `code` is stable across versions.
 pub fn warn(code: &'static str, line: impl fmt::Display) {
     Warning::new(code, line).log();
 }
 
-/// What [`warn`] says, where somebody else is told too.
+/// A warning as [`warn`] logs it, for code that also puts it into an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     code: &'static str,
@@ -52,17 +56,18 @@ pub struct Warning {
 }
 
 impl Warning {
-    /// With a stable code.
+    /// `code` is stable across versions.
     pub fn new(code: &'static str, line: impl fmt::Display) -> Self {
         Self { code, line: line.to_string() }
     }
 
-    /// What is allowed in a configuration and probably not meant; its words are those of the configuration.
+    /// A warning about settings that are allowed but probably not meant. `line` uses the words of the
+    /// configuration.
     pub fn of_config(line: impl fmt::Display) -> Self {
         Self::new("W-CONFIG", line)
     }
 
-    /// On stderr.
+    /// Writes the warning to stderr.
     pub fn log(&self) {
         write(Priority::Warning, &self.to_string());
     }
@@ -74,22 +79,24 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Someone has to act.
+/// Logs a failure that the operator has to act on.
 pub fn error(failure: &crate::error::Failure) {
     write(Priority::Error, &failure.render());
 }
 
-/// From now on a line is dropped rather than waited for: a daemon whose log nobody reads has disks to serve.
+/// From now on a line that stderr does not accept at once is dropped. The daemon calls this, because it
+/// must serve its disks even if its log is not read.
 pub fn never_wait() {
     WAIT_MS.store(0, Ordering::Relaxed);
 }
 
-/// Lines that were lost, since the start.
+/// The number of writes that were dropped since the start: mostly one line each, at most [`PIECE_MAX`]
+/// bytes of lines.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Of a line, in the numbers of syslog.
+/// The priority of a line.
 #[derive(Clone, Copy, Debug)]
 enum Priority {
     Error,
@@ -98,7 +105,7 @@ enum Priority {
 }
 
 impl Priority {
-    /// What the journal takes off the head of a line.
+    /// The prefix with the number of syslog, which the journal removes from the line.
     const fn mark(self) -> &'static str {
         match self {
             Self::Error => "<3>",
@@ -108,15 +115,16 @@ impl Priority {
     }
 }
 
-/// Whether `stream`, the value of JOURNAL_STREAM (`8:21543`), names this device and inode: a service that was given another stderr
-/// has the variable as well.
+/// Whether `stream`, the value of JOURNAL_STREAM (`8:21543`), names this device and inode. The variable
+/// alone proves nothing: a service whose stderr was redirected to a file has it as well.
 fn is_named(stream: &str, device: u64, inode: u64) -> bool {
     stream.split_once(':').is_some_and(|(of, number)| (of.parse(), number.parse()) == (Ok(device), Ok(inode)))
 }
 
-/// What a pipe or a socket that is ready takes at once, `PIPE_BUF`: more would wait for its reader, with [`STDERR`] locked.
+/// The most bytes (`PIPE_BUF`) that a writable pipe or socket accepts without blocking. A longer write
+/// could block until the reader reads, with [`STDERR`] locked.
 const PIECE_MAX: usize = 4096;
-/// The end of a line that goes on in the next one.
+/// The end of each part of a cut line but the last.
 const CUT: &str = " …\n";
 
 fn write(priority: Priority, text: &str) {
@@ -134,7 +142,8 @@ fn write(priority: Priority, text: &str) {
     }
 }
 
-/// Whole lines in pieces of [`PIECE_MAX`] bytes at most. A longer line is cut; each line and each part of one begins with `mark`.
+/// Groups whole lines into pieces of at most [`PIECE_MAX`] bytes. A longer line is cut into parts. Each
+/// line and each part begins with `mark`.
 fn pieces(text: &str, mark: &str) -> Vec<String> {
     let mut pieces = vec![String::new()];
     for line in text.trim_end_matches('\n').split('\n').flat_map(|line| parts(line, PIECE_MAX - mark.len() - CUT.len()))
@@ -148,7 +157,8 @@ fn pieces(text: &str, mark: &str) -> Vec<String> {
     pieces
 }
 
-/// A line in parts of `length_max` bytes and an end.
+/// Cuts a line into parts of at most `length_max` bytes, not counting [`CUT`] or the line feed at the
+/// end of each.
 fn parts(line: &str, length_max: usize) -> Vec<String> {
     let (mut parts, mut rest) = (Vec::new(), line);
     while rest.len() > length_max {
@@ -160,10 +170,11 @@ fn parts(line: &str, length_max: usize) -> Vec<String> {
     parts
 }
 
-/// One write per piece, so that lines of several processes on one stderr do not mix.
+/// Writes a piece by a single write, so that lines of several processes on one stderr do not mix. False if
+/// stderr did not accept it.
 fn put(line: &str) -> bool {
     let mut stderr = std::io::stderr();
-    // What takes anything takes a line: a pipe has room for a page then, a socket for a datagram.
+    // POLLOUT means room for a whole piece: for a page (4096 bytes) in a pipe, for a datagram in a socket.
     let is_ready = {
         let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
         let wait = PollTimeout::try_from(WAIT_MS.load(Ordering::Relaxed)).unwrap_or(PollTimeout::ZERO);
@@ -175,7 +186,7 @@ fn put(line: &str) -> bool {
 /// Runs `work` with file descriptor 2 on /dev/null.
 ///
 /// libublk prints "device reload json failed" on stderr for each device that has no json file, and ours never have one.
-/// Our own lines wait meanwhile, so only what libraries print is lost.
+/// Lines of this module wait for the lock until `work` returns, so only the output of libraries is lost.
 pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
     let _serial = STDERR.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let stderr = std::io::stderr();
@@ -196,7 +207,7 @@ mod tests {
 
     #[test]
     fn f59_a_line_is_written_in_pieces_that_a_pipe_takes_at_once() {
-        // A pipe that is ready has room for 4096 bytes; a longer write waits for its reader.
+        // A writable pipe has room for 4096 bytes; a longer write waits for the reader.
         let line: String = "ä→x".repeat(3000);
         let pieces = pieces(&line, "");
         assert!(pieces.iter().all(|piece| piece.len() <= 4096 && piece.ends_with('\n')));
@@ -206,7 +217,7 @@ mod tests {
 
     #[test]
     fn f91_each_line_and_each_part_of_one_has_the_priority() {
-        // The journal takes a line without a mark for `info`, whatever stood on the line before.
+        // The journal takes a line without a mark for `info`, even after a line with one.
         assert_eq!(pieces("two\nlines", "<3>"), ["<3>two\n<3>lines\n"]);
         let text = format!("head\n{}\ntail", "ä→x".repeat(3000));
         let pieces = pieces(&text, "<4>");

@@ -1,4 +1,5 @@
-//! Anonymous memory that the kernel is given addresses of: pages of its own, zero until they are written to.
+//! Anonymous memory whose addresses are passed to the kernel. A mapping shares no page with any further
+//! allocation, and reads as zeros until it is written to.
 
 #![allow(unsafe_code, reason = "an anonymous mapping; who slices it keeps the slices apart")]
 
@@ -8,10 +9,10 @@ use std::ptr::NonNull;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// `madvise(2)`: gives pages back, also of memory that is locked. Linux 5.18.
+/// Advice of `madvise(2)`: gives pages back, also those of locked memory. Since Linux 5.18.
 const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 
-/// A mapping, unmapped when dropped. Whoever hands its addresses on drops it last.
+/// A mapping, unmapped on drop. The owner drops it only after the last use of its addresses.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -19,35 +20,38 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// New memory of `length` bytes, page aligned, zero. Takes up memory only where it is touched, a page at a time.
+    /// Maps `length` bytes, page aligned and zero. Each page takes up memory from its first use on.
     pub fn new(length: usize) -> Result<Self, Errno> {
         let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
         let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
         // SAFETY: mmap(2): a new anonymous mapping, at an address the kernel chooses, overlaps nothing.
         let start = unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_NORESERVE) }?;
-        // One request of 4 KiB in each buffer of a queue would else take up all of it: 64 MiB for a queue of 128.
-        // SAFETY: madvise(2) of what was mapped a line above. A kernel without huge pages refuses it, and needs none of it.
+        // With huge pages, one request of 4 KiB in each buffer of a queue would make the whole mapping
+        // resident: 64 MiB for a queue of 128.
+        // SAFETY: madvise(2) of the mapping made above. A kernel without huge pages refuses the advice and
+        // does not need it.
         unsafe { libc::madvise(start.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE) };
         Ok(Self { start: start.cast(), length })
     }
 
-    /// Where `offset` bytes from its start are.
+    /// The address `offset` bytes from the start. Panics if it is behind the end.
     pub fn at(&self, offset: usize) -> NonNull<u8> {
         assert!(offset < self.length.get(), "byte {offset} of a mapping of {}", self.length);
-        // SAFETY: in the mapping, by the line above.
+        // SAFETY: the address lies in the mapping, by the assertion above.
         unsafe { self.start.add(offset) }
     }
 
-    /// Gives all of its memory back; it reads as zeros from here on. `&mut`: what was there is lost.
+    /// Gives all memory back. The mapping then reads as zeros; its data is lost, hence `&mut`.
     pub fn release(&mut self) {
-        // SAFETY: madvise(2) of a whole mapping of ours. Fails where the kernel does not know the advice, and then the memory stays.
+        // SAFETY: madvise(2) of the whole mapping. A kernel that does not know the advice returns an error,
+        // and the memory stays in use.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.length.get(), MADV_DONTNEED_LOCKED) };
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: munmap(2) of exactly what was mapped. Cannot fail for whole mappings.
+        // SAFETY: munmap(2) of exactly the range that was mapped; it cannot fail for a whole mapping.
         let _ = unsafe { munmap(self.start.cast(), self.length.get()) };
     }
 }
@@ -58,7 +62,7 @@ mod tests {
 
     #[test]
     fn an_empty_one_is_refused() {
-        // mmap(2) does so, too; a length of 0 cannot be unmapped.
+        // mmap(2) refuses a length of 0 as well, and munmap(2) could not unmap it.
         assert_eq!(Mapping::new(0).unwrap_err(), Errno::EINVAL);
     }
 

@@ -1,8 +1,10 @@
-//! Another block device, whole.
+//! The backend `block`: a whole block device.
 //!
-//! As a file, except that sizes come from the device, a writer is refused while the host uses the disk itself (mounted, swap,
-//! below another disk), and discard is the device's own, where it has one. A reader is not refused: what it reads of a disk that is
-//! mounted may be old, or half of a change.
+//! It differs from the backend `file` in three points. All sizes come from the device. A writer is
+//! refused while the host uses the disk itself (mounted, swap, below a stacked disk). Discard is that of
+//! the device, if the device can discard.
+//!
+//! A reader is not refused: on a mounted disk it may read old data, or half of a change.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -37,16 +39,16 @@ pub struct BlockBackend {
     stable_pages: Option<String>,
 }
 
-/// What the configuration says beside the path.
+/// The settings of the configuration besides the path.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// `O_DIRECT`.
     pub is_direct: bool,
-    /// Refuse writes.
+    /// The device refuses writes.
     pub is_read_only: bool,
-    /// Others that say the same may have it open too.
+    /// Further devices and hosts that share the disk may have it open as well.
     pub is_shared: bool,
-    /// The logical block; the device's own if not said.
+    /// The logical block in bytes; `None` for the block of the device.
     pub block: Option<u32>,
 }
 
@@ -149,8 +151,10 @@ impl Backend for BlockBackend {
 
 struct BlockLane {
     device: File,
-    /// The descriptor with the exclusive claim. Over dirty pages fallocate(2) needs a claim for a moment: through another
-    /// descriptor it finds the device claimed, by ourselves, and fails with EBUSY. Errors of a write-back are not told by it.
+    /// The descriptor from [`open`], with the exclusive claim unless the disk is shared or read-only.
+    /// Over dirty pages, fallocate(2) claims the device for a moment unless its descriptor has the claim:
+    /// through `device` it would meet the claim of this descriptor and fail with EBUSY. fallocate(2)
+    /// reports no failed write-back, so all lanes can use one descriptor for it.
     claimed: Arc<File>,
     epochs: Epochs,
 }
@@ -167,7 +171,7 @@ impl Lane for BlockLane {
             Operation::Write => range::write(device, request, data, done),
             Operation::Flush => range::flush(device),
             Operation::Discard => {
-                // The range: start in the entry's address, length in the first 8 bytes of the command.
+                // The range: start in the address of the SQE, length in the first 8 bytes of its command.
                 let mut length = [0; 16];
                 length[..8].copy_from_slice(&request.length.to_ne_bytes());
                 opcode::UringCmd16::new(range::descriptor(device), BLOCK_URING_CMD_DISCARD)

@@ -1,31 +1,32 @@
-//! What sysfs says of the queue of a block device (`Documentation/ABI/stable/sysfs-block`).
+//! The queue limits of a block device, from sysfs (`Documentation/ABI/stable/sysfs-block`).
 
 use crate::ublk::params::{Discard, Hints};
 
-/// The limits and hints of a queue.
+/// The limits and hints of a request queue.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Whether it discards.
+    /// The discards that the device can do; `None` if it cannot discard.
     pub discard: Option<Discard>,
-    /// The most bytes that one write-zeroes may cover; 0 if it has none.
+    /// The most bytes that one write-zeroes may cover; 0 if the device has no write-zeroes.
     pub write_zeroes_bytes_max: u64,
-    /// How memory must be aligned for direct I/O, in bytes.
+    /// The alignment of memory for direct I/O, in bytes.
     pub memory_alignment: u32,
-    /// The shape of requests that suits it.
+    /// The shape of requests that suits the device.
     pub hints: Hints,
-    /// Whether the pages of a write must stay as they are until it is done: the disk reads them more than once, as for a checksum
-    /// or a parity.
+    /// Whether the pages of a write must not change until it is done: the disk reads them more than
+    /// once, as for a checksum or a parity.
     pub needs_stable_pages: bool,
-    /// The model of a zoned disk, like `host-managed`; `None` for any other.
+    /// The model of a zoned disk, like `host-managed`; `None` for a disk without zones.
     pub zones: Option<String>,
 }
 
 impl Limits {
-    /// Those of the block device with this number, `major:minor`. What sysfs does not tell is none.
+    /// The limits of the block device with this number, `major:minor`. An attribute that sysfs does not
+    /// have counts as 0.
     pub fn of(device: &str) -> Self {
         let base = format!("/sys/dev/block/{device}");
         let text = |name: &str| {
-            // A partition has the queue of its disk, one directory up.
+            // A partition shares the queue of its disk, which is one directory up.
             let text = std::fs::read_to_string(format!("{base}/queue/{name}"))
                 .or_else(|_| std::fs::read_to_string(format!("{base}/../queue/{name}")));
             text.map(|text| text.trim().to_owned()).unwrap_or_default()
@@ -35,7 +36,7 @@ impl Limits {
         Self {
             discard: Self::discard(number("discard_granularity"), number("discard_max_bytes")),
             write_zeroes_bytes_max: number("write_zeroes_max_bytes"),
-            // Told as a mask.
+            // sysfs has the alignment as a mask: alignment - 1.
             memory_alignment: number("dma_alignment") as u32 + 1,
             hints: Hints {
                 io_min: bytes("minimum_io_size"),
@@ -61,14 +62,15 @@ mod tests {
 
     #[test]
     fn a_device_without_discard_offers_none() {
-        // A granularity is told by many devices that cannot discard; the limit decides.
+        // Many devices that cannot discard report a granularity; `discard_max_bytes` = 0 decides.
         assert_eq!(Limits::discard(512, 0), None);
         assert_eq!(Limits::discard(4096, 1 << 20), Some(Discard { granularity: 4096, bytes_max: 1 << 20 }));
     }
 
     #[test]
     fn a_granularity_that_is_no_power_of_two_is_not_passed_on() {
-        // Thin provisioning with chunks of 192 KiB: the block layer above us could not work with it.
+        // Thin provisioning with chunks of 192 KiB: the block layer above a ublk device could not work with that
+        // granularity.
         assert_eq!(Limits::discard(196_608, 1 << 20), None);
     }
 }

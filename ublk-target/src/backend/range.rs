@@ -1,8 +1,9 @@
-//! Entries for reading and writing ranges of a file, common to `file` and `block`.
+//! SQEs that read and write ranges of a file, common to the backends `file` and `block`.
 //!
 //! ```text
-//!   buffer of the tag          READ, WRITE               its address, from what is done on
-//!   pages of the client        READ_FIXED, WRITE_FIXED   number in the ring's table; the "address" counts from 0 there
+//!   data                       opcode                    address in the SQE
+//!   buffer of the tag          READ, WRITE               of the buffer, plus the bytes already done
+//!   pages of the client        READ_FIXED, WRITE_FIXED   offset into the pages, plus their index in the ring's table
 //! ```
 
 use std::fs::File;
@@ -13,7 +14,7 @@ use io_uring::{opcode, types};
 use super::{Data, Request};
 use crate::ublk::queue::Entry;
 
-/// Reads what is left of the request, of which `done` bytes are done, into its data.
+/// Reads the rest of a request, of which `done` bytes are done, into its data.
 pub fn read(file: &File, request: &Request, data: Data<'_>, done: usize) -> Entry {
     let (file, offset) = (descriptor(file), request.offset + done as u64);
     match data {
@@ -27,7 +28,7 @@ pub fn read(file: &File, request: &Request, data: Data<'_>, done: usize) -> Entr
     }
 }
 
-/// Writes what is left of the request.
+/// Writes the rest of a request, of which `done` bytes are done. A FUA write has `RWF_DSYNC`.
 pub fn write(file: &File, request: &Request, data: Data<'_>, done: usize) -> Entry {
     let (file, offset) = (descriptor(file), request.offset + done as u64);
     let flags = if request.is_fua { libc::RWF_DSYNC } else { 0 };
@@ -42,7 +43,7 @@ pub fn write(file: &File, request: &Request, data: Data<'_>, done: usize) -> Ent
     }
 }
 
-/// A place in registered pages, which have no address of ours.
+/// The offset `done` into registered pages, as a pointer: the pages are not mapped in this process.
 const fn from(done: usize) -> *const u8 {
     std::ptr::without_provenance(done)
 }
@@ -51,12 +52,13 @@ fn rest(request: &Request, done: usize) -> u32 {
     (request.data_length() - done) as u32
 }
 
-/// Makes every completed write durable: data and what is needed to find it, no time stamps.
+/// Makes every completed write durable (fdatasync): the data and the metadata that finds it, without time
+/// stamps.
 pub fn flush(file: &File) -> Entry {
     opcode::Fsync::new(descriptor(file)).flags(types::FsyncFlags::DATASYNC).build()
 }
 
-/// `fallocate` over the request's range, without changing the size.
+/// `fallocate` over the range of the request; the size of the file stays.
 pub fn fallocate(file: &File, request: &Request, mode: i32) -> Entry {
     opcode::Fallocate::new(descriptor(file), request.length)
         .offset(request.offset)
@@ -64,7 +66,7 @@ pub fn fallocate(file: &File, request: &Request, mode: i32) -> Entry {
         .build()
 }
 
-/// The file as an entry names it. Whoever submits the entry keeps it open.
+/// The descriptor of `file` for an SQE. The lane whose queue submits the SQE keeps the file open.
 pub fn descriptor(file: &File) -> types::Fd {
     types::Fd(file.as_raw_fd())
 }

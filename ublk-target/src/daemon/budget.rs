@@ -1,19 +1,21 @@
-//! Memory that all clients share: what they have sent of lines without an end, and long answers that they do not read.
+//! Bounds the memory that all clients take together: for incomplete lines, and for long answers that
+//! are not yet read. Each of the two has a budget of its own.
 //!
-//! A client takes a loan and gives it back when it goes, at the latest. Those who may only look can have half of it, so that
-//! they cannot lock out those who may change something.
+//! A client borrows bytes as a loan, which returns them when it is dropped, at the latest at the end
+//! of the client. Clients with [`Right::Read`] leave half of the budget free, so that they cannot lock
+//! out clients with [`Right::Change`].
 
 use std::cell::Cell;
 
 use super::peers::Right;
 
-/// Bytes for all clients together.
+/// A number of bytes for all clients together.
 pub struct Budget {
     whole: usize,
     left: Cell<usize>,
 }
 
-/// What one client has of it.
+/// The bytes that one client has borrowed from a budget.
 pub struct Loan<'a> {
     budget: &'a Budget,
     right: Right,
@@ -25,7 +27,7 @@ impl Budget {
         Self { whole: bytes, left: Cell::new(bytes) }
     }
 
-    /// A loan of nothing, to grow and shrink.
+    /// A loan of 0 bytes, which [`Loan::set`] changes.
     pub fn loan(&self, right: Right) -> Loan<'_> {
         Loan { budget: self, right, bytes: 0 }
     }
@@ -37,7 +39,8 @@ impl Budget {
 }
 
 impl Loan<'_> {
-    /// Makes it that large; false, and as it was, if there is not so much. It can always shrink.
+    /// Changes the size of the loan to `bytes`. Returns false and leaves the loan as it was if the budget
+    /// has too little left. A smaller size is never refused.
     pub fn set(&mut self, bytes: usize) -> bool {
         let left = self.budget.left.get() + self.bytes;
         let reserve = if self.right == Right::Change { 0 } else { self.budget.whole / 2 };
@@ -66,7 +69,7 @@ mod tests {
         let (mut reader, mut root) = (budget.loan(Right::Read), budget.loan(Right::Change));
         assert!(reader.set(50) && !reader.set(51));
         assert!(root.set(50) && !root.set(51));
-        // Nothing is left, and giving back is never refused.
+        // The budget is used up; a loan can still shrink.
         assert!(reader.set(49) && !reader.set(50));
         drop((reader, root));
         assert!(budget.is_whole());

@@ -1,4 +1,4 @@
-//! `del`: a device or a group goes.
+//! `del`: removes a device or a group.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,10 +14,12 @@ use crate::device::{Device, Removal, Removed};
 use crate::error::{Class, Failure, Outcome};
 use crate::log;
 
-/// The thread of the device answers in time, and knows what it waits for. Its answer is waited for this much longer.
+/// Time beyond the limit of a removal in which the control thread still waits for the device thread.
+/// At the limit the device thread itself answers `E-TIMEOUT` with the reason, which the control thread
+/// does not know.
 pub const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
-/// Removes a device, by name, link or node. A second removal joins the first.
+/// Removes a device, given by name, link or node. A second removal of a device joins the first.
 pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: Duration) -> Outcome<Value> {
     let (name, outcome) = {
         let table = daemon.table.borrow();
@@ -28,7 +30,7 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: D
     };
     let removed = match timeout(limit.saturating_add(ANSWER_GRACE), outcome).await {
         Ok(Ok(outcome)) => outcome?,
-        // The device's thread dropped the answer: it ended otherwise, and is gone.
+        // The device thread has ended and dropped the answer: the device is already gone.
         Ok(Err(_)) => Removed::default(),
         Err(_) => {
             let what = format!(
@@ -42,16 +44,16 @@ pub async fn device(daemon: &Rc<Daemon>, wanted: &str, is_forced: bool, limit: D
     Ok(json!({ "device": name, "note": removed.note }))
 }
 
-/// Asks a device to go; the outcome comes through the channel, after `patience` at the latest.
+/// Sends a removal to the device thread, which answers through the channel within `patience`.
 pub fn ask(device: &Device, is_forced: bool, patience: Duration) -> oneshot::Receiver<Outcome<Removed>> {
     let (answer, outcome) = oneshot::channel();
-    // Whoever asked may have gone; the removal goes on.
+    // The send fails if the client has disconnected; the removal continues.
     let answer = Box::new(move |outcome| drop(answer.send(outcome)));
     device.remove(Removal { is_forced, is_final: false, patience, answer });
     outcome
 }
 
-/// Removes a group that nothing is in.
+/// Removes an empty group; a group with members is refused.
 pub fn group(daemon: &Rc<Daemon>, wanted: &str) -> Outcome<Value> {
     let mut table = daemon.table.borrow_mut();
     let (name, id) = table.group(wanted).map(|placed| (placed.group.name.clone(), placed.id))?;
@@ -66,7 +68,7 @@ pub fn group(daemon: &Rc<Daemon>, wanted: &str) -> Outcome<Value> {
     Ok(json!({ "group": name }))
 }
 
-/// Refuses for the sake of who is in the group.
+/// Fails with the names of the members, if the group has any.
 pub fn in_use(group: &str, members: &[String]) -> Outcome<()> {
     if members.is_empty() {
         return Ok(());

@@ -1,7 +1,8 @@
-//! Sizes that a reload takes from the backend: those of block devices, and of files that the configuration gives no `size`.
+//! Sizes that a reload takes from the backend: of block devices, and of files without `size` in the
+//! configuration.
 //!
 //! ```text
-//!   behind    UPDATE_SIZE     reload
+//!   backend   UPDATE_SIZE     reload
 //!   larger    offered         the device takes the size, as part of the plan
 //!   larger    not offered     W-SIZE-KEPT
 //!   smaller   offered         W-SIZE-KEPT; with --allow-shrink the device takes the size
@@ -21,22 +22,22 @@ use super::table::Table;
 use crate::error::Outcome;
 use crate::log::Warning;
 
-/// How long a reload waits for the `stat` of all backend paths. A path without an answer by then changes nothing.
+/// Limit of a reload for the `stat` of all backend paths. A path without an answer by then is skipped.
 const PATHS_LIMIT: Duration = Duration::from_secs(1);
 
-/// Size and identity of the backends, by the names of their devices.
+/// The sizes of the backends and the paths that lead to a different file, by the names of their devices.
 #[derive(Debug, Default)]
 pub struct Behind {
     /// Bytes.
     sizes: BTreeMap<String, u64>,
-    /// The devices whose path leads to another file, in words.
+    /// The devices whose path no longer leads to the open file, each with the text of the warning.
     replaced: BTreeMap<String, String>,
     /// Whether the driver has UPDATE_SIZE.
     can_resize: bool,
 }
 
 impl Behind {
-    /// Looks at every backend's path, and asks the driver for UPDATE_SIZE if a size differs.
+    /// Reads the size behind every backend's path, and queries the driver for UPDATE_SIZE if a size differs.
     pub async fn look(daemon: &Daemon) -> Outcome<Self> {
         let mut asked = Vec::new();
         for (name, entry) in &daemon.table.borrow().devices {
@@ -62,7 +63,7 @@ impl Behind {
         Ok(behind)
     }
 
-    /// Warnings about devices that stay and whose path leads to another file than the open one.
+    /// A warning about each device that stays although its path no longer leads to the open file.
     pub fn replaced(&self, plan: &Plan) -> Vec<Warning> {
         let staying = self.replaced.iter().filter(|(name, _)| !plan.device_removals.contains(name));
         staying.map(|(name, words)| Warning::new("W-BACKING-CHANGED", format_args!("device={name} {words}"))).collect()
@@ -88,16 +89,16 @@ impl Behind {
     }
 }
 
-/// What to do about the size of a device.
+/// The decision about the size of a device.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     Same,
     Take,
-    /// Why, and what would work.
+    /// With the reason and the cure.
     Keep(&'static str),
 }
 
-/// Sizes in bytes, of the device and of what is behind it.
+/// `size` of the device and `behind` of its backend, both in bytes.
 fn decide(size: u64, behind: u64, can_resize: bool, may_shrink: bool) -> Decision {
     let is_smaller = behind < size;
     if behind == size {

@@ -1,4 +1,4 @@
-//! Tells systemd how we are, where it wants to know (`NOTIFY_SOCKET`, sd_notify(3)).
+//! Reports the state of the daemon to systemd, if systemd has set `NOTIFY_SOCKET` (sd_notify(3)).
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
@@ -8,19 +8,20 @@ use std::time::Duration;
 
 use crate::clock;
 
-/// Sends `state`, for example `READY=1`. Nobody listening is no error.
+/// Sends `state`, for example `READY=1`. Without a socket, or if the send fails, it is dropped.
 pub fn tell(state: &str) {
     if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
         let _ = send(&path, state);
     }
 }
 
-/// What is in force is about to change; `READY=1` follows.
+/// Reports the begin of a reload. `READY=1` must follow at its end.
 pub fn reloading() {
     tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::now().as_nanos() / 1000));
 }
 
-/// How often `WATCHDOG=1` has to be told, if systemd wants to hear it from this process: twice in its interval.
+/// Interval between two `WATCHDOG=1`: half of the timeout in `WATCHDOG_USEC`. `None` if systemd expects
+/// none from this process: no timeout is set, or `WATCHDOG_PID` names a different process.
 pub fn watchdog() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
@@ -29,12 +30,12 @@ pub fn watchdog() -> Option<Duration> {
 
 fn send(path: &OsStr, state: &str) -> std::io::Result<()> {
     let address = match path.as_bytes() {
-        // The mark of the abstract namespace.
+        // A leading `@` marks a name in the abstract namespace.
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(path)?,
     };
     let socket = UnixDatagram::unbound()?;
-    // The control thread waits for nobody, not even for systemd.
+    // The control thread never blocks: if the queue of systemd is full, the message is dropped.
     socket.set_nonblocking(true)?;
     socket.send_to_addr(state.as_bytes(), &address).map(drop)
 }

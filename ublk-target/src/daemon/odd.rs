@@ -1,11 +1,13 @@
-//! What is allowed and probably not meant in what a command asks for, told to who asked and to the log.
+//! Warnings about settings that a command may use but that its user probably did not mean.
 //!
 //! ```text
-//!   settings ─► what is odd about them ──────────────┐
-//!   in force afterwards ─► long waits, shared paths ─┴─► `warnings` of the answer, log
+//!   settings of the command ─► odd values ───────────────────────────┐
+//!   settings in force after the command ─► long waits, shared paths ─┴─► `warnings` of the answer, log
 //! ```
 //!
-//! The words are those of `check`, about what the command touched: whoever raises a limit hears nothing of other devices.
+//! The texts are those of `check`. They cover the device or group that the command changed, and the
+//! groups above it if the command put it there. A command that raises a limit of one device gets no
+//! warning about a second device.
 
 use serde_json::{Value, json};
 use throttle_core::tree::DEPTH_MAX;
@@ -13,14 +15,15 @@ use ublk_throttle_config::{Config, Warning, odd_device, odd_group};
 
 use crate::log;
 
-/// About a device: how it was `given`, and how it is now. About the groups above it too, if it `is_new` in them.
+/// The warnings about a device: `given`, from parsing the command, then those about its settings in
+/// force. With `is_new` (the command put the device into its group) also those about the groups above.
 pub fn device(config: &Config, name: &str, given: Vec<Warning>, is_new: bool) -> Vec<log::Warning> {
     let group = config.device(name).and_then(|device| device.group.as_deref()).filter(|_| is_new);
     let own = given.into_iter().chain(odd_device(config, name));
     about("device", name, own).chain(above(config, group)).collect()
 }
 
-/// The same about a group.
+/// The warnings about a group, as [`device`] has them for a device.
 pub fn group(config: &Config, name: &str, given: Vec<Warning>, is_new: bool) -> Vec<log::Warning> {
     let parent = config.group(name).and_then(|group| group.parent.as_deref()).filter(|_| is_new);
     let own = given.into_iter().chain(odd_group(config, name));
@@ -31,14 +34,14 @@ fn about(what: &str, name: &str, odd: impl Iterator<Item = Warning>) -> impl Ite
     odd.map(move |odd| log::Warning::of_config(format_args!("{what} {name:?}: {odd}")))
 }
 
-/// What is odd about a group and those above it.
+/// The warnings about a group and its ancestors, at most [`DEPTH_MAX`] levels.
 fn above<'c>(config: &'c Config, group: Option<&'c str>) -> impl Iterator<Item = log::Warning> {
     let parent = |name: &&str| config.group(name).and_then(|group| group.parent.as_deref());
     let groups = std::iter::successors(group, parent).take(DEPTH_MAX);
     groups.flat_map(|name| about("group", name, odd_group(config, name).into_iter()))
 }
 
-/// Logs them, and puts them into an answer.
+/// Logs the warnings, and adds them to an answer.
 pub fn tell(odd: &[log::Warning], mut answer: Value) -> Value {
     odd.iter().for_each(log::Warning::log);
     answer["warnings"] = json!(odd.iter().map(ToString::to_string).collect::<Vec<_>>());
@@ -52,7 +55,8 @@ mod tests {
 
     #[test]
     fn a_command_hears_what_is_odd_about_what_it_touched_and_no_more() {
-        // 128 requests at 1 a second wait 128 s, in d's own limits and in those of `top`; z has nothing to do with it.
+        // The last of 128 requests waits 128 s at 1 a second, for the limits of `d` and for those of `top`. No
+        // command changed `z`, so `z` gets no warning.
         let text = "version: 1\ngroups: { top: { limits: { iops: 1 } }, g: { parent: top } }\ndevices:\n  \
                     d: { backend: { memory: 1MiB }, group: g }\n  z: { backend: { memory: 1MiB }, limits: { iops: 1 } }\n";
         let (mut config, _) = parse("f.yaml", text.as_bytes()).unwrap();

@@ -1,13 +1,14 @@
-//! Who may ask for what, decided by who connected, before a byte is read.
+//! The rights of a client, decided from its user and groups before a byte is read.
 //!
-//! | who | may |
+//! | user of the client | commands |
 //! | --- | --- |
-//! | root, and the user of the daemon | everything |
-//! | members of the group that the configuration names (`control: { group: … }`) | what only reads |
-//! | everybody else | nothing |
+//! | root, and the user of the daemon | all |
+//! | member of the group that the configuration names (`control: { group: … }`) | commands that only read |
+//! | any user besides | none |
 //!
-//! The kernel says who it is (SO_PEERCRED, SO_PEERGROUPS): the process that connected, whoever uses the socket later. Never
-//! by pid, which may be somebody else's by now.
+//! The kernel reports the credentials of the process that called connect(2) (SO_PEERCRED,
+//! SO_PEERGROUPS); a process that inherits the socket later does not change them. The pid of the
+//! client is not used: it may have been reused for a different process.
 
 use std::os::fd::AsFd;
 
@@ -15,34 +16,35 @@ use tokio::net::UnixStream;
 
 use crate::sys;
 
-/// What a client may ask for.
+/// The commands that a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Right {
-    /// Only what changes nothing.
+    /// Only commands that change nothing.
     Read,
-    /// Everything.
+    /// All commands.
     Change,
 }
 
-/// Who connected.
+/// The user and the groups of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
     pub uid: u32,
-    /// The first, and all others.
+    /// The primary group, then the supplementary groups.
     pub gids: Vec<u32>,
 }
 
 impl Peer {
-    /// Whoever is at the other end; nobody if the kernel does not tell.
+    /// The credentials of the client of `stream`; `None` if the kernel does not report them.
     pub fn of(stream: &UnixStream) -> Option<Self> {
         let credentials = stream.peer_cred().ok()?;
         let mut gids = vec![credentials.gid()];
-        // A kernel that does not tell them lets them have no right.
+        // On a kernel without SO_PEERGROUPS, supplementary groups give no right.
         gids.extend(sys::peer_groups(stream.as_fd()).unwrap_or_default());
         Some(Self { uid: credentials.uid(), gids })
     }
 
-    /// What it may ask of a daemon of user `own`, whose configuration lets the group `readers` look.
+    /// The right of the client on a daemon of user `own`. `readers` is the group that the
+    /// configuration allows to read. `None`: the client may send no command.
     pub fn right(&self, own: u32, readers: Option<u32>) -> Option<Right> {
         if self.uid == 0 || self.uid == own {
             return Some(Right::Change);
@@ -57,7 +59,7 @@ mod tests {
 
     #[test]
     fn f54_root_changes_the_named_group_reads_and_nobody_else_is_heard() {
-        // Supplementary groups count as the first one does.
+        // A supplementary group gives the same right as the primary group.
         let peer = |uid, gids: &[u32]| Peer { uid, gids: gids.to_vec() };
         assert_eq!(peer(0, &[0]).right(0, None), Some(Right::Change));
         assert_eq!(peer(500, &[500]).right(500, None), Some(Right::Change));
@@ -65,7 +67,7 @@ mod tests {
         assert_eq!(peer(1000, &[1000, 27]).right(0, Some(27)), Some(Right::Read));
         assert_eq!(peer(1000, &[27]).right(0, Some(27)), Some(Right::Read));
         assert_eq!(peer(1000, &[1000]).right(0, Some(27)), None);
-        // Without a named group, not even root's group.
+        // If the configuration names no group, no group has a right, not even root's.
         assert_eq!(peer(1000, &[0]).right(0, None), None);
     }
 }

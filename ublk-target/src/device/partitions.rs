@@ -1,18 +1,20 @@
-//! Who looks for partitions on a new disk, and when.
+//! The partition scan of a new disk.
 //!
 //! ```text
-//!   Linux 6.19 and newer   START returns, and the kernel looks by itself afterwards
-//!   before                 START looks, holding the lock of the device; its reads come to us
+//!   Linux 6.19 and newer   the kernel scans after START has returned
+//!   older kernels          START scans under the lock of the device; this daemon serves the reads of the scan
 //! ```
 //!
-//! There a daemon that is killed while START looks leaves the read to its successor, where the disk outlives it
-//! (`on-crash: requeue`). The successor needs the lock to serve, START keeps it until the read is served, and no signal ends that:
-//! a device that nothing but a reboot removes. So START of such a disk is kept from looking, as the kernel does with a server that it
-//! does not trust: queues are offered without `CAP_SYS_ADMIN`. `partx` looks instead, when START has returned. Killed then, its read
-//! waits for the successor with no lock that anybody needs.
+//! On an older kernel, a daemon that is killed during the scan leaves a read of a disk that outlives it
+//! (`on-crash: requeue`) to the next daemon. The next daemon needs the lock before it can serve, START
+//! keeps the lock until the read is served, and no signal ends START: only a reboot would remove the
+//! device. START of such a disk therefore must not scan. The kernel does not scan the disk of an
+//! untrusted server, so the queues offer their tags without `CAP_SYS_ADMIN`. `partx` scans instead, after
+//! START has returned. If the daemon is killed then, the read of `partx` waits for the next daemon without
+//! a lock that the next daemon needs.
 //!
-//! The price: the kernel refuses to read the table of such a disk again by itself (BLKRRPART: invalid argument), as it does with a
-//! loop device; `partx` and `partprobe` do it.
+//! The price: on such a disk the kernel refuses to read the partition table again (BLKRRPART: invalid
+//! argument), as it does for a loop device; `partx` and `partprobe` still read it.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -23,17 +25,19 @@ use super::traces;
 use crate::ublk::features::NO_AUTO_PART_SCAN;
 use crate::{helper, log};
 
-/// How often it is asked whether `partx` has ended.
+/// Interval at which the exit of `partx` is polled.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Whether START of a disk that outlives its server must not look for partitions, by what the driver can do. The kernels that look
-/// after START came before the one that can be told not to; that one can be recognized.
+/// Whether START must not scan a disk that outlives its server, by the features of the driver.
+///
+/// No feature shows that the kernel scans after START. NO_AUTO_PART_SCAN came later and implies it, so the
+/// few kernels between the two are treated like older ones.
 pub(super) const fn must_come_later(features: u64) -> bool {
     features & (1 << NO_AUTO_PART_SCAN) == 0
 }
 
 impl DeviceThread {
-    /// Looks for partitions, and waits no longer than `limit` for that.
+    /// Scans for partitions with `partx`, and waits for its exit at most `limit`.
     pub(super) fn look_for_partitions(&mut self, limit: Duration) {
         let node = traces::node(self.made().id);
         let mut child = match spawn(&node) {
@@ -52,7 +56,8 @@ impl DeviceThread {
         let began = Instant::now();
         while !has_ended(&mut child) {
             if began.elapsed() >= limit {
-                // It reads from a backend that does not answer; somebody has to wait for it, but not we.
+                // The backend does not answer a read of `partx`. A thread of its own reaps it, so that the
+                // device thread does not wait.
                 helper::leave_to_its_end(child, "partx's end");
                 return;
             }
@@ -61,7 +66,8 @@ impl DeviceThread {
     }
 }
 
-/// A disk without a table, or whose partitions are known, makes it fail; that is nothing to tell.
+/// Starts `partx`. Its exit code is not reported: it fails as well for a disk without a partition table,
+/// or with partitions that the kernel already knows.
 fn spawn(node: &str) -> std::io::Result<Child> {
     Command::new("partx")
         .args(["--add", node])

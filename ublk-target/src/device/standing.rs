@@ -1,32 +1,34 @@
-//! What may change about a device while it lives: its place in the throttle, its limits, its size.
+//! The settings of a device that can change while it lives: group, weight, limits, size.
 //!
 //! ```text
-//!   control thread   locks those it changes, by name ─► Throttle::apply ─► writes what is in force now ─► unlocks
-//!   device thread    locks its own: takes `member` away, and leaves the throttle; writes the size after a resize
+//!   control thread   locks the devices of a change, in the order of names ─► Throttle::apply ─► fields ─► unlocks
+//!   device thread    locks its own device: sets `size` after a resize; takes `member` before it leaves the throttle
 //! ```
 //!
-//! Everything else about a device is its description, which is as it was configured for as long as the device lives.
+//! All settings besides are in the description of the device, which never changes.
 //!
-//! The lock protects the fields of [`Standing`], and by `member` the throttle's member from being asked about or changed once
-//! it has left. The throttle's own lock may be taken inside it, never the other way round.
+//! The lock protects the fields of [`Standing`]. Because the device thread takes `member` under this
+//! lock, no thread queries or changes a member that has left the throttle. The throttle's own lock may
+//! be taken inside this lock, never the other way round.
 
 use throttle_core::group::MemberId;
 use throttle_core::limits::Limits;
 use ublk_throttle_config::Device as Description;
 
-/// What is in force for a device at the moment.
+/// The changeable settings of a device that are in force.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    /// Its place in the throttle; `None` once it has left, and then there is nothing to change any more.
+    /// The member in the throttle; `None` once the device leaves it, after which no setting can change.
     pub member: Option<MemberId>,
-    /// The group it is in.
+    /// The group of the device.
     pub group: Option<String>,
-    /// Its share of what the group allows, against the others in it.
+    /// The share in the rate of the group, relative to the weights of its other members.
     pub weight: u32,
-    /// Its own limits, besides the group's.
+    /// The limits of the device itself, besides those of its group.
     pub limits: Limits,
-    /// Bytes, once the kernel has made it.
+    /// Size in bytes; `None` until the kernel has made the disk.
     pub size: Option<u64>,
-    /// As the file of the configuration has it; none if a command made it, and then no reload takes it away.
+    /// The device as the configuration file has it. `None` if a command made it; a reload then does not
+    /// remove it.
     pub entry: Option<Description>,
 }
