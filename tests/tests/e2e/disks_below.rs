@@ -1,4 +1,5 @@
-//! What a device has of the disk behind it: its size, its hints about requests, copies where it needs them, and no zones.
+//! Properties that a device takes from the disk below it: the size, the I/O hints, and copies where
+//! the disk needs stable pages. A zoned disk is refused.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -37,7 +38,8 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<()> {
-    // A loop device, and a file without a size in the configuration: `reload` and `set` pass growth on, and never cut by themselves.
+    // A loop device, and a file without `size` in the configuration. `reload` and `set` pass growth on to the
+    // device; only `--allow-shrink` makes it smaller. Without UPDATE_SIZE, `set` is refused and `reload` warns.
     let behind = [scene.dir().join("disk.img"), scene.dir().join("plain.img")];
     for file in &behind {
         File::create(file)?.set_len(8 * MIB)?;
@@ -95,7 +97,8 @@ fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<
         scene.ask(&["set", "device", name, "size=24MiB"])?.expect_code(0)?;
     }
     expect_sizes("set", 24 * MIB)?;
-    // Taken up by the next daemon in the size that the disk has.
+    // The backends grow while no daemon runs. The recovered device keeps the size of its disk (24 MiB), and
+    // the next reload follows the backend (32 MiB).
     daemon.kill(Duration::from_secs(5))?;
     become_behind(32 * MIB)?;
     let daemon = scene.start(&config)?;
@@ -112,7 +115,7 @@ fn f80_a_device_follows_the_size_of_the_disk_behind_it(scene: &Scene) -> Result<
 }
 
 fn f80_a_device_follows_a_mapped_disk_that_got_another_table(scene: &Scene) -> Result<()> {
-    // What lvextend does: a longer table while the device is open and written to.
+    // As lvextend does: the mapped disk gets a longer table while the device is open and written to.
     if !has_feature(scene, "UPDATE_SIZE")? {
         bail!(Unmeasured::Kernel("this kernel cannot resize a live device".into()));
     }
@@ -150,7 +153,8 @@ fn set_queue(node: &Path, name: &str, value: u8) -> Result<()> {
 }
 
 fn f81_a_device_passes_on_the_hints_of_the_disk_behind_it(scene: &Scene) -> Result<()> {
-    // Chunks of 64 KiB on two disks: a stripe of 128 KiB. On three it is 192 KiB, of which the parameters hold the part 64 KiB.
+    // Chunks of 64 KiB on two disks make a stripe of 128 KiB. On three disks the stripe is 192 KiB, of which
+    // the ublk parameters can express the largest power of two that divides it, 64 KiB.
     for (disks, rotational, expected) in [(2, 1, [64 * KIB, 128 * KIB, 1]), (3, 0, [64 * KIB, 64 * KIB, 0])] {
         let below = Striped::new(disks, 8, 64 * KIB)?;
         set_queue(below.node(), "rotational", rotational)?;
@@ -160,14 +164,14 @@ fn f81_a_device_passes_on_the_hints_of_the_disk_behind_it(scene: &Scene) -> Resu
         let found = hints_on(scene, below.node(), "")?;
         ensure!(found == expected, "{disks} stripes: the device has the hints {found:?}, not {expected:?}");
     }
-    // Units of 512 bytes, smaller than the block of the device.
+    // Hints of 512 bytes are raised to the block of the device, 4096 bytes.
     let small = RamDisk::new(8)?;
     let found = hints_on(scene, small.node(), ", block-size: 4096")?;
     ensure!(found[..2] == [4096, 4096], "blocks of 4096 bytes on smaller ones have the hints {found:?}");
     Ok(())
 }
 
-/// The hints of a device on a block device.
+/// The hints of a device on the block device `node`; `keys` are further settings of the device.
 fn hints_on(scene: &Scene, node: &Path, keys: &str) -> Result<[u64; 3]> {
     let config = format!("version: 1\ndevices:\n  d: {{ backend: {{ block: {} }}{keys} }}\n", node.display());
     let daemon = scene.start(&config)?;
@@ -177,7 +181,7 @@ fn hints_on(scene: &Scene, node: &Path, keys: &str) -> Result<[u64; 3]> {
 }
 
 fn f81_a_file_has_the_hints_of_the_disk_that_its_file_system_is_on(scene: &Scene) -> Result<()> {
-    // ext4 on one disk, which turns; tmpfs on none.
+    // A file on ext4 has the hints of the one disk below, which is rotational. tmpfs has no disk below.
     let disk = RamDisk::new(64)?;
     set_queue(disk.node(), "rotational", 1)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
@@ -253,7 +257,7 @@ fn f93_a_backend_that_needs_stable_pages_gets_copies(scene: &Scene) -> Result<()
 }
 
 fn f82_a_zoned_disk_is_refused(scene: &Scene) -> Result<()> {
-    // Its users would write anywhere, and it takes writes at the write pointers of its zones only.
+    // A zoned disk accepts writes only at the write pointers of its zones; users of a device write anywhere.
     let disk = RamDisk::zoned(32, 4)?;
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     let node = disk.node().to_string_lossy().into_owned();

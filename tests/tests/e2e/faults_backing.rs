@@ -1,4 +1,5 @@
-//! Faults of what is below a device: errors, full disks, files that change under us, backends that stall, paths that mislead.
+//! Faults of backends: errors, full disks, files that change while they are served, backends that stall,
+//! paths that mislead.
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
@@ -66,7 +67,8 @@ fn expect_errno<T>(what: &str, result: io::Result<T>, errno: i32) -> Result<()> 
 }
 
 fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Result<()> {
-    // A bad stretch from 8 to 16 MiB: EIO there and nowhere else, counted; sound again without a restart.
+    // The disk fails from 8 to 16 MiB. Requests that touch this range get EIO and are counted; requests
+    // outside succeed. Once the disk is sound, so is the device, without a restart.
     let mapped = Mapped::on_ram(32)?;
     let (daemon, device, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
     let part = 8 * MIB / 512;
@@ -93,8 +95,9 @@ fn f21_an_error_of_the_backend_reaches_that_request_only(scene: &Scene) -> Resul
 }
 
 fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(scene: &Scene) -> Result<()> {
-    // Every request fails for 15 s: the device stays, each error is passed on and counted, `list` says so all the while. Then
-    // the disk is sound again: so is the device, at once, and 10 s later `list` says that too.
+    // The disk fails every request for 15 s. The device stays, each error is passed on and counted, and
+    // `list` reports `degraded` all the time. Once the disk is sound, requests succeed at once, and `list`
+    // reports `ok` 10 s after the last error.
     let mapped = Mapped::on_ram(32)?;
     let (daemon, device, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
     direct.write(0, 65536, 0xa5)?;
@@ -114,7 +117,7 @@ fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(sce
     ensure!(direct.holds(0, 65536, 0xa5)?, "what was there before reads wrong");
     direct.write(MIB, 4096, 0xa6)?;
     wait::until("the health", Duration::from_secs(15), || {
-        // Each look starts a program.
+        // Each `list` starts a program, so poll twice a second only.
         std::thread::sleep(Duration::from_millis(500));
         direct.read(0, 4096)?;
         Ok((scene.listed("d")?["health"] == "ok").then_some(()))
@@ -125,7 +128,8 @@ fn f21_a_backend_in_trouble_for_long_is_degraded_and_heals_without_a_restart(sce
 }
 
 fn f22_a_full_disk_is_told_to_that_write_and_works_once_there_is_room(scene: &Scene) -> Result<()> {
-    // A sparse file of 32 MiB on a file system of 8: ENOSPC where it is full, what was there before is right, and then room.
+    // A sparse file of 32 MiB on a file system of 8 MiB. The write that finds it full gets ENOSPC, earlier
+    // data is intact, and the same write succeeds after the file system has grown to 64 MiB.
     let tmpfs = Tmpfs::new(&scene.dir().join("small"), 8)?;
     let file = tmpfs.point().join("disk.img");
     let (daemon, device, direct) = one(scene, &format!("file: {}, size: 32MiB, create: true", file.display()))?;
@@ -150,7 +154,8 @@ fn f22_a_full_disk_is_told_to_that_write_and_works_once_there_is_room(scene: &Sc
 }
 
 fn f24_reads_behind_the_end_of_a_truncated_file_are_errors_and_the_rest_works(scene: &Scene) -> Result<()> {
-    // 16 MiB cut to 8 by somebody else: EIO behind, never a signal, never made-up bytes; the rest reads; then whole again.
+    // Another program truncates the file of 16 MiB to 8 MiB + 2 KiB. Reads behind the end get EIO: no SIGBUS,
+    // no invented bytes. Reads before the end succeed. A write behind the end extends the file again.
     let path = scene.dir().join("disk.img");
     let file = File::create(&path)?;
     file.write_all_at(&vec![0xa5; 16 << 20], 0)?;
@@ -170,7 +175,8 @@ fn f24_reads_behind_the_end_of_a_truncated_file_are_errors_and_the_rest_works(sc
 }
 
 fn f25_an_unlinked_file_serves_on(scene: &Scene) -> Result<()> {
-    // The open file is the backend, whatever its name leads to meanwhile; a reload tells, and does not switch silently.
+    // The open file stays the backend when its path leads to a new file. A reload warns with
+    // `W-BACKING-CHANGED` and does not switch to the new file.
     let path = scene.dir().join("disk.img");
     let (daemon, _, direct) = one(scene, &format!("file: {}, size: 8MiB, create: true", path.display()))?;
     direct.write(0, 65536, 0xa5)?;
@@ -188,7 +194,7 @@ fn f25_an_unlinked_file_serves_on(scene: &Scene) -> Result<()> {
 }
 
 fn f25_a_file_system_unmounted_lazily_serves_on(scene: &Scene) -> Result<()> {
-    // `umount --lazy` takes the names away, not the open file.
+    // `umount --lazy` removes the paths of the file system; the open file stays usable.
     let disk = RamDisk::new(64)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
     let path = mount.point().join("disk.img");
@@ -200,7 +206,7 @@ fn f25_a_file_system_unmounted_lazily_serves_on(scene: &Scene) -> Result<()> {
     ensure!(direct.holds(0, 65536, 0xa5)?, "reads wrong");
     drop(direct);
     daemon.stop()?;
-    // Released for good by the last close.
+    // The last close, at the end of the daemon, has really unmounted the file system.
     let again = Mount::existing(disk.node(), &scene.dir().join("again"))?;
     let begin = fs::read(again.point().join("disk.img"))?;
     ensure!(begin[..65536].iter().all(|&byte| byte == 0xa5), "the file has lost its data");
@@ -208,7 +214,7 @@ fn f25_a_file_system_unmounted_lazily_serves_on(scene: &Scene) -> Result<()> {
 }
 
 fn f26_a_slow_backend_is_waited_for_without_an_error(scene: &Scene) -> Result<()> {
-    // 300 ms a request: no error, and each waits as long as that and not much longer.
+    // The disk delays each request by 300 ms. Each write succeeds after 300 ms at least and 2 s at most.
     let mapped = Mapped::on_ram(16)?;
     let (daemon, _, direct) = one(scene, &format!("block: {}, direct: true", mapped.node().display()))?;
     mapped.become_all(Target::Delay(Duration::from_millis(300)))?;
@@ -226,7 +232,8 @@ fn f26_a_slow_backend_is_waited_for_without_an_error(scene: &Scene) -> Result<()
 }
 
 fn f26_a_stalled_backend_holds_no_tokens_of_its_group(scene: &Scene) -> Result<()> {
-    // Two of a group of 200 a second; one's backend answers nothing: the other gets all 200. Then it answers, without an error.
+    // Two devices share 200 operations/s. While the backend of `stalled` answers no request, `other` gets all
+    // 200. After the backend has resumed, the load on `stalled` ends without an error.
     let mapped = Mapped::on_ram(16)?;
     let daemon = scene.start(&format!(
         "version: 1\n\
@@ -254,7 +261,8 @@ fn f26_a_stalled_backend_holds_no_tokens_of_its_group(scene: &Scene) -> Result<(
 }
 
 fn f27_links_of_others_and_odd_nodes_are_refused(scene: &Scene) -> Result<()> {
-    // Exit 3 with the path: a link that another user has placed, a socket, a terminal, a disk of our own.
+    // Refused with exit code 3 and the path: a link that belongs to an unprivileged user, a socket, two
+    // terminals, a disk of a ublk-throttle daemon.
     let sound = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 1MiB } }\n")?;
     let own_disk = scene.device("d")?.node;
     let target = scene.dir().join("precious");
@@ -284,7 +292,7 @@ fn f27_links_of_others_and_odd_nodes_are_refused(scene: &Scene) -> Result<()> {
         let told = path.display().to_string();
         scene.run(&words)?.expect_code(3)?.expect_stderr(&["error[E-BACKING]", &told]).map(drop)
     }))?;
-    // A link of root's is a name like any other.
+    // A link that belongs to root is followed.
     let own_link = scene.dir().join("own-link");
     symlink(&target, &own_link)?;
     sound.stop()?;
@@ -292,7 +300,8 @@ fn f27_links_of_others_and_odd_nodes_are_refused(scene: &Scene) -> Result<()> {
 }
 
 fn f28_a_file_in_use_is_refused_to_a_second_writer(scene: &Scene) -> Result<()> {
-    // Another daemon that wants the same file: exit 3, the first unhurt. Two names of one file are one file.
+    // A second daemon on the same file is refused with exit code 3, under each of two hard links; the first
+    // device is not affected.
     let path = scene.dir().join("disk.img");
     let other_name = scene.dir().join("other-name.img");
     let (daemon, _, direct) = one(scene, &format!("file: {}, size: 4MiB, create: true", path.display()))?;
@@ -311,7 +320,7 @@ fn f28_a_file_in_use_is_refused_to_a_second_writer(scene: &Scene) -> Result<()> 
 }
 
 fn f29_a_block_larger_than_the_wanted_one_is_told_with_both_numbers(scene: &Scene) -> Result<()> {
-    // A disk of 4096-byte blocks serves as such, and is refused where 512 is wanted.
+    // A device on a disk with blocks of 4096 bytes has such blocks; `block-size: 512` is refused.
     let path = scene.dir().join("disk.img");
     File::create(&path)?.set_len(16 * MIB)?;
     let disk = LoopDisk::new(&path, 4096)?;
@@ -329,7 +338,8 @@ fn f29_a_block_larger_than_the_wanted_one_is_told_with_both_numbers(scene: &Scen
 }
 
 fn f30_a_failed_flush_is_told_and_the_next_epoch_is_sound(scene: &Scene) -> Result<()> {
-    // Buffered writes below, which fail when they are written back: the fsync above says so; once it is sound, so is the next.
+    // A buffered backend (`direct: false`) whose disk fails the write-back: the fsync on the device gets EIO.
+    // Once the disk is sound, the next write and fsync succeed and the data is on the disk.
     let mapped = Mapped::on_ram(16)?;
     let (daemon, _, direct) = one(scene, &format!("block: {}, direct: false", mapped.node().display()))?;
     direct.write(0, 65536, 0xa5)?;
@@ -348,7 +358,8 @@ fn f30_a_failed_flush_is_told_and_the_next_epoch_is_sound(scene: &Scene) -> Resu
 }
 
 fn f68_a_failed_write_is_told_to_its_writer_by_default(scene: &Scene) -> Result<()> {
-    // Through the page cache below it would succeed, and the error would come with some later flush, or with none.
+    // By default the backend bypasses the page cache, so the write itself gets EIO. Through the page cache the
+    // write would succeed, and only a later flush could report the error, or none.
     let mapped = Mapped::on_ram(16)?;
     let (daemon, _, direct) = one(scene, &format!("block: {}", mapped.node().display()))?;
     ensure!(scene.listed("d")?["direct"] == true, "`list` does not say that it is direct");
@@ -362,7 +373,8 @@ fn f68_a_failed_write_is_told_to_its_writer_by_default(scene: &Scene) -> Result<
 }
 
 fn f68_a_file_is_direct_where_its_file_system_can(scene: &Scene) -> Result<()> {
-    // ext4 on a disk with blocks of 512 bytes can. tmpfs tells nothing of it. The blocks of the device are those of before.
+    // ext4 on a disk with blocks of 512 bytes supports direct I/O; tmpfs does not report the support. The
+    // device has blocks of 512 bytes in each case.
     let disk = RamDisk::new(64)?;
     let mount = Mount::new(disk.node(), &scene.dir().join("mount"))?;
     let tmpfs = Tmpfs::new(&scene.dir().join("tmpfs"), 16)?;
@@ -388,7 +400,8 @@ fn f68_a_file_is_direct_where_its_file_system_can(scene: &Scene) -> Result<()> {
 }
 
 fn f31_a_size_that_is_no_multiple_of_the_block_is_cut_and_told(scene: &Scene) -> Result<()> {
-    // 1 MiB and 100 bytes: a disk of 1 MiB, and a word about the rest. One sector is a disk; less is none.
+    // A file of 1 MiB and 100 bytes becomes a disk of 1 MiB, with the warning W-SIZE. A file of one sector is
+    // a disk of one sector; a file of 0 or 511 bytes is refused.
     let file = |name: &str, length: u64| -> Result<PathBuf> {
         let path = scene.dir().join(name);
         OpenOptions::new().create(true).truncate(true).write(true).open(&path)?.set_len(length)?;

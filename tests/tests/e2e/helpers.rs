@@ -1,13 +1,14 @@
-//! Helper processes that cannot be made, fail or die: before their step, in the middle of it, after it, once or more.
+//! Helper processes that cannot be made, fail or die: before, during or after their step, once or more.
 //!
 //! ```text
-//!   add, run   START, then STOP and DEL of the undoing        answered, undone
+//!   add, run   START, then STOP and DEL to undo it            answered, undone
 //!   del        in-use check, write-back, STOP, DEL            gone, or live and limited
-//!   SIGTERM    the same                                       tried again, and the daemon ends
+//!   SIGTERM    in-use check, write-back, STOP, DEL            tried again, and the daemon ends
 //!   recovery   END_RECOVERY                                   tried again, and served
 //! ```
 //!
-//! In each the answer comes within [`ANSWER_LIMIT`], the log tells what happened, and a neighbour in the same group is unhurt.
+//! In each trial the answer comes within [`ANSWER_LIMIT`], the log reports a step that is tried again, and a
+//! neighbour stays live and limited.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,11 +27,11 @@ use ublk_throttle_tests::{sysfs, wait};
 use crate::measure::expect_in_time;
 use crate::{Case, WRITES, cases, has_feature, load};
 
-/// An answer, whatever dies.
+/// Limit for the answer to a command, even if helpers die.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// From the end of a shortage until what waits for it is done.
+/// Limit from the end of a shortage to the end of the work that waited for it.
 const BACK_LIMIT: Duration = Duration::from_secs(10);
-/// Of each device here. A second of reads that nothing limits has thousands.
+/// The limit of each device, in operations/s. Unlimited reads reach thousands a second.
 const IOPS: u64 = 50;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -53,7 +54,7 @@ pub(crate) fn cases() -> Vec<Case> {
     plain.into_iter().chain(own).chain(rublk).chain(fio).collect()
 }
 
-/// Devices with a limit each.
+/// A configuration of devices with these names, each on a file and limited to [`IOPS`].
 fn config(scene: &Scene, names: &[&str]) -> String {
     let mut text = "version: 1\ndevices:\n".to_owned();
     for name in names {
@@ -72,20 +73,20 @@ fn ready(scene: &Scene, config: &str) -> Result<Daemon> {
     Ok(daemon)
 }
 
-/// The helpers that come to these points die there, each line one of them.
+/// Makes helpers die at these crash points. Each line of the file `crash` kills one helper and is then removed.
 fn arm(scene: &Scene, points: &[&str]) -> Result<()> {
     let lines: Vec<String> = points.iter().map(|point| format!("{point}/helper")).collect();
     scene.write("crash", &lines.join("\n")).map(drop)
 }
 
-/// What was armed has happened.
+/// Fails unless a helper has died at each armed point: the file `crash` goes with its last line.
 fn expect_died(scene: &Scene, points: &[&str]) -> Result<()> {
     let path = scene.dir().join("crash");
     ensure!(!path.exists(), "of {points:?} nothing came by {:?}", fs::read_to_string(&path));
     Ok(())
 }
 
-/// A second of reads of a device: served, and not more than its limit.
+/// Reads from a device for a second; fails unless it serves reads, and no more than its limit allows.
 fn expect_limited(scene: &Scene, name: &str) -> Result<()> {
     let disk = Direct::open(&scene.device(name)?.node)?;
     let (begin, mut count) = (Instant::now(), 0);
@@ -93,7 +94,8 @@ fn expect_limited(scene: &Scene, name: &str) -> Result<()> {
         disk.read(0, 4096)?;
         count += 1;
     }
-    // The capacity is a tenth of a second's; one more at the brim, and the last one ends after the second.
+    // The capacity is 0.1 s of the rate. One read more finds the level at the brim, and the last read ends
+    // after the second.
     let most = IOPS as f64 * (begin.elapsed().as_secs_f64() + 0.1) + 2.0;
     ensure!(count as f64 <= most && count > 1, "{name}: {count} reads in a second, limited to {IOPS}");
     Ok(())
@@ -105,7 +107,7 @@ fn state(scene: &Scene, name: &str) -> Result<Option<String>> {
     Ok(found.and_then(|device| device["state"].as_str().map(str::to_owned)))
 }
 
-/// The device is in the list no more.
+/// Waits until `list` no longer has the device.
 fn expect_gone(scene: &Scene, name: &str) -> Result<()> {
     wait::until(&format!("end of {name}"), ANSWER_LIMIT, || Ok(state(scene, name)?.is_none().then_some(())))
         .with_context(|| format!("{:?}", state(scene, name)))
@@ -118,12 +120,12 @@ fn expect_live(scene: &Scene, name: &str) -> Result<()> {
     .with_context(|| format!("{:?}", state(scene, name)))
 }
 
-/// Ids that the kernel has.
+/// The number of ublk ids in the kernel.
 fn ids() -> usize {
     fs::read_dir("/sys/class/ublk-char").map_or(0, Iterator::count)
 }
 
-/// The daemon ends when told to, and leaves neither a device nor a state file.
+/// Ends the daemon by SIGTERM. No device, no id and no state file of a device may be left.
 fn ends(scene: &Scene, daemon: Daemon) -> Result<()> {
     daemon.stop()?;
     scene.expect_nothing_left()?;
@@ -141,7 +143,7 @@ const REMOVING: [&str; 6] =
     ["helper-claiming", "helper-writing", "helper-stopping", "helper-stopped", "helper-deleting", "helper-deleted"];
 
 fn f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone(scene: &Scene) -> Result<()> {
-    // Answered; then there is no such device, or it is live, at its limit, and the next del removes it.
+    // `del` is answered. The device is then gone; or it is live and limited, and the next `del` removes it.
     let daemon = ready(scene, &config(scene, &["a", "n"]))?;
     let path = scene.dir().join("a.img").display().to_string();
     for force in [&[][..], &["--force"]] {
@@ -179,7 +181,7 @@ fn f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone(scene: &Sce
 }
 
 fn f71_a_removal_without_io_uring_leaves_the_device_limited(scene: &Scene) -> Result<()> {
-    // The helper finds out before anything has changed, and says so.
+    // The helper needs io_uring and reports the lack before the daemon has changed anything.
     let daemon = ready(scene, &config(scene, &["a"]))?;
     {
         let _off = Setting::set("/proc/sys/kernel/io_uring_disabled", "2")?;
@@ -196,7 +198,7 @@ fn f71_a_removal_without_io_uring_leaves_the_device_limited(scene: &Scene) -> Re
 }
 
 fn f71_a_reload_whose_helpers_die_is_answered_and_what_stays_is_limited(scene: &Scene) -> Result<()> {
-    // `a` is to go and `c` is to come.
+    // The reload removes `a` and adds `c`; `n` stays. Each of them is live and limited afterwards, or gone.
     let (before, after) = (config(scene, &["a", "n"]), config(scene, &["n", "c"]));
     for point in REMOVING.into_iter().chain(["helper-starting", "helper-started"]) {
         let daemon = ready(scene, &before)?;
@@ -220,14 +222,15 @@ fn f71_a_reload_whose_helpers_die_is_answered_and_what_stays_is_limited(scene: &
 }
 
 fn f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies(scene: &Scene) -> Result<()> {
-    // SIGTERM is not refused: the removal is tried again, that is told, and the daemon ends.
+    // A removal at the end of the daemon cannot be refused: the daemon tries again with a new helper, logs
+    // that, and ends. At each point one helper dies, or two in a row.
     for points in [&REMOVING[..1], &REMOVING[1..2], &REMOVING[2..3], &REMOVING[3..4], &REMOVING[4..5], &REMOVING[5..]] {
         for points in [points.to_vec(), points.repeat(2)] {
             let daemon = ready(scene, &config(scene, &["a"]))?;
             arm(scene, &points)?;
             let log = scene.logs();
             ends(scene, daemon).with_context(|| format!("helpers that died at {points:?}:\n{log}"))?;
-            // A device is stopped once, and deleted once: the next helper finds that done.
+            // After STOP or DEL has succeeded, the next helper does not repeat it: a second line for this point stays.
             let is_done = matches!(points[0], "helper-stopped" | "helper-deleted");
             ensure!(is_done || !scene.dir().join("crash").exists(), "nothing came by {points:?}");
             let _ = fs::remove_file(scene.dir().join("crash"));
@@ -238,7 +241,7 @@ fn f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies(scene: &Scene) 
     Ok(())
 }
 
-/// What dies of an add besides the helper of START: the first one, and the one that would undo it.
+/// The points at which helpers of an add die: the helper of START, then those that would undo the start.
 const MAKING: [&[&str]; 7] = [
     &["helper-starting"],
     &["helper-started"],
@@ -250,7 +253,8 @@ const MAKING: [&[&str]; 7] = [
 ];
 
 fn f73_an_add_whose_helpers_die_is_undone(scene: &Scene) -> Result<()> {
-    // Refused within the limit, nothing of it is left, its neighbour is unhurt, and the next add of that name succeeds.
+    // The add is refused within the limit and leaves nothing. A neighbour stays limited, and the next add of
+    // the same name succeeds.
     let daemon = ready(scene, &config(scene, &["n"]))?;
     for points in MAKING {
         arm(scene, points)?;
@@ -268,7 +272,7 @@ fn f73_an_add_whose_helpers_die_is_undone(scene: &Scene) -> Result<()> {
 }
 
 fn f73_a_start_whose_helpers_die_is_undone(scene: &Scene) -> Result<()> {
-    // All or none: the daemon ends with an error and leaves nothing.
+    // A start makes all devices or none: the daemon ends with an error and leaves nothing.
     for points in MAKING {
         arm(scene, points)?;
         let mut daemon = scene.start_crashing(&config(scene, &["a"]))?;
@@ -281,7 +285,7 @@ fn f73_a_start_whose_helpers_die_is_undone(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// A control group that has few processes.
+/// A control group with a limit on its processes and threads (`pids.max`).
 struct Few {
     root: PathBuf,
     folder: PathBuf,
@@ -308,7 +312,7 @@ impl Few {
         Ok(fs::read_to_string(self.folder.join("pids.current"))?.trim().parse()?)
     }
 
-    /// The number of processes and threads once those of the last command have ended.
+    /// The number of processes and threads, after those of the last command have ended.
     fn steady(&self) -> Result<u64> {
         let mut last = self.current()?;
         wait::until("steady threads", BACK_LIMIT, || {
@@ -332,8 +336,8 @@ impl Drop for Few {
 }
 
 fn f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing(scene: &Scene) -> Result<()> {
-    // At each number of processes left the add succeeds, or is refused by the limit's name and undone. The same for the
-    // removal: refused, the device is live and limited.
+    // With 0, 1, 2, … processes left, the add succeeds, or is refused with the name of the limit and undone.
+    // The removal succeeds, or is refused with the name of the limit; the device is then live and limited.
     let daemon = ready(scene, &config(scene, &["n"]))?;
     let few = Few::new(scene)?;
     few.set("cgroup.procs", daemon.pid())?;
@@ -370,7 +374,8 @@ fn f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing(scen
 }
 
 fn f75_a_recovery_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> {
-    // Its users wait a second longer; the daemon ends when told to.
+    // For each helper that dies before END_RECOVERY, users of the device wait one second longer. SIGTERM still
+    // ends the daemon.
     let text = config(scene, &["a", "n"]);
     for points in [
         &["helper-recovering"][..],
@@ -390,7 +395,7 @@ fn f75_a_recovery_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> 
         expect_died(scene, points)?;
         ends(scene, daemon).with_context(|| format!("{points:?}"))?;
     }
-    // Told to end while it is tried again.
+    // SIGTERM arrives between two tries.
     ready(scene, &text)?.kill(ANSWER_LIMIT)?;
     arm(scene, &["helper-recovering"; 50])?;
     let daemon = scene.start_crashing(&text)?;
@@ -399,7 +404,7 @@ fn f75_a_recovery_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> 
 }
 
 fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> {
-    // No abort at any number; with the limit away everything is served.
+    // With each limit on the processes the daemon does not abort; without the limit it serves all devices.
     let text = config(scene, &["a", "n"]);
     for most in 3..=14 {
         ready(scene, &text)?.kill(ANSWER_LIMIT)?;
@@ -412,7 +417,7 @@ fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> 
         eprintln!("          {most} processes: runs {is_running}");
         few.set("pids.max", "max")?;
         if !is_running {
-            // Refused before anything was touched, by an error and not by a signal.
+            // The daemon ended with an error, not by a signal, and before it changed anything.
             let code = daemon.wait_for_end(ANSWER_LIMIT)?;
             ensure!(code.is_some(), "{most} processes: it ended by a signal:\n{}", daemon.log()?);
             daemon = scene.start_without_waiting(&text)?;
@@ -431,13 +436,14 @@ fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> 
 }
 
 fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) -> Result<()> {
-    // Left behind, its file away, and another client deletes it: it cannot be made anew. The others serve on.
+    // The daemon has died, the file of `a` is missing, and a second client deletes the device: the daemon
+    // cannot make it anew. Device `n` is served all the time.
     let text = config(scene, &["a", "n"]);
     let daemon = ready(scene, &text)?;
     let id = scene.device("a")?.id.to_string();
     daemon.kill(ANSWER_LIMIT)?;
     let (image, away) = (scene.dir().join("a.img"), scene.dir().join("away"));
-    // Nor can it be made: there is a directory in its place.
+    // A directory at the path of the file keeps `create: true` from making a new file.
     fs::rename(&image, &away)?;
     fs::create_dir(&image)?;
     let mut daemon = scene.start(&text)?;
@@ -449,7 +455,7 @@ fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) 
     std::thread::sleep(Duration::from_secs(1));
     ensure!(daemon.is_running()?, "the daemon ended:\n{}", daemon.log()?);
     expect_limited(scene, "n")?;
-    // With the file back a reload makes it.
+    // With the file back in place, a reload makes the device.
     fs::remove_dir(&image)?;
     fs::rename(&away, &image)?;
     scene.ask(&["reload"])?.expect_code(0)?;
@@ -458,7 +464,8 @@ fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) 
 }
 
 fn f77_a_resize_whose_helper_dies_tells_the_size_that_the_disk_has(scene: &Scene) -> Result<()> {
-    // Before the command the size stays, after it the set has succeeded; where no disk can be resized nothing happens.
+    // If the helper dies before UPDATE_SIZE, the size stays; if it dies after it, `set` succeeds. On a kernel
+    // without UPDATE_SIZE no resize is tried.
     let daemon = ready(scene, &config(scene, &["a"]))?;
     let is_offered = has_feature(scene, "UPDATE_SIZE")?;
     let disk = scene.device("a")?.disk;
@@ -480,7 +487,8 @@ fn f77_a_resize_whose_helper_dies_tells_the_size_that_the_disk_has(scene: &Scene
 }
 
 fn f78_another_watcher_is_made_for_one_that_dies(scene: &Scene) -> Result<()> {
-    // Another client's STOP waits for held requests without a sign; the process that finds out was killed before.
+    // The STOP of a second client waits for the held requests, and only the watcher notices it. The trial
+    // kills the watcher.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1GiB }, limits: { iops-total: 1 } }\n")?;
     let device = scene.device("d")?;
     let load = load(scene, WRITES, &device)?;

@@ -1,11 +1,11 @@
-//! The Debian package and its unit, as an administrator meets them.
+//! The Debian package and its systemd unit, used as an administrator uses them.
 //!
 //! ```text
-//!   dpkg ─► program, pages, completions, configuration ─► upgrade ─► purge         nothing of it is left
+//!   dpkg ─► program, pages, completions, configuration ─► upgrade ─► purge         no file of the package is left
 //!   unit ─► systemd as the first process of a PID namespace ─► daemon in its sandbox ─► /dev/ublk-throttle/…
 //! ```
 //!
-//! The machine is the guest's: what is installed vanishes with it.
+//! The trials run in a guest: all installed files vanish with it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,9 +30,9 @@ const CONFIG: &str = "/etc/ublk-throttle.yaml";
 const UNIT: &str = "/usr/lib/systemd/system/ublk-throttle.service";
 const BASH: &str = "/usr/share/bash-completion/completions/ublk-throttle";
 
-/// The list of packages is read through 9p.
+/// Limit for dpkg, which reads its list of packages through 9p in some guests.
 const DPKG_LIMIT: Duration = Duration::from_secs(90);
-/// Emulated, with a mount namespace of some hundred mounts to be made.
+/// Limit for systemd and its commands: an emulated guest must make a mount namespace of some hundred mounts.
 const SYSTEMD_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -52,7 +52,8 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_trace(scene: &Scene) -> Result<()> {
-    // What dpkg brings is used, an edited configuration outlives an upgrade, and so does a daemon that runs.
+    // The installed files work. An edited configuration and a running daemon outlive an upgrade. A purge
+    // leaves nothing.
     let before = traces();
     dpkg(scene, &["--install", deb()?.as_str()])?;
     for path in [PROGRAM, CONFIG, UNIT, BASH] {
@@ -61,7 +62,7 @@ fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_t
     let installed = |words: &[&str]| scene.tool(PROGRAM, words);
     installed(&["check", CONFIG])?;
     pages_render(scene)?;
-    // As readline does: by the function that was registered for the program.
+    // Completes as readline does: calls the function that is registered for the program.
     let completed = "source \"$1\"; COMP_WORDS=(ublk-throttle li); COMP_CWORD=1; set -- $(complete -p ublk-throttle); \
                      while [ \"$1\" != -F ]; do shift; done; \"$2\" ublk-throttle li ublk-throttle; echo ${COMPREPLY[@]}";
     let completed = scene.tool("bash", &["-c", completed, "bash", BASH])?;
@@ -76,7 +77,7 @@ fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_t
     fs::write(CONFIG, &edited)?;
     dpkg(scene, &["--install", deb()?.as_str()])?;
     ensure!(fs::read_to_string(CONFIG)? == edited, "the upgrade changed {CONFIG}");
-    // Its helpers are the program it runs, which is no longer the one on disk.
+    // The helpers of the daemon run its own program, which the upgrade has replaced on disk.
     let socket = socket.to_str().context("a path of ASCII")?;
     installed(&["del", "d", "--socket", socket])?;
     daemon.stop()?;
@@ -88,7 +89,8 @@ fn package_is_installed_upgraded_beneath_a_running_daemon_and_purged_without_a_t
 }
 
 fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()> {
-    // The daemon's whole work with no more than the unit gives it; killed or hung, it is back at once.
+    // With the rights of the unit alone, the daemon does all of its work. After SIGKILL or a hang, systemd
+    // starts it again at once.
     let _unpacked = Unpacked::new(scene)?;
     fs::create_dir_all("/srv")?;
     configure(200)?;
@@ -96,7 +98,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     machine.systemctl(&["start", "ublk-throttle"])?;
     let first = machine.daemon()?;
 
-    // Two of the watchdog's intervals go by meanwhile, and more.
+    // fio runs for 8 s, more than two timeouts of the watchdog (3 s).
     let node = scene.device("mem")?;
     let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", node.node()).set("RW", "randwrite");
     let report = scene.fio(job.set("BLOCK", 4096).set("DEPTH", 8).set("SECONDS", 8))?.finish(Duration::from_secs(9))?;
@@ -113,7 +115,7 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     ensure!(machine.daemon()? == first, "a reload is no restart");
     ensure!(machine.limit("mem")? == 400, "the reload did not change the limit");
 
-    // The opener is another process, with more rights than the daemon has.
+    // The opener is a process with more rights than the daemon has.
     let opener = machine.begin("sh", &["-c", "exec sleep 60 < /dev/ublk-throttle/mem"])?;
     wait::until("an opener of the disk", Duration::from_secs(10), || {
         is_open(&node.node).map(|open| open.then_some(()))
@@ -122,12 +124,13 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     refused.expect_stderr(&["open by sleep"])?;
     drop(opener);
 
-    // The unit's main process alone, as the OOM killer would; and whoever uses the device with a file behind it does not notice.
+    // SIGKILL to the unit's main process alone, as the OOM killer would send it. The load on the device with
+    // a file behind it sees no error.
     let load = load(scene, VERIFIED, &scene.device("img")?)?;
     machine.systemctl(&["kill", "--kill-who=main", "--signal=KILL", "ublk-throttle"])?;
     let second = machine.daemon_after(first)?;
     machine.run(PROGRAM, &["list"])?.expect_code(0)?;
-    // Neither dead nor alive: only the watchdog can tell.
+    // A stopped process (SIGSTOP) neither exits nor serves: only the watchdog detects it.
     machine.run("kill", &["-STOP", &second.to_string()])?.expect_code(0)?;
     let third = machine.daemon_after(second)?;
     ensure!(machine.limit("mem")? == 400 && third != second, "the daemon after the watchdog serves something else");
@@ -158,8 +161,9 @@ fn f57_the_service_does_not_start_while_srv_waits_for_its_file_system(scene: &Sc
 }
 
 fn f86_unit_writes_back_a_mount_that_only_its_owner_may_enter(scene: &Scene) -> Result<()> {
-    // A mount point of mode 0700 of another user. Where it could not be opened, all of the host was written back instead: the forced
-    // removal waited behind 16 MiB of another disk at 100 KiB a second, went on after 3 s, and the new file was lost.
+    // The mount point belongs to an unprivileged user and has mode 0700. A daemon that cannot open it would
+    // have to write back all file systems of the host: the forced removal would wait for 16 MiB of a second
+    // disk at 100 KiB/s, give up after 3 s, and lose the new file.
     let _unpacked = Unpacked::new(scene)?;
     fs::create_dir_all("/srv")?;
     configure(1_000_000)?;
@@ -176,7 +180,7 @@ fn f86_unit_writes_back_a_mount_that_only_its_owner_may_enter(scene: &Scene) -> 
     for device in ["mem", "img"] {
         must("mkfs.ext4", &["-q", "-F", &format!("/dev/ublk-throttle/{device}")])?;
     }
-    // The older file system is the first that is written back.
+    // A write-back of the host begins with the file system that was mounted first, here `mem`.
     let (other, private) = (mount("mem")?, mount("img")?);
     must("chown", &["65534", &private])?;
     must("chmod", &["0700", &private])?;
@@ -202,7 +206,8 @@ fn f86_unit_writes_back_a_mount_that_only_its_owner_may_enter(scene: &Scene) -> 
     machine.expect_stopped()
 }
 
-/// With the two lines of an override that the configuration's head names.
+/// Checks the group and the mode of the socket with `control: { group: adm }`, and with the two lines of an
+/// override that the head of the configuration names.
 fn group_of_readers_gets_the_socket(machine: &Machine<'_>) -> Result<()> {
     let config = fs::read_to_string(CONFIG)? + "control: { group: adm }\n";
     fs::write(CONFIG, config)?;
@@ -224,7 +229,7 @@ fn configure(iops: u32) -> Result<()> {
     fs::write(CONFIG, text).context(CONFIG)
 }
 
-/// Below the folder that the unit lets the daemon write to.
+/// A backing file in a folder that the unit lets the daemon write to.
 const IMAGE: &str = "/srv/ublk-throttle-trial.img";
 
 fn deb() -> Result<String> {
@@ -233,7 +238,7 @@ fn deb() -> Result<String> {
 }
 
 fn dpkg(scene: &Scene, words: &[&str]) -> Result<Outcome> {
-    // Without man-db's trigger: a new index of every page of the host takes minutes through 9p.
+    // Skip man-db's trigger: a new index of all manual pages of the host takes minutes through 9p.
     let mut all = vec!["--no-triggers", "--force-unsafe-io"];
     all.extend(words);
     scene.begin_tool("dpkg", &all)?.finish(DPKG_LIMIT)?.expect_code(0)
@@ -256,7 +261,7 @@ fn pages_render(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Everything named after us where packages and services leave things.
+/// All paths with `ublk-throttle` in their names, in the folders where packages and services leave files.
 fn traces() -> BTreeSet<PathBuf> {
     let folders = [
         "/etc",
@@ -286,13 +291,13 @@ fn is_open(node: &Path) -> Result<bool> {
     Ok(inputs.any(|input| input == node))
 }
 
-/// The files of the package at their places, without dpkg's list of all packages.
+/// The files of the package in their places, without an entry in dpkg's list of packages; removed on drop.
 struct Unpacked(Vec<PathBuf>);
 
 impl Unpacked {
     fn new(scene: &Scene) -> Result<Self> {
         let deb = deb()?;
-        // Names of folders end with a slash, the others are files.
+        // Names of folders end with a slash. Only files are kept.
         let listing = scene.tool("dpkg-deb", &["--contents", &deb])?.stdout;
         let names = listing.lines().filter_map(|line| line.split(" ./").nth(1)).filter(|name| !name.ends_with('/'));
         let unpacked = Self(names.map(|name| Path::new("/").join(name)).collect());
@@ -310,16 +315,16 @@ impl Drop for Unpacked {
     }
 }
 
-/// systemd with our unit and the few that it stands on, in namespaces of its own; ended with this value.
+/// systemd in namespaces of its own, with the package's unit and the units that it needs; killed on drop.
 struct Machine<'a> {
     scene: &'a Scene,
     unshare: Child,
     units: PathBuf,
-    /// The first process of the namespace, as it is known outside.
+    /// The pid of systemd outside of its namespace.
     pid: u32,
 }
 
-/// What every service stands on.
+/// The units that every service depends on.
 const UNITS: [&str; 7] = [
     "sysinit.target",
     "basic.target",
@@ -338,7 +343,8 @@ impl<'a> Machine<'a> {
             symlink(Path::new("/lib/systemd/system").join(unit), units.join(unit))?;
         }
         symlink(UNIT, units.join("ublk-throttle.service"))?;
-        // The trial has not the patience that an administrator has; and there is no journal.
+        // A watchdog timeout of 3 s instead of 30 s keeps the trial short; the log goes to a file, because no
+        // journal runs.
         let log = scene.dir().join("unit.log");
         let settings = format!("WatchdogSec=3\nStandardOutput=append:{0}\nStandardError=append:{0}\n", log.display());
         override_unit(&units, "trial", &settings)?;
@@ -370,7 +376,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Runs a program among those that systemd runs.
+    /// Starts a program in the namespaces of systemd.
     fn begin(&self, program: &str, words: &[&str]) -> Result<Started> {
         let mut inside = Command::new("nsenter");
         inside.args(["--target", &self.pid.to_string(), "--mount", "--pid", program]).args(words);
@@ -391,7 +397,7 @@ impl<'a> Machine<'a> {
         Ok(shown.stdout.trim().to_owned())
     }
 
-    /// The daemon's process id in there.
+    /// The pid of the daemon in the namespace.
     fn daemon(&self) -> Result<u32> {
         let pid = self.show("MainPID")?;
         pid.parse().with_context(|| pid)
@@ -421,7 +427,8 @@ impl<'a> Machine<'a> {
         self.systemctl(&["daemon-reload"])
     }
 
-    /// Ended well, and nothing of it is left but what the next start goes on from.
+    /// Fails unless the service has ended with success and left no more than the levels, from which the next
+    /// start continues, and the lock file.
     fn expect_stopped(&self) -> Result<()> {
         let (state, result) = (self.show("ActiveState")?, self.show("Result")?);
         ensure!((state.as_str(), result.as_str()) == ("inactive", "success"), "{state}, {result}");
@@ -439,7 +446,8 @@ fn override_unit(units: &Path, name: &str, settings: &str) -> Result<()> {
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
-        // Its child dies with it, and with that one every process of the namespace.
+        // The death of unshare kills its child systemd (`--kill-child`), and with systemd, the first process of
+        // the namespace, every process in it.
         wait::kill(&mut self.unshare);
     }
 }

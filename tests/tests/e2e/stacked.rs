@@ -1,4 +1,5 @@
-//! Stacked devices: dm, loop and btrfs above a ublk disk, and the same below a backend; other nodes and other daemons.
+//! Stacked devices: dm, loop and btrfs above a ublk disk or below a backend; a second node of a disk, a
+//! second daemon, and disks that the host uses.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Read, Write};
@@ -54,13 +55,13 @@ pub(crate) fn cases() -> Vec<Case> {
     dm.into_iter().chain(btrfs).chain(loops).chain(shared).chain(plain).chain(own).collect()
 }
 
-/// A device on a file of 256 MiB, which is made.
+/// A configuration with a device `d` on a file of 256 MiB, which the daemon creates.
 fn config(scene: &Scene) -> String {
     let file = scene.dir().join("d.img");
     format!("version: 1\ndevices:\n  d: {{ backend: {{ file: {}, size: 256MiB, create: true }} }}\n", file.display())
 }
 
-/// Bytes that no file system has by chance.
+/// 24 MiB of pseudo-random bytes, which no file system contains by chance.
 fn pattern() -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let next = || {
@@ -72,7 +73,7 @@ fn pattern() -> Vec<u8> {
     std::iter::repeat_with(next).take(24 * MIB).collect()
 }
 
-/// What stands between the device and the file system.
+/// The stacked device between the device and the file system.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Between {
     Nothing,
@@ -81,7 +82,8 @@ enum Between {
 }
 
 fn f60_sigterm_writes_back_ext4_on_a_dm_target(scene: &Scene) -> Result<()> {
-    // 24 MiB that are dirty in the page cache of the file system: the table of mounts has the number of dm-0, not of the device.
+    // 24 MiB are dirty in the page cache of the file system. The table of mounts has the device number of
+    // dm-0, not that of the ublk device.
     is_written_back(scene, FileSystem::Ext4, Between::Mapper, sigterm)
 }
 
@@ -106,7 +108,8 @@ fn sigterm(_: &Scene, daemon: Daemon) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-/// Writes 24 MiB to a file system above the device, removes the device with the data dirty, and expects the data on the disk.
+/// Writes 24 MiB to a file system above the device, removes the device while the data is dirty, and expects
+/// the data on the disk.
 fn is_written_back(
     scene: &Scene,
     kind: FileSystem,
@@ -122,7 +125,7 @@ fn is_written_back(
     let mount = Mount::new_of(kind, above.unwrap_or(&device.node), &point)?;
     fs::write(point.join("file"), pattern())?;
     remove(scene, daemon)?;
-    // The disk is gone; what is still in memory must not help.
+    // The disk is gone. Drop the page cache of the file system, so that the data can come from the disk only.
     mount.unmount()?;
     drop((mapped, looped));
     let daemon = scene.start(&config(scene))?;
@@ -150,7 +153,8 @@ fn f61_del_and_reload_are_refused_while_btrfs_is_mounted(scene: &Scene) -> Resul
 }
 
 fn f61_del_is_refused_while_a_loop_device_stands_on_the_device(scene: &Scene) -> Result<()> {
-    // A loop device opens its backing file inside the kernel: no process has the disk open. Mounted or not.
+    // A loop device opens its backing file inside the kernel, so no process has the disk open. `del` is
+    // refused whether the loop device is mounted or not.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 64MiB } }\n")?;
     let device = scene.device("d")?;
     let above = LoopDisk::new(&device.node, 512)?;
@@ -166,7 +170,7 @@ fn f61_del_is_refused_while_a_loop_device_stands_on_the_device(scene: &Scene) ->
 }
 
 fn f61_del_is_refused_while_the_device_is_open_by_another_node(scene: &Scene) -> Result<()> {
-    // As a container has it: a node of the same number and another name.
+    // A container may have a node with the number of the device and a different name.
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
     let device = scene.device("d")?;
     let node = Node::like(scene, &device)?;
@@ -180,7 +184,7 @@ fn f61_del_is_refused_while_the_device_is_open_by_another_node(scene: &Scene) ->
 
 #[allow(unsafe_code, reason = "a mapping, which no code reads")]
 fn f61_del_is_refused_while_the_device_is_only_mapped(scene: &Scene) -> Result<()> {
-    // mmap keeps the disk open after close.
+    // A mapping keeps the disk open after close(2).
     let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
     let disk = File::open(scene.device("d")?.node)?;
     let length = NonZeroUsize::new(4096).context("not zero")?;
@@ -197,7 +201,8 @@ fn f61_del_is_refused_while_the_device_is_only_mapped(scene: &Scene) -> Result<(
 }
 
 fn f61_del_is_refused_while_a_descriptor_of_the_device_is_in_a_socket(scene: &Scene) -> Result<()> {
-    // No folder of /proc shows a descriptor between sendmsg and recvmsg. TRY_STOP alone knows: the kernel counts openers.
+    // /proc does not show a descriptor between sendmsg and recvmsg. Only TRY_STOP detects it, because the
+    // kernel counts the openers of a disk.
     let daemon = scene.start(
         "version: 1\n\
          devices:\n  d: { backend: { memory: 16MiB }, limits: { iops-total: 50 } }\n  e: { backend: { null: 1MiB } }\n",
@@ -214,24 +219,25 @@ fn f61_del_is_refused_while_a_descriptor_of_the_device_is_in_a_socket(scene: &Sc
     drop(disk);
     let refused = scene.ask(&["del", "d"])?.expect_code(5)?;
     refused.expect_stderr(&["error[E-BUSY]", "open, by no process that /proc shows"])?;
-    // The device is as it was: live, and limited.
+    // The refusal leaves the device live and limited.
     ensure!(scene.listed("d")?["state"] == "live", "{}", scene.listed("d")?);
     let job = Job::new("iops-limit-is-met-to-one-percent").set("DEVICE", device.node()).set("RW", "randread");
     let report = scene.fio(job.set("BLOCK", 4096).set("DEPTH", 4).set("SECONDS", 2))?.finish(Duration::from_secs(9))?;
     expect_near("operations a second after the refusal", report.only()?.iops(4096), 50.0, 0.02)?;
-    // A forced removal that joins one that the kernel refuses does not wait for the opener.
+    // A forced removal joins a removal whose TRY_STOP the kernel refuses. Both succeed without waiting for the
+    // opener; the id stays reserved.
     let waiting = scene.begin_ask(&["del", "d"])?;
     std::thread::sleep(Duration::from_millis(600));
     let forced = scene.ask(&["del", "d", "--force"])?.expect_code(0)?;
     ensure!(forced.stderr.contains("stays reserved") || forced.stdout.contains("stays reserved"), "{forced}");
     waiting.finish(Duration::from_secs(5))?.expect_code(0)?;
     drop((end, other_end));
-    // Without an opener the kernel stops it.
+    // TRY_STOP of a device without an opener succeeds.
     scene.ask(&["del", "e"])?.expect_code(0)?;
     daemon.stop().map(drop)
 }
 
-/// Another node of a device, gone when dropped.
+/// A second node of a device, removed on drop.
 struct Node(PathBuf);
 
 impl Node {
@@ -252,7 +258,7 @@ impl Drop for Node {
 }
 
 fn f62_zeroes_are_written_over_dirty_pages_of_a_buffered_block_backend(scene: &Scene) -> Result<()> {
-    // The lanes' descriptors have no claim on the disk, and fallocate needs one where pages are dirty.
+    // Over dirty pages fallocate(2) needs a claim on the disk, and the descriptors of the lanes have none.
     let file = scene.dir().join("below.img");
     File::create(&file)?.set_len(32 * MIB as u64)?;
     let below = LoopDisk::new(&file, 512)?;
@@ -270,7 +276,8 @@ fn f62_zeroes_are_written_over_dirty_pages_of_a_buffered_block_backend(scene: &S
 }
 
 fn f63_a_second_daemon_does_not_take_a_stable_name(scene: &Scene) -> Result<()> {
-    // Another state directory, the same name: refused, and the first one's link stays.
+    // A second daemon with its own state directory has a device of the same name. It is refused, and the
+    // stable name still leads to the device of the first daemon.
     let config = "version: 1\ndevices:\n  v: { backend: { memory: 1MiB } }\n";
     let daemon = scene.start(config)?;
     let device = scene.device("v")?;
@@ -298,7 +305,7 @@ fn f64_a_backend_above_a_device_of_ours_is_refused_through_dm(scene: &Scene) -> 
 }
 
 fn f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused(scene: &Scene) -> Result<()> {
-    // And it is not made.
+    // The add is refused before `--create` makes the file.
     let daemon = scene.start(&config(scene))?;
     let device = scene.device("d")?;
     let mount = Mount::new_of(FileSystem::Btrfs, &device.node, &scene.dir().join("mount"))?;
@@ -312,7 +319,7 @@ fn f64_a_file_on_a_btrfs_above_a_device_of_ours_is_refused(scene: &Scene) -> Res
 }
 
 fn f64_a_file_that_a_loop_device_serves_is_refused(scene: &Scene) -> Result<()> {
-    // A loop device takes no lock.
+    // A loop device takes no lock on its backing file, so the daemon's own lock does not detect it.
     let file = scene.dir().join("served.img");
     File::create(&file)?.set_len(MIB as u64)?;
     let served = LoopDisk::new(&file, 512)?;
@@ -326,7 +333,8 @@ fn f64_a_file_that_a_loop_device_serves_is_refused(scene: &Scene) -> Result<()> 
 }
 
 fn f90_a_disk_or_file_that_the_host_uses_is_refused_to_a_writer_that_shares_it(scene: &Scene) -> Result<()> {
-    // `shared: true` is for devices and hosts that serve one disk. Each user is named; a loop device is one that takes no claim.
+    // `shared: true` permits further devices and hosts on one disk, not use by this host: mount, swap, dm,
+    // and a loop device, which takes no claim. The refusal names each user.
     let disk = RamDisk::new(16)?;
     let whole = disk.node().display().to_string();
     disks::partition(disk.node())?;
@@ -387,8 +395,9 @@ fn f90_a_disk_or_file_that_the_host_uses_is_refused_to_a_writer_that_shares_it(s
 }
 
 fn f65_a_flush_waits_for_a_thread_of_the_kernel(scene: &Scene) -> Result<()> {
-    // The control group of the daemon has no room for the thread that io_uring wants for the first flush of a queue. The start has
-    // given one to at most one of the two queues, and each gets its flushes from a CPU of its own.
+    // io_uring needs a kernel thread for the first flush of a queue, and the control group of the daemon has
+    // no room for a thread. The start has made such a thread for one of the two queues at most, and each of
+    // the two flushes comes from a CPU of its own, hence through a queue of its own.
     let daemon = scene.start(&config(scene).replace("create: true }", "create: true }, queues: 2"))?;
     let device = scene.device("d")?;
     let group = ControlGroup::of(daemon.pid())?;
@@ -407,7 +416,7 @@ fn f65_a_flush_waits_for_a_thread_of_the_kernel(scene: &Scene) -> Result<()> {
     daemon.stop().map(drop)
 }
 
-/// A control group with one process, gone when dropped.
+/// A control group with one process, removed on drop.
 struct ControlGroup(PathBuf);
 
 impl ControlGroup {

@@ -30,7 +30,7 @@ const PATHS_LIMIT: Duration = Duration::from_secs(1);
 pub struct Behind {
     /// Bytes.
     sizes: BTreeMap<String, u64>,
-    /// The devices whose path no longer leads to the open file, each with the text of the warning.
+    /// Texts of warnings, for the devices with a path that no longer leads to the open file.
     replaced: BTreeMap<String, String>,
     /// Whether the driver has UPDATE_SIZE.
     can_resize: bool,
@@ -69,7 +69,8 @@ impl Behind {
         staying.map(|(name, words)| Warning::new("W-BACKING-CHANGED", format_args!("device={name} {words}"))).collect()
     }
 
-    /// Adds the sizes that `to` leaves open to `plan`, which leads to `to`. Returns a warning for each size that is kept.
+    /// Adds the sizes that `to` leaves open to `plan`, which leads to `to`. Returns a warning for each
+    /// size that is kept.
     pub fn follow(&self, plan: &mut Plan, table: &Table, to: &Config, may_shrink: bool) -> Vec<Warning> {
         let mut kept = Vec::new();
         for device in to.devices.iter().filter(|device| device.backend.size().is_none()) {
