@@ -1,17 +1,19 @@
-//! The directory of a daemon: its lock, its socket, a file for each of its devices and one for its groups.
+//! The state directory of a daemon: its lock, its socket, a file for each device, one for all groups, and
+//! one for the levels.
 //!
 //! ```text
-//!   /run/ublk-throttle/        0750, ours
-//!     lock                     flock held as long as the daemon lives; holds its pid
-//!     control.sock             0600, or 0660 for who may look (`control.group`)
-//!     NAME.device.json         what `list` shows when the daemon does not answer, and what the next one needs to serve on
-//!     groups.json              the groups as they are in force
-//!     levels.json              how full the limits were a moment ago; stays when the daemon ends
+//!   /run/ublk-throttle/        0750, owned by the user of the daemon
+//!     lock                     flock(2) for the life of the daemon; contains its pid
+//!     control.sock             0600, or 0660 for the readers (`control.group`)
+//!     NAME.device.json         for `list` without a live daemon, and for the recovery by the next daemon
+//!     groups.json              the groups in force
+//!     levels.json              the levels of the buckets, stored each second; stays when the daemon ends
 //! ```
 //!
-//! No link is followed, nothing is removed that is not ours. A file is written beside its place, made durable, and renamed: so
-//! one that is not whole, of another version or of another user was not written by us. Its content is never guessed at: the
-//! daemon that starts renames it to `FILE.aside`, and serves the devices of the readable files.
+//! Links are not followed, and files of different users are not removed. A state file is written under a
+//! temporary name, made durable, and renamed. A daemon of this version therefore leaves no file that is
+//! incomplete, has a different version or belongs to a different user. Such a file is not interpreted: the
+//! next daemon renames it to `FILE.aside` and serves the devices of the readable files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -34,59 +36,60 @@ const SUFFIX: &str = ".device.json";
 const GROUPS: &str = "groups.json";
 const LEVELS: &str = "levels.json";
 
-/// Of the files. A daemon reads its own version and no other.
+/// Version of the state files. A daemon reads only files of its own version.
 pub const VERSION: u64 = 1;
 
-/// A file that is longer was not written by us: the longest path takes 24 KiB in JSON.
+/// The most bytes that are read of a file. A longer file was not written by a daemon: the longest path
+/// takes 24 KiB in JSON.
 const BYTES_MAX: u64 = 16 << 20;
 
-/// Keys and values, as `add` takes them.
+/// Keys and values, as the command `add` takes them.
 pub type Settings = Vec<(String, String)>;
 
-/// What is written down of a device.
+/// The state file of a device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     version: u64,
-    /// What `list` shows.
+    /// The status for `list`.
     #[serde(flatten)]
     pub status: Status,
-    /// The device as it is in force.
+    /// The settings in force.
     pub device: Settings,
-    /// As the file of the configuration has it; none if a command made it.
+    /// The settings in the configuration file; `None` if a command made the device.
     pub entry: Option<Settings>,
-    /// Device and inode number of the file behind it.
+    /// Device and inode number of the backing file.
     pub identity: Option<(u64, u64)>,
 }
 
 impl Record {
-    /// Of this version.
+    /// A record of this version.
     pub fn new(status: Status, device: Settings, entry: Option<Settings>, identity: Option<(u64, u64)>) -> Self {
         Self { version: VERSION, status, device, entry, identity }
     }
 }
 
-/// What is written down of all groups, each list as a configuration.
+/// The state file of all groups. Each of the two lists is the text of a configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupsRecord {
     version: u64,
-    /// Told from every other start of the machine: the groups of an earlier one have ended with it.
+    /// The boot of the host. The groups of an earlier boot have ended with it.
     pub boot: String,
-    /// As they are in force.
+    /// The groups in force.
     pub groups: String,
-    /// As the file of the configuration had them.
+    /// The groups as the configuration file had them.
     pub entries: String,
 }
 
 impl GroupsRecord {
-    /// Of this version and this start of the machine.
+    /// A record of this version and this boot.
     pub fn new(groups: String, entries: String) -> Self {
         Self { version: VERSION, boot: boot(), groups, entries }
     }
 }
 
-/// What tells this start of the machine from every other.
+/// The identifier of this boot of the host, `boot_id` of the kernel.
 pub fn boot() -> String {
-    // Asked each second, and never another one.
+    // Read once: the levels are stored each second, and the identifier does not change.
     static BOOT: LazyLock<String> =
         LazyLock::new(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned());
     BOOT.clone()
@@ -102,17 +105,17 @@ pub struct Unread {
 }
 
 impl Unread {
-    /// A file of a device that was read, and whose content is refused.
+    /// The file of a device, which was read, but has settings that are refused.
     pub fn of_device(name: &str, failure: Failure) -> Self {
         Self { file: format!("{name}{SUFFIX}").into(), failure }
     }
 
-    /// The file of the groups, which was read, and whose content is refused.
+    /// The file of the groups, which was read, but has settings that are refused.
     pub fn of_groups(failure: Failure) -> Self {
         Self { file: GROUPS.into(), failure }
     }
 
-    /// The file of the levels, which was read, and whose content is refused.
+    /// The file of the levels, which was read, but has levels that are refused.
     pub fn of_levels(failure: Failure) -> Self {
         Self { file: LEVELS.into(), failure }
     }
@@ -122,7 +125,7 @@ impl Unread {
         self.file.to_str()?.strip_suffix(SUFFIX)
     }
 
-    /// What is lost with the file.
+    /// The loss that follows from setting the file aside, for the log.
     fn loss(&self) -> &'static str {
         match self.file.to_str() {
             Some(GROUPS) => "what `set` changed of groups is lost",
@@ -139,7 +142,7 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the directory if need be, and locks it.
+    /// Locks the directory, and makes it first if it does not exist.
     pub fn lock(path: &Path) -> Outcome<Self> {
         match DirBuilder::new().mode(0o750).create(path) {
             Ok(()) => {}
@@ -195,7 +198,7 @@ impl StateDir {
         self.replace(LEVELS, record)
     }
 
-    /// What an earlier daemon wrote down of its levels.
+    /// The levels that an earlier daemon stored; `None` without a file.
     pub fn levels<T: DeserializeOwned>(&self) -> Result<Option<T>, Unread> {
         self.read_one(LEVELS)
     }
@@ -203,7 +206,7 @@ impl StateDir {
     fn replace(&self, name: &str, content: &impl Serialize) -> Outcome<()> {
         let (at, fresh) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         let write = || -> io::Result<()> {
-            // In one piece: a writer without a buffer is given each word and each comma by itself.
+            // Serialise first: serde_json would write each token to an unbuffered file by a call of its own.
             let content = serde_json::to_vec(content)?;
             let _ = fs::remove_file(&fresh);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&fresh)?;
@@ -217,12 +220,12 @@ impl StateDir {
         write().or_fail(Class::State, format!("cannot write {}", at.display()))
     }
 
-    /// What an earlier daemon wrote down of its devices, by name, and the files that cannot be read.
+    /// The records that an earlier daemon stored of its devices, sorted by name, and the unreadable files.
     pub fn records(&self) -> Outcome<(Vec<Record>, Vec<Unread>)> {
         Ok(records(&self.path)?.unwrap_or_default())
     }
 
-    /// What an earlier daemon wrote down of its groups.
+    /// The groups that an earlier daemon stored; `None` without a file.
     pub fn groups(&self) -> Result<Option<GroupsRecord>, Unread> {
         self.read_one(GROUPS)
     }
@@ -235,8 +238,8 @@ impl StateDir {
         parse(&path).map(Some).map_err(|failure| Unread { file: name.into(), failure })
     }
 
-    /// Renames a file that cannot be read to `FILE.aside`, or the first free one of `FILE.aside-2` and so on. The line tells path,
-    /// reason, new name and what is lost.
+    /// Renames an unreadable file to `FILE.aside`, or to the first free name of `FILE.aside-2`, `FILE.aside-3`
+    /// and so on. Returns a line for the log, with path, reason, new name and loss.
     pub fn put_aside(&self, unread: &Unread) -> String {
         let at = self.path.join(&unread.file);
         let aside = (1..).map(|number| aside(&at, number)).find(|aside| fs::symlink_metadata(aside).is_err());
@@ -248,12 +251,12 @@ impl StateDir {
         }
     }
 
-    /// Removes the file of the groups: they have ended with the daemon.
+    /// Removes the file of the groups, which end with the daemon.
     pub fn forget_groups(&self) {
         let _ = fs::remove_file(self.path.join(GROUPS));
     }
 
-    /// Removes the state file of a device that has gone.
+    /// Removes the state file of a removed device.
     pub fn forget(&self, name: &str) {
         let _ = fs::remove_file(self.file(name));
     }
@@ -269,11 +272,11 @@ fn aside(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-/// What the state files say, for a reader that found no daemon, and the files that cannot be read. `None` if there is no such
-/// directory.
+/// The devices in the state files, for a command that found no live daemon, and the unreadable files. `None`
+/// if the directory does not exist.
 pub fn read(path: &Path) -> Outcome<Option<(Vec<Status>, Vec<Unread>)>> {
     let unserved = |record: Record| {
-        // Whoever wrote it does not answer, so what it said about its work no longer holds.
+        // The daemon that wrote the record does not answer, so its state and its held requests are out of date.
         Status { state: "unserved".to_owned(), held: 0, ..record.status }
     };
     Ok(records(path)?.map(|(records, unread)| (records.into_iter().map(unserved).collect(), unread)))
@@ -313,14 +316,16 @@ fn record(path: &Path, file: &OsStr) -> Outcome<Record> {
     Ok(record)
 }
 
-/// Reads a file of ours, if it is one.
+/// Reads a state file. Refuses a file that is not regular, does not belong to the owner of its directory,
+/// has further hard links, or can be written by a group or by all users.
 fn parse<T: DeserializeOwned>(path: &Path) -> Outcome<T> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
         .open(path)
         .map_err(|cause| unsafe_or(path, cause, "; look who made it"))?;
-    // Its directory is safely the daemon's; a reader may be somebody else.
+    // Compare with the owner of the directory, who is the user of the daemon; `list` may run as a different
+    // user.
     let owner = fs::metadata(path.parent().unwrap_or(Path::new("/"))).or_fail(Class::State, path.display())?.uid();
     let metadata = file.metadata().or_fail(Class::State, path.display())?;
     if !metadata.is_file() || metadata.uid() != owner || metadata.nlink() != 1 || metadata.mode() & 0o022 != 0 {
@@ -346,8 +351,9 @@ fn unreadable(path: &Path, why: &str) -> Failure {
     Failure::new(Class::State, format!("{} is no state file that this program can read: {why}", path.display()))
 }
 
-/// Makes room for a socket at `path`: a stale one of ours goes, anything else is left and refused. Only to be called with the
-/// lock held, so that a stale one of this directory is really stale.
+/// Removes a stale socket of this user at `path`. Any further kind of file there, and a socket on which a
+/// daemon answers, is left and refused. The caller must hold the lock of the state directory: a socket in
+/// it is then stale.
 pub fn clear_socket(path: &Path) -> Outcome<()> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -360,7 +366,7 @@ pub fn clear_socket(path: &Path) -> Outcome<()> {
             format!("{} is in the way: it is not a socket of ours; choose another --socket", path.display()),
         ));
     }
-    // A daemon with another state directory may be behind it.
+    // A daemon with a different state directory may listen on it.
     if UnixStream::connect(path).is_ok() {
         return Err(Failure::new(
             Class::Locked,
@@ -415,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_second_daemon_is_told_the_pid_of_the_first() {
-        // The flock decides, not the file: it goes with the process, however that ends.
+        // The flock decides, not the existence of the file: the kernel releases it at the death of the process.
         let path = scratch("lock");
         let first = StateDir::lock(&path).unwrap();
         let refused = StateDir::lock(&path).err().unwrap();
@@ -471,7 +477,8 @@ mod tests {
         fs::remove_dir_all(&path).unwrap();
     }
 
-    /// A state directory with a sound file of `e` and, for each broken one of `d`, what its making does to the path of the file.
+    /// Makes a state directory with a sound file of `e`, and calls `check` with the directory and the path of
+    /// the file of `d` for each of 8 broken files.
     fn with_broken(name: &str, check: impl Fn(&StateDir, &Path)) {
         let path = scratch(name);
         let state_dir = StateDir::lock(&path).unwrap();
@@ -493,8 +500,8 @@ mod tests {
 
     #[test]
     fn f83_one_file_that_cannot_be_read_hides_no_other() {
-        // Half of a file, a newer version, a device under another's name, a link, a directory: told with the path and put aside under
-        // a name that is free, with what is in it.
+        // Broken: empty, garbage, half of a file, no version, a newer version, a device under the name of a second
+        // one, a link, a directory. Each is reported with its path and renamed to a free name, content included.
         let asides = std::cell::Cell::new(0);
         with_broken("broken", |state_dir, file| {
             let (records, unread) = state_dir.records().unwrap();
