@@ -24,7 +24,7 @@ use nix::sys::stat::fstat;
 /// Serialises lines, and protects file descriptor 2 while [`quietly`] has redirected it.
 static STDERR: Mutex<()> = Mutex::new(());
 /// How long a write waits until stderr is writable, in ms: 5 s in a command, which has no work
-/// besides; 0 in the daemon ([`never_wait`]).
+/// besides; 0 in the daemon, from [`never_wait`] on.
 static WAIT_MS: AtomicI32 = AtomicI32::new(5000);
 /// The number of writes that stderr did not accept.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -43,7 +43,7 @@ pub fn info(line: impl fmt::Display) {
     write(Priority::Info, &line.to_string());
 }
 
-/// Logs a problem that the program has handled by itself. `code` is stable across versions.
+/// Logs a problem that the program has handled by itself, with a stable `code`.
 pub fn warn(code: &'static str, line: impl fmt::Display) {
     Warning::new(code, line).log();
 }
@@ -56,7 +56,7 @@ pub struct Warning {
 }
 
 impl Warning {
-    /// `code` is stable across versions.
+    /// A warning with a stable `code`.
     pub fn new(code: &'static str, line: impl fmt::Display) -> Self {
         Self { code, line: line.to_string() }
     }

@@ -1,4 +1,4 @@
-//! Anonymous memory whose addresses are passed to the kernel. A mapping shares no page with any further
+//! Anonymous memory for addresses that are passed to the kernel. A mapping shares no page with any further
 //! allocation, and reads as zeros until it is written to.
 
 #![allow(unsafe_code, reason = "an anonymous mapping; who slices it keeps the slices apart")]
@@ -34,7 +34,7 @@ impl Mapping {
         Ok(Self { start: start.cast(), length })
     }
 
-    /// The address `offset` bytes from the start. Panics if it is behind the end.
+    /// The address `offset` bytes from the start. Panics unless it lies in the mapping.
     pub fn at(&self, offset: usize) -> NonNull<u8> {
         assert!(offset < self.length.get(), "byte {offset} of a mapping of {}", self.length);
         // SAFETY: the address lies in the mapping, by the assertion above.

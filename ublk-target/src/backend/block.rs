@@ -1,8 +1,8 @@
 //! The backend `block`: a whole block device.
 //!
-//! It differs from the backend `file` in three points. All sizes come from the device. A writer is
-//! refused while the host uses the disk itself (mounted, swap, below a stacked disk). Discard is that of
-//! the device, if the device can discard.
+//! Differences to the backend `file`: all sizes come from the device; a writer is refused while the host
+//! uses the disk itself (mounted, swap, below a stacked disk); discard is that of the device, if the
+//! device can discard.
 //!
 //! A reader is not refused: on a mounted disk it may read old data, or half of a change.
 

@@ -66,7 +66,7 @@ pub fn fallocate(file: &File, request: &Request, mode: i32) -> Entry {
         .build()
 }
 
-/// The descriptor of `file` for an SQE. The lane whose queue submits the SQE keeps the file open.
+/// The descriptor of `file` for an SQE. The lane that issues the SQE keeps the file open.
 pub fn descriptor(file: &File) -> types::Fd {
     types::Fd(file.as_raw_fd())
 }

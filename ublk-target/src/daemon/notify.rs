@@ -15,7 +15,7 @@ pub fn tell(state: &str) {
     }
 }
 
-/// Reports the begin of a reload. `READY=1` must follow at its end.
+/// Reports the start of a reload. `READY=1` must follow at its end.
 pub fn reloading() {
     tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::now().as_nanos() / 1000));
 }

@@ -5,7 +5,7 @@
 //!   settings in force after the command ─► long waits, shared paths ─┴─► `warnings` of the answer, log
 //! ```
 //!
-//! The texts are those of `check`. They cover the device or group that the command changed, and the
+//! The texts are those of `check`. Warnings cover the device or group that the command changed, and the
 //! groups above it if the command put it there. A command that raises a limit of one device gets no
 //! warning about a second device.
 

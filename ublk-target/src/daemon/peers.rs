@@ -8,7 +8,7 @@
 //!
 //! The kernel reports the credentials of the process that called connect(2) (SO_PEERCRED,
 //! SO_PEERGROUPS); a process that inherits the socket later does not change them. The pid of the
-//! client is not used: it may have been reused for a different process.
+//! client is not used, because the kernel may have reused it for a different process.
 
 use std::os::fd::AsFd;
 

@@ -66,8 +66,8 @@ impl DeviceThread {
     }
 }
 
-/// Starts `partx`. Its exit code is not reported: it fails as well for a disk without a partition table,
-/// or with partitions that the kernel already knows.
+/// Starts `partx`. Its exit code is ignored, because `partx` also fails for a disk without a partition
+/// table, or with partitions that the kernel already knows.
 fn spawn(node: &str) -> std::io::Result<Child> {
     Command::new("partx")
         .args(["--add", node])

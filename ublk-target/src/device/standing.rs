@@ -8,8 +8,8 @@
 //! All settings besides are in the description of the device, which never changes.
 //!
 //! The lock protects the fields of [`Standing`]. Because the device thread takes `member` under this
-//! lock, no thread queries or changes a member that has left the throttle. The throttle's own lock may
-//! be taken inside this lock, never the other way round.
+//! lock, no thread queries or changes a member that has left the throttle. Order of locks: this lock
+//! first, then the throttle's own.
 
 use throttle_core::group::MemberId;
 use throttle_core::limits::Limits;
@@ -22,7 +22,7 @@ pub struct Standing {
     pub member: Option<MemberId>,
     /// The group of the device.
     pub group: Option<String>,
-    /// The share in the rate of the group, relative to the weights of its other members.
+    /// The share in the rate of the group, in proportion to the weights of all its members.
     pub weight: u32,
     /// The limits of the device itself, besides those of its group.
     pub limits: Limits,
