@@ -437,7 +437,7 @@ fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> 
 
 fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) -> Result<()> {
     // The daemon has died, the file of `a` is missing, and a second client deletes the device: the daemon
-    // cannot make it anew. Device `n` is served all the time.
+    // cannot make it anew. Device `n` stays served and limited.
     let text = config(scene, &["a", "n"]);
     let daemon = ready(scene, &text)?;
     let id = scene.device("a")?.id.to_string();

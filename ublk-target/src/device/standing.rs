@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   control thread   locks the devices of a change, in the order of names ─► Throttle::apply ─► fields ─► unlocks
-//!   device thread    locks its own device: sets `size` after a resize; takes `member` before it leaves the throttle
+//!   device thread    locks its own device: sets `size` (ADD, recovery, resize); takes `member`, leaves the throttle
 //! ```
 //!
 //! All settings besides are in the description of the device, which never changes.
@@ -26,7 +26,7 @@ pub struct Standing {
     pub weight: u32,
     /// The limits of the device itself, besides those of its group.
     pub limits: Limits,
-    /// Size in bytes; `None` until the kernel has made the disk.
+    /// Size in bytes; `None` until ADD or the recovery of the device.
     pub size: Option<u64>,
     /// The device as the configuration file has it. `None` if a command made it; a reload then does not
     /// remove it.
