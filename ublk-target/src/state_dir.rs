@@ -491,7 +491,16 @@ mod tests {
             fs::write(&file, text).unwrap();
             check(&state_dir, &file);
         }
-        symlink(path.join("lock"), &file).unwrap();
+        // A sound record, but by a link, under a second name, or writable by every user.
+        let record = path.join("sound");
+        fs::write(&record, &sound).unwrap();
+        fs::set_permissions(&record, fs::Permissions::from_mode(0o600)).unwrap();
+        symlink(&record, &file).unwrap();
+        check(&state_dir, &file);
+        fs::hard_link(&record, &file).unwrap();
+        check(&state_dir, &file);
+        fs::write(&file, &sound).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
         check(&state_dir, &file);
         fs::create_dir(&file).unwrap();
         check(&state_dir, &file);
@@ -501,7 +510,7 @@ mod tests {
     #[test]
     fn f83_one_file_that_cannot_be_read_hides_no_other() {
         // Broken: empty, garbage, half of a file, no version, a newer version, a device under the name of a second
-        // one, a link, a directory. Each is reported with its path and renamed to a free name, content included.
+        // one, a link, a second name, mode 0666, a directory. Each is reported with its path and renamed to a free name, content included.
         let asides = std::cell::Cell::new(0);
         with_broken("broken", |state_dir, file| {
             let (records, unread) = state_dir.records().unwrap();
@@ -516,7 +525,7 @@ mod tests {
             assert!(fs::symlink_metadata(file).is_err() && fs::symlink_metadata(aside).is_ok(), "{told}");
             assert_eq!(state_dir.records(), Ok((vec![record("e")], Vec::new())));
         });
-        assert_eq!(asides.get(), 8);
+        assert_eq!(asides.get(), 10);
     }
 
     #[test]

@@ -437,8 +437,15 @@ fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> 
 
 fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) -> Result<()> {
     // The daemon has died, the file of `a` is missing, and a second client deletes the device: the daemon
-    // cannot make it anew. Device `n` stays served and limited.
-    let text = config(scene, &["a", "n"]);
+    // cannot make it anew. Device `n` stays served and limited; without `n` the daemon goes on with
+    // no device.
+    device_is_lost(scene, &["a", "n"])?;
+    device_is_lost(scene, &["a"])
+}
+
+/// Loses device `a` of these devices, and makes it by a reload.
+fn device_is_lost(scene: &Scene, names: &[&str]) -> Result<()> {
+    let text = config(scene, names);
     let daemon = ready(scene, &text)?;
     let id = scene.device("a")?.id.to_string();
     daemon.kill(ANSWER_LIMIT)?;
@@ -454,7 +461,7 @@ fn f76_a_device_lost_while_its_file_is_away_takes_no_other_along(scene: &Scene) 
     daemon.wait_for_log("error[E-BACKING]: device \"a\"", ANSWER_LIMIT)?;
     std::thread::sleep(Duration::from_secs(1));
     ensure!(daemon.is_running()?, "the daemon ended:\n{}", daemon.log()?);
-    expect_limited(scene, "n")?;
+    names[1..].iter().try_for_each(|name| expect_limited(scene, name))?;
     // With the file back in place, a reload makes the device.
     fs::remove_dir(&image)?;
     fs::rename(&away, &image)?;
@@ -494,12 +501,10 @@ fn f78_another_watcher_is_made_for_one_that_dies(scene: &Scene) -> Result<()> {
     let load = load(scene, WRITES, &device)?;
     let id = device.id.to_string();
     let del = scene.begin_tool("rublk", &["del", "-n", &id])?;
-    for pid in scene.processes() {
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if command.contains("__watch") {
-            kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
-        }
-    }
+    let is_watcher =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.contains("__watch"));
+    let watcher = wait::until("a watcher", ANSWER_LIMIT, || Ok(scene.processes().into_iter().find(is_watcher)))?;
+    kill(Pid::from_raw(i32::try_from(watcher)?), Signal::SIGKILL)?;
     let del = del.finish(ANSWER_LIMIT)?;
     expect_in_time("a del of another client", del.took, ANSWER_LIMIT)?;
     load.finish_any(ANSWER_LIMIT)?;

@@ -460,6 +460,8 @@ mod tests {
         // as well.
         let file = File::open("/proc/self/status").unwrap();
         assert!(!go_direct(&file, None));
+        let unnamed = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open("/dev/shm").unwrap();
+        assert!(!go_direct(&unnamed, None));
     }
 
     #[test]

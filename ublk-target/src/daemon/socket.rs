@@ -181,7 +181,10 @@ mod tests {
         fs::write(&precious, "precious").unwrap();
         fs::set_permissions(&precious, Permissions::from_mode(0o640)).unwrap();
         let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o777;
-        let gid = nix::unistd::getegid().as_raw();
+        let group = |path: &Path| fs::symlink_metadata(path).unwrap().gid();
+        let own = nix::unistd::getegid().as_raw();
+        // Only root can give a file to any group.
+        let gid = if nix::unistd::geteuid().is_root() { 4711 } else { own };
         let place = Socket::new(path.clone(), PathBuf::new(), None);
         tokio_uring::start(async {
             // `bind` alone: the umask of `listen` would hold for all tests of the process.
@@ -191,6 +194,7 @@ mod tests {
             std::os::unix::fs::symlink(&precious, &path).unwrap();
             place.open_to(Some(gid)).unwrap();
             assert_eq!((mode(&away), mode(&precious)), (0o660, 0o640));
+            assert_eq!((group(&away), group(&precious)), (gid, own));
             place.remove();
             assert!(path.is_symlink() && precious.exists());
             assert_eq!(ours(&path, Metadata::is_file).unwrap_err().class, Class::UnsafePath);
