@@ -91,6 +91,7 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
         on_stop,
         zero_copy,
         cpus,
+        required,
         ..
     } = device;
     let id = id.map_or_else(String::new, |id| format!(" (/dev/ublkb{id})"));
@@ -120,6 +121,9 @@ fn describe_device(out: &mut String, device: &Device, siblings: &Siblings<'_>) {
     }
     if let Some(cpus) = cpus {
         line(out, format_args!("  served on CPUs {cpus}"));
+    }
+    if *required && backend.path().is_some() {
+        line(out, format_args!("  without its backend the daemon does not start"));
     }
 }
 

@@ -48,7 +48,7 @@ pub use model::{
 };
 pub use near::nearest;
 pub use odd::{odd_device, odd_group};
-pub use plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize, difference};
+pub use plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Remake, Resize, difference};
 pub use settings::{change_device, change_group, new_device, new_group, wanted_size};
 pub use source::Place;
 pub use written::write_groups;

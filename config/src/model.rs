@@ -125,6 +125,8 @@ pub struct Device {
     pub zero_copy: ZeroCopy,
     /// The CPUs that its queue threads may run on; `None` = all.
     pub cpus: Option<Cpus>,
+    /// Whether a start of the daemon fails without the backend. False: the device waits for its backend.
+    pub required: bool,
     /// The line at which the device begins in its file, from 1.
     pub line: u32,
 }

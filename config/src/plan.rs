@@ -21,6 +21,7 @@ use throttle_core::limits::Limits;
 
 use crate::cpus::Cpus;
 use crate::model::{Backend, Config, Device, Direct, Group};
+use crate::quantity::exact_bytes;
 
 /// The differences of two configurations.
 ///
@@ -45,6 +46,8 @@ pub struct Plan {
     pub memory_max: Option<Changed<Option<u64>>>,
     /// The Unix group that may use the reading commands.
     pub readers: Option<Changed<Option<String>>>,
+    /// Devices that wait for their backends and get new values, see [`Plan::remake`].
+    pub device_remakes: Vec<Remake>,
     /// Changes that a running device does not allow, in the order of the new configuration.
     pub refusals: Vec<FixedDevice>,
 }
@@ -110,6 +113,15 @@ pub struct FixedDevice {
     pub name: String,
     /// The line at which the device begins in the new file.
     pub line: u32,
+    /// Key, old and new value, as the file has them; at least one.
+    pub keys: Vec<(&'static str, Changed<String>)>,
+}
+
+/// A device that waits for its backend and gets new values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remake {
+    /// As the new configuration has it.
+    pub device: Device,
     /// Key, old and new value, as the file has them; at least one.
     pub keys: Vec<(&'static str, Changed<String>)>,
 }
@@ -211,7 +223,6 @@ fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
     } = to;
     let block_words =
         |size: Option<u32>| size.map_or_else(|| "that of the backend".to_owned(), |size| size.to_string());
-    let id_words = |id: Option<u32>| id.map_or_else(|| "auto".to_owned(), |id| id.to_string());
     let cpu_words = |cpus: Option<Cpus>| cpus.map_or_else(|| "all".to_owned(), |cpus| cpus.to_string());
     let pairs = [
         ("backend", place(&from.backend), place(backend)),
@@ -229,6 +240,29 @@ fn fixed(from: &Device, to: &Device) -> Option<FixedDevice> {
     ];
     let keys: Vec<_> = pairs.iter().filter_map(|(key, from, to)| Some((*key, Changed::of(from, to)?))).collect();
     (!keys.is_empty()).then(|| FixedDevice { name: name.clone(), line: *line, keys })
+}
+
+/// Every key that differs and that a device is made with, including the keys that `to` leaves open.
+fn made_with(from: &Device, to: &Device) -> Vec<(&'static str, Changed<String>)> {
+    let size_words = |size: Option<u64>| size.map_or_else(|| "that of the backend".to_owned(), exact_bytes);
+    let create_words = |backend: &Backend| matches!(backend, Backend::File { create: true, .. }).to_string();
+    let mut keys = fixed(from, to).map(|fixed| fixed.keys).unwrap_or_default();
+    let open = [
+        ("size", size_words(from.backend.size()), size_words(to.backend.size())),
+        ("create", create_words(&from.backend), create_words(&to.backend)),
+        ("direct", direct_words(from.backend.direct()), direct_words(to.backend.direct())),
+        ("id", id_words(from.id), id_words(to.id)),
+    ];
+    for (key, from, to) in open {
+        if !keys.iter().any(|(known, _)| *known == key) {
+            keys.extend(Changed::of(&from, &to).map(|changed| (key, changed)));
+        }
+    }
+    keys
+}
+
+fn id_words(id: Option<u32>) -> String {
+    id.map_or_else(|| "auto".to_owned(), |id| id.to_string())
 }
 
 /// The kind, and the path as the kernel gets it.
@@ -264,6 +298,21 @@ impl Plan {
             self.device_changes.insert(at, DeviceChange { name: name.to_owned(), ..DeviceChange::default() });
         }
         self.device_changes[at].size = Some(size);
+    }
+
+    /// Turns the refusals about a device that waits for its backend into a remake. `from` is the device in force,
+    /// `to` the same device of the new configuration. Changes of group, weight and limits stay changes.
+    pub fn remake(&mut self, from: &Device, to: &Device) {
+        self.refusals.retain(|fixed| fixed.name != to.name);
+        for change in self.device_changes.iter_mut().filter(|change| change.name == to.name) {
+            change.size = None;
+        }
+        let nothing = DeviceChange { name: to.name.clone(), ..DeviceChange::default() };
+        self.device_changes.retain(|change| *change != nothing);
+        let keys = made_with(from, to);
+        if !keys.is_empty() {
+            self.device_remakes.push(Remake { device: to.clone(), keys });
+        }
     }
 
     /// Whether the two configurations have no difference.

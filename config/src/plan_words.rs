@@ -15,7 +15,7 @@ use throttle_core::limits::{Field, LimitKind, Limits};
 use throttle_core::share::WEIGHT_DEFAULT;
 
 use crate::model::{Device, Group};
-use crate::plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Resize};
+use crate::plan::{Changed, DeviceChange, FixedDevice, GroupChange, Plan, Remake, Resize};
 use crate::quantity::{exact_bytes, exact_seconds};
 
 impl Plan {
@@ -33,6 +33,7 @@ impl Plan {
         lines.extend(self.group_changes.iter().map(changed_group));
         lines.extend(self.group_removals.iter().map(|name| format!("group {name}: removed")));
         lines.extend(self.device_changes.iter().map(changed_device));
+        lines.extend(self.device_remakes.iter().map(remade_device));
         lines.extend(self.device_additions.iter().map(added_device));
         lines.extend(self.device_removals.iter().map(|name| format!("device {name}: removed")));
         lines.extend(self.refusals.iter().map(FixedDevice::to_string));
@@ -53,8 +54,7 @@ impl fmt::Display for Plan {
 impl FixedDevice {
     /// The keys that cannot change: `queues 1 → 2, direct false → true`.
     pub fn found(&self) -> String {
-        let keys = self.keys.iter().map(|(key, Changed { from, to })| format!("{key} {from} → {to}"));
-        keys.collect::<Vec<_>>().join(", ")
+        key_changes(&self.keys).join(", ")
     }
 
     /// The cure for the refusal.
@@ -129,6 +129,15 @@ fn changed_device(change: &DeviceChange) -> String {
         format!("size {from} → {}", exact_bytes(to))
     }));
     format!("device {name}: {}", words.join(", "))
+}
+
+fn remade_device(remake: &Remake) -> String {
+    let Remake { device, keys } = remake;
+    format!("device {}, which waits for its backend: {}", device.name, key_changes(keys).join(", "))
+}
+
+fn key_changes(keys: &[(&'static str, Changed<String>)]) -> Vec<String> {
+    keys.iter().map(|(key, Changed { from, to })| format!("{key} {from} → {to}")).collect()
 }
 
 fn or_none(name: &Option<String>) -> &str {

@@ -35,11 +35,16 @@ type Setting<'s> = (&'s str, &'s str);
 /// The result of settings with its warnings, or every fault.
 type Outcome<T> = Result<(T, Vec<Warning>), Vec<Fault>>;
 
+/// The two halves of a fault about a key that `set` does not take: the reason and the cure.
+type Refusal = (&'static str, &'static str);
+
+/// For keys that only the file changes.
+const OF_FILE: Refusal = ("cannot be set", "change it in the file of the configuration, then `reload`");
+
 /// The group in force after `settings`: limits, `weight` and `parent`. A fault's path is its key.
 pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Outcome<Group> {
-    const FIXED: (&str, &str) = ("cannot be set", "change it in the file of the configuration, then `reload`");
     let mut notes = Notes::default();
-    let sorted = Sorted::of(settings, &["weight", "parent"], &group::KEYS, FIXED, &mut notes);
+    let sorted = Sorted::of(settings, &["weight", "parent"], &group::KEYS, |_| OF_FILE, &mut notes);
     let limits = sorted.limits_over(&in_force.limits, &mut notes);
     let mut group = Group { limits, ..in_force.clone() };
 
@@ -65,10 +70,14 @@ pub fn change_group(in_force: &Group, settings: &[Setting<'_>]) -> Outcome<Group
 /// The device in force after `settings`: limits, `weight`, `group` and `size`. A fault's path is
 /// its key. For a device on a block device, `size` changes nothing here: see [`wanted_size`].
 pub fn change_device(in_force: &Device, settings: &[Setting<'_>]) -> Outcome<Device> {
-    const FIXED: (&str, &str) = ("cannot change while the device runs", "remove the device and add it again");
     let fixed: Vec<&str> = device::KEYS.into_iter().chain(backend::KEYS).collect();
+    let refusal = |key: &str| match key {
+        // Read at the start of the daemon, so another device would not help.
+        "required" => OF_FILE,
+        _ => ("cannot change while the device runs", "remove the device and add it again"),
+    };
     let mut notes = Notes::default();
-    let sorted = Sorted::of(settings, &["weight", "group", "size"], &fixed, FIXED, &mut notes);
+    let sorted = Sorted::of(settings, &["weight", "group", "size"], &fixed, refusal, &mut notes);
     let limits = sorted.limits_over(&in_force.limits, &mut notes);
     let mut device = Device { limits, ..in_force.clone() };
 
@@ -122,7 +131,7 @@ pub fn new_device(name: &str, settings: &[Setting<'_>]) -> Outcome<Device> {
     check_name(name, &mut notes);
     let own = device::KEYS.into_iter().filter(|key| !["backend", "limits"].contains(key));
     let known: Vec<&str> = backend::KEYS.into_iter().chain(own).collect();
-    let sorted = Sorted::of(settings, &known, &[], ("", ""), &mut notes);
+    let sorted = Sorted::of(settings, &known, &[], |_| OF_FILE, &mut notes);
     let (backend, mut own): (Vec<_>, Vec<_>) =
         sorted.own.into_iter().partition(|entry| backend::KEYS.contains(&kebab(&entry.key).as_ref()));
     if !backend.iter().any(|entry| backend::KINDS.contains(&entry.key.as_str())) {
@@ -157,8 +166,14 @@ struct Sorted<'s> {
 }
 
 impl<'s> Sorted<'s> {
-    /// `fixed` keys are known but cannot be set: `refusal` is the finding and the cure.
-    fn of(settings: &[Setting<'s>], own: &[&str], fixed: &[&str], refusal: (&str, &str), notes: &mut Notes) -> Self {
+    /// `fixed` keys are known and not to be set; `refusal` gives the reason and the cure for a key.
+    fn of(
+        settings: &[Setting<'s>],
+        own: &[&str],
+        fixed: &[&str],
+        refusal: impl Fn(&str) -> Refusal,
+        notes: &mut Notes,
+    ) -> Self {
         let mut sorted = Self { own: Vec::new(), limits: Vec::new() };
         for &(key, value) in settings {
             let name = kebab(key);
@@ -170,7 +185,8 @@ impl<'s> Sorted<'s> {
             } else if name == "limits" {
                 notes.fault(Place::NOWHERE, &path, "holds several keys", "write each of them, like `iops-total=500`");
             } else if fixed.contains(&name.as_ref()) {
-                notes.fault(Place::NOWHERE, &path, refusal.0, refusal.1);
+                let (found, cure) = refusal(&name);
+                notes.fault(Place::NOWHERE, &path, found, cure);
             } else {
                 let hint = notes.hint(&name, own.iter().copied().chain(limits::KEYS));
                 let cure = format!("{hint}known keys: {}, and those of limits, like iops-total", own.join(", "));

@@ -45,6 +45,7 @@ impl Device {
             on_stop,
             zero_copy,
             cpus,
+            required,
             line: _,
         } = self;
         let mut settings = backend_settings(backend);
@@ -67,6 +68,10 @@ impl Device {
         add("zero-copy", zero_copy.word().to_owned());
         if let Some(cpus) = cpus {
             add("cpus", cpus.to_string());
+        }
+        // An older program does not know the key.
+        if *required {
+            add("required", required.to_string());
         }
         settings.extend(limits_settings(limits));
         settings

@@ -108,6 +108,38 @@ fn what_a_device_was_made_with_is_refused_with_its_line_and_a_way_out() {
 }
 
 #[test]
+fn f87_nothing_of_a_device_that_waits_is_fixed() {
+    // Keys that are refused for a running device, and keys that a running device keeps: `create`, an open id or size.
+    let remade = |from: &str, to: &str| {
+        let of = |body: &str| config(&format!("groups: {{ g: {{}} }}\ndevices: {{ a: {{ {body} }} }}\n"));
+        let (from, to) = (of(from), of(to));
+        let mut plan = difference(&from, &to);
+        plan.remake(&from.devices[0], &to.devices[0]);
+        assert_eq!((&plan.refusals, plan.shrinking().count()), (&Vec::new(), 0));
+        plan.lines().join("\n")
+    };
+    let waits = "device a, which waits for its backend:";
+    let file = "backend: { file: /a, size: 2MiB }";
+    assert_eq!(
+        remade(&format!("{file}, queues: 2"), "backend: { block: /b }, group: g"),
+        format!(
+            "device a: group none → g\n{waits} backend file /a → block /b, direct auto → true, queues 2 → 1, size 2MiB → that of \
+             the backend"
+        )
+    );
+    assert_eq!(
+        remade(&format!("{file}, id: 3"), "backend: { file: /a, size: 1MiB, create: true }"),
+        format!("{waits} size 2MiB → 1MiB, create false → true, id 3 → auto")
+    );
+    assert_eq!(
+        remade("backend: { file: /a, direct: true }", "backend: { file: /a }"),
+        format!("{waits} direct true → auto")
+    );
+    assert_eq!(remade(file, &format!("{file}, limits: {{ iops: 5 }}")), "device a: iops-total unlimited → 5");
+    assert_eq!(remade(file, &format!("{file}, required: true")), "nothing changes");
+}
+
+#[test]
 fn f47_a_group_goes_in_the_reload_that_moves_all_its_members() {
     // A removal of the group alone would be refused; children are removed before their parent.
     let member = |group: &str| format!("devices: {{ a: {{ backend: {{ memory: 1MiB }}, group: {group} }} }}\n");
@@ -250,6 +282,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                     on_stop: OnStop::default(),
                     zero_copy: ZeroCopy::default(),
                     cpus: None,
+                    required: false,
                     line: 0,
                 });
             }

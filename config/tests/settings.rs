@@ -104,6 +104,22 @@ fn only_a_device_of_memory_fails_with_its_daemon_unless_told() {
 }
 
 #[test]
+fn f87_required_is_said_by_a_device_or_by_the_defaults() {
+    let required = |body: &str| config(body).devices.iter().map(|device| device.required).collect::<Vec<_>>();
+    let devices = "devices: { a: { backend: { file: /a } }, b: { backend: { file: /b }, required: true }, \
+                   c: { backend: { file: /c }, required: false } }\n";
+    assert_eq!(required(devices), [false, true, false]);
+    assert_eq!(required(&format!("defaults: {{ required: true }}\n{devices}")), [true, true, false]);
+    // The backend of a device of memory is never missing.
+    let described = |body: &str| config(&format!("devices: {{ a: {{ {body}, required: true }} }}\n")).describe();
+    assert!(described("backend: { file: /a }").contains("\n  without its backend the daemon does not start\n"));
+    assert!(!described("backend: { memory: 1MiB }").contains("does not start"));
+    // Written only if true: an older program does not know the key.
+    let is_written = |settings: &str| device("v", settings).settings().iter().any(|(key, _)| key == "required");
+    assert!(is_written("file=/a required=true") && !is_written("file=/a required=false"));
+}
+
+#[test]
 fn f68_direct_is_the_default_of_a_block_device_and_left_open_for_a_file() {
     // A failed write through the page cache is reported only by a later flush.
     use ublk_throttle_config::Direct;
@@ -235,6 +251,7 @@ fn every_fault_is_told_at_once_in_one_line_each() {
         ),
         ("queues=2", "queues: cannot change while the device runs; remove the device and add it again"),
         ("read_only=true", "read_only: cannot change while the device runs; remove the device and add it again"),
+        ("required=true", "required: cannot be set; change it in the file of the configuration, then `reload`"),
         ("limits=5", "limits: holds several keys; write each of them, like `iops-total=500`"),
         (
             "wieght=5",

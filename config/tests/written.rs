@@ -122,16 +122,16 @@ fn device_settings() -> impl Strategy<Value = Vec<(&'static str, String)>> {
         maybe("read-only", &["true", "false"]),
         maybe("on-stop", &["remove", "keep"]),
         maybe("zero-copy", &["auto", "off"]),
-        maybe("cpus", &["0-3,8", "all"]),
+        (maybe("cpus", &["0-3,8", "all"]), maybe("required", &["true", "false"])),
     );
     (backend, of_file, own, limits()).prop_map(|(backend, of_file, own, limits)| {
         let (kind, value) = backend.split_once('=').expect("key=value");
         let (size, direct, shared) = of_file;
         let (size, has_path) = (size.filter(|_| kind == "file"), kind == "file" || kind == "block");
-        let (id, group, weight, queues, depth, block, read_only, stop, copy, cpus) = own;
+        let (id, group, weight, queues, depth, block, read_only, stop, copy, (cpus, required)) = own;
         let stop = stop.filter(|_| kind != "memory");
         let paths = [direct, shared].map(|word| word.filter(|_| has_path));
-        let rest = [id, group, weight, queues, depth, block, read_only, stop, copy, cpus];
+        let rest = [id, group, weight, queues, depth, block, read_only, stop, copy, cpus, required];
         let mut settings = vec![(kind, value.to_owned())];
         settings.extend(size.into_iter().chain(paths.into_iter().flatten()).chain(rest.into_iter().flatten()));
         for kind in LimitKind::ALL {

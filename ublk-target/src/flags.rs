@@ -54,12 +54,15 @@ In the summary, percentiles are rounded up by at most 0.4 %; "at the limit" is t
 pub enum Command {
     /// Make the devices of CONFIG and serve them until SIGTERM
     ///
-    /// Stays in the foreground and logs to stderr, one line for each change of state. Says `ready`, and tells systemd,
-    /// once every device can be used; if one of them cannot be made, none is. SIGHUP reloads CONFIG. SIGTERM and SIGINT
-    /// remove all devices, also those in use (file systems on them are written back first), and end with 0; a second one
-    /// does not wait for requests in flight. A device with `on-stop: keep` is left to the next daemon instead, as all
-    /// are (but those with `on-crash: fail`) when the daemon dies: requests wait until it serves them. Swap on a device is
-    /// not supported: the daemon may need a free page to write one out.
+    /// Stays in the foreground and logs to stderr, one line for each change of state. Says `ready`, and tells
+    /// systemd, once every device can be used; if one of them cannot be made, none is. A device whose file or disk is
+    /// missing does not hold up the start: its state is `waiting`, W-WAITING in the log gives the reason, and it is
+    /// served as soon as the file or disk is there. With `required: true` the start ends with 3 instead. SIGHUP
+    /// reloads CONFIG. SIGTERM and SIGINT remove all devices, also those in use (file systems on them are written
+    /// back first), and end with 0; a second one does not wait for requests in flight. A device with `on-stop: keep`
+    /// is left to the next daemon instead, as all are (but those with `on-crash: fail`) when the daemon dies:
+    /// requests wait until it serves them. Swap on a device is not supported: the
+    /// daemon may need a free page to write one out.
     Run {
         /// The configuration, YAML
         config: PathBuf,
@@ -175,12 +178,13 @@ pub enum Command {
     /// Make what is in force what CONFIG says, in one transaction or not at all
     ///
     /// Prints the differences. Devices that do not change see nothing of it. Refused with 3 where something cannot
-    /// change while a device runs or a device would become smaller, with 5 where a device that is to go is in use; then
-    /// nothing was changed. What `add` made and CONFIG does not name stays as it is. A device whose size CONFIG leaves
-    /// open (a block device, a file without `size`) takes the size that is behind it now, if that is larger and the
-    /// kernel can (Linux 6.16); else it keeps its own, with W-SIZE-KEPT. If a device comes into use in the middle of
-    /// it, or its size cannot be had, the rest is in force and the error says what is left to do. SIGHUP to the daemon
-    /// does the same with the file it was started with.
+    /// change while a device runs, a device would become smaller, or the backend of a new device is missing, with 5
+    /// where a device that is to go is in use; then nothing was changed. Every key of a device that waits for its
+    /// backend can change. What `add` made and CONFIG does not name stays as it is. A device whose size
+    /// CONFIG leaves open (a block device, a file without `size`) takes the size that is behind it now, if that is
+    /// larger and the kernel can (Linux 6.16); else it keeps its own, with W-SIZE-KEPT. If a device comes into use in
+    /// the middle of it, its size cannot be had, or the new backend of a device that waits cannot serve, the rest is in
+    /// force and the error says what is left to do. SIGHUP to the daemon does the same with the file of its start.
     Reload {
         /// The configuration, YAML; the one the daemon was started with if absent
         config: Option<PathBuf>,

@@ -11,7 +11,7 @@ use crate::read::cross::{Cross, Owner};
 use crate::read::{Defaults, backend, limits, weight};
 use crate::yaml::Value;
 
-pub(crate) const KEYS: [&str; 13] = [
+pub(crate) const KEYS: [&str; 14] = [
     "backend",
     "group",
     "weight",
@@ -25,6 +25,7 @@ pub(crate) const KEYS: [&str; 13] = [
     "on-stop",
     "zero-copy",
     "cpus",
+    "required",
 ];
 
 /// The logical block sizes of disks.
@@ -75,7 +76,7 @@ pub(super) fn read<'n>(
         let owner = Owner { device: name, read_only, shared: backend.is_shared(), place: description.place };
         cross.add_path(path, owner, &key, notes);
     }
-    let Defaults { queues, depth, on_crash, on_stop, zero_copy, cpus } = own;
+    let Defaults { queues, depth, on_crash, on_stop, zero_copy, cpus, required } = own;
     let on_crash = match backend {
         Backend::Memory { .. } => {
             if let Some(item) = on_crash_item.filter(|_| on_crash == Some(OnCrash::Requeue)) {
@@ -121,6 +122,7 @@ pub(super) fn read<'n>(
         on_stop,
         zero_copy,
         cpus,
+        required,
         line,
     })
 }

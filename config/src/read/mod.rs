@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   version     1
-//!   defaults    queues, depth, on-crash, on-stop, zero-copy, cpus ─── cpus.rs
+//!   defaults    queues, depth, on-crash, on-stop, zero-copy, cpus, required ─── cpus.rs
 //!   groups      NAME → group.rs   ─── parents.rs, charge.rs ─┐
 //!   devices     NAME → device.rs  ─── backend.rs ────────────┴─ limits.rs, weight.rs
 //!   limits      memory ─┬─ daemon.rs
@@ -129,16 +129,17 @@ pub(crate) struct Defaults {
     /// `None` if not given. A null device always has `off`.
     zero_copy: Option<ZeroCopy>,
     cpus: Option<Cpus>,
+    required: bool,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { queues: 1, depth: 128, on_crash: None, on_stop: None, zero_copy: None, cpus: None }
+        Self { queues: 1, depth: 128, on_crash: None, on_stop: None, zero_copy: None, cpus: None, required: false }
     }
 }
 
 impl Defaults {
-    const KEYS: [&'static str; 6] = ["queues", "depth", "on-crash", "on-stop", "zero-copy", "cpus"];
+    const KEYS: [&'static str; 7] = ["queues", "depth", "on-crash", "on-stop", "zero-copy", "cpus", "required"];
 
     fn read(item: &Item<'_>, notes: &mut Notes) -> Self {
         let mut defaults = Self::default();
@@ -176,6 +177,7 @@ impl Defaults {
         if let Some(said) = fields.take("cpus").and_then(|item| cpus::read(&item, notes)) {
             self.cpus = said;
         }
+        self.required = fields.take("required").and_then(|item| item.bool(notes)).unwrap_or(self.required);
         [on_crash, on_stop, zero_copy]
     }
 }

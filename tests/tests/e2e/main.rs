@@ -48,6 +48,7 @@ mod selection;
 mod shapes;
 mod stacked;
 mod takeover;
+mod waiting;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,6 +136,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         kills::cases(),
         recovery::cases(),
         takeover::cases(),
+        waiting::cases(),
         faults_kernel::cases(),
         faults_machine::cases(),
         faults_backing::cases(),

@@ -127,7 +127,8 @@ fn commands_without_a_daemon_say_so(scene: &Scene) -> Result<()> {
 }
 
 fn f27_run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
-    // Exit 3 and the path; the sound device of the same configuration is not made either.
+    // Exit 3 and the path; the sound device of the same configuration is not made either. `required: true`,
+    // because a device waits for a path that leads to no file.
     let folder = scene.dir().join("folder");
     fs::create_dir(&folder)?;
     let fifo = scene.dir().join("fifo");
@@ -143,7 +144,7 @@ fn f27_run_refuses_a_backing_that_cannot_serve(scene: &Scene) -> Result<()> {
     expect_all(wrong.iter().map(|(kind, path)| {
         let path = path.display().to_string();
         let config = format!(
-            "version: 1\ndevices:\n  sound: {{ backend: {{ null: 1MiB }} }}\n  wrong: {{ backend: {{ {kind}: {path} }} }}\n"
+            "version: 1\ndevices:\n  sound: {{ backend: {{ null: 1MiB }} }}\n  wrong: {{ backend: {{ {kind}: {path} }}, required: true }}\n"
         );
         scene.write("wrong.yaml", &config)?;
         scene.ask(&["run", "wrong.yaml"])?.expect_code(3)?.expect_stderr(&["error[E-BACKING]", &path])?;

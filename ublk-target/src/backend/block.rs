@@ -21,7 +21,7 @@ use throttle_core::cost::Operation;
 use super::epoch::Epochs;
 use super::limits::Limits;
 use super::place::{self, Access};
-use super::{Backend, Data, Lane, Request, Step, range};
+use super::{Backend, Data, Lane, Refused, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::ublk::params::{Geometry, LOGICAL_BLOCKS};
 use crate::{stack, sys};
@@ -53,13 +53,13 @@ pub struct Wanted {
 }
 
 /// Opens, checks and locks the device.
-pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
+pub fn open(path: &Path, wanted: &Wanted) -> Result<BlockBackend, Refused> {
     let &Wanted { is_direct, is_read_only, is_shared, block } = wanted;
     let flags = if is_read_only || is_shared { OFlag::empty() } else { OFlag::O_EXCL };
     let (device, metadata) = place::open(path, Access { is_read_only, is_direct, flags })?;
     if !metadata.file_type().is_block_device() {
         let kind = place::kind(&metadata);
-        return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a block device", path.display())));
+        return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a block device", path.display())).into());
     }
     place::lock(&device, path, is_read_only || is_shared)?;
     if !is_read_only {
@@ -75,10 +75,12 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
                 sizes.size,
                 sizes.logical
             ),
-        ));
+        )
+        .into());
     }
     if sizes.read_only && !is_read_only {
-        return Err(Failure::new(Class::Backing, format!("{} is read-only; say `read-only: true`", path.display())));
+        let what = format!("{} is read-only; say `read-only: true`", path.display());
+        return Err(Failure::new(Class::Backing, what).into());
     }
     let limits = Limits::of(&stack::number(metadata.rdev()));
     if let Some(model) = limits.zones {
@@ -88,7 +90,8 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<BlockBackend> {
                 "{} is a zoned disk ({model}), which takes writes at the write pointers of its zones only, and a device on it would                  take them anywhere; use a disk without zones, or a file in a file system with support for zones (btrfs, f2fs, xfs)",
                 path.display()
             ),
-        ));
+        )
+        .into());
     }
     let logical_block = place::block(path, sizes.logical, block)?;
     let geometry = Geometry {
@@ -197,7 +200,7 @@ mod tests {
     #[test]
     fn a_character_device_is_refused() {
         let wanted = Wanted { is_direct: false, is_read_only: true, is_shared: false, block: None };
-        let refused = open(Path::new("/dev/null"), &wanted).err().unwrap();
+        let refused = open(Path::new("/dev/null"), &wanted).err().unwrap().failure;
         assert!(refused.message.contains("a character device"), "{}", refused.message);
     }
 }

@@ -23,7 +23,7 @@ use ublk_throttle_config::Direct;
 use super::epoch::Epochs;
 use super::limits::Limits;
 use super::place::{self, Access};
-use super::{Backend, Data, Lane, Remark, Request, Step, range};
+use super::{Backend, Data, Lane, Refused, Remark, Request, Step, range};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::stack;
 use crate::sys::{self, DirectAlignment};
@@ -61,7 +61,7 @@ pub struct FileBackend {
 const PAGE: u32 = 4096;
 
 /// Opens, checks and locks the file at `path`.
-pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
+pub fn open(path: &Path, wanted: &Wanted) -> Result<FileBackend, Refused> {
     let creates = wanted.create && !wanted.is_read_only;
     let access = Access {
         is_read_only: wanted.is_read_only,
@@ -72,7 +72,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
     let (file, metadata) = place::open(path, access)?;
     if !metadata.is_file() {
         let kind = place::kind(&metadata);
-        return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a regular file", path.display())));
+        return Err(Failure::new(Class::Backing, format!("{} is {kind}, not a regular file", path.display())).into());
     }
     place::lock(&file, path, wanted.is_read_only || wanted.is_shared)?;
     if !wanted.is_read_only {
@@ -101,7 +101,8 @@ pub fn open(path: &Path, wanted: &Wanted) -> Outcome<FileBackend> {
         return Err(Failure::new(
             Class::Backing,
             format!("{} has {size} bytes, less than one block of {logical_block}", path.display()),
-        ));
+        )
+        .into());
     }
     let remarks = remarks(path, metadata.len(), is_new, size);
     // The page cache keeps a copy.
@@ -382,7 +383,7 @@ mod tests {
         std::fs::write(&path, [0; 1000]).unwrap();
         let refused = open(&path, &Wanted { create: false, ..WANTED }).err();
         std::fs::remove_file(&path).unwrap();
-        let message = refused.unwrap().message;
+        let message = refused.unwrap().failure.message;
         assert!(message.contains("1000 bytes") && message.contains("1048576"), "{message}");
     }
 
@@ -466,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_refused() {
-        let refused = open(Path::new("/tmp"), &Wanted { is_read_only: true, ..WANTED }).err().unwrap();
+        let refused = open(Path::new("/tmp"), &Wanted { is_read_only: true, ..WANTED }).err().unwrap().failure;
         assert_eq!(refused.class, Class::Backing);
         assert!(refused.message.contains("a directory"), "{}", refused.message);
     }
@@ -477,6 +478,6 @@ mod tests {
         std::fs::write(&path, []).unwrap();
         let refused = open(&path, &Wanted { size: None, create: false, ..WANTED }).err();
         std::fs::remove_file(&path).unwrap();
-        assert!(refused.unwrap().message.contains("0 bytes"));
+        assert!(refused.unwrap().failure.message.contains("0 bytes"));
     }
 }

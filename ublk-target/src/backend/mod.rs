@@ -26,11 +26,14 @@ pub mod memory;
 pub mod null;
 pub mod place;
 mod range;
+mod refused;
 mod way;
 
 use nix::errno::Errno;
 use throttle_core::cost::Operation;
 use ublk_throttle_config::{Backend as Description, Direct};
+
+pub use refused::Refused;
 
 use crate::error::Outcome;
 use crate::ublk::params::Geometry;
@@ -202,7 +205,7 @@ pub fn presentable(errno: Errno) -> Errno {
 
 /// Opens the backend that the configuration describes, for a device with logical blocks of `block`
 /// bytes if given.
-pub fn open(description: &Description, is_read_only: bool, block: Option<u32>) -> Outcome<Box<dyn Backend>> {
+pub fn open(description: &Description, is_read_only: bool, block: Option<u32>) -> Result<Box<dyn Backend>, Refused> {
     let is_shared = description.is_shared();
     Ok(match description {
         Description::File { path, size, create, direct, .. } => {

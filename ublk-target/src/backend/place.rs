@@ -18,11 +18,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-use super::way;
+use super::{Refused, way};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::in_use;
 use crate::stack::{self, Sysfs};
@@ -39,7 +40,7 @@ pub struct Access {
 }
 
 /// Opens `path`, or fails with [`Class::Backing`].
-pub fn open(path: &Path, access: Access) -> Outcome<(File, Metadata)> {
+pub fn open(path: &Path, access: Access) -> Result<(File, Metadata), Refused> {
     let told = |cause: &io::Error| refused(path, access, cause);
     let end = way::walk(path, told)?;
     if access.flags.contains(OFlag::O_CREAT) && !end.is_there {
@@ -118,15 +119,17 @@ pub fn size_behind(path: &Path, identity: (u64, u64)) -> Result<Option<u64>, Str
     }
 }
 
-fn refused(path: &Path, access: Access, cause: &io::Error) -> Failure {
+fn refused(path: &Path, access: Access, cause: &io::Error) -> Refused {
+    let missing = missing(path, cause);
     let shown = path.display();
     let text = match cause.raw_os_error() {
         Some(libc::EISDIR) => format!("{shown} is a directory"),
+        Some(libc::ENXIO) if missing.is_some() => format!("{shown} is a device without a driver"),
         Some(libc::ENXIO) => format!("{shown} is a FIFO, a socket or a device without a driver"),
         Some(libc::EINVAL) if access.is_direct => {
             format!("{shown}: its file system has no O_DIRECT; say `direct: false`")
         }
-        Some(libc::EBUSY) => return used(path, &users(path)),
+        Some(libc::EBUSY) => return used(path, &users(path)).into(),
         Some(libc::ELOOP) => format!("{shown} became a link while it was opened; look who may write its directory"),
         Some(libc::ENOENT) if access.flags.contains(OFlag::O_CREAT) => {
             format!("{shown} cannot be made: its directory is not there; make that first")
@@ -134,7 +137,18 @@ fn refused(path: &Path, access: Access, cause: &io::Error) -> Failure {
         Some(libc::ENOENT) => format!("{shown}: no such file; for a new one say `create` and a `size`"),
         _ => format!("cannot open {shown}: {}", crate::error::plain(cause)),
     };
-    Failure::new(Class::Backing, text)
+    Refused { failure: Failure::new(Class::Backing, text), missing }
+}
+
+/// The errno if the path leads to nothing. ENXIO also comes from a socket, which is a file of the wrong kind.
+fn missing(path: &Path, cause: &io::Error) -> Option<Errno> {
+    let errno = Errno::from_raw(cause.raw_os_error()?);
+    let is_disk = || std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => Some(errno),
+        Errno::ENXIO | Errno::ENODEV => Some(errno).filter(|_| is_disk()),
+        _ => None,
+    }
 }
 
 /// The word for the kind of file that was found.
@@ -301,13 +315,36 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_told_with_the_cure() {
-        let failure = open(Path::new("/nonexistent/disk.img"), READ_ONLY).unwrap_err();
+        let failure = open(Path::new("/nonexistent/disk.img"), READ_ONLY).unwrap_err().failure;
         assert_eq!(failure.class, Class::Backing);
         assert!(failure.message.contains("for a new one say `create`"), "{}", failure.message);
         // With `create` the cure is a different one.
         let created = Access { is_read_only: false, flags: OFlag::O_CREAT, ..READ_ONLY };
-        let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err();
+        let failure = open(Path::new("/nonexistent/disk.img"), created).unwrap_err().failure;
         assert!(failure.message.contains("its directory is not there"), "{}", failure.message);
+    }
+
+    #[test]
+    fn f87_a_path_that_leads_to_nothing_is_told_from_one_that_leads_to_the_wrong_thing() {
+        // A device waits for the first kind only; it would wait for the second kind for ever.
+        let folder = std::env::temp_dir().join(format!("ublk-throttle-nothing-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("nothing", folder.join("dangling")).unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        let writes = Access { is_read_only: false, ..READ_ONLY };
+        for (name, expected) in [
+            ("nothing", Some(Errno::ENOENT)),
+            ("no-folder/file", Some(Errno::ENOENT)),
+            ("dangling", Some(Errno::ENOENT)),
+            ("file/below", Some(Errno::ENOTDIR)),
+            ("socket", None),
+            (".", None),
+        ] {
+            assert_eq!(open(&folder.join(name), writes).unwrap_err().missing, expected, "{name}");
+        }
+        drop(socket);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -45,8 +45,8 @@ impl End {
 }
 
 /// Walks `path` from the root. A link that belongs to neither root nor this process's user is a
-/// failure; `failed` makes the failure of an I/O error.
-pub fn walk(path: &Path, failed: impl Fn(&io::Error) -> Failure) -> Outcome<End> {
+/// failure; `failed` makes the error of an I/O error.
+pub fn walk<E: From<Failure>>(path: &Path, failed: impl Fn(&io::Error) -> E) -> Result<End, E> {
     let step = |folder: &File, name: &OsStr, how: OFlag| -> io::Result<File> {
         Ok(openat(folder, name, how | LOOK, Mode::empty())?.into())
     };
@@ -87,7 +87,7 @@ pub fn walk(path: &Path, failed: impl Fn(&io::Error) -> Failure) -> Outcome<End>
         expect_trusted(&at.join(&name), &metadata, own)?;
         followed += 1;
         if followed > LINKS_MAX {
-            return Err(Failure::new(Class::Backing, format!("{}: too many links", path.display())));
+            return Err(Failure::new(Class::Backing, format!("{}: too many links", path.display())).into());
         }
         let target = PathBuf::from(readlinkat(&found, c"").map_err(|errno| failed(&errno.into()))?);
         if target.is_absolute() {

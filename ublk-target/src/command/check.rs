@@ -72,6 +72,7 @@ struct DeviceFacts {
     zero_copy: &'static str,
     /// Absent for all CPUs.
     cpus: Option<String>,
+    required: bool,
     line: u32,
 }
 
@@ -136,6 +137,7 @@ impl DeviceFacts {
             on_stop,
             zero_copy,
             cpus,
+            required,
             line,
         } = device;
         let (create, direct, shared) = match backend {
@@ -163,6 +165,7 @@ impl DeviceFacts {
             on_stop: on_stop.word(),
             zero_copy: zero_copy.word(),
             cpus: cpus.map(|cpus| cpus.to_string()),
+            required: *required,
             line: *line,
         }
     }
@@ -211,7 +214,7 @@ mod tests {
                 "name": "file-backed", "id": 7, "backend": "file", "path": "/srv/reference.img", "size": 20u64 << 30,
                 "create": true, "direct": "auto", "shared": false, "group": "part", "weight": 100,
                 "limits": { "iops-total": 500 }, "queues": 2, "depth": 64, "block_size": 4096, "read_only": false,
-                "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto", "cpus": "0-3,8",
+                "on_crash": "requeue", "on_stop": "remove", "zero_copy": "auto", "cpus": "0-3,8", "required": false,
                 "line": facts["devices"][0]["line"],
             })
         );

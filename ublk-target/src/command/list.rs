@@ -47,6 +47,7 @@ fn print(listing: &Listing) {
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(listing.devices.iter().map(row));
     table(&rows);
+    listing.devices.iter().filter_map(wait).for_each(say);
     if listing.groups.is_empty() {
         return;
     }
@@ -89,6 +90,12 @@ fn state(device: &Status) -> String {
     words.extend(device.read_only.then_some("ro"));
     words.extend((device.health == "degraded").then_some("degraded"));
     words.join(" ")
+}
+
+/// What a device waits for.
+fn wait(device: &Status) -> Option<String> {
+    let why = device.waiting_for.as_ref().filter(|_| device.state == "waiting")?;
+    Some(format!("{} waits for its backend: {why}", device.name))
 }
 
 /// What is in force for one thing, as `set` would take it.

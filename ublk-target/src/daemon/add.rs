@@ -31,7 +31,7 @@ pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit:
         table.check_memory(&new)?;
     }
     cpus::expect_present([&new])?;
-    let outcome = daemon.start(new, Origin::Command)?;
+    let outcome = daemon.start(new, Origin::Command, false)?;
     match timeout(limit, outcome).await {
         Ok(Ok(outcome)) => outcome?,
         // Its waiter was dropped unheard.

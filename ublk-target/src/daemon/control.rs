@@ -161,12 +161,13 @@ impl Daemon {
         }
     }
 
-    /// Starts a device that a client waits for; what became of it comes through the channel.
-    pub fn start(&self, new: Description, origin: Origin) -> Outcome<oneshot::Receiver<Outcome<()>>> {
+    /// Starts a device for a client, which reads the outcome from the channel. With `waits`, a missing backend is no
+    /// failure.
+    pub fn start(&self, new: Description, origin: Origin, waits: bool) -> Outcome<oneshot::Receiver<Outcome<()>>> {
         let (waiter, outcome) = oneshot::channel();
         let what = format!("device={} state=adding backend={}", new.name, new.backend.kind());
         let entry = (origin == Origin::File).then(|| new.clone());
-        self.insert(Begun { description: new, entry, left: None, levels: None }, Some(waiter))?;
+        self.insert(Begun { description: new, entry, left: None, levels: None, waits }, Some(waiter))?;
         // Its thread runs: `started` or `failed` will follow.
         log::info(what);
         Ok(outcome)
@@ -249,7 +250,7 @@ impl Daemon {
         for (name, entry) in &mut self.table.borrow_mut().devices {
             let is_wanted = keeps_all || entry.described.on_stop == OnStop::Keep;
             entry.is_kept = is_wanted && entry.device.can_outlive_us();
-            if entry.is_kept {
+            if entry.is_kept && !entry.device.is_waiting() {
                 log::info(format_args!("device={name} state=kept: its requests wait for the next daemon"));
             }
         }
@@ -333,15 +334,20 @@ impl Daemon {
     /// A notice of a device; the failure of one that the daemon needs for its own start.
     fn note(&self, notice: Notice) -> Option<Failure> {
         match notice {
-            Notice::Live(name) => {
-                let mut table = self.table.borrow_mut();
-                let entry = table.devices.get_mut(&name)?;
-                entry.is_starting = false;
-                if let Some(waiter) = entry.waiter.take() {
-                    // Whoever asked may have gone; the device is there.
-                    let _ = waiter.send(Ok(()));
+            Notice::Live(name) | Notice::Waiting(name) => {
+                {
+                    let mut table = self.table.borrow_mut();
+                    let entry = table.devices.get_mut(&name)?;
+                    entry.is_starting = false;
+                    if let Some(waiter) = entry.waiter.take() {
+                        // The client may have gone; the device stays.
+                        let _ = waiter.send(Ok(()));
+                    }
                 }
                 self.listed.replace(None);
+                if self.phase.get() == Phase::Serving {
+                    notify::tell(&self.status_line());
+                }
                 None
             }
             Notice::Recovering(name) => {
@@ -358,7 +364,13 @@ impl Daemon {
                     return None;
                 }
                 // The file wants one of that name.
-                let begun = Begun { description: described.clone(), entry: Some(described), left: None, levels: None };
+                let begun = Begun {
+                    waits: !described.required,
+                    description: described.clone(),
+                    entry: Some(described),
+                    left: None,
+                    levels: None,
+                };
                 let cause = self.insert(begun, None).err()?;
                 // As if it had begun and failed.
                 self.note(Notice::Failed(name, cause))
@@ -395,8 +407,16 @@ impl Daemon {
 
     /// Tells systemd that everything is as configured.
     pub fn tell_ready(&self) {
-        let devices = self.table.borrow().devices.len();
-        notify::tell(&format!("READY=1\nSTATUS=serving {devices} devices"));
+        notify::tell(&format!("READY=1\n{}", self.status_line()));
+    }
+
+    /// How many devices are served and how many wait for their backends, for systemd.
+    fn status_line(&self) -> String {
+        let table = self.table.borrow();
+        let waiting = table.devices.values().filter(|entry| entry.device.is_waiting()).count();
+        let served = table.devices.len() - waiting;
+        let more = if waiting == 0 { String::new() } else { format!(", {waiting} waiting for a backend") };
+        format!("STATUS=serving {served} devices{more}")
     }
 
     /// A reload of the file it was started with, now or after the one that is under way.

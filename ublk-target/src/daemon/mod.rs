@@ -29,6 +29,7 @@ mod socket;
 pub mod stats;
 mod table;
 mod takeover;
+mod waiting;
 
 use std::path::Path;
 use std::sync::Arc;

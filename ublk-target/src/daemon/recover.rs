@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   state file: NAME, id, nonce ──► a device of the kernel with that id and nonce?
-//!       no                          only file and link go
+//!       no                          only file and link go; limits set while a device waited for its backend are kept
 //!       its disk is gone, or ends   STOP, DEL in a helper; made anew if the configuration names it
 //!       it waits for a server       taken up, under its id: see [`crate::device`]
 //!       somebody serves it          refused: two servers of one disk would be the end of its data
@@ -26,7 +26,7 @@ use ublk_throttle_config::{Config, Device as Description, Group, difference, new
 use super::levels::{Left, LevelsRecord};
 use crate::clock;
 use crate::cpus;
-use crate::device::{Beginning, LeftBehind, Status, traces};
+use crate::device::{Beginning, LeftBehind, State, Status, traces};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target};
 use crate::log;
@@ -104,11 +104,13 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
         }
     }
     let mut plan = Plan { groups: Vec::new(), devices: Vec::new(), levels };
-    let mut ending = Vec::new();
+    let (mut ending, mut waited) = (Vec::new(), Vec::new());
     for (record, described, left) in found {
+        let has_waited = record.status.state == State::Waiting.name() && config.device(&record.status.name).is_some();
         match left {
             Some(Remains::Waiting(left)) => plan.devices.push(taken_up(config, &record, described, left)),
             Some(Remains::Ending(target)) => ending.push((record, Some(target))),
+            None if has_waited => waited.push((record, described)),
             None => ending.push((record, None)),
         }
     }
@@ -138,10 +140,11 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
                 ),
             )),
             None => plan.devices.push(Beginning {
-                description: device.clone(),
+                description: as_last_set(device, &waited),
                 entry: Some(device.clone()),
                 left: None,
                 levels: None,
+                waits: !device.required,
             }),
         }
     }
@@ -268,10 +271,10 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
                 "device={name} was left behind and is not in the configuration; served on, as if `add` had made it"
             ),
         );
-        return Beginning { description: described, entry: None, left: Some(left), levels: None };
+        return Beginning { description: described, entry: None, left: Some(left), levels: None, waits: false };
     };
     let mut description = Description { line: entry.line, ..described };
-    let then = record.entry.as_ref().and_then(|settings| read(name, settings).ok());
+    let then = entry_then(record);
     if then.as_ref().is_none_or(|then| has_other_place(then, entry)) {
         description.group.clone_from(&entry.group);
         (description.weight, description.limits) = (entry.weight, entry.limits);
@@ -292,7 +295,24 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
             ),
         );
     }
-    Beginning { description, entry: Some(entry.clone()), left: Some(left), levels: None }
+    Beginning { description, entry: Some(entry.clone()), left: Some(left), levels: None, waits: false }
+}
+
+/// A device of the configuration that is to be made. If it waited for its backend under the last daemon, it keeps
+/// group, weight and limits as last set, unless the configuration has changed one of them since.
+fn as_last_set(entry: &Description, waited: &[(Record, Description)]) -> Description {
+    let Some((record, last)) = waited.iter().find(|(record, _)| record.status.name == entry.name) else {
+        return entry.clone();
+    };
+    if entry_then(record).is_none_or(|then| has_other_place(&then, entry)) {
+        return entry.clone();
+    }
+    Description { group: last.group.clone(), weight: last.weight, limits: last.limits, ..entry.clone() }
+}
+
+/// The device as the configuration had it when the record was written.
+fn entry_then(record: &Record) -> Option<Description> {
+    record.entry.as_ref().and_then(|settings| read(&record.status.name, settings).ok())
 }
 
 /// The size of a device that was taken up and is larger than the configuration says, and what that says.
@@ -483,7 +503,7 @@ mod tests {
                         made: { limits: { iops: 3 } } }";
         assert_eq!(merged("groups: {}", then, in_force, &[]), [group("made", 3, false)]);
         let member = read("d", &vec![("null".into(), "512".into()), ("group".into(), "dropped".into())]).unwrap();
-        let device = Beginning { description: member, entry: None, left: None, levels: None };
+        let device = Beginning { description: member, entry: None, left: None, levels: None, waits: false };
         assert_eq!(
             merged("groups: {}", then, in_force, &[device]),
             [group("dropped", 1, false), group("above", 2, false), group("made", 3, false)]
@@ -516,6 +536,21 @@ mod tests {
         assert_eq!(in_force(&file(10)), (device(20).limits, true));
         assert_eq!(in_force(&file(11)), (device(11).limits, true));
         assert_eq!(in_force(&Config::default()), (device(20).limits, false));
+    }
+
+    #[test]
+    fn f87_a_device_that_waited_is_made_as_last_set_unless_the_file_has_changed_its_mind() {
+        // Only group, weight and limits are kept; every other key is that of the file.
+        let device = |avg: u32, more: &str| {
+            let text = format!("devices: {{ d: {{ backend: {{ file: /d }}, limits: {{ iops: {avg} }}{more} }} }}");
+            config(&text).devices.remove(0)
+        };
+        let written = record(&device(20, ""), Some(&device(10, "")));
+        let waited = [(written.clone(), described(&written).unwrap())];
+        let made = |entry: &Description| as_last_set(entry, &waited);
+        assert_eq!(made(&device(10, ", depth: 7")), device(20, ", depth: 7"));
+        assert_eq!(made(&device(11, "")), device(11, ""));
+        assert_eq!(as_last_set(&device(10, ""), &[]), device(10, ""));
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! name is none of the file's business: it stays. Devices that are not in the plan see nothing of it.
 //!
 //! Who uses a device that is to go is looked for before anything is done. Somebody may still open it between that look and its
-//! removal, or its size may not be had: then the rest is in force, and the answer says what is left to do.
+//! removal, or its size may not be had: then the rest is in force, and the answer says what is left to do. Devices that wait for
+//! their backends are remade last (`waiting.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,13 +22,13 @@ use serde_json::{Value, json};
 use throttle_core::group::{GroupId, GroupOptions};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
-use ublk_throttle_config::{Config, Group, Plan, difference};
+use ublk_throttle_config::{Config, Device, Group, Plan, difference};
 
 use super::claims::Name;
 use super::control::Daemon;
 use super::follow::Behind;
 use super::table::{Origin, Placed, Table};
-use super::{del, notify, set, socket};
+use super::{del, notify, set, socket, waiting};
 use crate::command::{odd, read};
 use crate::cpus;
 use crate::crash_point::{self, Point};
@@ -62,6 +63,11 @@ pub async fn reload(
     let (plan, kept) = {
         let table = daemon.table.borrow();
         let mut plan = difference(&table.in_force(&to), &to);
+        for entry in table.devices.values().filter(|entry| entry.device.is_waiting()) {
+            if let Some(wanted) = to.device(entry.device.name()) {
+                plan.remake(&entry.in_force(), wanted);
+            }
+        }
         let kept = behind.follow(&mut plan, &table, &to, may_shrink);
         check(&table, &to, &plan)?;
         if !may_shrink {
@@ -138,7 +144,9 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
         return Err(Failure::new(Class::Config, refusals.join("\n")));
     }
     let leaving: BTreeSet<String> = plan.device_removals.iter().cloned().collect();
-    cpus::expect_present(&plan.device_additions)?;
+    let remade = || plan.device_remakes.iter().map(|remake| &remake.device);
+    cpus::expect_present(plan.device_additions.iter().chain(remade()))?;
+    remade().try_for_each(|device| table.check_id(device))?;
     for new in &plan.device_additions {
         if let Some(old) = plan.device_removals.iter().find(|old| takes_over(table, old, new)) {
             let what = format!(
@@ -191,7 +199,7 @@ fn expect_no_loss(to: &Config, plan: &Plan) -> Outcome<()> {
 }
 
 /// Whether a new device wants what one that goes still has.
-fn takes_over(table: &Table, old: &str, new: &ublk_throttle_config::Device) -> bool {
+fn takes_over(table: &Table, old: &str, new: &Device) -> bool {
     table.devices.get(old).map(super::table::Entry::in_force).is_some_and(|old| {
         (new.id.is_some() && old.id == new.id)
             || (new.backend.path().is_some()
@@ -218,9 +226,9 @@ fn touched(plan: &Plan) -> Vec<Name> {
         names.insert(Name::device(&changed.name));
         names.extend(changed.group.as_ref().and_then(|to| group(&to.to)));
     }
-    for added in &plan.device_additions {
-        names.insert(Name::device(&added.name));
-        names.extend(group(&added.group));
+    for made in plan.device_additions.iter().chain(plan.device_remakes.iter().map(|remake| &remake.device)) {
+        names.insert(Name::device(&made.name));
+        names.extend(group(&made.group));
     }
     names.extend(plan.device_removals.iter().map(|name| Name::device(name)));
     names.into_iter().collect()
@@ -280,8 +288,8 @@ fn expect_unused(going: &[(String, u32)]) -> Outcome<()> {
 
 /// What could not be done once the rest was in force, and what else there is to say.
 #[derive(Default)]
-struct Left {
-    failures: Vec<Failure>,
+pub struct Left {
+    pub failures: Vec<Failure>,
     notes: Vec<String>,
 }
 
@@ -321,7 +329,8 @@ async fn carry_out(
             Err(failure) => left.failures.push(failure),
         }
     }
-    remove_devices(daemon, plan, patience(limit), &mut left).await;
+    remove_devices(daemon, &plan.device_removals, patience(limit), &mut left).await;
+    waiting::remake(daemon, plan, patience(limit), &mut left).await;
     remove_groups(daemon, plan, &mut left);
     daemon.keep_groups(&daemon.table.borrow());
     Ok(left)
@@ -343,25 +352,27 @@ fn make_groups(daemon: &Daemon, groups: &[Group]) -> Outcome<Vec<GroupId>> {
 }
 
 async fn start_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant) -> Outcome<()> {
-    let mut waiting = Vec::new();
+    let mut started = Vec::new();
     for new in &plan.device_additions {
-        waiting.push((new, daemon.start(new.clone(), Origin::File)?));
+        started.push((new, daemon.start(new.clone(), Origin::File, false)?));
     }
     let mut failures = Vec::new();
-    for (new, outcome) in waiting {
-        let at = format!("line {}", new.line);
-        match timeout_at(deadline, outcome).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(failure))) => failures.push(failure.context(at)),
-            Ok(Err(_)) => failures.push(Failure::new(Class::Conflict, format!("device {:?} was removed", new.name))),
-            Err(_) => {
-                failures.push(Failure::new(Class::Timeout, format!("{at}: device {:?} is not there yet", new.name)))
-            }
-        }
+    for (new, outcome) in started {
+        failures.extend(expect_started(new, outcome, deadline).await.err());
     }
     let Some(first) = failures.first() else { return Ok(()) };
     let words: Vec<&str> = failures.iter().map(|failure| failure.message.as_str()).collect();
     Err(Failure::new(first.class, format!("{}; nothing was changed", words.join("; "))))
+}
+
+/// Waits for the outcome of a start; a failure names the line of the device.
+pub async fn expect_started(new: &Device, outcome: oneshot::Receiver<Outcome<()>>, deadline: Instant) -> Outcome<()> {
+    let at = format!("line {}", new.line);
+    match timeout_at(deadline, outcome).await {
+        Ok(Ok(outcome)) => outcome.map_err(|failure| failure.context(at)),
+        Ok(Err(_)) => Err(Failure::new(Class::Conflict, format!("device {:?} was removed", new.name))),
+        Err(_) => Err(Failure::new(Class::Timeout, format!("{at}: device {:?} is not there yet", new.name))),
+    }
 }
 
 /// Takes back what was made.
@@ -456,12 +467,13 @@ fn write_down(table: &mut Table, to: &Config) {
     table.readers.clone_from(&to.readers);
 }
 
-async fn remove_devices(daemon: &Rc<Daemon>, plan: &Plan, patience: Duration, left: &mut Left) {
+/// Removes devices that are not in use; adds a failure to `left` for each that stays.
+pub async fn remove_devices(daemon: &Rc<Daemon>, names: &[String], patience: Duration, left: &mut Left) {
     let deadline = Instant::now() + patience + del::ANSWER_GRACE;
     let mut going = Vec::new();
     {
         let table = daemon.table.borrow();
-        for name in &plan.device_removals {
+        for name in names {
             if let Some(entry) = table.devices.get(name) {
                 going.push((name.clone(), del::ask(&entry.device, false, patience)));
             }

@@ -200,7 +200,7 @@ fn expect_some(settings: &Settings) -> Outcome<()> {
 pub fn expect_staying(table: &Table, name: &str) -> Outcome<()> {
     let entry = table.devices.get(name).ok_or_else(|| going(name))?;
     match entry.device.status().state.as_str() {
-        "starting" | "recovering" | "live" => Ok(()),
+        "starting" | "waiting" | "recovering" | "live" => Ok(()),
         _ => Err(going(name)),
     }
 }

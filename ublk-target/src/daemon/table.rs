@@ -192,12 +192,19 @@ impl Table {
         let name = &new.name;
         if let Some(entry) = self.devices.get(name) {
             let status = entry.device.status();
-            let is_there = entry.is_starting || ["live", "recovering"].contains(&status.state.as_str());
+            let is_there =
+                entry.is_starting || ["starting", "waiting", "recovering", "live"].contains(&status.state.as_str());
             let class = if is_there { Class::Exists } else { Class::Conflict };
             let cure = if is_there { "choose another name, or `del` it first" } else { "try again when it has gone" };
             return Err(Failure::new(class, format!("device {name:?} exists and is {}; {cure}", status.state)));
         }
-        let has_id = |entry: &&Entry| new.id.is_some() && entry.in_force().id == new.id;
+        self.check_id(new)
+    }
+
+    /// Why a device may not have the id that is named for it.
+    pub fn check_id(&self, new: &Description) -> Outcome<()> {
+        let name = &new.name;
+        let has_id = |entry: &&Entry| new.id.is_some() && entry.device.name() != name && entry.in_force().id == new.id;
         if let Some(other) = self.devices.values().find(has_id) {
             let what = format!(
                 "device {name:?}: id {} is taken by our device {:?}; choose another id, or none",

@@ -20,7 +20,7 @@ use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX, ZeroCopy};
 use super::partitions::must_come_later;
 use super::thread::DeviceThread;
 use super::{Behind, Made, Message, State, thread_name, traces};
-use crate::backend::{self, Backend};
+use crate::backend::Backend;
 use crate::cpus;
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
@@ -48,10 +48,9 @@ const BOUND: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 const QUIET_LIMIT: Duration = Duration::from_secs(2);
 
 impl DeviceThread {
-    pub(super) fn make(&mut self) -> Outcome<()> {
+    /// Makes the device on an open backend.
+    pub(super) fn make(&mut self, backend: Arc<dyn Backend>) -> Outcome<()> {
         let description = &self.shared.description;
-        let backend: Arc<dyn Backend> =
-            backend::open(&description.backend, description.read_only, description.block_size)?.into();
         let geometry = backend.geometry();
         if geometry.usable_size() != geometry.size {
             log::warn(

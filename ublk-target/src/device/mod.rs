@@ -11,6 +11,7 @@
 //! | state | requests | what is waited for |
 //! | --- | --- | --- |
 //! | Starting | let through, uncharged | queues ready, START, node, the end of the partition scan |
+//! | Waiting | none: there is no disk | the backend, which was missing at the start ([`waiting`]); Starting follows |
 //! | Recovering | wait in the kernel | the kernel to be done with the old daemon, the backend, the queues |
 //! | Live | limited | a removal |
 //! | Draining | let through, uncharged | held ones, charged up to a bound, let go by their own threads |
@@ -31,6 +32,7 @@ mod stats;
 mod status;
 mod thread;
 pub mod traces;
+mod waiting;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -62,6 +64,8 @@ use crate::watcher::Watcher;
 pub enum State {
     /// Being made.
     Starting,
+    /// To be made as soon as its backend is there.
+    Waiting,
     /// Left behind by an earlier daemon, and being taken up.
     Recovering,
     /// Serving.
@@ -77,13 +81,22 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 7] =
-        [Self::Starting, Self::Recovering, Self::Live, Self::Draining, Self::Stopping, Self::Reaping, Self::Gone];
+    const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Waiting,
+        Self::Recovering,
+        Self::Live,
+        Self::Draining,
+        Self::Stopping,
+        Self::Reaping,
+        Self::Gone,
+    ];
 
     /// The word for log and list.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
+            Self::Waiting => "waiting",
             Self::Recovering => "recovering",
             Self::Live => "live",
             Self::Draining => "draining",
@@ -124,6 +137,8 @@ enum Message {
     Queue(queue::Report),
     Remove(Removal),
     Changed,
+    /// Result of an open of the backend, from the looker.
+    Looked(waiting::Found),
     /// Somebody else is stopping it.
     Stopped,
     Resize(u64, Answer<u64>),
@@ -134,6 +149,8 @@ enum Message {
 pub enum Notice {
     /// It serves.
     Live(String),
+    /// Its backend is missing. `Live` or `Failed` follows when the backend is there.
+    Waiting(String),
     /// It could not be made; nothing of it is left.
     Failed(String, crate::error::Failure),
     /// It was left behind, and cannot be served yet; that is tried again until it can.
@@ -225,6 +242,8 @@ pub struct Beginning {
     pub left: Option<LeftBehind>,
     /// How full its limits were, and for how long they have drained since, in nanoseconds.
     pub levels: Option<(Vec<Level>, u64)>,
+    /// Whether a new device waits for a missing backend; without it, the device fails.
+    pub waits: bool,
 }
 
 /// A device without a server.
@@ -244,11 +263,11 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the thread that makes the device. [`Notice::Live`] or [`Notice::Failed`] follows.
+    /// Starts the thread that makes the device. [`Notice::Live`], [`Notice::Waiting`] or [`Notice::Failed`] follows.
     ///
     /// Its place in the throttle it has from here on, so that nobody takes its group away meanwhile.
     pub fn start(beginning: Beginning, surroundings: Surroundings) -> Outcome<Self> {
-        let Beginning { description, entry, left, levels } = beginning;
+        let Beginning { description, entry, left, levels, waits } = beginning;
         let name = description.name.clone();
         let throttle = Arc::clone(&surroundings.throttle);
         let (limits, weight) = (description.limits, description.weight);
@@ -267,10 +286,19 @@ impl Device {
             is_direct: OnceLock::new(),
             copied_because: OnceLock::new(),
             behind: OnceLock::new(),
-            standing: Mutex::new(Standing { member: Some(member), group, weight, limits, size: None, entry }),
+            standing: Mutex::new(Standing {
+                member: Some(member),
+                group,
+                weight,
+                limits,
+                size: None,
+                entry,
+                waiting_for: None,
+            }),
         });
         let (inbox, messages) = std::sync::mpsc::channel();
-        let body = thread::DeviceThread::new(Arc::clone(&shared), surroundings, left, inbox.clone(), messages);
+        let start = thread::Start { left, waits };
+        let body = thread::DeviceThread::new(Arc::clone(&shared), surroundings, start, inbox.clone(), messages);
         let thread = std::thread::Builder::new()
             .name(thread_name(&name, None))
             .spawn(move || body.run())
@@ -360,10 +388,18 @@ impl Device {
         let _ = std::thread::Builder::new().name(thread_name(self.name(), None)).spawn(look);
     }
 
-    /// Whether it goes on with the next daemon if this one ends now.
+    /// Whether the device waits for a missing backend and has no disk yet.
+    pub fn is_waiting(&self) -> bool {
+        self.shared.state() == State::Waiting
+    }
+
+    /// Whether it goes on with the next daemon if this one ends now. A waiting device has no disk to lose.
     pub fn can_outlive_us(&self) -> bool {
-        self.shared.description.on_crash == OnCrash::Requeue
-            && matches!(self.shared.state(), State::Live | State::Recovering)
+        match self.shared.state() {
+            State::Waiting => true,
+            State::Live | State::Recovering => self.shared.description.on_crash == OnCrash::Requeue,
+            _ => false,
+        }
     }
 
     /// The device and what would have to be deleted if the daemon ended now.

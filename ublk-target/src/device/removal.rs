@@ -364,7 +364,13 @@ impl DeviceThread {
         self.char_device = None;
         self.backend = None;
         crash_point::at(Point::Closed);
-        let Some(target) = self.target.take() else { return };
+        let has_waited = std::mem::take(&mut self.has_waited);
+        let Some(target) = self.target.take() else {
+            if has_waited {
+                self.surroundings.state_dir.forget(self.name());
+            }
+            return;
+        };
         traces::remove_link(self.name(), target.id);
         crash_point::at(Point::Unlinked);
         if self.is_stopped && self.helper.is_none() {

@@ -31,4 +31,6 @@ pub struct Standing {
     /// The device as the configuration file has it. `None` if a command made it; a reload then does not
     /// remove it.
     pub entry: Option<Description>,
+    /// The reason, in words, while the device waits for its backend.
+    pub waiting_for: Option<String>,
 }

@@ -21,6 +21,9 @@ pub struct Status {
     pub health: String,
     /// See [`State`]; `unserved` if there is a state file and no daemon.
     pub state: String,
+    /// The reason, in words, while the device is `waiting` for its backend.
+    #[serde(default)]
+    pub waiting_for: Option<String>,
     /// The N of `/dev/ublkbN`.
     pub id: Option<u32>,
     /// The device node.
@@ -96,6 +99,7 @@ impl Shared {
             name: description.name.clone(),
             health: if is_degraded { "degraded" } else { "ok" }.to_owned(),
             state: self.state().name().to_owned(),
+            waiting_for: standing.waiting_for,
             id: made.map(|made| made.id),
             node: made.map(|made| super::traces::node(made.id)),
             link: super::traces::link(&description.name),

@@ -3,12 +3,14 @@
 //! ```text
 //!   inbox ◄── queue threads: Ready, Busy, Ending, Ended
 //!         ◄── control thread: Remove, Changed, Resize
+//!         ◄── looker: Looked
 //!     │
 //!     └─► `note` records each message in a field, whatever is going on; the steps look at the fields
 //! ```
 //!
 //! So a message can come at any time: a removal asked for during the start waits for its end, a second removal joins the
-//! first, an abort in the middle of anything is not lost. The steps themselves are in `making`, `removal` and `resize`.
+//! first, an abort in the middle of anything is not lost. The steps themselves are in `waiting`, `making`, `removal`
+//! and `resize`.
 //!
 //! Whoever waits for a removal gets an answer within [`Removal::patience`], whatever the removal waits for: by name, and it goes on.
 
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 use throttle_core::group::MemberId;
 
 use super::recovery::TakenUp;
+use super::waiting::Found;
 use super::{LeftBehind, Made, Message, Notice, Removal, Removed, Shared, State, Surroundings, traces};
 use crate::backend::Backend;
 use crate::error::{Class, Failure, Outcome};
@@ -58,6 +61,12 @@ pub(super) struct DeviceThread {
     pub(super) surroundings: Surroundings,
     /// What an earlier daemon left of it.
     left: Option<LeftBehind>,
+    /// Whether the device waits for a missing backend.
+    pub(super) waits: bool,
+    /// The device has been in state waiting, so it has a state file.
+    pub(super) has_waited: bool,
+    /// Result of the last open of the backend, from the looker.
+    pub(super) found: Option<Found>,
     /// For the queue threads.
     pub(super) inbox: Sender<Message>,
     pub(super) messages: Receiver<Message>,
@@ -104,6 +113,14 @@ pub(super) struct DeviceThread {
     pub(super) notes: Vec<String>,
 }
 
+/// How a device thread starts.
+pub(super) struct Start {
+    /// The disk that an earlier daemon left behind.
+    pub(super) left: Option<LeftBehind>,
+    /// Whether the device waits for a missing backend.
+    pub(super) waits: bool,
+}
+
 /// How its life begins.
 enum Begun {
     Live { is_recovered: bool },
@@ -115,14 +132,17 @@ impl DeviceThread {
     pub(super) fn new(
         shared: Arc<Shared>,
         surroundings: Surroundings,
-        left: Option<LeftBehind>,
+        start: Start,
         inbox: Sender<Message>,
         messages: Receiver<Message>,
     ) -> Self {
         Self {
             shared,
             surroundings,
-            left,
+            left: start.left,
+            waits: start.waits,
+            has_waited: false,
+            found: None,
             inbox,
             messages,
             backend: None,
@@ -190,7 +210,10 @@ impl DeviceThread {
 
     /// Makes it, or takes it up.
     fn begin(&mut self) -> Outcome<Begun> {
-        let Some(left) = self.left.take() else { return self.make().map(|()| Begun::Live { is_recovered: false }) };
+        let Some(left) = self.left.take() else {
+            let Some(backend) = self.await_backend()? else { return Ok(Begun::Stopped) };
+            return self.make(backend).map(|()| Begun::Live { is_recovered: false });
+        };
         match self.take_up(&left) {
             TakenUp::Live => Ok(Begun::Live { is_recovered: true }),
             TakenUp::Removed => Ok(Begun::Stopped),
@@ -379,8 +402,9 @@ impl DeviceThread {
             }
             Message::Stopped => self.is_stopped = true,
             // Before it is made and after it has gone there is nothing to write about.
-            Message::Changed if self.target.is_some() => self.write_state(),
+            Message::Changed if self.target.is_some() || self.has_waited => self.write_state(),
             Message::Changed => {}
+            Message::Looked(found) => self.found = Some(found),
             Message::Resize(size, answer) => {
                 self.resizes.push_back((size, answer));
                 if self.is_going {
