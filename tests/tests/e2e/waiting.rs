@@ -36,6 +36,7 @@ pub(crate) fn cases() -> Vec<Case> {
         f87_a_device_that_waits_can_be_removed_and_changed,
         f87_a_device_waits_on_under_the_next_daemon,
         f87_what_is_required_or_wrong_ends_the_start,
+        f89_an_id_that_is_named_is_given_to_no_other_device,
     ];
     let mapped = cases![[Need::Ublk, Need::RamDisk, Need::Mapper]; f87_a_missing_disk_is_waited_for];
     let mounted = cases![[Need::Ublk, Need::RamDisk, Need::Mapper, Need::Ext4];
@@ -278,4 +279,20 @@ fn f88_a_path_that_does_not_answer_holds_up_no_other_device(scene: &Scene) -> Re
     ensure!(names(scene)? == ["here", "late"], "{:?}", names(scene)?);
     daemon.stop()?;
     mount.unmount()
+}
+
+fn f89_an_id_that_is_named_is_given_to_no_other_device(scene: &Scene) -> Result<()> {
+    // The first free ids are named for a device that waits and for one that starts with the rest.
+    let autos: String = (0..6).map(|n| format!("  auto{n}: {{ backend: {{ null: 1MiB }} }}\n")).collect();
+    let devices = format!("{autos}  z: {{ backend: {{ null: 1MiB }}, id: 0 }}\n{}", on_file(scene, "late", ", id: 1"));
+    let daemon = scene.start(&config(&devices))?;
+    scene.ask(&["add", "more", "--null", "1MiB"])?.expect_code(0)?;
+    let refused = scene.ask(&["add", "one", "--null", "1MiB", "--id", "1"])?.expect_code(5)?;
+    refused.expect_stderr(&["error[E-ID-TAKEN]", "late"])?;
+    expect_waiting(scene, "late", "no such file")?;
+    bring(&image(scene, "late"))?;
+    expect_served(scene, "late")?;
+    let ids = ["z", "late"].map(|name| scene.device(name).map(|device| device.id));
+    ensure!(matches!(ids, [Ok(0), Ok(1)]), "{ids:?}");
+    daemon.stop().map(drop)
 }

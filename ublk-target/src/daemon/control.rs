@@ -175,11 +175,15 @@ impl Daemon {
 
     fn insert(&self, begun: Begun, waiter: Option<super::table::Waiter>) -> Outcome<()> {
         let described = begun.description.clone();
-        let group = self.table.borrow().place(described.group.as_deref())?;
+        let (group, named_ids) = {
+            let table = self.table.borrow();
+            (table.place(described.group.as_deref())?, table.named_ids())
+        };
         let events = self.events.clone();
         let surroundings = Surroundings {
             throttle: Arc::clone(&self.throttle),
             group,
+            named_ids,
             watcher: Arc::clone(&self.watcher),
             activity: Arc::clone(&self.activity),
             state_dir: Arc::clone(&self.state_dir),
@@ -321,9 +325,10 @@ impl Daemon {
             table.groups = plan.groups.into_iter().map(placed).collect();
             self.keep_groups(&table);
         }
-        // Those whose users wait come first.
-        let (left, new): (Vec<_>, Vec<_>) = plan.devices.into_iter().partition(|device| device.left.is_some());
-        left.into_iter().chain(new).try_for_each(|device| self.insert(device, None))
+        // Devices left behind first, as their users wait; devices with an `id` before those that get a free one.
+        let mut devices = plan.devices;
+        devices.sort_by_key(|device| (device.left.is_none(), device.description.id.is_none()));
+        devices.into_iter().try_for_each(|device| self.insert(device, None))
     }
 
     /// Whether users of a device were waiting for this daemon.

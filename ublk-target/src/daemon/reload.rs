@@ -352,8 +352,11 @@ fn make_groups(daemon: &Daemon, groups: &[Group]) -> Outcome<Vec<GroupId>> {
 }
 
 async fn start_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant) -> Outcome<()> {
+    // Devices with an `id` before those that get a free one.
+    let mut additions: Vec<&Device> = plan.device_additions.iter().collect();
+    additions.sort_by_key(|new| new.id.is_none());
     let mut started = Vec::new();
-    for new in &plan.device_additions {
+    for new in additions {
         started.push((new, daemon.start(new.clone(), Origin::File, false)?));
     }
     let mut failures = Vec::new();

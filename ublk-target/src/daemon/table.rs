@@ -216,6 +216,12 @@ impl Table {
         Ok(())
     }
 
+    /// Ids that the configuration names for devices without a disk.
+    pub fn named_ids(&self) -> Vec<u32> {
+        let is_unmade = |entry: &&Entry| entry.device.id().is_none();
+        self.devices.values().filter(is_unmade).filter_map(|entry| entry.described.id).collect()
+    }
+
     /// Why a device that is new, or changes its size, would be too much beside the others.
     pub fn check_memory(&self, new: &Description) -> Outcome<()> {
         let others = self.devices.iter().filter(|(name, _)| **name != new.name);

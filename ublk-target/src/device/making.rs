@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use ublk_throttle_config::{OnCrash, REQUEST_BYTES_MAX, ZeroCopy};
+use ublk_throttle_config::{ID_MAX, OnCrash, REQUEST_BYTES_MAX, ZeroCopy};
 
 use super::partitions::must_come_later;
 use super::thread::DeviceThread;
@@ -148,7 +148,7 @@ impl DeviceThread {
             owner: Owner::ours(nonce),
         };
         crash_point::at(Point::StateWritten);
-        let info = control.add(&wanted).map_err(|errno| {
+        let info = self.add_with_id(control, wanted).map_err(|errno| {
             self.surroundings.state_dir.forget(self.name());
             self.refused(control, errno)
         })?;
@@ -173,6 +173,23 @@ impl DeviceThread {
         self.write_state();
         crash_point::at(Point::IdWritten);
         Ok(info)
+    }
+
+    /// ADD with the `id` of the device, or with the first free id that no configuration entry names.
+    fn add_with_id(&self, control: &mut Control, wanted: NewDevice) -> Result<DeviceInfo, Errno> {
+        let named = &self.surroundings.named_ids;
+        if wanted.id.is_some() || named.is_empty() {
+            return control.add(&wanted);
+        }
+        let is_open = |id: &u32| !named.contains(id) && !traces::has_char_device(*id);
+        for id in (0..=ID_MAX).filter(is_open) {
+            match control.add(&NewDevice { id: Some(id), ..wanted }) {
+                // Added by another thread or program since the look.
+                Err(Errno::EEXIST) => {}
+                added => return added,
+            }
+        }
+        Err(Errno::ENOSPC)
     }
 
     /// The reason why ADD was refused.

@@ -222,6 +222,8 @@ pub struct Surroundings {
     pub throttle: Arc<Throttle>,
     /// The group of the device there.
     pub group: Option<GroupId>,
+    /// Ids that the configuration names for devices without a disk; no device without an `id` gets them.
+    pub named_ids: Vec<u32>,
     /// Who tells whether somebody else stops it.
     pub watcher: Arc<Watcher>,
     /// Told of each turn of a queue with a request.
