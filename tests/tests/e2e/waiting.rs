@@ -112,6 +112,8 @@ fn f87_a_missing_file_is_waited_for_and_served_with_its_limits_in_its_group(scen
     size.expect_stderr(&["error[E-CONFLICT]", "waits for its backend", "reload"])?;
     let words = ["add", "late", "--null", "1MiB"];
     scene.ask(&words)?.expect_code(5)?.expect_stderr(&["error[E-EXISTS]", "is waiting"])?;
+    let words = ["del", "--group", "g"];
+    scene.ask(&words)?.expect_code(5)?.expect_stderr(&["error[E-GROUP-IN-USE]", "device late"])?;
     let_run(3);
     let log = daemon.log()?;
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("W-WAITING")).collect();
@@ -203,8 +205,10 @@ fn f87_a_device_that_waits_can_be_removed_and_changed(scene: &Scene) -> Result<(
 }
 
 fn f87_a_device_waits_on_under_the_next_daemon(scene: &Scene) -> Result<()> {
-    // After a kill and after a takeover, with the limit of `set`. SIGTERM ends the waiting at once and leaves nothing.
-    let config = config(&on_file(scene, "late", ", group: g, limits: { iops-total: 50 }"));
+    // After a kill and after a takeover, with the limit of `set`. SIGTERM ends the waiting at once and leaves nothing, unless
+    // the device is kept.
+    let late = on_file(scene, "late", ", group: g, limits: { iops-total: 50 }");
+    let (kept, config) = (config(&late.replace(" }\n", ", on-stop: keep }\n")), config(&late));
     let expect_set = |daemon: &Daemon| -> Result<()> {
         expect_waiting(scene, "late", "no such file")?;
         ensure!(scene.listed("late")?["limits"]["iops-total"] == 30, "{}\n{}", scene.listed("late")?, daemon.log()?);
@@ -232,7 +236,14 @@ fn f87_a_device_waits_on_under_the_next_daemon(scene: &Scene) -> Result<()> {
     let left = fs::read_dir(scene.state_dir())?.filter_map(Result::ok).map(|entry| entry.file_name());
     let left: Vec<_> = left.filter(|name| name.to_string_lossy().ends_with(".device.json")).collect();
     ensure!(left.is_empty(), "{left:?}");
-    Ok(())
+    // With `on-stop: keep` its limit outlives SIGTERM, too.
+    let daemon = scene.start(&kept)?;
+    scene.ask(&["set", "device", "late", "iops-total=30"])?.expect_code(0)?;
+    daemon.stop()?;
+    let daemon = scene.start(&kept)?;
+    expect_set(&daemon)?;
+    scene.ask(&["del", "late"])?.expect_code(0)?;
+    daemon.stop().map(drop)
 }
 
 fn f87_what_is_required_or_wrong_ends_the_start(scene: &Scene) -> Result<()> {

@@ -383,10 +383,15 @@ impl Daemon {
             Notice::Failed(name, cause) => {
                 let waiter = self.forget(&name).and_then(|entry| entry.waiter);
                 match waiter {
+                    None if self.phase.get() == Phase::Serving => {
+                        // One device is lost, and the daemon serves the rest.
+                        let what = format!("{}; `reload` tries again", cause.message);
+                        log::error(&Failure::new(cause.class, what));
+                        None
+                    }
                     None => {
                         log::error(&cause);
-                        // All or none is for the start. Later it is one device: lost, and not to be made again. Nor is what others
-                        // have been waiting for since the last daemon died taken away for its sake.
+                        // All or none, unless users of other devices have been waiting since the last daemon died.
                         (self.phase.get() == Phase::Starting && !self.has_taken_up()).then_some(cause)
                     }
                     Some(waiter) => {
