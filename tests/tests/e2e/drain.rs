@@ -37,6 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
         forced_removal_does_not_wait_for_a_backend_that_does_not_answer,
         removal_that_writes_back_to_a_stalled_backend_answers_and_goes_on,
         f69_del_waits_as_long_as_its_timeout_says,
+        f71_a_removal_that_fails_gives_the_backend_its_time_back,
         removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so,
         sigterm_takes_a_device_down_whose_backend_does_not_answer,
     ];
@@ -181,6 +182,25 @@ fn f69_del_waits_as_long_as_its_timeout_says(scene: &Scene) -> Result<()> {
     del.finish(Duration::from_secs(20))?.expect_code(0)?;
     ensure!(!device.node.exists(), "{} is still there", device.node());
     writer.finish(ANSWER_LIMIT)?;
+    daemon.stop().map(drop)
+}
+
+fn f71_a_removal_that_fails_gives_the_backend_its_time_back(scene: &Scene) -> Result<()> {
+    // The helper dies before STOP, when the queues no longer wait for their backend. The device lives
+    // on, and a write that stays at its backend for 6 s succeeds.
+    let disk = Mapped::on_ram(32)?;
+    let daemon = scene.start_crashing(&stuck_and_other(&disk, "off"))?;
+    daemon.wait_for_log("ready", ANSWER_LIMIT)?;
+    let device = scene.device("stuck")?;
+    let crash = scene.write("crash", "helper-stopping/helper")?;
+    let del = scene.ask(&["del", "stuck"])?;
+    ensure!(del.code != Some(0) && !crash.exists(), "removed, or no helper died:\n{del}");
+    disk.suspend()?;
+    let to = format!("of={}", device.node());
+    let writer = scene.begin_tool("dd", &["if=/dev/zero", &to, "bs=4k", "count=1", "oflag=direct", "conv=notrunc"])?;
+    let_run(6);
+    disk.resume()?;
+    writer.finish(ANSWER_LIMIT)?.expect_code(0)?;
     daemon.stop().map(drop)
 }
 

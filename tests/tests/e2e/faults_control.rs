@@ -304,12 +304,14 @@ fn f51_a_state_file_that_cannot_be_read_is_named(scene: &Scene) -> Result<()> {
 }
 
 fn f52_a_log_that_takes_nothing_stops_no_device(scene: &Scene) -> Result<()> {
-    // The log (stdout and stderr) is a full disk, a pipe without a reader, or closed: the daemon
-    // starts, serves and ends.
+    // The log (stdout and stderr) is a full disk, a pipe without a reader, closed, or a full pipe
+    // whose reader does not read: the daemon starts, serves and ends.
     let config = scene.write("config.yaml", ONE)?;
     let config = config.to_str().context("path")?;
-    for sink in [">/dev/full 2>&1", "> >(true) 2>&1", ">&- 2>&-"] {
-        let script = format!("exec \"$@\" {sink}");
+    let unread = "> >(exec sleep 60 >/dev/null 2>&1) 2>&1";
+    for sink in [">/dev/full 2>&1", "> >(true) 2>&1", ">&- 2>&-", unread] {
+        let fill = if sink == unread { "dd if=/dev/zero bs=65536 count=1 2>/dev/null;" } else { "" };
+        let script = format!("{{ {fill} exec \"$@\"; }} {sink}");
         let mut daemon = scene.begin_under(&["bash", "-c", &script, "bash"], &["run", config])?;
         wait::until("the device", Duration::from_secs(20), || Ok(scene.device("d").ok()))
             .with_context(|| sink.to_owned())?;
