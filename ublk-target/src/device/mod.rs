@@ -1,26 +1,28 @@
-//! A device, from configuration to its last trace: one thread that makes it, watches it and removes it.
+//! A device, from its configuration until no trace of it is left. One thread per device makes, watches
+//! and removes it.
 //!
 //! ```text
 //!   Recovering ───┐
 //!   Starting ──► Live ──► Draining ──► Stopping ──► Reaping ──► Gone
 //!      │          │ del, SIGTERM        ▲ helper: STOP             ▲ helper: DEL
-//!      │          └─ stopped by others ─┴──────────► (Reaping) ────┤
+//!      │          └─ foreign STOP ──────┴──────────► (Reaping) ────┤
 //!      └── any step fails: everything made so far is undone ───────┘
 //! ```
 //!
-//! | state | requests | what is waited for |
+//! | state | requests | the device thread waits for |
 //! | --- | --- | --- |
-//! | Starting | let through, uncharged | queues ready, START, node, the end of the partition scan |
-//! | Waiting | none: there is no disk | the backend, which was missing at the start ([`waiting`]); Starting follows |
-//! | Recovering | wait in the kernel | the kernel to be done with the old daemon, the backend, the queues |
+//! | Starting | neither limited nor charged | queues ready, START, node, the end of the partition scan |
+//! | Waiting | none: there is no disk | the backend, missing at the start ([`waiting`]); Starting follows |
+//! | Recovering | wait in the kernel | the kernel to finish with the dead daemon, the backend, the queues |
 //! | Live | limited | a removal |
-//! | Draining | let through, uncharged | held ones, charged up to a bound, let go by their own threads |
-//! | Stopping | let through, uncharged, until aborted | STOP (in a helper), then the queue threads |
-//! | Reaping | none | the last user of the disk, for a while |
+//! | Draining | held ones charged up to a bound, new ones not | dispatch of the held ones, by their queue threads |
+//! | Stopping | neither limited nor charged, until aborted | STOP (in a helper), then the queue threads |
+//! | Reaping | none | the last user of the disk, up to a limit |
 //!
-//! The order of a removal: drain before STOP, or STOP waits for tokens; STOP before the queues end, their end *is* the abort;
-//! every gate retired before its thread is joined, so that no other member counts on a queue that is gone; the character
-//! device closed before DEL, which waits for that.
+//! A removal has a fixed order. The drain comes before STOP: otherwise STOP waits for tokens. STOP comes
+//! before the end of the queues, because the queues end by its aborts. Every gate retires before its
+//! queue thread is joined, so that no other member counts on a queue that is gone. The char device is
+//! closed before DEL, because DEL waits for its close.
 
 mod making;
 mod partitions;
@@ -59,24 +61,24 @@ use crate::state_dir::StateDir;
 use crate::ublk::Transfer;
 use crate::watcher::Watcher;
 
-/// Where in its life a device is.
+/// The state of a device: see the table of this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Being made.
+    /// The device thread makes the device.
     Starting,
-    /// To be made as soon as its backend is there.
+    /// The backend is missing; the device is made as soon as the backend is there.
     Waiting,
-    /// Left behind by an earlier daemon, and being taken up.
+    /// An earlier daemon left the device behind, and this daemon recovers it.
     Recovering,
-    /// Serving.
+    /// The queues serve requests under the limits.
     Live,
-    /// Letting go of what it holds.
+    /// The queues dispatch the held requests past the limits.
     Draining,
-    /// The kernel is taking the disk down.
+    /// The kernel removes the disk (STOP).
     Stopping,
-    /// The rest is being cleared away.
+    /// The device leaves the throttle and is deleted (DEL).
     Reaping,
-    /// No trace is left.
+    /// No trace of the device is left.
     Gone,
 }
 
@@ -107,84 +109,87 @@ impl State {
     }
 }
 
-/// How long a removal leaves whoever asked without an answer, where nothing else was said.
+/// Default of [`Removal::patience`].
 pub const PATIENCE: Duration = Duration::from_millis(4500);
 
-/// Asks a device to go. The answer comes when it has gone, or when it turned out to be in use.
+/// A request to remove a device. The answer comes when the device is gone, is found to be in use, or after
+/// `patience`.
 pub struct Removal {
-    /// Also if somebody uses it.
+    /// Remove the device even if it is in use.
     pub is_forced: bool,
-    /// When to answer at the latest, from when it is asked; the removal goes on.
+    /// Time from the request to the answer at the latest, which is then E-TIMEOUT; the removal goes on.
     pub patience: Duration,
-    /// The daemon ends: a removal that fails is tried again until it succeeds. Any other is refused, and the device lives on.
+    /// The daemon ends: a failed removal is tried again until it succeeds. After a failed removal that is
+    /// not final, the device lives on.
     pub is_final: bool,
-    /// Called once, on the device's thread.
+    /// Called once, on the device thread; by [`Device::remove`] if that thread has ended.
     pub answer: Answer<Removed>,
 }
 
-/// A device that has gone.
+/// The result of a removal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// What its user should know besides: what was not written back, who keeps its id.
+    /// A note for the client of the removal: data that was not written back, users that keep the id.
     pub note: Option<String>,
 }
 
-/// How a device thread answers whoever asked it for something.
+/// The callback with which a device thread answers a request of the control thread.
 pub type Answer<T> = Box<dyn FnOnce(Outcome<T>) + Send>;
 
-/// What reaches the thread of a device.
+/// A message to the device thread.
 enum Message {
     Queue(queue::Report),
     Remove(Removal),
     Changed,
     /// Result of an open of the backend, from the looker.
     Looked(waiting::Found),
-    /// Somebody else is stopping it.
+    /// Another ublk client is stopping the device, as the watcher reports.
     Stopped,
     Resize(u64, Answer<u64>),
 }
 
-/// What a device tells the daemon.
+/// A change that a device reports to the daemon, with the name of the device.
 #[derive(Debug)]
 pub enum Notice {
-    /// It serves.
+    /// The device serves.
     Live(String),
-    /// Its backend is missing. `Live` or `Failed` follows when the backend is there.
+    /// The backend is missing. `Live` or `Failed` follows when the backend is there.
     Waiting(String),
-    /// It could not be made; nothing of it is left.
+    /// The device could not be made; nothing of it is left.
     Failed(String, crate::error::Failure),
-    /// It was left behind, and cannot be served yet; that is tried again until it can.
+    /// A device that was left behind cannot be served yet; the recovery is repeated until it succeeds.
     Recovering(String),
-    /// It has been removed.
+    /// The device has been removed.
     Gone(String),
-    /// It was left behind, and removed by somebody else before it could be taken up.
+    /// A device that was left behind is gone: another program removed it before its recovery.
     Lost(String),
 }
 
-/// What the thread of a device shows of it.
+/// The state that the device thread shares with the control thread.
 struct Shared {
     description: Description,
     throttle: Arc<Throttle>,
     state: AtomicU8,
-    /// What ADD stores with it; drawn before, so that whoever finds the state file finds the device.
+    /// The random number that ADD stores in the driver. It is drawn before the state file is written, so
+    /// that a later daemon finds the device by its state file.
     nonce: u32,
     made: OnceLock<Made>,
-    /// Whether the file or block device behind it is used around the page cache.
+    /// Whether the backend bypasses the page cache of its file or block device.
     is_direct: OnceLock<bool>,
-    /// Why data is copied although `auto` would rather have zero copy, in words.
+    /// Why data is copied although `zero-copy` is not `off`, in words.
     copied_because: OnceLock<String>,
-    /// The file or block device behind it, if there is one.
+    /// The file or block device of the backend, if it has one.
     behind: OnceLock<Behind>,
-    /// What it protects, and in what order: see [`standing`].
+    /// For the protected fields and the lock order, see [`standing`].
     standing: Mutex<Standing>,
 }
 
-/// A file or block device that is open.
+/// The open file or block device of a backend.
 #[derive(Clone, Copy, Debug)]
 struct Behind {
     /// Device and inode number.
     identity: (u64, u64),
-    /// The logical block of a device on it, in bytes.
+    /// The logical block size of the ublk device, in bytes.
     block: u32,
 }
 
@@ -194,7 +199,7 @@ impl Behind {
     }
 }
 
-/// What is known once the kernel has made it.
+/// The facts that are known after ADD.
 struct Made {
     id: u32,
     queues: Vec<Arc<queue::Handle>>,
@@ -216,48 +221,48 @@ impl Shared {
     }
 }
 
-/// What a device needs of its surroundings.
+/// The parts of the daemon that a device needs.
 pub struct Surroundings {
     /// The daemon's throttle.
     pub throttle: Arc<Throttle>,
-    /// The group of the device there.
+    /// The group of the device in the throttle.
     pub group: Option<GroupId>,
     /// Ids that the configuration names for devices without a disk; no device without an `id` gets them.
     pub named_ids: Vec<u32>,
-    /// Who tells whether somebody else stops it.
+    /// The process that detects a foreign STOP.
     pub watcher: Arc<Watcher>,
-    /// Told of each turn of a queue with a request.
+    /// Queue threads mark it at the end of each turn with a request.
     pub activity: Arc<Activity>,
-    /// Where its state file goes.
+    /// The directory of the state file.
     pub state_dir: Arc<StateDir>,
-    /// Tells the daemon.
+    /// Reports a [`Notice`] to the daemon.
     pub notify: Box<dyn Fn(Notice) + Send>,
 }
 
-/// A device to be made, or to be taken up.
+/// The input of [`Device::start`]: a device to be made or recovered.
 pub struct Beginning {
-    /// As it is to be in force.
+    /// The settings to be in force.
     pub description: Description,
-    /// As the file of the configuration has it, if it does.
+    /// The settings of the device in the configuration file, if it is there.
     pub entry: Option<Description>,
-    /// What an earlier daemon left of it.
+    /// The disk that an earlier daemon left behind.
     pub left: Option<LeftBehind>,
-    /// How full its limits were, and for how long they have drained since, in nanoseconds.
+    /// The stored levels of the buckets, and the nanoseconds for which the buckets have drained since.
     pub levels: Option<(Vec<Level>, u64)>,
     /// Whether a new device waits for a missing backend; without it, the device fails.
     pub waits: bool,
 }
 
-/// A device without a server.
+/// A device in the kernel without a ublk server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftBehind {
-    /// Which one.
+    /// Its id and nonce.
     pub target: crate::helper::Target,
-    /// Device and inode number of the file that was behind it.
+    /// Device and inode number of the file or block device of its backend.
     pub identity: Option<(u64, u64)>,
 }
 
-/// A device, as the control thread holds it.
+/// The handle of the control thread to a device.
 pub struct Device {
     shared: Arc<Shared>,
     inbox: Sender<Message>,
@@ -267,7 +272,7 @@ pub struct Device {
 impl Device {
     /// Starts the thread that makes the device. [`Notice::Live`], [`Notice::Waiting`] or [`Notice::Failed`] follows.
     ///
-    /// Its place in the throttle it has from here on, so that nobody takes its group away meanwhile.
+    /// The device joins the throttle here, so that its group cannot be removed during the start.
     pub fn start(beginning: Beginning, surroundings: Surroundings) -> Outcome<Self> {
         let Beginning { description, entry, left, levels, waits } = beginning;
         let name = description.name.clone();
@@ -306,13 +311,13 @@ impl Device {
             .spawn(move || body.run())
             .or_fail(Class::Resource, format!("device {name:?}: cannot start a thread"));
         let thread = thread.inspect_err(|_| {
-            // It has no queues yet, so nothing keeps it.
+            // `leave` cannot be refused: the member has no queues yet.
             let _ = throttle.leave(member, clock::now());
         })?;
         Ok(Self { shared, inbox, thread: Some(thread) })
     }
 
-    /// Its name in the configuration.
+    /// The name in the configuration.
     pub fn name(&self) -> &str {
         &self.shared.description.name
     }
@@ -322,33 +327,33 @@ impl Device {
         self.shared.made.get().map(|made| made.id)
     }
 
-    /// Its size in bytes, once it is made.
+    /// The size in bytes, once the device is made.
     pub fn size(&self) -> Option<u64> {
         self.shared.standing().size
     }
 
-    /// Whether the file or block device behind it is used around the page cache, once it is open.
+    /// Whether the backend bypasses the page cache of its file or block device, once that is open.
     pub fn is_direct(&self) -> Option<bool> {
         self.shared.is_direct.get().copied()
     }
 
-    /// What `list` shows.
+    /// The status for `list`.
     pub fn status(&self) -> Status {
         self.shared.status()
     }
 
-    /// What is in force for it, to be changed: see [`Standing`]. Not to be held while anything is waited for.
+    /// Locks the settings in force, which may be changed: see [`Standing`]. Do not hold the guard across a wait.
     pub fn standing(&self) -> MutexGuard<'_, Standing> {
         self.shared.standing()
     }
 
-    /// Tells it that its standing was changed, so that it writes it down.
+    /// Reports a change of the standing to the device thread, which then writes the state file.
     pub fn note_change(&self) {
-        // A device that has gone has nothing to write down.
+        // The send fails if the device is gone: then there is no state file to write.
         let _ = self.inbox.send(Message::Changed);
     }
 
-    /// What it has done so far.
+    /// The counters of all its queues, summed.
     pub fn stats(&self) -> DeviceStats {
         let mut sum = DeviceStats::default();
         for queue in self.shared.made.get().into_iter().flat_map(|made| &made.queues) {
@@ -357,7 +362,7 @@ impl Device {
         sum
     }
 
-    /// Asks it to go; a second removal joins the first. A device that has gone meanwhile answers at once.
+    /// Requests a removal; a second removal joins the first. If the device is already gone, the answer comes at once.
     pub fn remove(&self, removal: Removal) {
         if let Err(unsent) = self.inbox.send(Message::Remove(removal))
             && let Message::Remove(removal) = unsent.0
@@ -366,7 +371,7 @@ impl Device {
         }
     }
 
-    /// Gives it another size, in bytes, while it is in use. The answer is the size it has then: whole blocks.
+    /// Resizes the live device to `size` bytes, cut to whole blocks. The answer is the new size in bytes.
     pub fn resize(&self, size: u64, answer: Answer<u64>) {
         if let Err(unsent) = self.inbox.send(Message::Resize(size, answer))
             && let Message::Resize(_, answer) = unsent.0
@@ -375,9 +380,10 @@ impl Device {
         }
     }
 
-    /// The bytes that what is behind it has now, in whole blocks: `None` without a file or block device, or while the device is not
-    /// live. Or, in words, that the path leads to another file. In a thread of its own, because asking may wait for a server
-    /// that does not answer; `answer` is called there, once.
+    /// Passes the present size of the file or block device of the backend to `answer`, in bytes, cut to
+    /// whole blocks. `None` without a file or block device, or if the device is not live. The error says in
+    /// words that the path leads to another file or cannot be examined. `answer` is called at most once; for a
+    /// backend with a path, on a separate thread, because a file server may not respond.
     pub fn look_behind(&self, answer: Box<dyn FnOnce(Result<Option<u64>, String>) + Send>) {
         let path = self.shared.description.backend.path().map(Path::to_owned);
         let Some((path, behind)) = path.zip(self.shared.behind.get().copied()) else { return answer(Ok(None)) };
@@ -386,7 +392,8 @@ impl Device {
             let size = place::size_behind(&path, behind.identity);
             answer(size.map(|size| size.filter(|_| is_live).map(|size| size - size % u64::from(behind.block))));
         };
-        // Without a thread the answer is dropped unheard, which says as much as one that never comes.
+        // If no thread can be started, `answer` is dropped without a call. The caller handles that like a
+        // path that does not respond.
         let _ = std::thread::Builder::new().name(thread_name(self.name(), None)).spawn(look);
     }
 
@@ -395,7 +402,7 @@ impl Device {
         self.shared.state() == State::Waiting
     }
 
-    /// Whether it goes on with the next daemon if this one ends now. A waiting device has no disk to lose.
+    /// Whether the next daemon can continue the device if this daemon ends now. A waiting device has no disk to lose.
     pub fn can_outlive_us(&self) -> bool {
         match self.shared.state() {
             State::Waiting => true,
@@ -404,22 +411,22 @@ impl Device {
         }
     }
 
-    /// The device and what would have to be deleted if the daemon ended now.
+    /// The id and nonce of the device that would have to be deleted if the daemon ended now.
     pub fn remains(&self) -> Option<crate::helper::Target> {
         let made = self.shared.made.get()?;
         (self.shared.state() != State::Gone).then_some(crate::helper::Target { id: made.id, nonce: self.shared.nonce })
     }
 
-    /// Waits for the end of a thread that has announced it.
+    /// Joins the device thread, which has announced its end.
     pub fn join(&mut self) {
         if let Some(thread) = self.thread.take() {
-            // A panic there has ended the whole process.
+            // A panic of that thread has ended the whole process.
             let _ = thread.join();
         }
     }
 }
 
-/// What a device was made with, after a resize.
+/// Sets the size in a description after a resize. The size of a block device is not part of it.
 pub fn set_size(described: &mut Description, bytes: u64) {
     match &mut described.backend {
         Backend::File { size, .. } => *size = Some(bytes),
@@ -442,7 +449,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_named_after_its_device_and_queue_within_15_characters() {
-        // The kernel cuts longer ones, and the queue is what tells them apart in `top -H`.
+        // The kernel cuts longer names, and only the queue number distinguishes the threads in `top -H`.
         assert_eq!(thread_name("vol1", None), "vol1");
         assert_eq!(thread_name("a-very-long-device-name", Some(12)), "a-very-long/q12");
     }
