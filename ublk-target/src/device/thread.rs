@@ -1,18 +1,21 @@
-//! The thread of a device. It makes, watches and removes; it serves no request and holds no lock for long.
+//! The device thread. It makes, watches and removes the device; it serves no request and holds no lock
+//! for long.
 //!
 //! ```text
-//!   inbox ◄── queue threads: Ready, Busy, Ending, Ended
+//!   inbox ◄── queue threads: Ready, Busy, Ending, NoThread, Ended
 //!         ◄── control thread: Remove, Changed, Resize
 //!         ◄── looker: Looked
+//!         ◄── watcher: Stopped
 //!     │
-//!     └─► `note` records each message in a field, whatever is going on; the steps look at the fields
+//!     └─► `note` records each message in a field at once; the steps read the fields
 //! ```
 //!
-//! So a message can come at any time: a removal asked for during the start waits for its end, a second removal joins the
-//! first, an abort in the middle of anything is not lost. The steps themselves are in `waiting`, `making`, `removal`
-//! and `resize`.
+//! A message may therefore come at any time: a removal requested during the start waits for the end of
+//! the start, a second removal joins the first, and an abort during any step is not lost. The steps
+//! themselves are in `waiting`, `making`, `recovery`, `removal` and `resize`.
 //!
-//! Whoever waits for a removal gets an answer within [`Removal::patience`], whatever the removal waits for: by name, and it goes on.
+//! Each client of a removal gets an answer within its [`Removal::patience`]. If the removal takes longer,
+//! the answer is E-TIMEOUT and names the step that the removal waits for; the removal goes on.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,21 +36,21 @@ use crate::log;
 use crate::queue::Report;
 use crate::ublk::queue::CharDevice;
 
-/// How often a helper is looked after, and the quiet is checked.
+/// Longest interval between two checks of the condition of a `wait`: the end of a helper, a quiet disk, …
 const TICK: Duration = Duration::from_millis(10);
-/// The same while it may be a matter of moments: the steps of a removal are.
+/// That interval during the first [`MOMENTS`] of a `wait`: most steps of a removal end within them.
 const SHORT_TICK: Duration = Duration::from_millis(1);
-/// How long that is.
+/// Time for which a `wait` uses [`SHORT_TICK`].
 const MOMENTS: Duration = Duration::from_millis(200);
-/// How often a wait without a limit is reported.
+/// Interval between two log lines about a wait without a limit.
 const REPORT: Duration = Duration::from_secs(10);
-/// How long after it has failed something is tried again.
+/// Pause between a failed step and its next try.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long a removal waits for what a helper process needs. Less than [`super::PATIENCE`], so that the answer tells the limit
-/// that was reached.
+/// Time for which a removal repeats the spawn of a helper while processes, descriptors or memory are short.
+/// Less than [`super::PATIENCE`], so that the answer is the failure of the spawn instead of E-TIMEOUT.
 const SPAWN_LIMIT: Duration = Duration::from_secs(4);
 
-/// How long a helper that has failed may take to end.
+/// Time for a helper that has failed to end, before it is killed.
 pub(super) const HELPER_END: Duration = Duration::from_secs(1);
 
 /// A removal that has not been answered.
@@ -59,7 +62,7 @@ pub(super) struct Waiting {
 pub(super) struct DeviceThread {
     pub(super) shared: Arc<Shared>,
     pub(super) surroundings: Surroundings,
-    /// What an earlier daemon left of it.
+    /// The disk that an earlier daemon left behind.
     left: Option<LeftBehind>,
     /// Whether the device waits for a missing backend.
     pub(super) waits: bool,
@@ -67,53 +70,53 @@ pub(super) struct DeviceThread {
     pub(super) has_waited: bool,
     /// Result of the last open of the backend, from the looker.
     pub(super) found: Option<Found>,
-    /// For the queue threads.
+    /// The sender that queue threads, looker and watcher get a clone of.
     pub(super) inbox: Sender<Message>,
     pub(super) messages: Receiver<Message>,
-    // What was made so far, in the order of making.
+    // The parts made so far, in the order of their making.
     pub(super) backend: Option<Arc<dyn Backend>>,
     pub(super) target: Option<Target>,
-    /// Whether somebody else takes its disk down.
+    /// The check for a foreign STOP, with its open sysfs file.
     pub(super) take_down: traces::TakeDown,
     pub(super) char_device: Option<Arc<CharDevice>>,
     pub(super) queues: Vec<JoinHandle<()>>,
     pub(super) is_start_sent: bool,
-    /// The last helper of [`Self::finish`] has said so, or is still out.
+    /// The last helper of [`Self::finish`] has reported [`Answer::Sent`], or did not end within its limit.
     pub(super) is_sent: bool,
-    /// There is, or was, a disk.
+    /// The kernel has, or had, a disk of the device.
     pub(super) has_disk: bool,
-    // What the messages said.
+    // The content of the messages so far.
     pub(super) ready: usize,
     pub(super) ended: usize,
     pub(super) is_ending: bool,
-    /// Another ublk client has sent STOP: it waits for the requests that are with us, or has returned.
+    /// Another ublk client has sent STOP, which waits for the requests that the daemon has, or has returned.
     pub(super) is_stopped: bool,
     pub(super) queue_failure: Option<Failure>,
     pub(super) removals: Vec<Waiting>,
     pub(super) resizes: VecDeque<(u64, super::Answer<u64>)>,
     pub(super) is_watched: Arc<AtomicBool>,
-    /// When partitions are to be looked for, if they are.
+    /// Instant of the partition scan, if a scan is due.
     pub(super) partitions_at: Option<Instant>,
-    // How the removal goes.
-    /// The helper that has stopped the device, and will delete it.
+    // The progress of the removal.
+    /// The helper that has sent STOP and will send DEL.
     pub(super) helper: Option<Helper>,
-    /// The daemon ends, and the device with it: no removal is refused any more.
+    /// The daemon ends, and the device with it: from now on a failed removal is tried again.
     pub(super) must_go: bool,
-    /// Why the last try of what is tried again has failed, as told.
+    /// The last failure that [`Self::try_again`] has logged.
     pub(super) told: String,
-    /// A removal was answered before its end, and whether one of those was forced.
+    /// `Some` after a removal was answered with E-TIMEOUT before its end; true if a removal so far was forced.
     pub(super) late_removal: Option<bool>,
-    /// The device is on its way out, for good.
+    /// A removal is past the in-use check, or the device is gone: resizes are refused.
     pub(super) is_going: bool,
-    /// What is being waited for.
+    /// The step that the thread waits for, in words, for the answer to a late removal.
     pub(super) stage: &'static str,
-    /// Queues whose threads wait for the backend, and are not waited for.
+    /// Queues whose threads still wait for the backend. Their threads are not joined.
     pub(super) stuck: Vec<u16>,
-    /// What the user is to be told besides.
+    /// Notes for the clients of the removal ([`Removed::note`]).
     pub(super) notes: Vec<String>,
 }
 
-/// How a device thread starts.
+/// The input of a new device thread.
 pub(super) struct Start {
     /// The disk that an earlier daemon left behind.
     pub(super) left: Option<LeftBehind>,
@@ -121,7 +124,7 @@ pub(super) struct Start {
     pub(super) waits: bool,
 }
 
-/// How its life begins.
+/// The result of making or recovering the device.
 enum Begun {
     Live { is_recovered: bool },
     Stopped,
@@ -173,7 +176,7 @@ impl DeviceThread {
         }
     }
 
-    /// The whole life.
+    /// Makes or recovers the device, watches it and removes it. Returns when the device is gone.
     pub(super) fn run(mut self) {
         let name = self.name().to_owned();
         match self.begin() {
@@ -200,7 +203,7 @@ impl DeviceThread {
                 (self.surroundings.notify)(Notice::Failed(name.clone(), failure.context(format!("device {name:?}"))));
             }
         }
-        // Removals that came too late have got what they wanted: it is gone.
+        // A removal that came after the end succeeds as well: the device is gone.
         self.is_going = true;
         self.drain_inbox();
         let note = (!self.notes.is_empty()).then(|| self.notes.join("; "));
@@ -208,7 +211,7 @@ impl DeviceThread {
         self.refuse_resizes();
     }
 
-    /// Makes it, or takes it up.
+    /// Makes the device, or recovers it.
     fn begin(&mut self) -> Outcome<Begun> {
         let Some(left) = self.left.take() else {
             let Some(backend) = self.await_backend()? else { return Ok(Begun::Stopped) };
@@ -234,8 +237,9 @@ impl DeviceThread {
         &self.shared.description.name
     }
 
-    /// Sends a helper out for a removal. Descriptors may be short while several devices go at once: the first to go give
-    /// theirs back.
+    /// Spawns a helper for a removal; repeats that for up to [`SPAWN_LIMIT`] while processes, descriptors or
+    /// memory are short. Descriptors may be short while several devices are removed at once: the first
+    /// removals to end give theirs back.
     pub(super) fn send(&mut self, target: Target, errand: Errand) -> Outcome<Helper> {
         let mut sent = Helper::spawn(target, errand);
         self.stage = "a helper process: processes, descriptors or memory are short";
@@ -248,7 +252,7 @@ impl DeviceThread {
         sent
     }
 
-    /// Waits for a helper to do its errand.
+    /// Waits for the end of a helper and returns its result. Kills the helper after `limit`.
     pub(super) fn finish(&mut self, mut helper: Helper, limit: Duration, what: &'static str) -> Outcome<()> {
         self.stage = what;
         let (mut status, mut said, mut is_sent) = (None, None, false);
@@ -261,7 +265,7 @@ impl DeviceThread {
             status.is_some()
         });
         is_sent |= !in_time;
-        // What it said before it ended may still be in the pipe.
+        // The last answers of a helper that has ended may still be in the pipe.
         while let Some(last) = helper.heard() {
             is_sent |= last == Answer::Sent;
             said = Some(last);
@@ -275,12 +279,12 @@ impl DeviceThread {
         if status.success() { Ok(()) } else { Err(helper::failure(what, said, status)) }
     }
 
-    /// The next word of a helper, or nothing if it ended without one.
+    /// Waits for the next answer of a helper. `None` if the helper ended without an answer.
     pub(super) fn hear(&mut self, helper: &mut Helper, what: &'static str) -> Option<Answer> {
         self.hear_unless(helper, what, |_| false)
     }
 
-    /// The same, but nothing too if meanwhile something became true.
+    /// Like [`Self::hear`], but also returns `None` when `is_moot` becomes true.
     pub(super) fn hear_unless(
         &mut self,
         helper: &mut Helper,
@@ -290,7 +294,7 @@ impl DeviceThread {
         let mut said = None;
         self.wait_for_ever(what, |this| {
             said = helper.heard();
-            // What it said before it ended may still be in the pipe.
+            // The last answers of a helper that has ended may still be in the pipe.
             if said.is_none() && helper.ended().is_some() {
                 said = helper.heard();
                 return true;
@@ -300,7 +304,8 @@ impl DeviceThread {
         said
     }
 
-    /// The failure of a helper that said something else than expected, or nothing.
+    /// Returns the failure of a helper whose answer was not the expected one, or missing. Kills the helper if it
+    /// does not end within [`HELPER_END`].
     pub(super) fn disappointed(&mut self, mut helper: Helper, what: &'static str, said: Option<Answer>) -> Failure {
         let mut status = None;
         self.wait(HELPER_END, |_| {
@@ -313,8 +318,8 @@ impl DeviceThread {
         helper::failure(what, said, status.unwrap_or_default())
     }
 
-    /// Tells that something has failed and is tried again, once for each reason, and waits until it is time for that, or until
-    /// `is_moot`.
+    /// Logs a failed step, unless its message is that of the last logged failure, and waits for the next
+    /// try: [`AGAIN`], or until `is_moot` is true.
     pub(super) fn try_again(&mut self, failure: &Failure, is_moot: impl FnMut(&mut Self) -> bool) {
         if self.told != failure.message {
             self.told.clone_from(&failure.message);
@@ -326,7 +331,7 @@ impl DeviceThread {
         self.wait(AGAIN, is_moot);
     }
 
-    /// Notes messages until `is_done`, which is asked at least every [`TICK`]; false if that took longer than `limit`.
+    /// Receives messages until `is_done` is true, and evaluates it at least every [`TICK`]. False after `limit`.
     pub(super) fn wait(&mut self, limit: Duration, mut is_done: impl FnMut(&mut Self) -> bool) -> bool {
         let began = Instant::now();
         loop {
@@ -342,7 +347,7 @@ impl DeviceThread {
         }
     }
 
-    /// The same for what nothing can call off. It is told, so that a stuck removal has a name.
+    /// Like [`Self::wait`], without a limit. Logs `what` every 10 s, so that a stuck removal shows its cause.
     pub(super) fn wait_for_ever(&mut self, what: &'static str, mut is_done: impl FnMut(&mut Self) -> bool) {
         self.stage = what;
         while !self.wait(REPORT, &mut is_done) {
@@ -353,7 +358,7 @@ impl DeviceThread {
         }
     }
 
-    /// Waits for one message, no longer than `limit`.
+    /// Waits for one message, at most `limit`.
     pub(super) fn receive(&mut self, limit: Option<Duration>) {
         let message = match limit {
             Some(limit) => self.messages.recv_timeout(limit),
@@ -366,7 +371,7 @@ impl DeviceThread {
         }
     }
 
-    /// Notes what has come.
+    /// Records all messages in the inbox, without a wait.
     pub(super) fn drain_inbox(&mut self) {
         while let Ok(message) = self.messages.try_recv() {
             self.note(message);
@@ -376,7 +381,7 @@ impl DeviceThread {
     fn note(&mut self, message: Message) {
         match message {
             Message::Queue(Report::Ready) => self.ready += 1,
-            // The look that follows is the reaction.
+            // The message only ends the wait of `live`, which then checks for a foreign STOP.
             Message::Queue(Report::Busy) => {}
             Message::Queue(Report::Ending) => self.is_ending = true,
             Message::Queue(Report::NoThread { queue }) => log::warn(
@@ -401,7 +406,7 @@ impl DeviceThread {
                 self.removals.push(Waiting { removal, since: Instant::now() });
             }
             Message::Stopped => self.is_stopped = true,
-            // Before it is made and after it has gone there is nothing to write about.
+            // Before the device has a state file and after its removal there is no file to write.
             Message::Changed if self.target.is_some() || self.has_waited => self.write_state(),
             Message::Changed => {}
             Message::Looked(found) => self.found = Some(found),
@@ -414,22 +419,24 @@ impl DeviceThread {
         }
     }
 
-    /// A queue thread could not go on. Before START that fails the start; afterwards requests would wait for ever.
+    /// Handles the failure of a queue thread. Before START, the start fails. Once START was sent, the process
+    /// aborts: the requests of the queue would otherwise wait for ever.
     fn fail(&mut self, failure: Failure) {
         if self.is_start_sent {
             log::error(&failure.context(format!("device {:?}", self.name())));
-            // The kernel fails the requests in flight once this process is gone.
+            // Once this process is gone, the kernel fails the requests in flight, or requeues them for the next
+            // daemon (`on-crash: requeue`).
             std::process::abort();
         }
         self.queue_failure.get_or_insert(failure);
     }
 
-    /// Whether a removal was asked for and has not been refused.
+    /// Whether a removal was requested and has not failed.
     pub(super) fn is_removal_wanted(&self) -> bool {
         self.must_go || self.late_removal.is_some() || !self.removals.is_empty()
     }
 
-    /// Whether a removal was asked for that does not care who uses the device.
+    /// Whether a forced removal was requested: one that also removes a device in use.
     pub(super) fn is_forced(&self) -> bool {
         self.must_go || self.late_removal == Some(true) || self.removals.iter().any(|waiting| waiting.removal.is_forced)
     }
@@ -446,7 +453,8 @@ impl DeviceThread {
         }
     }
 
-    /// Tells those who have waited long enough what is being waited for. The removal goes on without them.
+    /// Answers each removal whose patience is over with E-TIMEOUT and the step that is waited for. The removal
+    /// goes on.
     fn answer_late(&mut self) {
         let late = |waiting: &mut Waiting| waiting.since.elapsed() >= waiting.removal.patience;
         for waiting in self.removals.extract_if(.., late).collect::<Vec<_>>() {
@@ -465,7 +473,7 @@ impl DeviceThread {
         self.shared.made.get().expect("only used once the device was added")
     }
 
-    /// Its place in the throttle, if it has not left.
+    /// The member of the device in the throttle, until it leaves.
     pub(super) fn member(&self) -> Option<MemberId> {
         self.shared.standing().member
     }
@@ -475,7 +483,7 @@ impl DeviceThread {
     }
 }
 
-/// The answer to whoever wants to change a device on its way out.
+/// The answer to a resize of a device that is being removed.
 pub(super) fn is_going(name: &str) -> Failure {
     Failure::new(Class::Conflict, format!("device {name:?} is being removed"))
 }
