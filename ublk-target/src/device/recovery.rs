@@ -1,14 +1,15 @@
-//! How a device that an earlier daemon left behind is taken up: its disk is there, and its users wait.
+//! Recovery of a device that an earlier daemon left behind: its disk exists, and its clients wait.
 //!
 //! ```text
 //!   backend, as large as the disk ─► leftovers ─► START_RECOVERY ─► queues, all ready ─► limits on ─► END_RECOVERY ─► Live
-//!   └──────────── any failure: what was made is given back, and a second later it is tried again ────────────┘
-//!                 a removal: STOP of a disk without a server          the kernel knows it no more: made anew, or forgotten
+//!   └──────────── any failure: the parts made so far are given back; the next try follows after 1 s ─────────┘
+//!                 a removal: STOP of a disk without a server   a device that the kernel lacks: made anew, or forgotten
 //! ```
 //!
-//! What was in flight when the daemon died comes again, and is charged then, once: the limits hold from the first request on, as
-//! no partition is looked for. Nothing is created and nothing taken for what it may not be: the file must be the one that was
-//! behind it, and the disk must fit in it.
+//! Requests that were in flight when the daemon died are delivered again, and are charged then, once. The
+//! limits hold from the first request on, because no partition scan precedes it. A recovery creates no
+//! file, and the backend must match: the file must have the device and inode number that the state file
+//! holds, and the disk must fit in it.
 
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -31,36 +32,38 @@ use crate::ublk::params::Disk;
 use crate::ublk::queue::CharDevice;
 use crate::ublk::{DeviceInfo, DiskState, Owner, Transfer, leftovers};
 
-/// How often a backend that cannot be had is tried.
+/// Pause between two tries of a recovery.
 const AGAIN: Duration = Duration::from_secs(1);
-/// When partitions are looked for: what was known of them is known still, and a process for each device would take CPUs from those
-/// whose users still wait.
+/// Delay of the partition scan after a recovery. The kernel still knows the partitions of the disk, and a
+/// process per device would take CPU time from devices whose clients still wait for their recovery.
 const PARTITIONS_AFTER: Duration = Duration::from_secs(2);
-/// The pause before the next START_RECOVERY while the kernel has not done with the old daemon.
+/// Pause before the next START_RECOVERY while the kernel has not finished with the dead daemon.
 const BUSY_AGAIN: Duration = Duration::from_millis(20);
-/// The same once the wait was reported: each try is three commands, and each command a thread and a worker of the kernel.
+/// That pause once the wait was logged. It is longer, because a try sends two control commands
+/// (GET_INFO, START_RECOVERY), and each command takes a thread and an io_uring worker.
 const BUSY_AGAIN_LATER: Duration = Duration::from_millis(200);
-/// When that is told. Some kernels need 30 s where every tag of a queue was taken.
+/// Time after which that wait is logged.
 const BUSY_TOLD: Duration = Duration::from_secs(1);
+/// Limit of that wait. Some kernels need 30 s if every tag of a queue was taken.
 const BUSY_LIMIT: Duration = Duration::from_secs(40);
 
-/// What became of a device that was left behind.
+/// The result of the recovery of a device that was left behind.
 pub(super) enum TakenUp {
-    /// It serves.
+    /// The device serves.
     Live,
-    /// It was stopped, as somebody asked for; the rest is to be cleared away.
+    /// A removal has stopped the device; [`DeviceThread::reap`] follows.
     Removed,
-    /// The kernel knows it no more.
+    /// The kernel no longer has the device.
     Lost,
 }
 
-/// One try.
+/// The result of one try.
 enum Try {
     Live,
     Lost,
-    /// Somebody asked for its removal meanwhile.
+    /// A removal was requested during the try.
     Wanted,
-    /// And it was stopped.
+    /// A removal was requested during the try, and has stopped the device.
     Removed,
 }
 
@@ -75,7 +78,8 @@ impl DeviceThread {
                 Ok(Try::Live) => return TakenUp::Live,
                 Ok(Try::Lost) => {
                     self.give_back();
-                    // The daemon that gave it its name is dead, and whoever removed it does not know of the name.
+                    // The daemon that made the stable name is dead, and the program that removed the device
+                    // does not know that name.
                     traces::remove_link(self.name(), left.target.id);
                     self.target = None;
                     return TakenUp::Lost;
@@ -118,7 +122,7 @@ impl DeviceThread {
         crash_point::at(Point::RecoveryBegun);
         let backend = self.backend.clone().expect("opened above");
         self.char_device = Some(CharDevice::open(&info)?.into());
-        // END_RECOVERY looks for nothing.
+        // END_RECOVERY does not scan for partitions.
         self.start_queues(&mut control, &info, &backend, true)?;
         let member = self.member();
         if let Some(member) = member {
@@ -134,7 +138,7 @@ impl DeviceThread {
             ended => return Ok(ended),
         }
         crash_point::at(Point::RecoveryReturned);
-        // Its users have it open; a name that cannot be had is no reason to keep them waiting.
+        // Clients have the disk open and need no stable name: they are served even if the name fails.
         if let Err(failure) = self.publish(left.target) {
             log::error(&failure.context(format!("device {:?}", self.name())));
         }
@@ -142,14 +146,15 @@ impl DeviceThread {
         self.tell_obstacle(&mut control, &*backend);
         self.shared.set_state(State::Live);
         if control.features().is_ok_and(must_come_later) {
-            // The daemon may have been killed before it came to that.
+            // The earlier daemon may have been killed before its partition scan.
             self.partitions_at = Some(Instant::now() + PARTITIONS_AFTER);
         }
         Ok(Try::Live)
     }
 
-    /// END_RECOVERY, by one helper after the other: what was made for it stays, so its users wait no longer than for a helper that
-    /// lives. Fails only while the device is not served, and nothing that was sent can change that.
+    /// Sends END_RECOVERY, by one helper after another. The queues and the backend stay open between two
+    /// helpers, so the clients wait only until one helper lives long enough. Fails only if the kernel has
+    /// aborted a tag: then the device is not served, and no command that was sent can change that.
     fn end_recovery(&mut self, control: &mut Control, target: Target) -> Outcome<Try> {
         loop {
             let failure = match Helper::spawn(target, Errand::Recover { server: std::process::id() }) {
@@ -167,7 +172,7 @@ impl DeviceThread {
                     self.is_start_sent = false;
                     return Ok(Try::Lost);
                 }
-                // No thread to ask by: the next round asks again.
+                // GET_INFO failed, for example without a thread for it: the next round repeats it.
                 Err(unknown) => log::warn("W-SLOW", format_args!("device={} {}", self.name(), unknown.message)),
             }
             (self.surroundings.notify)(Notice::Recovering(self.name().to_owned()));
@@ -182,7 +187,7 @@ impl DeviceThread {
         }
     }
 
-    /// Handles for its queues, as many as the kernel has.
+    /// Makes the handles of the queues, as many as the kernel has; resets them at a later try.
     fn expect_queues(&mut self, info: &DeviceInfo) -> Outcome<()> {
         match self.shared.made.get() {
             Some(made) => made.queues.iter().for_each(|queue| queue.reset()),
@@ -195,7 +200,7 @@ impl DeviceThread {
         Ok(())
     }
 
-    /// Whether the file is the one that was behind the device, by device and inode number.
+    /// Fails if the file is not the backend that the device had, by device and inode number.
     fn expect_same(&self, left: &LeftBehind, found: (u64, u64)) -> Outcome<()> {
         let Some(was) = left.identity.filter(|was| *was != found) else { return Ok(()) };
         let path = self.shared.description.backend.path().map(|path| path.display().to_string()).unwrap_or_default();
@@ -211,7 +216,7 @@ impl DeviceThread {
         Err(Failure::new(Class::Backing, what))
     }
 
-    /// What was behind it, if it is still that.
+    /// Opens the backend. Fails if it is a different file, or if the disk does not fit in it.
     fn reopen(&mut self, left: &LeftBehind, disk: &Disk) -> Outcome<Box<dyn Backend>> {
         let mut description = self.shared.description.clone();
         let size = disk.size();
@@ -223,7 +228,8 @@ impl DeviceThread {
             // An empty file in place of a lost one would be a disk of zeroes.
             *create = false;
         }
-        // Before it is opened, which locks it; and after that, as it may have been replaced in between.
+        // Compare before the open, because the open locks the file; and again after the open, because the
+        // file may have been replaced in between.
         if let Some(metadata) = description.backend.path().and_then(|path| std::fs::metadata(path).ok()) {
             self.expect_same(left, (metadata.dev(), metadata.ino()))?;
         }
@@ -239,13 +245,14 @@ impl DeviceThread {
             let _ = self.shared.is_direct.set(is_direct);
         }
         if let Some(behind) = Behind::of(&*backend) {
-            // Tried again, it is the same one.
+            // `set` fails at a later try, which opens the same file.
             let _ = self.shared.behind.set(behind);
         }
         Ok(backend)
     }
 
-    /// The way of its data was settled when it was made, perhaps by an older program, or before the disk below changed.
+    /// Records or logs why zero copy does not suit the backend. The transfer was fixed at ADD, perhaps by an
+    /// older version of the program, or before the disk below the backend changed.
     fn tell_obstacle(&self, control: &mut Control, backend: &dyn Backend) {
         let description = &self.shared.description;
         let obstacle = making::obstacle(control.features().unwrap_or(0), backend);
@@ -264,7 +271,8 @@ impl DeviceThread {
         );
     }
 
-    /// Sends START_RECOVERY until the kernel takes it.
+    /// Repeats START_RECOVERY until the kernel accepts it, for up to [`BUSY_LIMIT`]. `None` if it was accepted,
+    /// otherwise the result of the try.
     fn wait_for_the_old_server(&mut self, control: &mut Control, target: Target) -> Outcome<Option<Try>> {
         let (began, mut is_told, mut answer) = (Instant::now(), false, Err(Errno::EBUSY));
         let mut is_made_good = control.features().is_ok_and(leftovers::are_cleared_by_the_driver);
@@ -286,8 +294,8 @@ impl DeviceThread {
             }
             match answer {
                 Ok(()) => return Ok(None),
-                // Its daemon was killed while START made the disk: some kernels do not notice then that the server has gone, ever.
-                // It has never done anything for anybody.
+                // The earlier daemon was killed while START made the disk. Some kernels then never notice that
+                // the server is gone. The disk has had no request, so no data is lost with it.
                 Err(Errno::EBUSY)
                     if began.elapsed() >= BUSY_TOLD
                         && info.state == DiskState::Live
@@ -315,7 +323,8 @@ impl DeviceThread {
         }
     }
 
-    /// Gives back what a try has made. Nothing is served by it: after END_RECOVERY only STOP ends the queues.
+    /// Gives back the queues, the char device and the backend of a failed try. Only for a device that is not
+    /// served: after END_RECOVERY only STOP ends the queues.
     fn give_back(&mut self) {
         assert!(!self.is_start_sent, "given back while it may be served");
         if let Some(made) = self.shared.made.get() {
@@ -324,7 +333,7 @@ impl DeviceThread {
         let all = self.queues.len();
         self.wait_for_ever("queues", |this| this.ended == all);
         for queue in self.queues.drain(..) {
-            // A panic there has ended the whole process.
+            // A panic of that thread has ended the whole process.
             let _ = queue.join();
         }
         (self.ready, self.ended, self.is_ending, self.queue_failure) = (0, 0, false, None);
@@ -333,7 +342,7 @@ impl DeviceThread {
     }
 }
 
-/// The device, if the kernel still knows it and it has a disk.
+/// The device as the kernel reports it. `None` if the kernel no longer has it, or if it has no disk.
 fn known(control: &mut Control, target: Target) -> Outcome<Option<DeviceInfo>> {
     match control.info(target.id) {
         Ok(info) if info.owner == Owner::ours(target.nonce) && info.state != DiskState::Dead => Ok(Some(info)),
