@@ -1,12 +1,13 @@
-//! How a device comes into being, each step in the order in which it can be taken back.
+//! Making a device, in an order in which each step can be undone.
 //!
 //! ```text
-//!   backend ─► ADD ─► parameters ─► character device ─► queues, all ready ─► START ─► node, link ─► quiet ─► Live
-//!   └──────────────────────────── any failure: `undo` takes back what there is ──────────────────────────────┘
+//!   backend ─► ADD ─► parameters ─► char device ─► queues, all ready ─► START ─► node, link ─► quiet ─► Live
+//!   └────────────────────── any failure: `undo` takes back the steps made so far ───────────────────────┘
 //! ```
 //!
-//! Until the device is quiet it is neither limited nor charged: the kernel and udev read it as soon as it is there, and at one
-//! request a second they would hold up START, and with it every other device.
+//! Until the device is quiet it is neither limited nor charged: the kernel and udev read the disk as soon
+//! as it exists. Limited to one request a second, these reads would delay START, and START every other
+//! device.
 
 use std::fs::File;
 use std::io;
@@ -33,18 +34,19 @@ use crate::ublk::features::AUTO_BUF_REG;
 use crate::ublk::queue::CharDevice;
 use crate::ublk::{DeviceInfo, Owner, Transfer};
 
-/// Until every queue thread has offered its tags. It takes milliseconds; a kernel that does not answer must not hang us.
+/// Limit until every queue thread has offered its tags, which takes milliseconds. Without the limit, a kernel
+/// that does not respond would block the device thread for ever.
 const READY_LIMIT: Duration = Duration::from_secs(10);
-/// Until START has returned: it may read the partition table, from our backend.
+/// Limit until START has returned. START may read the partition table, from the backend of this daemon.
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
-/// Until the node has appeared.
+/// Limit until the node has appeared.
 const NODE_LIMIT: Duration = Duration::from_secs(5);
-/// A device without a new request for so long has been scanned for partitions, by the kernel and by udev.
+/// After this time without a new request, the partition scans of the kernel and of udev count as finished.
 const QUIET: Duration = Duration::from_millis(50);
-/// The driver's bound on its devices: on all of them in Linux before 6.15 and its stable updates, since then on those of processes
-/// without CAP_SYS_ADMIN.
+/// The driver's bound on the number of devices. Before Linux 6.15 and its stable updates the bound counts all
+/// devices, since then those of processes without CAP_SYS_ADMIN.
 const BOUND: &str = "/sys/module/ublk_drv/parameters/ublks_max";
-/// One that never gets quiet is in use already.
+/// Limit of the wait for a quiet device. A device that is not quiet by then is in use already.
 const QUIET_LIMIT: Duration = Duration::from_secs(2);
 
 impl DeviceThread {
@@ -76,7 +78,7 @@ impl DeviceThread {
         self.backend = Some(Arc::clone(&backend));
         spare_descriptors(description.queues)?;
         let mut control = Control::open_aside()?;
-        // A driver that does not answer has none of them.
+        // A driver that does not report its features counts as one without optional features.
         let features = control.features().unwrap_or(0);
         self.expect_free_name(&mut control)?;
         let transfer = self.transfer(features, &*backend)?;
@@ -99,8 +101,8 @@ impl DeviceThread {
         Ok(())
     }
 
-    /// All daemons of a host share the folder of stable names: a second device of the same name would take the first one's users
-    /// to another disk.
+    /// Fails if a different live process serves a disk of this name. All daemons of a host share the directory of
+    /// stable names: a second device of the same name would lead the clients of the first to a different disk.
     fn expect_free_name(&self, control: &mut Control) -> Outcome<()> {
         let name = self.name();
         let Some(info) = traces::linked(name).and_then(|id| control.info(id).ok()) else { return Ok(()) };
@@ -116,7 +118,7 @@ impl DeviceThread {
         ))
     }
 
-    /// How data shall get from the kernel to the backend.
+    /// The transfer of data between the kernel and the backend: copied or zero copy.
     fn transfer(&self, features: u64, backend: &dyn Backend) -> Outcome<Transfer> {
         let obstacle = obstacle(features, backend);
         match (self.shared.description.zero_copy, obstacle) {
@@ -136,7 +138,8 @@ impl DeviceThread {
     fn add(&mut self, control: &mut Control, transfer: Transfer) -> Outcome<DeviceInfo> {
         let description = &self.shared.description;
         let nonce = self.shared.nonce;
-        // Before the kernel knows it: a daemon killed in between leaves a device that is found by what is written here.
+        // Write the state file before ADD: if the daemon is killed after ADD, the next daemon finds the device
+        // by this file.
         self.write_state();
         let wanted = NewDevice {
             id: description.id,
@@ -184,7 +187,7 @@ impl DeviceThread {
         let is_open = |id: &u32| !named.contains(id) && !traces::has_char_device(*id);
         for id in (0..=ID_MAX).filter(is_open) {
             match control.add(&NewDevice { id: Some(id), ..wanted }) {
-                // Added by another thread or program since the look.
+                // A different thread or program has added this id since `has_char_device`.
                 Err(Errno::EEXIST) => {}
                 added => return added,
             }
@@ -199,6 +202,8 @@ impl DeviceThread {
         refusal(errno, id, owner, has_capability(CAP_SYS_ADMIN))
     }
 
+    /// Starts the queue threads, and waits until each has offered its tags. `may_be_scanned` is false if START
+    /// must not scan for partitions.
     pub(super) fn start_queues(
         &mut self,
         control: &mut Control,
@@ -216,7 +221,7 @@ impl DeviceThread {
                 depth: info.depth,
                 request_bytes_max: info.request_bytes_max,
                 transfer: info.transfer,
-                // A matter of speed only.
+                // A missing affinity costs only speed.
                 cpus: cpus::of_queue(&self.shared.description, control.affinity(info.id, id).ok()),
                 may_be_scanned,
                 backend: Arc::clone(backend),
@@ -253,7 +258,7 @@ impl DeviceThread {
     fn start_disk(&mut self) -> Outcome<()> {
         let target = self.target.expect("added before");
         let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
-        // Not before: without a helper nothing was sent, and the queues may go as they came.
+        // Set only after the spawn: without a helper no START was sent, and the queues may end without STOP.
         self.is_start_sent = true;
         self.finish(helper, START_LIMIT, "START").inspect_err(|_| self.is_start_sent = self.is_sent)?;
         self.has_disk = true;
@@ -261,7 +266,7 @@ impl DeviceThread {
         self.publish(target)
     }
 
-    /// Waits for the node, and gives it its stable name.
+    /// Waits for the node, and makes the stable name, a link to it.
     pub(super) fn publish(&mut self, target: Target) -> Outcome<()> {
         if !self.wait(NODE_LIMIT, |_| traces::has_node(target.id)) {
             let what = format!(
@@ -305,14 +310,15 @@ impl DeviceThread {
         ));
     }
 
-    /// A daemon that cannot write its state serves all the same.
+    /// Writes the state file. A failure is logged only: the device is served all the same.
     pub(super) fn write_state(&self) {
         if let Err(failure) = self.surroundings.state_dir.write(&self.shared.record()) {
             log::warn("W-STATE", format_args!("device={} {}", self.name(), failure.message));
         }
     }
 
-    /// Takes back a start that failed at whatever step. After START only STOP ends the queues, so it is tried until it is done.
+    /// Undoes a start that failed at any step. Once START was sent, only STOP ends the queues, so STOP is repeated
+    /// until it succeeds.
     pub(super) fn undo(&mut self) {
         if self.is_start_sent {
             self.stop_in_any_case();
@@ -336,30 +342,33 @@ pub(super) fn obstacle(features: u64, backend: &dyn Backend) -> Option<String> {
     backend.needs_stable_pages().map(str::to_owned)
 }
 
-/// Makes sure that there are descriptors for a device: libublk tells a lack of them as a node that does not appear, after 3 s.
+/// Fails if the process has too few free descriptors for a device. Without this check, libublk reports the
+/// lack only after 3 s, as a char device that does not open.
 fn spare_descriptors(queues: u16) -> Outcome<()> {
-    // Of a queue: ring, eventfd, the backend's file; besides the driver, the character device, the pipes of a helper.
+    // Three per queue: ring, eventfd, file of the backend. The 12 are for the driver, the char device and the
+    // pipes of a helper.
     let wanted = usize::from(queues) * 3 + 12;
     let spare: io::Result<Vec<File>> = (0..wanted).map(|_| File::open("/dev/null")).collect();
     spare.map(drop).or_fail(Class::Resource, format!("{wanted} file descriptors are needed"))
 }
 
-/// Tells this device from every other that had or will have its id. Uniqueness is enough, it is no secret.
+/// Draws the nonce of a device, which distinguishes it from earlier and later devices with the same id. It
+/// must be unique, and need not be secret.
 pub(super) fn nonce() -> u32 {
     use std::hash::{BuildHasher, Hasher};
-    // Seeded by the system for each value.
+    // The system seeds the keys once per thread; each `RandomState` differs from the earlier ones.
     std::hash::RandomState::new().build_hasher().finish() as u32
 }
 
-/// What ADD's errno means for a device that wanted `id`, which is now served by process `owner`, in a process that has
-/// CAP_SYS_ADMIN or not.
+/// The failure for an errno of ADD. `id` is the configured id of the device, `owner` the process that serves
+/// that id now, and `is_privileged` whether this process has CAP_SYS_ADMIN.
 fn refusal(errno: Errno, id: Option<u32>, owner: i32, is_privileged: bool) -> Failure {
     match (errno, id) {
         (Errno::EEXIST, Some(id)) => Failure::new(
             Class::IdTaken,
             format!("id {id} is taken by {}; choose another id, or none", process_in_words(owner)),
         ),
-        // Drivers that count every device compare with the bound before anything else that is EACCES.
+        // Drivers that count every device check the bound before any further cause of EACCES.
         (Errno::EACCES, _) if is_privileged => {
             let bound = std::fs::read_to_string(BOUND).unwrap_or_default();
             Failure::new(Class::KernelLimit, bound_in_words(bound.trim()))
@@ -402,7 +411,8 @@ mod tests {
 
     #[test]
     fn f17_a_kernel_without_room_for_a_device_says_so() {
-        // Minors used up, or the bound of the driver: not the fault of the configuration, and no id of ours would help.
+        // No free minor, or the bound of the driver: the configuration is not at fault, and a different id would
+        // not help.
         for errno in [Errno::ENOSPC, Errno::EUSERS] {
             let failure = refusal(errno, None, -1, true);
             assert_eq!((failure.class, failure.class.exit()), (Class::KernelLimit, 1), "{}", failure.message);
@@ -413,7 +423,7 @@ mod tests {
 
     #[test]
     fn f84_the_bound_of_the_driver_is_told_apart_from_a_missing_right() {
-        // EACCES is both: `run as root` is no help to root.
+        // EACCES has both causes, and `run as root` does not help root.
         let told = |errno, is_privileged| {
             let failure = refusal(errno, None, -1, is_privileged);
             (failure.class, failure.message)
