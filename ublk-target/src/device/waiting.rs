@@ -28,7 +28,7 @@ use crate::backend::{self, Backend, Refused};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::log;
 
-/// Interval between two opens of a missing backend.
+/// Pause between two opens of a missing backend.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Time for the first open, until the device is in state Waiting.
 const FIRST_LIMIT: Duration = Duration::from_secs(4);
@@ -44,7 +44,7 @@ impl DeviceThread {
         else {
             return open(&description).map(Some).map_err(Failure::from);
         };
-        // Dropping it ends the looker.
+        // The drop of `_looking` ends the looker.
         let _looking = look(description, self.inbox.clone())?;
         if !self.wait(FIRST_LIMIT, |this| this.found.is_some() || this.is_removal_wanted()) {
             self.begin_waiting(format!("{path} has not answered within {FIRST_LIMIT:?}"), None);
@@ -104,8 +104,8 @@ fn open(description: &Description) -> Found {
     backend::open(&description.backend, description.read_only, description.block_size).map(Arc::from)
 }
 
-/// Starts the looker. It sends each refusal that differs from the last one, then the backend, and ends. After a drop
-/// of the returned sender it ends at once, or when its open returns.
+/// Starts the looker. The looker sends each refusal that differs from the last one, then the backend, and ends. After
+/// a drop of the returned sender, the looker ends at once, or when its open returns.
 fn look(description: Description, inbox: Sender<Message>) -> Outcome<Sender<Infallible>> {
     let (looking, ended) = channel();
     let name = thread_name(&description.name, None);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn f87_a_wrong_backend_fails_a_device_unless_it_has_waited() {
-        // At the start it is a mistake in the configuration, later perhaps a file that is being copied.
+        // At the start, a wrong backend is a mistake in the configuration; later it may be a file that is being copied.
         let wrong = Refused::from(Failure::new(Class::Backing, "/srv/a.img is a directory, not a regular file"));
         let missing = Refused { missing: Some(Errno::ENOENT), ..wrong.clone() };
         assert!(!is_waited_out(&wrong, false));
