@@ -1,4 +1,4 @@
-//! What goes over the control socket: a JSON object a line, each way. Version 1.
+//! The protocol of the control socket: one JSON object per line, in both directions. Version 1.
 //!
 //! ```text
 //!   → {"id":1,"cmd":"ping"}
@@ -7,8 +7,10 @@
 //!   ← {"id":2,"ok":false,"error":{"class":"E-BUSY","message":"…","exit":5}}
 //! ```
 //!
-//! `id` is the client's, any JSON value, and comes back as it was. Long work answers once, at its end. Commands and their
-//! fields mirror the command line; what is not known is refused. `man/ublk-throttle-protocol.7` describes all of it.
+//! The client chooses `id`, any JSON value, and the answer repeats it unchanged. Each request gets one
+//! answer, also a long one: when its work ends, or at its timeout. Commands and their fields mirror the
+//! command line; unknown commands and fields are refused. `man/ublk-throttle-protocol.7` describes the
+//! whole protocol.
 
 use std::path::PathBuf;
 
@@ -19,22 +21,22 @@ use crate::device::PATIENCE;
 use crate::error::{Class, Failure, OrFail, Outcome, WireFailure};
 use crate::settings::Settings;
 
-/// What `ping` answers as `protocol`. Grows when a client of the old one would misunderstand; new commands and new fields of
-/// answers do not count.
+/// The version of the protocol, which `ping` reports as `protocol`. The version grows with each change that a client of
+/// the old version would misunderstand; new commands and new fields of answers are no such change.
 pub const VERSION: u32 = 1;
 
-/// The longest line that is read.
+/// The longest line that the daemon reads, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// What a client may ask.
+/// A command from a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "cmd", rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
 pub enum Command {
-    /// Are you there?
+    /// Checks that the daemon is alive: the answer has its process id and versions.
     Ping {},
-    /// Every device and group.
+    /// Lists every device and group.
     List {},
-    /// What devices and groups have done since they were made.
+    /// Reports the counters of devices and groups since they were made.
     Stats {
         /// Only this device or group.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,67 +44,67 @@ pub enum Command {
     },
     /// Makes a device.
     Add {
-        /// Its name.
+        /// The name of the device.
         device: String,
-        /// The keys of a device in a configuration, of its backend and of its limits: `file`, `size`, `group`, `iops-total`, …
+        /// Keys of a device, its backend and its limits in a configuration: `file`, `size`, `iops-total`, …
         settings: Settings,
-        /// When to answer at the latest; the work goes on.
+        /// Time until the answer at the latest, in milliseconds; the work goes on.
         #[serde(default = "default_timeout")]
         timeout_ms: u64,
     },
-    /// Removes a device or a group: one of the two is given.
+    /// Removes a device or a group; the request names one of the two.
     Del {
-        /// Its name, or its node.
+        /// The name or the node of the device.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         device: Option<String>,
-        /// Its name.
+        /// The name of the group.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<String>,
-        /// Also if it is in use; for a device.
+        /// Remove a device even if it is in use.
         #[serde(default)]
         force: bool,
-        /// When to answer at the latest; the removal goes on.
+        /// Time until the answer at the latest, in milliseconds; the removal goes on.
         #[serde(default = "default_patience")]
         timeout_ms: u64,
     },
-    /// Changes a device or a group: one of the two is given. All of it or nothing.
+    /// Changes a device or a group; the request names one of the two. Either all settings change or none.
     Set {
-        /// Its name, or its node.
+        /// The name or the node of the device.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         device: Option<String>,
-        /// Its name.
+        /// The name of the group.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<String>,
-        /// Limits and the like, as in a configuration.
+        /// The new values of limits, weight, group and so on, with the keys of a configuration.
         settings: Settings,
         /// Make the group if there is none.
         #[serde(default)]
         create: bool,
-        /// When to answer at the latest, where a size changes.
+        /// Time until the answer at the latest, in milliseconds, if a size changes.
         #[serde(default = "default_timeout")]
         timeout_ms: u64,
     },
-    /// Makes what is in force what a file says.
+    /// Brings the settings of a configuration file into force.
     Reload {
-        /// The file; the one the daemon was started with if absent.
+        /// The path of the file; without it, the file of the start of the daemon.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         config: Option<PathBuf>,
-        /// Only tell what would change.
+        /// Report the differences only, without a change.
         #[serde(default)]
         dry_run: bool,
-        /// Make devices smaller, too, where the file says so or the disk behind them got smaller.
+        /// Allow devices to become smaller, where the file sets a smaller size or the disk of the backend is smaller.
         #[serde(default, skip_serializing_if = "is_false")]
         allow_shrink: bool,
-        /// How long devices may take to come and to go.
+        /// Limit for making, resizing and removing the devices, in milliseconds.
         #[serde(default = "default_timeout")]
         timeout_ms: u64,
     },
-    /// Ends the daemon and leaves its devices to the next one, which asks for it: all of them, or none.
+    /// Ends the daemon and leaves its devices, all or none, to the next daemon, which sends this command.
     HandOver {},
 }
 
-/// What an older daemon does not know is not sent to it without need.
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde wants it so
+/// `allow_shrink` is not sent while it is false: an older daemon refuses requests with unknown fields.
+#[allow(clippy::trivially_copy_pass_by_ref)] // The signature that serde requires.
 const fn is_false(is: &bool) -> bool {
     !*is
 }
@@ -116,12 +118,12 @@ const fn default_patience() -> u64 {
 }
 
 impl Command {
-    /// Whether it changes nothing, so that those may ask who may only look.
+    /// Whether the command changes nothing, so that clients with read access may send it.
     pub const fn is_reading(&self) -> bool {
         matches!(self, Self::Ping {} | Self::List {} | Self::Stats { .. })
     }
 
-    /// How long the daemon may work on it before it answers.
+    /// Time for which the daemon may work on the command before it answers, in milliseconds.
     pub const fn timeout_ms(&self) -> u64 {
         match self {
             Self::Ping {} | Self::List {} | Self::Stats { .. } | Self::HandOver {} => 0,
@@ -136,33 +138,33 @@ impl Command {
 /// A line from a client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// The client's.
+    /// The `id` of the client.
     pub id: Value,
-    /// What it wants.
+    /// The command to carry out.
     pub command: Command,
 }
 
 /// A line to a client.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Answer {
-    /// That of the request; null if it had none that could be read.
+    /// The `id` of the request; null if the request has none, or none that could be read.
     #[serde(default)]
     pub id: Value,
     /// Whether `result` or `error` follows.
     pub ok: bool,
-    /// What was asked for.
+    /// The result of the command, if `ok`.
     #[serde(default)]
     pub result: Option<Value>,
-    /// Why not.
+    /// The failure of the command, if not `ok`.
     #[serde(default)]
     pub error: Option<WireFailure>,
 }
 
 impl Request {
-    /// Reads a line. The failure comes with the id, if one could be made out, so that the client can tell which it was.
+    /// Parses a line. The failure carries the id (null if unreadable), by which the client recognizes its request.
     pub fn parse(line: &[u8]) -> Result<Self, (Value, Failure)> {
         let malformed = |id: &Value, what: &dyn std::fmt::Display| {
-            // What was sent is quoted in there, and may be long.
+            // The message quotes the line of the client, which may be long.
             let what: String = what.to_string().chars().take(200).collect();
             (id.clone(), Failure::new(Class::Protocol, format!("not a request: {what}")))
         };
@@ -175,7 +177,7 @@ impl Request {
         Ok(Self { id, command })
     }
 
-    /// The line, with its end. Fails if a path in it is not UTF-8.
+    /// The line of a request, with its newline. Fails if a path in it is not UTF-8.
     pub fn line(&self) -> Outcome<Vec<u8>> {
         let mut value = serde_json::to_value(&self.command).or_fail(Class::Config, "the request cannot be sent")?;
         value["id"] = self.id.clone();
@@ -186,7 +188,8 @@ impl Request {
 }
 
 impl Answer {
-    /// The line of an answer, with its end. `outcome` holds the result as JSON: the longest ones are written once for many.
+    /// The line of an answer, with its newline. `outcome` holds the result as JSON text, so that a long result is
+    /// serialized once and shared by many answers.
     pub fn line(id: &Value, outcome: &Outcome<impl AsRef<str>>) -> Vec<u8> {
         let mut line = match outcome {
             Ok(result) => format!("{{\"id\":{id},\"ok\":true,\"result\":{}}}", result.as_ref()),
@@ -200,7 +203,7 @@ impl Answer {
         line
     }
 
-    /// What the client makes of it.
+    /// The result or the failure of the command. E-PROTOCOL if the answer has neither.
     pub fn outcome(self) -> Outcome<Value> {
         match self.error {
             Some(error) if !self.ok => Err(error.into()),
@@ -264,7 +267,7 @@ mod tests {
 
     #[test]
     fn f33_garbage_gets_one_answer_and_no_panic() {
-        // Whatever comes in, including what a hostile client would send.
+        // Any line, including those of a hostile client, fails with E-PROTOCOL.
         let (deep, braces) = ("[".repeat(100_000), "{\"a\":".repeat(100_000));
         let nested = format!("{{\"cmd\":\"set\",\"group\":\"g\",\"settings\":{}", "{\"a\":".repeat(1000));
         for line in [
@@ -317,7 +320,7 @@ mod tests {
 
     #[test]
     fn the_manual_names_every_command_and_every_class() {
-        // Written by hand, so that something must hold it to the code.
+        // The manual page is written by hand, so this test compares it with the code.
         let page = include_str!("../man/ublk-throttle-protocol.7").replace("\\-", "-");
         for command in ["ping", "list", "stats", "add", "del", "set", "reload"] {
             assert!(page.contains(&format!("\"cmd\":\"{command}\"")), "{command}");
