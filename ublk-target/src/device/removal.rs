@@ -139,7 +139,6 @@ impl DeviceThread {
 
     /// Carries a removal out up to STOP and the end of the queues. False if it failed (the device
     /// is in use, or no helper lived long enough) and the device lives on.
-    /// device lives on.
     pub(super) fn remove(&mut self) -> bool {
         match self.stop(self.is_forced()) {
             Ok(()) => true,
