@@ -1,17 +1,19 @@
-//! `reload`: what is in force becomes what a file says, in one transaction or not at all.
+//! `reload`: puts the settings of a configuration file in force, in one transaction or not at all.
 //!
 //! ```text
-//!   read (a thread) ─► differences ─► check all ─┬─► new groups ─► new devices ─► ONE Throttle::apply ─► sizes ─► removals
-//!                                                │    └──── any failure: taken back ────┘      in force from here on
-//!                                                └─► refused: nothing was done
+//!   read (a thread) ─► differences ─► check ─┬─► new groups ─► new devices ─► ONE Throttle::apply ─► sizes ─► removals
+//!                                            │    └──── any failure: undone ────────┘  in force from here on
+//!                                            └─► refused: nothing was changed
 //! ```
 //!
-//! Differences are taken against what is in force, not against the file as it was. What a command made and the file does not
-//! name is none of the file's business: it stays. Devices that are not in the plan see nothing of it.
+//! The plan is the difference between the settings in force and the file, not between two versions of the file. Devices
+//! and groups that a command made and that the file does not name stay. A device that the plan does not name is
+//! unaffected.
 //!
-//! Who uses a device that is to go is looked for before anything is done. Somebody may still open it between that look and its
-//! removal, or its size may not be had: then the rest is in force, and the answer says what is left to do. Devices that wait for
-//! their backends are remade last (`waiting.rs`).
+//! The users of the devices to be removed are searched before the first change. After `Throttle::apply`, a removal may
+//! still fail because a program has opened the disk since the search, and the kernel may refuse a size. The rest of the
+//! plan is then in force, and the answer names each failure. Devices that wait for their backends are remade last
+//! (`waiting.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -38,17 +40,17 @@ use crate::ublk::control::Control;
 use crate::ublk::features::UPDATE_SIZE;
 use crate::{clock, in_use, log};
 
-/// How long devices may take to come and to go, where nobody said.
+/// Default limit of a reload for the starts and the changes of size of all devices.
 pub const LIMIT: Duration = Duration::from_secs(10);
-/// Until the file has been read, or the system has told who uses what.
+/// Limit of [`blocking`]: reading the file, or searching the users of the devices to be removed.
 const LOOK_LIMIT: Duration = Duration::from_secs(4);
-/// Until what was started has gone again.
+/// Limit for the removal of the devices that a failed reload has started.
 const UNDO_LIMIT: Duration = Duration::from_secs(4);
-/// udev opens every disk that changes, for a moment.
+/// Interval between searches for users, of which there are [`LOOKS`]: udev opens every disk that changes, for a moment.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 3;
 
-/// Makes what is in force what the file says; the differences, in words.
+/// Puts the settings of the file in force. Returns the differences, in words, and warnings.
 pub async fn reload(
     daemon: &Rc<Daemon>,
     path: Option<PathBuf>,
@@ -75,9 +77,9 @@ pub async fn reload(
         }
         (plan, kept)
     };
-    // For programs: no difference is no line.
+    // An empty plan still has one line, for readers; a program gets an empty list.
     let changes = if plan.is_empty() { Vec::new() } else { plan.lines() };
-    // At once: the plan holds as long as nothing that it names changes.
+    // Claim before the next `await`: the plan is valid only while the devices and groups that it names do not change.
     let _claim = if is_dry { None } else { Some(daemon.claims.claim(touched(&plan))?) };
     let odd: Vec<log::Warning> = odd.into_iter().chain(behind.replaced(&plan)).chain(kept).collect();
     let told: Vec<String> = odd.iter().map(ToString::to_string).collect();
@@ -103,7 +105,7 @@ pub async fn reload(
     }
 }
 
-/// What a file says.
+/// The contents of a configuration file.
 struct File {
     config: Config,
     readers: Option<u32>,
@@ -116,7 +118,8 @@ fn load(path: &Path) -> Outcome<File> {
     Ok(File { config, readers, odd: odd(&warnings) })
 }
 
-/// Does what may wait for a disk on a thread of its own, which is left to itself if it takes too long.
+/// Runs work that may wait for a disk on a separate thread. After [`LOOK_LIMIT`] the thread is abandoned, and the
+/// outcome is `E-TIMEOUT`.
 pub async fn blocking<T: Send + 'static>(
     name: &str,
     what: &str,
@@ -137,7 +140,7 @@ pub async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Everything that can be told without asking anybody.
+/// The checks that need neither the driver nor a search for users.
 fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
     if !plan.refusals.is_empty() {
         let refusals: Vec<String> = plan.refusals.iter().map(ToString::to_string).collect();
@@ -164,7 +167,7 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
         return Err(Failure::new(Class::Config, what));
     }
     for name in &plan.group_removals {
-        // Those that the file knows are moved by it, or go.
+        // A member that the file names is no obstacle: the plan moves or removes it.
         let stays = |member: &String| match member.split_once(' ') {
             Some(("device", name)) => to.device(name).is_none() && !leaving.contains(name),
             Some((_, name)) => to.group(name).is_none() && !plan.group_removals.iter().any(|gone| gone == name),
@@ -179,8 +182,8 @@ fn check(table: &Table, to: &Config, plan: &Plan) -> Outcome<()> {
     Ok(())
 }
 
-/// Refuses to make a disk smaller: what its users have behind the new end is gone. `set device NAME size=` may have made it larger
-/// than the file says.
+/// Refuses to make a disk smaller, because its users lose the data behind the new end. `set device NAME size=` may have
+/// made the disk larger than its size in the file.
 fn expect_no_loss(to: &Config, plan: &Plan) -> Outcome<()> {
     let words = plan.shrinking().map(|(name, size)| {
         let line = to.device(name).map_or(0, |device| device.line);
@@ -198,7 +201,8 @@ fn expect_no_loss(to: &Config, plan: &Plan) -> Outcome<()> {
     Err(Failure::new(Class::Config, what))
 }
 
-/// Whether a new device wants what one that goes still has.
+/// Whether a new device needs the id or the path of a device to be removed: the new device starts before that removal.
+/// A path may have two devices if both are `shared` or both are read-only.
 fn takes_over(table: &Table, old: &str, new: &Device) -> bool {
     table.devices.get(old).map(super::table::Entry::in_force).is_some_and(|old| {
         (new.id.is_some() && old.id == new.id)
@@ -209,7 +213,7 @@ fn takes_over(table: &Table, old: &str, new: &Device) -> bool {
     })
 }
 
-/// Everything that the plan names, and every group that it needs to be there.
+/// The names to be claimed: all devices and groups in the plan, and the groups that will contain them.
 fn touched(plan: &Plan) -> Vec<Name> {
     let mut names = BTreeSet::new();
     let group = |name: &Option<String>| name.as_deref().map(Name::group);
@@ -234,7 +238,7 @@ fn touched(plan: &Plan) -> Vec<Name> {
     names.into_iter().collect()
 }
 
-/// Everything that can be told by asking the kernel.
+/// The checks that need the kernel: UPDATE_SIZE for a change of size, and no users of the devices to be removed.
 async fn look(daemon: &Daemon, plan: &Plan) -> Outcome<()> {
     let resized = plan.device_changes.iter().find(|change| change.size.is_some()).map(|change| change.name.clone());
     let going: Vec<(String, u32)> = {
@@ -260,9 +264,9 @@ async fn look(daemon: &Daemon, plan: &Plan) -> Outcome<()> {
     .await
 }
 
-/// Whether the driver can give a live device another size.
+/// Whether the driver can change the size of a live device.
 pub fn can_resize() -> Outcome<bool> {
-    // One that does not answer is asked again by the resize itself.
+    // A driver that does not report its features counts as able: UPDATE_SIZE itself then fails.
     Ok(Control::open()?.features().map_or(true, |features| features & (1 << UPDATE_SIZE) != 0))
 }
 
@@ -286,14 +290,15 @@ fn expect_unused(going: &[(String, u32)]) -> Outcome<()> {
     ))
 }
 
-/// What could not be done once the rest was in force, and what else there is to say.
+/// The failures after `Throttle::apply`, with the rest of the plan in force, and notes for the answer.
 #[derive(Default)]
 pub struct Left {
     pub failures: Vec<Failure>,
     notes: Vec<String>,
 }
 
-/// How long a reload waits for devices that go: as long as `del` where nothing was said, and longer for whoever asked for that.
+/// How long a reload waits for the removal of devices: [`PATIENCE`] (4.5 s), as `del` does. The `limit` of the client
+/// counts instead if it is shorter than 4.5 s or longer than [`LIMIT`].
 fn patience(limit: Duration) -> Duration {
     if limit > LIMIT { limit } else { limit.min(PATIENCE) }
 }
@@ -336,7 +341,7 @@ async fn carry_out(
     Ok(left)
 }
 
-/// New groups, each on its own: their places come with everything else, in one step.
+/// Makes the new groups, without parents: [`apply`] sets their parents together with all changes of the plan.
 fn make_groups(daemon: &Daemon, groups: &[Group]) -> Outcome<Vec<GroupId>> {
     let mut table = daemon.table.borrow_mut();
     let mut made = Vec::new();
@@ -352,7 +357,7 @@ fn make_groups(daemon: &Daemon, groups: &[Group]) -> Outcome<Vec<GroupId>> {
 }
 
 async fn start_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant) -> Outcome<()> {
-    // Devices with an `id` before those that get a free one.
+    // A device with an `id` starts before the devices that get a free id: no free id is then one of the named ids.
     let mut additions: Vec<&Device> = plan.device_additions.iter().collect();
     additions.sort_by_key(|new| new.id.is_none());
     let mut started = Vec::new();
@@ -368,7 +373,8 @@ async fn start_devices(daemon: &Rc<Daemon>, plan: &Plan, deadline: Instant) -> O
     Err(Failure::new(first.class, format!("{}; nothing was changed", words.join("; "))))
 }
 
-/// Waits for the outcome of a start; a failure names the line of the device.
+/// Waits for the outcome of a start. A failed start or a timeout names the line of the device. If the device is removed
+/// during the wait, the failure names the device only.
 pub async fn expect_started(new: &Device, outcome: oneshot::Receiver<Outcome<()>>, deadline: Instant) -> Outcome<()> {
     let at = format!("line {}", new.line);
     match timeout_at(deadline, outcome).await {
@@ -378,7 +384,7 @@ pub async fn expect_started(new: &Device, outcome: oneshot::Receiver<Outcome<()>
     }
 }
 
-/// Takes back what was made.
+/// Removes the devices and groups that this reload has made.
 async fn undo(daemon: &Rc<Daemon>, plan: &Plan, made: &[GroupId]) {
     let mut going = Vec::new();
     {
@@ -397,7 +403,7 @@ async fn undo(daemon: &Rc<Daemon>, plan: &Plan, made: &[GroupId]) {
     }
     let mut table = daemon.table.borrow_mut();
     for id in made {
-        // One that a device still sits in, which does not go, can be removed by `del --group` later.
+        // A device that is not removed in time keeps its group. `del --group` can remove that group later.
         if daemon.throttle.remove_group(*id, clock::now()).is_ok() {
             table.groups.retain(|placed| placed.id != *id);
         } else if let Some(placed) = table.groups.iter_mut().find(|placed| placed.id == *id) {
@@ -406,7 +412,8 @@ async fn undo(daemon: &Rc<Daemon>, plan: &Plan, made: &[GroupId]) {
     }
 }
 
-/// The one step: before it, nothing of the plan holds for a device that was there; after it, everything does.
+/// The one `Throttle::apply`: before it, no existing device is affected by the plan; after it, all groups, weights and
+/// limits of the plan are in force.
 fn apply(daemon: &Daemon, to: &Config, plan: &Plan) -> Outcome<()> {
     let mut table = daemon.table.borrow_mut();
     let mut changes = Vec::new();
@@ -417,14 +424,14 @@ fn apply(daemon: &Daemon, to: &Config, plan: &Plan) -> Outcome<()> {
         changes.extend(set::group_changes(placed.id, &placed.group, after, parent));
     }
     {
-        // In the order of their names, as everybody who locks more than one does.
+        // Lock order: the standings in the order of the names of their devices, as in all code that locks several.
         let names: BTreeSet<&String> = plan.device_changes.iter().map(|change| &change.name).collect();
         let mut standings = Vec::new();
         for name in names {
             let Some(entry) = table.devices.get(name) else { continue };
             let (before, after) = (entry.in_force(), to.device(name).expect("the plan leads there"));
             let standing = entry.device.standing();
-            // One that somebody else took away meanwhile has nothing to change.
+            // A device that has left the throttle since the check is being removed: no setting can change.
             let Some(member) = standing.member else { continue };
             let group = table.place(after.group.as_deref())?;
             changes.extend(set::member_changes(member, &before, after, group));
@@ -446,7 +453,7 @@ fn apply(daemon: &Daemon, to: &Config, plan: &Plan) -> Outcome<()> {
     Ok(())
 }
 
-/// The table says what is in force now, and that the file wants it so.
+/// Stores the file's settings in the table, with the origin `File` for the devices and groups that the file names.
 fn write_down(table: &mut Table, to: &Config) {
     let groups: BTreeMap<&str, &Group> = to.groups.iter().map(|group| (group.name.as_str(), group)).collect();
     for placed in &mut table.groups {
@@ -470,7 +477,7 @@ fn write_down(table: &mut Table, to: &Config) {
     table.readers.clone_from(&to.readers);
 }
 
-/// Removes devices that are not in use; adds a failure to `left` for each that stays.
+/// Removes devices that are not in use. Adds a failure to `left` for each device that stays.
 pub async fn remove_devices(daemon: &Rc<Daemon>, names: &[String], patience: Duration, left: &mut Left) {
     let deadline = Instant::now() + patience + del::ANSWER_GRACE;
     let mut going = Vec::new();
@@ -507,7 +514,7 @@ fn remove_groups(daemon: &Daemon, plan: &Plan, left: &mut Left) {
         let Ok(id) = table.group(name).map(|placed| placed.id) else { continue };
         match daemon.throttle.remove_group(id, clock::now()) {
             Ok(()) => table.groups.retain(|placed| placed.id != id),
-            // For the sake of a device that could not go, which has been told; the next reload tries again.
+            // A device that was not removed keeps its group. `left` has that failure; the next reload tries again.
             Err(_) if !left.failures.is_empty() => {}
             Err(cause) => {
                 left.failures.push(Failure::new(Class::GroupInUse, format!("group {name:?}: {cause}")));
