@@ -1,11 +1,11 @@
-//! Every device and group of the daemon, with what is in force for them and where they come from.
+//! All devices and groups of the daemon, with their settings in force and their origin.
 //!
 //! ```text
-//!   name ─► Entry  { device, described: as it was made, origin: file or command, waiter: who asked for it }
-//!   name ─► Placed { group: as it is in force, id: its place in the throttle, origin }
+//!   name ─► Entry  { device, described: settings at the start, origin: file or command, waiter: its client }
+//!   name ─► Placed { group: settings in force, id: its place in the throttle, origin }
 //! ```
 //!
-//! What may change about a device stands in the device ([`crate::device::Standing`]), what may change about a group here.
+//! The changeable settings of a device are in the device ([`crate::device::Standing`]), those of a group in this table.
 
 use std::collections::BTreeMap;
 
@@ -19,34 +19,34 @@ use crate::device::{Device, Status, limits, set_size};
 use crate::error::{Class, Failure, Outcome};
 use crate::state_dir::GroupsRecord;
 
-/// What `list` shows.
+/// The contents of `list`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listing {
     /// The devices, by name.
     pub devices: Vec<Status>,
-    /// The groups, in the order in which they were made.
+    /// The groups of the start in file order, then later groups in the order of their addition.
     pub groups: Vec<GroupStatus>,
 }
 
 /// A group in facts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GroupStatus {
-    /// Its name in the configuration.
+    /// Name of the group.
     pub name: String,
-    /// The group above it, whose limits hold as well.
+    /// The parent group, whose limits hold as well.
     pub parent: Option<String>,
-    /// Its share of what the parent allows, against the others in it.
+    /// The share in the rate of the parent, in proportion to the weights of all its members.
     pub weight: u32,
-    /// Its limits, in the configuration's words.
+    /// The limits, by their keys in the configuration.
     pub limits: BTreeMap<String, Number>,
     /// The devices in it, without those of groups below it.
     pub devices: Vec<String>,
-    /// Requests waiting for a limit at the moment, of all devices in it and below it.
+    /// Number of held requests at the moment, of all devices in the group and in the groups below it.
     pub held: u32,
 }
 
 impl GroupStatus {
-    /// Nobody is in it yet.
+    /// The settings of a group, without devices and held requests, which [`Table::listing`] adds.
     fn of(group: &Group) -> Self {
         Self {
             name: group.name.clone(),
@@ -59,35 +59,38 @@ impl GroupStatus {
     }
 }
 
-/// Where a device or group comes from: what a command made, no reload takes away.
+/// The origin of a device or group. A reload does not remove devices and groups that a command made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The configuration.
+    /// The configuration file.
     File,
     /// `add`, or `set --create`.
     Command,
 }
 
-/// Who is to be told what became of a start.
+/// The channel for the outcome of a start.
 pub type Waiter = oneshot::Sender<Outcome<()>>;
 
-/// A device.
+/// A device in the table.
 pub struct Entry {
     pub device: Device,
-    /// As it was made; its size follows a change.
+    /// The settings at the start of the device. A resize updates the size, a reload the line in the file.
     pub described: Description,
     pub origin: Origin,
-    /// Until it is live: who waits for that. None for those of the daemon's own start.
+    /// The channel to the command that waits until the device is live or waits for its backend. `None` after that, and
+    /// for a device that the daemon started by itself.
     pub waiter: Option<Waiter>,
     pub is_starting: bool,
-    /// Left behind by an earlier daemon: its users wait for this one, whatever becomes of the other devices.
+    /// Whether an earlier daemon left the device behind. Its users wait for this daemon, so the failure of a different
+    /// device does not end the start.
     pub is_taken_up: bool,
-    /// The daemon ends, and the next one is to serve it.
+    /// Whether the daemon is ending and leaves the device to the next daemon.
     pub is_kept: bool,
 }
 
 impl Entry {
-    /// What is in force, as a configuration would say it. What it leaves open (id, size, `direct`) is what it has got.
+    /// The settings in force, as a configuration. Keys that the configuration leaves open (id, size, `direct`) have the
+    /// values that the device got at its start.
     pub fn in_force(&self) -> Description {
         let mut described = self.described.clone();
         let standing = self.device.standing();
@@ -106,29 +109,31 @@ impl Entry {
     }
 }
 
-/// A group.
+/// A group in the table.
 pub struct Placed {
+    /// The settings in force.
     pub group: Group,
     pub id: GroupId,
     pub origin: Origin,
-    /// As the file of the configuration has it, if it does.
+    /// The group as the configuration file has it; `None` if the file does not name it.
     pub entry: Option<Group>,
 }
 
-/// All of them. Used by one thread; nothing in it is kept across a wait.
+/// All devices and groups. Only the control thread uses the table; no task keeps a reference into it across an `await`.
 #[derive(Default)]
 pub struct Table {
     pub devices: BTreeMap<String, Entry>,
-    /// Parents before children only at the start: a change may turn that round.
+    /// First the groups of the start, in file order, then later groups in the order of their addition. A parent may
+    /// follow its children.
     pub groups: Vec<Placed>,
-    /// The bound on all buffers.
+    /// `limits.memory` in bytes: the bound on the buffers of all devices and the contents of memory devices.
     pub memory_max: Option<u64>,
-    /// The Unix group that may look, as the configuration names it.
+    /// The Unix group with permission for `ping`, `list` and `stats`, as the configuration names it.
     pub readers: Option<String>,
 }
 
 impl Table {
-    /// Everything, for `list`.
+    /// All devices and groups, for `list`.
     pub fn listing(&self) -> Listing {
         let devices: Vec<Status> = self.devices.values().map(|entry| entry.device.status()).collect();
         let mut groups: Vec<GroupStatus> = self.groups.iter().map(|placed| GroupStatus::of(&placed.group)).collect();
@@ -144,14 +149,14 @@ impl Table {
         Listing { devices, groups }
     }
 
-    /// Where the group and all above it stand in `groups`, from below.
+    /// The indices in `groups` of the group and all groups above it, up to the root.
     pub fn places_above(&self, group: Option<&str>) -> Vec<usize> {
         let place = |name: &str| self.groups.iter().position(|placed| placed.group.name == name);
         let parent = |at: &usize| self.groups[*at].group.parent.as_deref().and_then(place);
         std::iter::successors(group.and_then(place), parent).collect()
     }
 
-    /// A device by name, link or node.
+    /// The device with this name, link (`/dev/ublk-throttle/NAME`) or node (`/dev/ublkbN`).
     pub fn device(&self, wanted: &str) -> Outcome<&Entry> {
         let name = wanted.strip_prefix("/dev/ublk-throttle/").unwrap_or(wanted);
         let id: Option<u32> = wanted.strip_prefix("/dev/ublkb").and_then(|id| id.parse().ok());
@@ -162,7 +167,7 @@ impl Table {
         found.ok_or_else(|| unknown(Class::NoDevice, "device", wanted, self.devices.keys().map(String::as_str)))
     }
 
-    /// A group by name.
+    /// The group with this name.
     pub fn group(&self, wanted: &str) -> Outcome<&Placed> {
         self.groups.iter().find(|placed| placed.group.name == wanted).ok_or_else(|| {
             unknown(Class::NoGroup, "group", wanted, self.groups.iter().map(|placed| placed.group.name.as_str()))
@@ -173,12 +178,12 @@ impl Table {
         self.groups.iter_mut().find(|placed| placed.group.name == name)
     }
 
-    /// The id of the group that a device or a group is to be in, if any.
+    /// The throttle's id of a group, given by name; `None` for the top level.
     pub fn place(&self, group: Option<&str>) -> Outcome<Option<GroupId>> {
         group.map(|name| self.group(name).map(|placed| placed.id)).transpose()
     }
 
-    /// Who is in a group itself, in words.
+    /// The devices and groups directly in a group, in words.
     pub fn members(&self, group: &str) -> Vec<String> {
         let devices = self.devices.values().filter(|entry| entry.device.standing().group.as_deref() == Some(group));
         let devices = devices.map(|entry| format!("device {}", entry.device.name()));
@@ -186,8 +191,8 @@ impl Table {
         devices.chain(groups.map(|placed| format!("group {}", placed.group.name))).collect()
     }
 
-    /// Why a device may not be made beside those that there are, by its name and id. What the kernel and the backend will
-    /// refuse, they will say themselves.
+    /// Fails if the name or the id of a new device belongs to a device of the table. Refusals of the kernel and the
+    /// backend come from the start of the device.
     pub fn check_new(&self, new: &Description) -> Outcome<()> {
         let name = &new.name;
         if let Some(entry) = self.devices.get(name) {
@@ -201,7 +206,7 @@ impl Table {
         self.check_id(new)
     }
 
-    /// Why a device may not have the id that is named for it.
+    /// Fails if the id that the settings of a device name belongs to a different device of the table.
     pub fn check_id(&self, new: &Description) -> Outcome<()> {
         let name = &new.name;
         let has_id = |entry: &&Entry| new.id.is_some() && entry.device.name() != name && entry.in_force().id == new.id;
@@ -222,7 +227,7 @@ impl Table {
         self.devices.values().filter(is_unmade).filter_map(|entry| entry.described.id).collect()
     }
 
-    /// Why a device that is new, or changes its size, would be too much beside the others.
+    /// Fails if the memory of all devices, with that of a new or resized device, is above `limits.memory`.
     pub fn check_memory(&self, new: &Description) -> Outcome<()> {
         let others = self.devices.iter().filter(|(name, _)| **name != new.name);
         let there = others.map(|(_, entry)| entry.described.memory_bytes()).fold(0, u64::saturating_add);
@@ -241,14 +246,15 @@ impl Table {
         }
     }
 
-    /// What the next daemon would need to know of the groups.
+    /// The state file of the groups, for the next daemon: as in force, and as in the configuration file.
     pub fn groups_record(&self) -> GroupsRecord {
         let groups: Vec<Group> = self.groups.iter().map(|placed| placed.group.clone()).collect();
         let entries: Vec<Group> = self.groups.iter().filter_map(|placed| placed.entry.clone()).collect();
         GroupsRecord::new(write_groups(&groups), write_groups(&entries))
     }
 
-    /// What is in force, as a configuration: what came from the file, and what `with` names too.
+    /// The settings in force, as a configuration, of all devices and groups that came from the file or that `with`
+    /// names.
     pub fn in_force(&self, with: &Config) -> Config {
         self.described(
             |entry| entry.origin == Origin::File || with.device(entry.device.name()).is_some(),
@@ -256,7 +262,7 @@ impl Table {
         )
     }
 
-    /// Everything that is in force, as a configuration.
+    /// The settings in force of all devices and groups, as a configuration.
     pub fn whole(&self) -> Config {
         self.described(|_| true, |_| true)
     }
@@ -273,7 +279,7 @@ impl Table {
     }
 }
 
-/// There is none of that name.
+/// The failure for a name that no device or group has, with the nearest name or up to 20 known names.
 fn unknown<'a>(class: Class, what: &str, wanted: &str, known: impl Iterator<Item = &'a str> + Clone) -> Failure {
     let cure = match (nearest(wanted, known.clone()), known.take(20).collect::<Vec<_>>()) {
         (Some(near), _) => format!("did you mean {near:?}?"),
