@@ -1,20 +1,21 @@
-//! What an earlier daemon left behind when it was killed, and what becomes of it.
+//! The plan for the devices, groups and levels that an earlier daemon left behind.
 //!
 //! ```text
 //!   state file: NAME, id, nonce ──► a device of the kernel with that id and nonce?
-//!       no                          only file and link go; limits set while a device waited for its backend are kept
-//!       its disk is gone, or ends   STOP, DEL in a helper; made anew if the configuration names it
-//!       it waits for a server       taken up, under its id: see [`crate::device`]
-//!       somebody serves it          refused: two servers of one disk would be the end of its data
-//!   a device of ours in the kernel, without a state file: told, and left alone
-//!   a state file that cannot be read: told and put aside; its device is one without a state file
+//!       no                          file and link are removed; limits set while it waited for its backend are kept
+//!       dead, or not recoverable    STOP, DEL in a helper; made anew if the configuration names it
+//!       without a server            taken up, under its id: see [`crate::device`]
+//!       with a living server        refused: two servers of a disk would destroy its data
+//!   a device of ours in the kernel, without a state file: reported, and left alone
+//!   a state file that cannot be read: reported and put aside; its device is one without a state file
 //! ```
 //!
-//! What is in force for one that is taken up: its group, weight and limits as last set, if the configuration says of these what it
-//! said then; as the configuration says, if that has changed meanwhile; as it was, and as if `add` had made it, if the
-//! configuration does not name it. Both sides are compared as they are read, not as they are written: an older program wrote down less.
+//! A device that is taken up keeps its group, weight and limits as last set, if the configuration has the same values
+//! of these three as when the state file was written. If the configuration has changed one of them, all three are those
+//! of the configuration. If the configuration does not name the device, its settings stay, as if `add` had made it.
+//! Both sides are compared after parsing, not as text: an older program stored fewer keys.
 //!
-//! The lock of the state directory is ours, so whoever wrote the files is dead.
+//! This daemon holds the lock of the state directory, so the daemon that wrote the files is dead.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,24 +35,26 @@ use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, Unread, boot};
 use crate::ublk::control::Control;
 use crate::ublk::{DeviceInfo, DiskState};
 
-/// How long a leftover may take. It has no requests to wait for, but on some kernels a queue that was full when its daemon
-/// died takes 30 s to fail them.
+/// Limit for STOP and DEL of all devices that are not taken up. There are no requests to wait for, but on some kernels
+/// a queue that was full when its daemon died takes 30 s to fail its requests.
 const LIMIT: Duration = Duration::from_secs(35);
-/// When that is told.
+/// Delay of the warning `W-SLOW`, and the least interval between the spawns of two helpers for a device.
 const TOLD: Duration = Duration::from_secs(1);
+/// Interval at which a helper is polled.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What the daemon begins with.
+/// The devices, groups and levels at the start of the daemon.
 pub struct Plan {
-    /// Groups as they are to be in force, and whether the file of the configuration names them.
+    /// The settings of each group, and whether the configuration file names it.
     pub groups: Vec<(Group, bool)>,
-    /// Every device, to be made or taken up.
+    /// All devices, to be made or taken up.
     pub devices: Vec<Beginning>,
-    /// How full the limits were.
+    /// The levels of the buckets.
     pub levels: Left,
 }
 
-/// What is to be done about the configuration and about what was left behind. Clears away what ends anyway.
+/// Merges the configuration with the state files and the devices of the kernel. Removes the devices that cannot be
+/// taken up ([`clear`]).
 pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     let (records, mut unread) = state_dir.records()?;
     let last_set = last_set(state_dir).unwrap_or_else(|file| {
@@ -64,7 +67,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     });
     let mut control = Control::open_aside()?;
     let devices = ours(&mut control)?;
-    // Everything that may be refused, before anything is touched.
+    // All checks that may fail precede the first change.
     let mut found: Vec<(Record, Description, Option<Remains>)> = Vec::new();
     for record in records {
         let described = match described(&record) {
@@ -75,12 +78,12 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
             }
         };
         let mut its = devices.iter().filter(|(nonce, info)| is_of(&record.status, *nonce, info));
-        // Of two there is no telling which one it is: both are left as they are, and told.
+        // If two devices of the kernel match, the record identifies neither: both are left alone and reported.
         let device = its.next().filter(|_| its.next().is_none());
         let left = device.map(|(nonce, info)| look(&record, *nonce, info)).transpose()?;
         found.push((record, described, left));
     }
-    // One that is taken up has been served on what there was; a pause must not become an end when a CPU goes.
+    // A device that is taken up skips the check of its `cpus`: a CPU that has gone while no daemon ran must not end it.
     let is_left = |device: &&Description| {
         found
             .iter()
@@ -160,11 +163,11 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     Ok(plan)
 }
 
-/// The groups as an earlier daemon of this start of the machine wrote them down. Empty without one.
+/// The groups as an earlier daemon stored them since the boot; empty if there was none.
 #[derive(Default)]
 struct LastSet {
     in_force: Vec<Group>,
-    /// As the file of the configuration had them.
+    /// As the configuration file had them.
     entries: Vec<Group>,
 }
 
@@ -185,7 +188,7 @@ fn levels(state_dir: &StateDir) -> Result<Left, Unread> {
     levels.map_err(|why| Unread::of_levels(Failure::new(Class::State, format!("the state file levels.json: {why}"))))
 }
 
-/// Whether disk `id` is one of `devices`, and one that the next server takes up.
+/// Whether `devices` contains disk `id`, recoverable and without a server.
 fn is_waiting(devices: &[(u32, DeviceInfo)], id: u32) -> bool {
     devices.iter().any(|(_, info)| info.id == id && info.living_server().is_none() && is_recoverable(info))
 }
@@ -194,17 +197,19 @@ fn is_recoverable(info: &DeviceInfo) -> bool {
     info.is_recoverable && info.state != DiskState::Dead
 }
 
-/// A device of the kernel that a state file tells of.
+/// A device of the kernel that has a state file and no server.
 enum Remains {
+    /// Recoverable: taken up.
     Waiting(LeftBehind),
+    /// Dead or not recoverable: removed.
     Ending(Target),
 }
 
-/// Every device that bears our mark.
+/// All devices of the kernel that this program made, each with its nonce.
 fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
     let names = match fs::read_dir("/sys/class/ublk-char") {
         Ok(names) => names,
-        // As long as no device was ever made.
+        // Without this directory the host has no ublk devices.
         Err(_) => return Ok(Vec::new()),
     };
     let mut devices = Vec::new();
@@ -220,9 +225,9 @@ fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
     Ok(devices)
 }
 
-/// Whether a device of the kernel is the one that a state file tells of. The nonce of 32 bits alone could be that of another by
-/// chance: its id tells them apart, which is not of two devices at once. A file without an id is of a device that was being made, or
-/// whose id could not be written down: then it has the shape that was asked for.
+/// Whether `info` is the device of a state file. Two devices may have equal nonces of 32 bits by chance, but never
+/// equal ids at one time. A state file has no id if its daemon was killed while it made the device, or could not store
+/// the id. The device then matches if it has the stored depth and at most the stored number of queues.
 fn is_of(status: &Status, nonce: u32, info: &DeviceInfo) -> bool {
     let has_shape = || info.depth == status.depth && info.queues <= status.queues;
     status.nonce == Some(nonce) && status.id.map_or_else(has_shape, |id| id == info.id)
@@ -245,7 +250,7 @@ fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
     Ok(Remains::Ending(target))
 }
 
-/// What a state file says, read as `add` would read it.
+/// The settings in a state file, parsed like the settings of `add`.
 fn described(record: &Record) -> Outcome<Description> {
     read(&record.status.name, &record.device)
 }
@@ -261,7 +266,8 @@ fn read(name: &str, settings: &Settings) -> Outcome<Description> {
     })
 }
 
-/// What is to be in force for a device that is taken up.
+/// The settings of a device that is taken up. Logs a warning if the configuration does not name it, for changes of the
+/// configuration that do not take effect, and for a size above that of the configuration.
 fn taken_up(config: &Config, record: &Record, described: Description, left: LeftBehind) -> Beginning {
     let name = &record.status.name;
     let Some(entry) = config.device(name) else {
@@ -298,8 +304,8 @@ fn taken_up(config: &Config, record: &Record, described: Description, left: Left
     Beginning { description, entry: Some(entry.clone()), left: Some(left), levels: None, waits: false }
 }
 
-/// A device of the configuration that is to be made. If it waited for its backend under the last daemon, it keeps
-/// group, weight and limits as last set, unless the configuration has changed one of them since.
+/// The settings of a new device of the configuration. If the device waited for its backend under the last daemon, it
+/// keeps group, weight and limits as last set, unless the configuration has changed one of them since.
 fn as_last_set(entry: &Description, waited: &[(Record, Description)]) -> Description {
     let Some((record, last)) = waited.iter().find(|(record, _)| record.status.name == entry.name) else {
         return entry.clone();
@@ -315,22 +321,24 @@ fn entry_then(record: &Record) -> Option<Description> {
     record.entry.as_ref().and_then(|settings| read(&record.status.name, settings).ok())
 }
 
-/// The size of a device that was taken up and is larger than the configuration says, and what that says.
+/// The size of a device that is taken up and the size in the configuration, if the device is larger. Both in bytes.
 fn larger_size(taken_up: &Description, entry: &Description) -> Option<(u64, u64)> {
     taken_up.backend.size().zip(entry.backend.size()).filter(|(size, said)| size > said)
 }
 
-/// Whether two descriptions of a device differ in what `set` changes of it, but for the size.
+/// Whether two descriptions of a device differ in group, weight or limits: the keys, besides `size`, that `set`
+/// changes.
 fn has_other_place(one: &Description, other: &Description) -> bool {
     (&one.group, one.weight, one.limits) != (&other.group, other.weight, other.limits)
 }
 
-/// With the number that it has got.
+/// The description with the id of the device in the kernel.
 fn in_kernel(description: &Description, left: &LeftBehind) -> Description {
     Description { id: Some(left.target.id), ..description.clone() }
 }
 
-/// Whether a device that is taken up needs the bytes of another one.
+/// Whether `left` is taken up and has the path of `new`. Two devices that are both `shared`, or both read-only, may
+/// have one path.
 fn has_path_of(left: &Beginning, new: &Description) -> bool {
     let (old, new) = (&left.description, new);
     left.left.is_some()
@@ -340,8 +348,9 @@ fn has_path_of(left: &Beginning, new: &Description) -> bool {
         && !(old.read_only && new.read_only)
 }
 
-/// The groups: of the file, as last set where the file says what it said then; besides, those that a command made, and those
-/// that a device still needs.
+/// The groups, each with whether the configuration file names it. A group of the file keeps its settings as last set
+/// if its entry in the file has not changed since. Groups that a command made stay. A group that the file has dropped
+/// stays if a device or a group needs it.
 fn groups(config: &Config, last_set: &LastSet, devices: &[Beginning]) -> Vec<(Group, bool)> {
     let LastSet { in_force: before, entries } = last_set;
     let mut groups = Vec::new();
@@ -363,7 +372,7 @@ fn groups(config: &Config, last_set: &LastSet, devices: &[Beginning]) -> Vec<(Gr
         let parents: Vec<String> = groups.iter().filter_map(|(group, _)| group.parent.clone()).collect();
         needed.extend(parents);
     }
-    // Each was sound in its place; together they may not be: a parent may have come below its child.
+    // Each group was valid in its own file, but the combination may be invalid: a parent may have come below its child.
     let all: Vec<Group> = groups.iter().map(|(group, _)| group.clone()).collect();
     if let Err(errors) = parse("groups.json", write_groups(&all).as_bytes()) {
         log::warn(
@@ -386,7 +395,8 @@ fn read_groups(text: &str) -> Outcome<Vec<Group>> {
     Ok(config.groups)
 }
 
-/// Takes away devices that end, and what is left of those that are gone.
+/// Removes the devices with a target, and the links and state files of all records. The state file of a device that is
+/// still not deleted stays.
 fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) {
     let mut sweeps: Vec<(Record, Option<Sweep>)> =
         ending.into_iter().map(|(record, target)| (record, target.map(Sweep::begin))).collect();
@@ -406,7 +416,7 @@ fn clear(state_dir: &StateDir, ending: Vec<(Record, Option<Target>)>) {
     }
 }
 
-/// STOP and DEL of a device, by one helper after the other until one has done it.
+/// STOP and DEL of a device. If a helper fails or dies, a new helper repeats both commands.
 struct Sweep {
     target: Target,
     helper: Option<Helper>,
@@ -420,7 +430,7 @@ impl Sweep {
         Self { target, helper, tried_at: Instant::now(), is_told: false }
     }
 
-    /// Waits until it is done, no longer than [`LIMIT`] from `began` on; false if it is not.
+    /// Waits until the device is deleted, at most until [`LIMIT`] after `began`; false at the limit.
     fn finish(&mut self, name: &str, began: Instant) -> bool {
         while !self.is_done() {
             if began.elapsed() > LIMIT {
@@ -432,13 +442,13 @@ impl Sweep {
             }
             std::thread::sleep(LOOK);
         }
-        // It would stay until the last user has closed the dead disk.
+        // After DEL the helper would wait up to 500 ms longer for the last user to close the dead disk.
         self.helper.take().into_iter().for_each(Helper::kill);
         true
     }
 
-    /// Whether a helper has said that it is done, or ended well without a word: then the id is somebody else's. One that could not be
-    /// made, failed or died is followed by another.
+    /// Whether a helper has reported the deletion, or has exited with status 0 without a report: the device was already
+    /// gone. Replaces a helper that could not be spawned, failed or died.
     fn is_done(&mut self) -> bool {
         let Some(helper) = &mut self.helper else {
             if self.tried_at.elapsed() >= TOLD {
@@ -487,7 +497,7 @@ mod tests {
 
     #[test]
     fn f66_a_group_with_a_weight_and_no_parent_stays_as_last_set() {
-        // Its weight was not written down, so the file seemed to have changed.
+        // The weight was once not stored, so the file seemed to have changed.
         let then = "groups: { g: { weight: 200, limits: { iops: 100 } } }";
         let in_force = "groups: { g: { weight: 200, limits: { iops: 50 } } }";
         assert_eq!(merged(then, then, in_force, &[]), [group("g", 50, true)]);
@@ -540,7 +550,7 @@ mod tests {
 
     #[test]
     fn f87_a_device_that_waited_is_made_as_last_set_unless_the_file_has_changed_its_mind() {
-        // Only group, weight and limits are kept; every other key is that of the file.
+        // Only group, weight and limits are kept; the rest of the keys are those of the file.
         let device = |avg: u32, more: &str| {
             let text = format!("devices: {{ d: {{ backend: {{ file: /d }}, limits: {{ iops: {avg} }}{more} }} }}");
             config(&text).devices.remove(0)
@@ -555,7 +565,7 @@ mod tests {
 
     #[test]
     fn f79_a_device_that_was_made_larger_is_taken_up_so() {
-        // The file has said 64 MiB all the time: what is in force counts, and the difference is told.
+        // The file had 64 MiB at all times: the size in force counts, and the difference is reported.
         let device = |size: &str| {
             config(&format!("devices: {{ d: {{ backend: {{ file: /f, size: {size} }} }} }}")).devices.remove(0)
         };
@@ -571,7 +581,7 @@ mod tests {
 
     #[test]
     fn f94_a_device_with_the_nonce_of_another_is_not_taken_for_it() {
-        // By chance, or of another state directory: its id is another one.
+        // Equal nonces by chance, or with a device of a different state directory: the ids differ.
         let device = config("devices: { d: { backend: { \"null\": 512 } } }").devices.remove(0);
         let mut status = record(&device, None).status;
         let info = |id: u32, depth: u16| DeviceInfo {
@@ -587,7 +597,7 @@ mod tests {
         };
         assert!(is_of(&status, 7, &info(3, 128)));
         assert!(!is_of(&status, 7, &info(4, 128)) && !is_of(&status, 8, &info(3, 128)));
-        // Killed before the id was written down.
+        // The daemon was killed before it stored the id.
         status.id = None;
         assert!(is_of(&status, 7, &info(4, 128)));
         assert!(!is_of(&status, 7, &info(4, 64)) && !is_of(&status, 8, &info(4, 128)));
@@ -597,7 +607,8 @@ mod tests {
 
     #[test]
     fn f66_what_was_set_stays_although_the_record_is_of_an_older_program() {
-        // It wrote no weight of a device without a group; and a key that no `set` changes says nothing about limits.
+        // An older program stored no weight of a device without a group. A new value of `depth`, which `set` cannot
+        // change, leaves the limits as last set.
         let device = |text: &str| {
             config(&format!("devices: {{ d: {{ backend: {{ \"null\": 512 }}, {text} }} }}")).devices.remove(0)
         };
