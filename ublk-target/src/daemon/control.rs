@@ -1,14 +1,15 @@
-//! The control thread: knows which devices there are, hears signals, notices and clients, and never blocks.
+//! The control thread: keeps the table of devices, serves signals, notices and clients, and never blocks.
 //!
 //! ```text
 //!   signals ────────────┐
 //!   device threads ─────┼─► one channel of events ─► `serve`: starting → serving → stopping → gone
-//!   clients ◄─► server ─┴─► looks, and changes (add, del, set, reload), each a task between events
+//!   clients ◄─► server ─┴─► reads, and changes (add, del, set, reload), each a task between events
 //! ```
 //!
-//! All on one thread, so what the tasks share needs no lock: each sees what the others left at their last wait. What spans a
-//! wait and must not be disturbed is claimed by name; who comes second is told so ([`Class::Conflict`]), not kept waiting. It
-//! owns no device: it asks their threads.
+//! All tasks run on one thread and switch only at an `await`, so their shared state needs no lock. A command that waits
+//! claims the names of the devices and groups that must not change during the wait; a second command on a claimed name
+//! is refused ([`Class::Conflict`]), never queued. The control thread owns no device: it sends requests to the device
+//! threads.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -42,23 +43,24 @@ use crate::protocol::{self, Command};
 use crate::state_dir::StateDir;
 use crate::watcher::Watcher;
 
-/// How old an answer may be that was written for somebody else: a flood of questions costs one look.
+/// Highest age of a cached answer to `list` or `stats`: a flood of these commands reads the table once per 20 ms.
 const TOLD_AGE: Duration = Duration::from_millis(20);
 
-/// An answer, and when it was true.
+/// A cached answer, with the instant at which it was made.
 type Told = (Instant, Rc<str>);
 
-/// What reaches the control thread.
+/// The events of the control thread, besides commands of clients.
 enum Event {
     Signal(Asked),
     Device(Notice),
+    /// [`HAND_OVER_DELAY`] after the answer to a takeover.
     HandOver,
 }
 
-/// How long the answer to whoever takes over has to be written.
+/// Time in which the answer to the daemon that takes over is written, before this daemon stops.
 const HAND_OVER_DELAY: Duration = Duration::from_millis(50);
 
-/// What the daemon is doing as a whole.
+/// The phase of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Starting,
@@ -66,20 +68,20 @@ enum Phase {
     Stopping,
 }
 
-/// What the tasks of the control thread share.
+/// The shared state of the tasks of the control thread.
 pub struct Daemon {
     pub throttle: Arc<Throttle>,
     pub table: RefCell<Table>,
     pub socket: Socket,
-    /// The configuration it was started with.
+    /// The configuration file with which the daemon was started.
     pub config: PathBuf,
-    /// Rung when a device has gone.
+    /// Notified when a device has left the table.
     pub gone: Notify,
     state_dir: Arc<StateDir>,
     keeper: Keeper,
-    /// Whether there may be something new about the levels.
+    /// The flag that wakes the task which stores the levels.
     pub activity: Arc<Activity>,
-    /// The levels as last written down.
+    /// The levels as last given to the keeper.
     noted: RefCell<Option<LevelsRecord>>,
     watcher: Arc<Watcher>,
     events: UnboundedSender<Event>,
@@ -87,8 +89,9 @@ pub struct Daemon {
     pub claims: Claims,
     listed: RefCell<Option<Told>>,
     counted: RefCell<Option<Told>>,
-    /// A reload is under way, and another is wanted after it.
+    /// Whether a reload by SIGHUP is in progress.
     is_reloading: Cell<bool>,
+    /// Whether SIGHUP has asked for a reload that has not begun.
     wants_reload: Cell<bool>,
 }
 
@@ -117,12 +120,12 @@ impl Daemon {
         }
     }
 
-    /// Who may look, as the system numbers them.
+    /// The id of the Unix group with permission for `ping`, `list` and `stats`.
     pub fn readers(&self) -> Option<u32> {
         self.socket.readers()
     }
 
-    /// Carries out a command that changes something.
+    /// Executes a command that changes devices, groups or the daemon.
     pub async fn change(self: &Rc<Self>, command: Command) -> Outcome<Value> {
         let limit = Duration::from_millis(command.timeout_ms());
         self.expect_serving()?;
@@ -152,7 +155,7 @@ impl Daemon {
         outcome
     }
 
-    /// Between the start and the stop; else the reason why nothing can be changed.
+    /// Fails with the reason while the daemon is starting or stopping, because commands can then change nothing.
     pub fn expect_serving(&self) -> Outcome<()> {
         match self.phase.get() {
             Phase::Serving => Ok(()),
@@ -161,14 +164,14 @@ impl Daemon {
         }
     }
 
-    /// Starts a device for a client, which reads the outcome from the channel. With `waits`, a missing backend is no
+    /// Starts a device for a command, which reads the outcome from the channel. With `waits`, a missing backend is no
     /// failure.
     pub fn start(&self, new: Description, origin: Origin, waits: bool) -> Outcome<oneshot::Receiver<Outcome<()>>> {
         let (waiter, outcome) = oneshot::channel();
         let what = format!("device={} state=adding backend={}", new.name, new.backend.kind());
         let entry = (origin == Origin::File).then(|| new.clone());
         self.insert(Begun { description: new, entry, left: None, levels: None, waits }, Some(waiter))?;
-        // Its thread runs: `started` or `failed` will follow.
+        // The device thread runs: its line with `started` or `failed` follows.
         log::info(what);
         Ok(outcome)
     }
@@ -197,17 +200,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// Has the groups written down as they are in force.
+    /// Gives the settings of the groups in force to the keeper, which writes them.
     pub fn keep_groups(&self, table: &Table) {
         self.keeper.keep_groups(table.groups_record());
     }
 
-    /// Has the levels written down, if there is something new about them. Whether there may be more to come if nothing happens.
+    /// Gives the levels to the keeper if they have changed or are above 0. Returns whether a level is above 0, and thus
+    /// changes without requests.
     fn note_levels(&self, is_final: bool) -> bool {
         let record = LevelsRecord::note(&self.table.borrow(), &self.throttle, clock::now(), is_final);
         let mut noted = self.noted.borrow_mut();
         let is_known = noted.as_ref().is_some_and(|noted| record.says_no_more_than(noted));
-        // Where something drains, the instant is news too.
+        // A draining level is stored even if equal, because the instant of its note has changed.
         let is_draining = !record.is_idle();
         if !is_known || is_draining {
             self.keeper.keep_levels(record.clone());
@@ -216,7 +220,7 @@ impl Daemon {
         is_draining
     }
 
-    /// Waits until a device that has said that it is gone is in the table no more, so that its name is free.
+    /// Waits until a device in state Gone has left the table, so that its name is free.
     pub async fn forgotten(&self, name: &str) {
         loop {
             let gone = self.gone.notified();
@@ -229,10 +233,10 @@ impl Daemon {
         }
     }
 
-    /// Drops a device whose thread has announced its end.
+    /// Removes a device from the table after the last notice of its thread.
     fn forget(&self, name: &str) -> Option<Entry> {
         let mut entry = self.table.borrow_mut().devices.remove(name)?;
-        // It has nothing left to do but to return.
+        // The join does not block: after this notice the thread only returns.
         entry.device.join();
         self.listed.replace(None);
         self.gone.notify_waiters();
@@ -246,7 +250,8 @@ impl Daemon {
         }
     }
 
-    /// Leaves devices to the next daemon: all that can be, or those of which the configuration says so. The others go.
+    /// Stops the daemon. A device that can outlive the daemon is left to the next daemon if `keeps_all` is set or the
+    /// device has `on-stop: keep`. The remaining devices are removed.
     fn stop(&self, keeps_all: bool) {
         self.phase.set(Phase::Stopping);
         log::info(format_args!("state=stopping devices={}", self.table.borrow().devices.len()));
@@ -258,12 +263,12 @@ impl Daemon {
                 log::info(format_args!("device={name} state=kept: its requests wait for the next daemon"));
             }
         }
-        // What goes from here on is not charged.
+        // Note the levels before the removals: a final note does not contain the requests that their drains dispatch.
         self.note_levels(!self.has_kept());
         self.remove_all();
     }
 
-    /// Everything to whoever takes over, or nothing.
+    /// Agrees to a takeover if all devices can outlive this daemon, and refuses it if one cannot.
     fn hand_over(self: &Rc<Self>) -> Outcome<Value> {
         let table = self.table.borrow();
         let ending: Vec<&str> = table
@@ -284,7 +289,7 @@ impl Daemon {
         }
         let devices: Vec<&String> = table.devices.keys().collect();
         let answer = json!({ "pid": std::process::id(), "devices": devices });
-        // From here on nothing is changed any more.
+        // In this phase every command that changes a device or group is refused.
         self.phase.set(Phase::Stopping);
         let events = self.events.clone();
         tokio_uring::spawn(async move {
@@ -294,7 +299,7 @@ impl Daemon {
         Ok(answer)
     }
 
-    /// Whether only those are left that the next daemon takes up.
+    /// Whether all devices in the table are kept for the next daemon.
     fn is_done(&self) -> bool {
         self.table.borrow().devices.values().all(|entry| entry.is_kept)
     }
@@ -303,7 +308,7 @@ impl Daemon {
         self.table.borrow().devices.values().any(|entry| entry.is_kept)
     }
 
-    /// Makes the groups, and starts the devices or takes them up.
+    /// Makes the groups, and starts or takes up the devices.
     fn begin(&self, config: &Config, plan: recover::Plan) -> Outcome<()> {
         {
             let mut table = self.table.borrow_mut();
@@ -325,18 +330,19 @@ impl Daemon {
             table.groups = plan.groups.into_iter().map(placed).collect();
             self.keep_groups(&table);
         }
-        // Devices left behind first, as their users wait; devices with an `id` before those that get a free one.
+        // Devices left behind come first, because their users wait. Devices with an `id` come before devices that get a
+        // free id.
         let mut devices = plan.devices;
         devices.sort_by_key(|device| (device.left.is_none(), device.description.id.is_none()));
         devices.into_iter().try_for_each(|device| self.insert(device, None))
     }
 
-    /// Whether users of a device were waiting for this daemon.
+    /// Whether an earlier daemon left a device behind, whose users wait for this daemon.
     fn has_taken_up(&self) -> bool {
         self.table.borrow().devices.values().any(|entry| entry.is_taken_up)
     }
 
-    /// A notice of a device; the failure of one that the daemon needs for its own start.
+    /// Handles a notice of a device thread. Returns the failure of a device that ends the start of the daemon.
     fn note(&self, notice: Notice) -> Option<Failure> {
         match notice {
             Notice::Live(name) | Notice::Waiting(name) => {
@@ -345,7 +351,7 @@ impl Daemon {
                     let entry = table.devices.get_mut(&name)?;
                     entry.is_starting = false;
                     if let Some(waiter) = entry.waiter.take() {
-                        // The client may have gone; the device stays.
+                        // The send fails if the command no longer waits; the device stays.
                         let _ = waiter.send(Ok(()));
                     }
                 }
@@ -357,7 +363,7 @@ impl Daemon {
             }
             Notice::Recovering(name) => {
                 let mut table = self.table.borrow_mut();
-                // The others are not held up by it.
+                // A device in recovery does not delay `READY=1`.
                 table.devices.get_mut(&name)?.is_starting = false;
                 self.listed.replace(None);
                 None
@@ -368,7 +374,7 @@ impl Daemon {
                 if self.phase.get() == Phase::Stopping {
                     return None;
                 }
-                // The file wants one of that name.
+                // The configuration file names the device, so it is made anew.
                 let begun = Begun {
                     waits: !described.required,
                     description: described.clone(),
@@ -377,26 +383,27 @@ impl Daemon {
                     levels: None,
                 };
                 let cause = self.insert(begun, None).err()?;
-                // As if it had begun and failed.
+                // Handled like a device that failed during its start.
                 self.note(Notice::Failed(name, cause))
             }
             Notice::Failed(name, cause) => {
                 let waiter = self.forget(&name).and_then(|entry| entry.waiter);
                 match waiter {
                     None if self.phase.get() == Phase::Serving => {
-                        // One device is lost, and the daemon serves the rest.
+                        // The daemon serves the remaining devices.
                         let what = format!("{}; `reload` tries again", cause.message);
                         log::error(&Failure::new(cause.class, what));
                         None
                     }
                     None => {
                         log::error(&cause);
-                        // All or none, unless users of other devices have been waiting since the last daemon died.
+                        // A failed device ends the start of the daemon, unless an earlier daemon left devices behind,
+                        // whose users wait.
                         (self.phase.get() == Phase::Starting && !self.has_taken_up()).then_some(cause)
                     }
                     Some(waiter) => {
                         log::info(format_args!("device={name} state=failed {}: {}", cause.class.name(), cause.message));
-                        // Whoever asked may have gone.
+                        // The send fails if the command no longer waits.
                         let _ = waiter.send(Err(cause));
                         None
                     }
@@ -415,12 +422,12 @@ impl Daemon {
         self.tell_ready();
     }
 
-    /// Tells systemd that everything is as configured.
+    /// Reports `READY=1` to systemd: the start or a reload has ended.
     pub fn tell_ready(&self) {
         notify::tell(&format!("READY=1\n{}", self.status_line()));
     }
 
-    /// How many devices are served and how many wait for their backends, for systemd.
+    /// The `STATUS=` of systemd: the number of served devices, and of devices that wait for their backends.
     fn status_line(&self) -> String {
         let table = self.table.borrow();
         let waiting = table.devices.values().filter(|entry| entry.device.is_waiting()).count();
@@ -429,7 +436,8 @@ impl Daemon {
         format!("STATUS=serving {served} devices{more}")
     }
 
-    /// A reload of the file it was started with, now or after the one that is under way.
+    /// Reloads the configuration file of the start, now or after the reload by SIGHUP that is in progress. While the
+    /// daemon is starting, the reload waits for the end of the start.
     fn reload(self: &Rc<Self>) {
         self.wants_reload.set(true);
         if self.phase.get() != Phase::Serving || self.is_reloading.replace(true) {
@@ -449,7 +457,7 @@ impl Daemon {
     }
 }
 
-/// What was told a moment ago, or is told now.
+/// The cached answer if it is younger than [`TOLD_AGE`], or a new one.
 fn told(last: &RefCell<Option<Told>>, now: impl FnOnce() -> Rc<str>) -> Rc<str> {
     if let Some((at, told)) = &*last.borrow()
         && at.elapsed() < TOLD_AGE
@@ -465,7 +473,7 @@ fn to_json(facts: &impl Serialize) -> Rc<str> {
     serde_json::to_string(facts).expect("facts are plain data").into()
 }
 
-/// What [`serve`] begins with.
+/// The arguments of [`serve`].
 pub struct Beginning {
     pub config: Config,
     pub plan: recover::Plan,
@@ -513,7 +521,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
     if let Some(failure) = &failure {
         log::error(failure);
         if daemon.has_taken_up() {
-            // Their users wait on, for a daemon that can begin.
+            // The devices stay in the kernel, and their users wait for a daemon that can start.
             std::process::exit(failure.class.exit().into());
         }
         daemon.phase.set(Phase::Stopping);
@@ -547,7 +555,8 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
             Event::Device(notice) => {
                 daemon.activity.see();
                 let Some(cause) = daemon.note(notice) else { continue };
-                // All or none: a host must not come up with half its disks and no word to who waits for READY.
+                // A failed device ends the start: a host must not come up with half of its disks while the units that
+                // wait for `READY=1` do not learn of it.
                 failure.get_or_insert(cause);
                 if !std::mem::replace(&mut has_stopped, true) {
                     daemon.phase.set(Phase::Stopping);
@@ -562,7 +571,8 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
             Event::HandOver if has_stopped => {}
             event @ (Event::Signal(Asked::Stop) | Event::HandOver) => {
                 has_stopped = true;
-                // What was promised to whoever takes over holds, too, if a signal comes in between.
+                // The phase is Stopping here only after `hand_over`, which has promised all devices to the next daemon.
+                // A signal before `HandOver` must keep that promise.
                 let is_promised = daemon.phase.get() == Phase::Stopping;
                 daemon.stop(is_promised || matches!(event, Event::HandOver));
             }
@@ -570,15 +580,16 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
     }
     daemon.socket.remove();
     if daemon.has_kept() {
-        // They were served and charged until now.
+        // Kept devices were served until now, and their requests were charged.
         daemon.note_levels(false);
     }
     daemon.keeper.end(&daemon.state_dir, daemon.has_kept());
-    // Not by returning: the reads of signals and clients that are under way have nobody left to wait for.
+    // Exit instead of returning: the runtime would first cancel the reads of signals and clients, and wait for their ends.
     std::process::exit(failure.map_or(0, |failure| failure.class.exit().into()));
 }
 
-/// Ends at once: the kernel fails what is in flight when the process is gone, and helpers that outlive it clear away.
+/// Ends the daemon without waiting for requests. The kernel fails the requests in flight when the process has gone, and
+/// helpers that outlive the process delete the devices.
 fn hurry(table: &Table) {
     for entry in table.devices.values().filter(|entry| !entry.is_kept) {
         let device = &entry.device;
