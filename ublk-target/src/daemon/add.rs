@@ -1,7 +1,7 @@
-//! `add`: a device that no file knows.
+//! `add`: makes a device from the settings of a command, not of the configuration file.
 //!
 //! ```text
-//!   settings ─► read as a file would be ─► name, id, group, memory free? ─► its thread makes it ─► live, or nothing of it
+//!   settings ─► parsed like a file ─► name, id, group, memory free? ─► device thread makes it ─► live, or removed
 //! ```
 
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use crate::cpus;
 use crate::error::{Class, Failure, Outcome};
 use crate::settings::Settings;
 
-/// Makes a device; what `list` would show of it.
+/// Makes a device. Returns its status as in `list`, with warnings.
 pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit: Duration) -> Outcome<Value> {
     let (new, given) =
         new_device(name, &settings.pairs()).map_err(|faults| refused(&format!("device {name:?}"), &faults))?;
@@ -34,7 +34,7 @@ pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit:
     let outcome = daemon.start(new, Origin::Command, false)?;
     match timeout(limit, outcome).await {
         Ok(Ok(outcome)) => outcome?,
-        // Its waiter was dropped unheard.
+        // The sender was dropped without an outcome: the device was removed during its start.
         Ok(Err(_)) => {
             return Err(Failure::new(Class::Conflict, format!("device {name:?} was removed before it was there")));
         }
@@ -54,7 +54,7 @@ pub async fn device(daemon: &Rc<Daemon>, name: &str, settings: &Settings, limit:
     Ok(odd::tell(&odd::device(&table.whole(), name, given, true), made))
 }
 
-/// What is wrong with settings, in one line.
+/// The failure that lists all faults of the settings, in one line.
 pub fn refused(what: &str, faults: &[Fault]) -> Failure {
     let faults: Vec<String> = faults.iter().map(Fault::to_string).collect();
     Failure::new(Class::Config, format!("{what}: {}", faults.join("; ")))

@@ -3,7 +3,7 @@
 //! ```text
 //!   key                            reload
 //!   group, weight, limits          the Throttle::apply of the whole plan
-//!   any other                      the device is removed and started anew: live, or waiting for its new backend
+//!   all remaining keys             the device is removed and started anew: live, or waiting for its new backend
 //! ```
 
 use std::rc::Rc;
@@ -23,11 +23,12 @@ pub async fn remake(daemon: &Rc<Daemon>, plan: &Plan, patience: Duration, left: 
     remove_devices(daemon, &names, patience, left).await;
     let mut started = Vec::new();
     for device in plan.device_remakes.iter().map(|remake| &remake.device) {
-        // Its backend came during the reload, and a program opened the disk: `remove_devices` added that failure.
+        // The removal failed, for example because the backend came during the reload and a program opened the disk.
+        // `remove_devices` has added that failure.
         if daemon.table.borrow().devices.contains_key(&device.name) {
             continue;
         }
-        // `required` is about the start of the daemon.
+        // `required` applies to the start of the daemon only: the device may wait for its new backend.
         match daemon.start(device.clone(), Origin::File, true) {
             Ok(outcome) => started.push((device, outcome)),
             Err(failure) => left.failures.push(failure),
