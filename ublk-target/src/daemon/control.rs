@@ -337,7 +337,7 @@ impl Daemon {
         devices.into_iter().try_for_each(|device| self.insert(device, None))
     }
 
-    /// Whether an earlier daemon left a device behind, whose users wait for this daemon.
+    /// Whether an earlier daemon left a device behind: its users wait for this daemon.
     fn has_taken_up(&self) -> bool {
         self.table.borrow().devices.values().any(|entry| entry.is_taken_up)
     }
@@ -397,8 +397,8 @@ impl Daemon {
                     }
                     None => {
                         log::error(&cause);
-                        // A failed device ends the start of the daemon, unless an earlier daemon left devices behind,
-                        // whose users wait.
+                        // A failed device ends the start of the daemon, unless an earlier daemon left devices behind:
+                        // their users wait for this daemon.
                         (self.phase.get() == Phase::Starting && !self.has_taken_up()).then_some(cause)
                     }
                     Some(waiter) => {
@@ -584,7 +584,7 @@ pub async fn serve(beginning: Beginning) -> Outcome<()> {
         daemon.note_levels(false);
     }
     daemon.keeper.end(&daemon.state_dir, daemon.has_kept());
-    // Exit instead of returning: the runtime would first cancel the reads of signals and clients, and wait for their ends.
+    // Exit instead of returning: the runtime would first cancel the reads of signals and clients, and wait for them.
     std::process::exit(failure.map_or(0, |failure| failure.class.exit().into()));
 }
 
