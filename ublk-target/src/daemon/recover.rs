@@ -54,7 +54,7 @@ pub struct Plan {
 }
 
 /// Merges the configuration with the state files and the devices of the kernel. Removes the devices that cannot be
-/// taken up ([`clear`]).
+/// taken up (`clear`).
 pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     let (records, mut unread) = state_dir.records()?;
     let last_set = last_set(state_dir).unwrap_or_else(|file| {

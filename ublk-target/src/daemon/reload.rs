@@ -118,8 +118,8 @@ fn load(path: &Path) -> Outcome<File> {
     Ok(File { config, readers, odd: odd(&warnings) })
 }
 
-/// Runs work that may wait for a disk on a separate thread. After [`LOOK_LIMIT`] the thread is abandoned, and the
-/// outcome is `E-TIMEOUT`.
+/// Runs work that may wait for a disk on a separate thread. After 4 s (`LOOK_LIMIT`) the thread is abandoned, and
+/// the outcome is `E-TIMEOUT`.
 pub async fn blocking<T: Send + 'static>(
     name: &str,
     what: &str,

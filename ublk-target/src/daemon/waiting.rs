@@ -16,8 +16,8 @@ use super::control::Daemon;
 use super::reload::{Left, expect_started, remove_devices};
 use super::table::Origin;
 
-/// Carries out [`Plan::device_remakes`] after the rest of the plan. Adds a failure to `left` for each device that is not
-/// removed or started.
+/// Carries out [`Plan::device_remakes`] after the rest of the plan. Adds a failure to `left` for each device that is
+/// not removed or not started.
 pub async fn remake(daemon: &Rc<Daemon>, plan: &Plan, patience: Duration, left: &mut Left) {
     let names: Vec<String> = plan.device_remakes.iter().map(|remake| remake.device.name.clone()).collect();
     remove_devices(daemon, &names, patience, left).await;
