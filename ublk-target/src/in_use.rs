@@ -30,8 +30,9 @@ use crate::sys;
 
 /// Searches that must find an opener before the disk counts as in use. Lasting users count at the
 /// first.
-const LOOKS: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+pub const LOOKS: u32 = 3;
+/// The pause between two looks.
+pub const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// A disk with all device numbers by which its users know it.
 #[derive(Clone, Debug)]

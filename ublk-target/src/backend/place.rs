@@ -16,7 +16,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -25,7 +24,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::{Refused, way};
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::in_use;
+use crate::in_use::{self, BETWEEN_LOOKS, LOOKS};
 use crate::stack::{self, Sysfs};
 
 /// The access to a backing file.
@@ -140,7 +139,8 @@ fn refused(path: &Path, access: Access, cause: &io::Error) -> Refused {
     Refused { failure: Failure::new(Class::Backing, text), missing }
 }
 
-/// The errno if the path leads to nothing. ENXIO also comes from a socket, which is a file of the wrong kind.
+/// The errno of a path that leads to no file or device. ENXIO of a socket is not among them: a socket
+/// is a file of the wrong kind.
 fn missing(path: &Path, cause: &io::Error) -> Option<Errno> {
     let errno = Errno::from_raw(cause.raw_os_error()?);
     let is_disk = || std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
@@ -196,9 +196,9 @@ pub fn lock(file: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     }
 }
 
-/// Refuses a disk that this host uses by itself: a mounted file system, swap, another disk or an export would overwrite what the
-/// users of the device write, and they its data. A disk that is `shared` has other devices and other hosts as its users, so it is
-/// open without a claim of ours; any other is open with one.
+/// Refuses a disk that this host uses: a mounted file system, swap, a stacked disk or an export and
+/// the users of the device would overwrite each other's data. The daemon has a disk open with a
+/// claim (`O_EXCL`), unless it is `shared` with more devices or hosts; then the claim is tried here.
 pub fn expect_unused(disk: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     if is_shared {
         expect_unclaimed(disk, path)?;
@@ -210,13 +210,11 @@ pub fn expect_unused(disk: &File, path: &Path, is_shared: bool) -> Outcome<()> {
     }
 }
 
-/// Claims the disk for a moment. So do udev and other devices that share it: a claim without a user that lasts counts if it is
-/// seen more than once.
+/// Claims the disk for a moment. udev and devices that share the disk do the same, so a claim
+/// without a lasting user counts only if each of [`LOOKS`] attempts meets it.
 fn expect_unclaimed(disk: &File, path: &Path) -> Outcome<()> {
-    const LOOKS: u32 = 3;
-    const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
     let open = || {
-        // To read: udev looks at a disk anew when a writer closes it.
+        // For reading: udev probes a disk again when a writer closes it.
         let how = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
         OpenOptions::new().read(true).custom_flags(how).open(format!("/proc/self/fd/{}", disk.as_raw_fd()))
     };
