@@ -242,10 +242,7 @@ impl Throttle {
                     }
                 }
             }
-            // Uncollected restart work holds later requests even without a limit: no pass, or they
-            // would overtake it.
-            let is_free = !is_one_held && arrived.are_free();
-            Asked { is_one_held, pass: is_free.then(|| self.changes.pass()) }
+            Asked { is_one_held, pass: arrived.are_free().then(|| self.changes.pass()) }
         })
     }
 

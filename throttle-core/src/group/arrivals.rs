@@ -97,27 +97,35 @@ impl Arrivals<'_> {
     }
 
     /// Grants a lease to a queue whose request just passed. Refused while a request waits in the
-    /// tree, and without a limit above: such a queue gets a pass, which unlike a lease ends with
-    /// the change that brings a limit.
+    /// tree or restart work in the queue, and without a limit above: such a queue gets a pass,
+    /// which unlike a lease ends with the change that brings a limit.
     pub fn prepay(&mut self, direction: Direction, wanted: Prepaid) -> Option<Grant> {
+        let has_restart_work = self.has_restart_work();
         let tree = &mut self.groups.tree;
         let may = self.is_live && tree.is_idle(self.root) && !tree.is_unlimited(self.member);
-        if may { tree.prepay(self.member, direction, wanted, self.now) } else { None }
+        if may && !has_restart_work { tree.prepay(self.member, direction, wanted, self.now) } else { None }
     }
 
-    /// Whether no limit is above the queue: later requests pass without a decision until the next
-    /// change.
+    /// Whether no limit is above the queue and no restart work in it: later requests pass without a
+    /// decision until the next change.
     pub fn are_free(&self) -> bool {
-        self.is_live && self.groups.tree.is_unlimited(self.member)
+        self.is_live && self.groups.tree.is_unlimited(self.member) && !self.has_restart_work()
+    }
+
+    /// Whether dispatched requests of the queue are not yet collected. A later request must be held
+    /// behind them. A verdict of `Go` does not prove that there are none: a free request always
+    /// goes.
+    fn has_restart_work(&self) -> bool {
+        !self.groups.queues[self.queue].let_go.is_empty()
     }
 
     /// Passes a request that need not wait. Restart work of the queue that is not yet collected
     /// goes first, so the request then joins it.
     fn go(&mut self, tag: Tag) -> Verdict {
-        let queue = &mut self.groups.queues[self.queue];
-        if queue.let_go.is_empty() {
+        if !self.has_restart_work() {
             return Verdict::Go;
         }
+        let queue = &mut self.groups.queues[self.queue];
         queue.let_go.push(tag);
         queue.owes_poll = true;
         Verdict::Held

@@ -1,8 +1,9 @@
 //! Limits, weights, parents and groups change while requests wait.
 
 use super::world::{OneChange, World, limits};
-use crate::cost::Operation::{Read, Write};
-use crate::group::{Change, GroupId, GroupInUse, MemberId};
+use crate::charge::{Charge, ChargeTable};
+use crate::cost::Operation::{self, Discard, Flush, Read, Write};
+use crate::group::{Change, GroupId, GroupInUse, GroupOptions, MemberId};
 use crate::limits::{LimitKind, Limits};
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
@@ -369,4 +370,38 @@ fn restart_work_is_not_overtaken_when_the_last_limit_goes() {
     world.reads(queue, 2, 4096);
     world.run_until_ms(0);
     assert!(world.went.iter().map(|went| went.number).eq(0..7), "{:?}", world.went);
+}
+
+/// Five writes, of which some are held; new limits dispatch them. Before the thread collects them, a
+/// free request, which waits for nothing, and a write arrive.
+fn expect_write_after_a_free_request_to_stay_behind_restart_work(free: Operation, old: &str, new: &str) {
+    let mut world = World::as_in_daemon();
+    let charges = Some(ChargeTable { discard: Charge::Free, ..ChargeTable::DEFAULT });
+    let options = GroupOptions { charges, ..GroupOptions::default() };
+    let group = world.throttle.add_group(&options, world.now).unwrap();
+    let device = world.device(Some(group), old);
+    let queue = world.queue(device);
+    for _ in 0..5 {
+        world.request(queue, Write, 4096);
+    }
+    assert!(world.went.len() < 5, "some are held");
+    world.throttle.set_member_limits(device, &limits(new), world.now);
+    assert!(world.is_rung(queue), "they are restart work now");
+    world.arrives(queue, free, 65536);
+    assert_eq!(world.went.last().map(|went| went.operation), Some(free), "a free request may pass restart work");
+    world.arrives(queue, Write, 4096);
+    world.run_until_ms(0);
+    let writes: Vec<_> = world.went.iter().filter(|went| went.operation == Write).map(|went| went.number).collect();
+    assert_eq!(writes, [0, 1, 2, 3, 4, 6]);
+}
+
+#[test]
+fn f95_a_free_request_beside_restart_work_gives_its_queue_no_pass() {
+    expect_write_after_a_free_request_to_stay_behind_restart_work(Flush, "iops-total=10", "");
+}
+
+#[test]
+fn f95_a_free_request_beside_restart_work_gives_its_queue_no_lease() {
+    let (old, new) = ("bps-total=10000", "iops-total=100000");
+    expect_write_after_a_free_request_to_stay_behind_restart_work(Discard, old, new);
 }
