@@ -18,6 +18,7 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -113,12 +114,30 @@ pub fn build(kernel: &Kernel, paths: &[PathBuf]) -> Result<PathBuf> {
     let mut staging = Staging::new(folder.join("staging"));
     staging.collect(kernel, paths)?;
     let file = folder.join(format!("{}-{:016x}.cpio", kernel.release, staging.fingerprint(kernel)?));
-    if !file.exists() {
+    sweep(&folder);
+    if let Ok(known) = fs::File::open(&file) {
+        // `sweep` keeps it for a further day.
+        let _ = known.set_modified(SystemTime::now());
+    } else {
         staging.fill(kernel).with_context(|| format!("cannot build an image in {}", staging.root.display()))?;
         pack(&staging.root, &file)?;
         let _ = fs::remove_dir_all(&staging.root);
     }
     Ok(file)
+}
+
+/// An image is removed this long after its last use: each build of the daemon makes one of 270 MB.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes images that no run has used for [`KEPT`].
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let used = entry.metadata().and_then(|data| data.modified());
+        let is_old = used.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT));
+        if is_old && entry.path().extension().is_some_and(|suffix| suffix == "cpio") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Writes to `into` the image, followed by an archive of the run's own files.
@@ -174,6 +193,8 @@ impl Staging {
             self.add_all(path)?;
         }
         self.add_libraries()?;
+        // The path in `INIT`; on some hosts /bin is a folder, not a link to /usr/bin.
+        self.files.insert("/usr/bin/busybox".into(), initramfs::BUSYBOX.into());
         for module in MODULES {
             for file in initramfs::module_files(kernel, module)? {
                 let in_guest = Path::new("/usr").join(file.strip_prefix(&kernel.tree)?);
@@ -256,7 +277,6 @@ impl Staging {
                 .arg(&self.root)
                 .arg(&kernel.release),
         )?;
-        fs::copy(initramfs::BUSYBOX, self.root.join("usr/bin/busybox"))?;
         let init = self.root.join("init");
         fs::write(&init, INIT)?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
@@ -315,6 +335,19 @@ mod tests {
         assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 (0x00007f)"), Some("/lib64/ld-linux-x86-64.so.2"));
         assert_eq!((library("/usr/bin/fio:"), library("\tlinux-vdso.so.1 (0x00007f)")), (None, None));
         assert_eq!(library("\tnot a dynamic executable"), None);
+    }
+
+    #[test]
+    fn images_without_a_use_for_a_day_are_removed() {
+        let folder = std::env::temp_dir().join(format!("xtask-sweep-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for (name, age) in [("new.cpio", KEPT / 2), ("old.cpio", KEPT * 2), ("lock", KEPT * 2)] {
+            fs::File::create(folder.join(name)).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        }
+        sweep(&folder);
+        let left = ["new.cpio", "old.cpio", "lock"].map(|name| folder.join(name).exists());
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(left, [true, false, true]);
     }
 
     #[test]
