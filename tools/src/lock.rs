@@ -23,7 +23,15 @@ pub fn acquire(path: &Path) -> Result<Lock> {
 
 /// The lock, or `None` if a different run holds it.
 pub fn try_acquire(path: &Path) -> Result<Option<Lock>> {
-    let file = open(path)?;
+    try_lock(open(path)?, path)
+}
+
+/// The lock of a file or folder that exists, or `None` if it is held.
+pub fn of_existing(path: &Path) -> Result<Option<Lock>> {
+    try_lock(File::open(path).with_context(|| format!("cannot open {}", path.display()))?, path)
+}
+
+fn try_lock(file: File, path: &Path) -> Result<Option<Lock>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(Lock { _file: file })),
         Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -17,11 +17,12 @@
 //!
 //! No port, socket or path is fixed, so any number of VMs run side by side. The guest dies with
 //! this program, however that ends (`setpriv --pdeathsig`). The guest has no network and no udevd.
-//! On the host's clock its virtual CPUs are bound to different CPUs of the host ([`placement`]). On
-//! the counted clock ([`Clock`]) its time is the number of executed instructions: the host's load
-//! does not show in a time, and neither do effects that instructions do not count (caches, two
-//! processors at once). When all virtual CPUs are idle, the counted clock jumps to the next timer
-//! at once. The clock therefore runs ahead while the guest waits for a file of the host.
+//! On the host's clock the virtual CPUs are bound to separate CPUs of the host; a deterministic
+//! guest has one CPU of the host to itself ([`placement`]). On the counted clock ([`Clock`]) the
+//! guest's time is the number of executed instructions: the host's load does not show in a time,
+//! and neither do effects that instructions do not count (caches, two processors at once). When all
+//! virtual CPUs are idle, the counted clock jumps to the next timer at once. The clock therefore
+//! runs ahead while the guest waits for a file of the host.
 
 mod image;
 mod initramfs;

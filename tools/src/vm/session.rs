@@ -18,7 +18,7 @@ use super::kernel::Kernel;
 use super::kernel_log;
 use super::machine::{self, Accelerator, Boot};
 use super::out::Out;
-use super::placement::{self, Placed};
+use super::placement::{Placed, Placement};
 use super::{Files, Options};
 use crate::process::{last_lines, quote};
 use crate::workspace;
@@ -56,8 +56,12 @@ pub fn run(
 ) -> Result<Ended> {
     let out = Out::create()?;
     let cpus = options.cpus.unwrap_or(accelerator.cpus());
-    // On the counted clock all virtual CPUs are one thread, which needs no placement.
-    let placed = if accelerator == Accelerator::TcgClock { Placed::Yes } else { Placed::NotYet };
+    let placement = match (accelerator, &options.files) {
+        (Accelerator::TcgClock, Files::Image { .. }) => Placement::in_turns(),
+        // Not deterministic, for the host's files: no reason to take a CPU from others.
+        (Accelerator::TcgClock, Files::Host { .. }) => Placement::Anywhere,
+        _ => Placement::spread(cpus),
+    };
     let boot = |initramfs, seed| {
         let extra = "";
         machine::qemu(&Boot { accelerator, kernel, initramfs, cpus, memory: &options.memory, extra, seed })
@@ -70,13 +74,13 @@ pub fn run(
             let shares = shares(share)?;
             tell(&out, command, kernel, accelerator, &shares)?;
             run_on_host_files(&out, command, boot(initramfs, None), &shares, |child| {
-                wait(child, &out, options.timeout, cpus, placed)
+                wait(child, &out, options.timeout, &placement)
             })?
         }
         Files::Image { seed, .. } => {
             let image = out.path.join("image");
             image::with_files(initramfs, &run_files(command, accelerator)?, &image)?;
-            run_in_memory(&out, boot(&image, Some(*seed)), |child| wait(child, &out, options.timeout, cpus, placed))?
+            run_in_memory(&out, boot(&image, Some(*seed)), |child| wait(child, &out, options.timeout, &placement))?
         }
     };
     Ok(Ended { status: out.status(), out, timed_out })
@@ -299,17 +303,18 @@ fn follow(path: PathBuf, has_ended: Arc<AtomicBool>) -> Result<JoinHandle<()>> {
 /// Waits for QEMU's end, and places its threads once all of them have started. Kills QEMU when the
 /// time limit has passed (returns true) or when it still runs [`LAST_MOMENT`] after the status
 /// (returns false).
-fn wait(child: &mut Child, out: &Out, limit: Option<Duration>, cpus: u32, mut placed: Placed) -> Result<bool> {
+fn wait(child: &mut Child, out: &Out, limit: Option<Duration>, placement: &Placement) -> Result<bool> {
     let start = Instant::now();
+    let mut placed = Placed::NotYet;
     let mut told: Option<Instant> = None;
     loop {
         if child.try_wait()?.is_some() {
             return Ok(false);
         }
         if placed == Placed::NotYet {
-            placed = placement::place(child.id(), cpus);
+            placed = placement.place(child.id());
             if let Placed::Refused(reason) = &placed {
-                eprintln!("xtask: {reason}; times measured in the guest will be worse");
+                eprintln!("xtask: {reason}");
             }
         }
         if told.is_none() && out.status().is_some() {
