@@ -5,12 +5,15 @@
 use proptest::prelude::*;
 
 use super::world::{OneChange, World, limits};
-use crate::charge::ChargeTable;
+use crate::charge::{Charge, ChargeTable};
 use crate::cost::{Direction, Operation};
-use crate::group::{Change, MemberId};
+use crate::group::{Change, GroupOptions};
 use crate::time::Time;
 
 const QUEUES: usize = 5;
+
+/// The device of each queue.
+const DEVICE_OF: [usize; QUEUES] = [0, 0, 1, 2, 3];
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -22,8 +25,12 @@ enum Step {
     Run { ns: u64 },
     /// A turn without a reason.
     Poll { queue: usize },
-    /// The device of the queue is removed.
+    /// The removal of the device of the queue begins.
     Drain { queue: usize },
+    /// The removal of the device of the queue has failed.
+    EndDrain { queue: usize },
+    /// The device of the queue is removed, and a new one with as many queues takes its place.
+    Replace { queue: usize },
     /// The device of the queue moves to a different group, or to none.
     Move { queue: usize, group: usize },
     /// A group moves below a different one, or to the top.
@@ -63,6 +70,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0_u64..400_000_000).prop_map(|ns| Step::Run { ns }),
         2 => (0..QUEUES).prop_map(|queue| Step::Poll { queue }),
         1 => (0..QUEUES).prop_map(|queue| Step::Drain { queue }),
+        1 => (0..QUEUES).prop_map(|queue| Step::EndDrain { queue }),
+        1 => (0..QUEUES).prop_map(|queue| Step::Replace { queue }),
         1 => (0..QUEUES, 0..=GROUPS).prop_map(|(queue, group)| Step::Move { queue, group }),
         1 => (0..GROUPS, 0..=GROUPS).prop_map(|(group, parent)| Step::Parent { group, parent }),
         2 => (0..GROUPS + QUEUES, 0..LIMITS.len()).prop_map(|(whose, which)| Step::Limits { whose, which }),
@@ -76,45 +85,48 @@ proptest! {
     #[test]
     fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
         // Devices: A with two queues and B with one in a group, C with one and a limit of its own
-        // in a group below that; D alone. A third group is a target for moves.
+        // in a group below that; D alone. A third group is a target for moves; there write-zeroes
+        // are free.
         let mut world = World::as_in_daemon();
         let group = world.group(LIMITS[1]);
         let below = world.group_below(Some(group), "", 200);
-        let groups = [group, below, world.group("iops-total=30")];
-        let [a, b] = [(); 2].map(|()| world.device(Some(group), ""));
-        let c = world.device(Some(below), "iops-total=20");
-        let d = world.device(None, "iops-total=30");
-        let owner: [MemberId; QUEUES] = [a, a, b, c, d];
-        for member in owner {
-            world.queue(member);
-        }
-        let mut sent = [0_u32; QUEUES];
-        let mut drained_at: [Option<Time>; QUEUES] = [None; QUEUES];
+        let charges = Some(ChargeTable { write_zeroes: Some(Charge::Free), ..ChargeTable::DEFAULT });
+        let third = GroupOptions { limits: limits("iops-total=30"), charges, ..GroupOptions::default() };
+        let groups = [group, below, world.throttle.add_group(&third, world.now).unwrap()];
+        let places = [(Some(group), ""), (Some(group), ""), (Some(below), "iops-total=20"), (None, "iops-total=30")];
+        let mut devices = places.map(|(group, own)| world.device(group, own));
+        // Queue of the world for each queue of a step.
+        let mut queues = DEVICE_OF.map(|device| world.queue(devices[device]));
         for step in steps {
             match step {
                 Step::Request { queue, operation, bytes, turn_ends } => {
-                    world.arrives(queue, operation, bytes);
-                    sent[queue] += 1;
+                    world.arrives(queues[queue], operation, bytes);
                     if turn_ends {
-                        world.poll(queue);
+                        world.poll(queues[queue]);
                     }
                 }
                 Step::Stall { ns } => world.now = world.now.plus_nanos(ns),
                 Step::Run { ns } => {
-                    (0..QUEUES).for_each(|queue| world.poll(queue));
+                    queues.iter().for_each(|&queue| world.poll(queue));
                     world.run_until(world.now.plus_nanos(ns));
                 }
-                Step::Poll { queue } => world.poll(queue),
-                Step::Drain { queue } => {
-                    world.throttle.drain(owner[queue], world.now);
-                    for (other, at) in drained_at.iter_mut().enumerate() {
-                        if owner[other] == owner[queue] {
-                            at.get_or_insert(world.now);
-                        }
+                Step::Poll { queue } => world.poll(queues[queue]),
+                Step::Drain { queue } => world.throttle.drain(devices[DEVICE_OF[queue]], world.now),
+                Step::EndDrain { queue } => world.throttle.end_drain(devices[DEVICE_OF[queue]]),
+                Step::Replace { queue } => {
+                    let device = DEVICE_OF[queue];
+                    world.throttle.drain(devices[device], world.now);
+                    let its = (0..QUEUES).filter(|&queue| DEVICE_OF[queue] == device);
+                    for queue in its.clone() {
+                        world.poll(queues[queue]);
+                        prop_assert_eq!(world.retire(queues[queue]), Ok(()));
                     }
+                    prop_assert_eq!(world.throttle.leave(devices[device], world.now), Ok(()));
+                    devices[device] = world.device(places[device].0, places[device].1);
+                    its.for_each(|queue| queues[queue] = world.queue(devices[device]));
                 }
                 Step::Move { queue, group } => {
-                    world.throttle.set_group(owner[queue], groups.get(group).copied(), world.now);
+                    world.throttle.set_group(devices[DEVICE_OF[queue]], groups.get(group).copied(), world.now);
                 }
                 Step::Parent { group, parent } => {
                     // Refused where it would make a cycle; the history goes on either way.
@@ -122,16 +134,21 @@ proptest! {
                 }
                 Step::Limits { whose, which } => match groups.get(whose) {
                     Some(&group) => world.throttle.set_group_limits(group, &limits(LIMITS[which]), world.now),
-                    None => world.throttle.set_member_limits(owner[whose - GROUPS], &limits(LIMITS[which]), world.now),
+                    None => {
+                        let device = devices[DEVICE_OF[whose - GROUPS]];
+                        world.throttle.set_member_limits(device, &limits(LIMITS[which]), world.now);
+                    }
                 },
-                Step::Weight { queue, weight } => world.throttle.set_member_weight(owner[queue], weight, world.now),
+                Step::Weight { queue, weight } => {
+                    world.throttle.set_member_weight(devices[DEVICE_OF[queue]], weight, world.now);
+                }
                 Step::Several { groups: [top, middle, bottom], queue, which } => {
                     // Never a cycle, for any present places.
                     let changes = [
                         Change::GroupParent(groups[bottom], Some(groups[middle])),
                         Change::GroupParent(groups[middle], Some(groups[top])),
                         Change::GroupParent(groups[top], None),
-                        Change::MemberGroup(owner[queue], Some(groups[middle])),
+                        Change::MemberGroup(devices[DEVICE_OF[queue]], Some(groups[middle])),
                         Change::GroupLimits(groups[bottom], limits(LIMITS[which])),
                     ];
                     prop_assert_eq!(world.throttle.apply(&changes, world.now), Ok(()));
@@ -140,30 +157,29 @@ proptest! {
             world.throttle.assert_invariants();
         }
         // Quiescence: given time, every request goes (no lost wake-up), and all can be removed.
-        (0..QUEUES).for_each(|queue| world.poll(queue));
+        queues.iter().for_each(|&queue| world.poll(queue));
         world.run_until(world.now.plus_nanos(3_600_000_000_000));
-        for queue in 0..QUEUES {
+        for queue in 0..world.queue_count() {
             prop_assert_eq!(world.deadline(queue), None, "nothing armed without a held request");
-            let mut numbers: Vec<_> =
-                world.went.iter().filter(|went| went.queue == queue).map(|went| went.number).collect();
-            // I6: arrival order of limited requests in each direction; flushes pass them.
+            let its: Vec<_> = world.went.iter().filter(|went| went.queue == queue).collect();
+            // I6: arrival order in each direction, through drains too. A free request waits for none.
             for direction in Direction::ALL {
-                let ordered: Vec<_> = world.went.iter()
-                    .filter(|went| went.queue == queue && went.operation != Operation::Flush)
-                    .filter(|went| ChargeTable::DEFAULT.cost(went.operation, 0).direction == direction)
-                    .filter(|went| drained_at[queue].is_none_or(|at| went.at < at))
+                let ordered: Vec<_> = its.iter()
+                    .filter(|went| !matches!(went.operation, Operation::Flush | Operation::WriteZeroes { .. }))
+                    .filter(|went| went.operation.direction() == direction)
                     .map(|went| went.number)
                     .collect();
                 prop_assert!(ordered.is_sorted(), "queue {} {:?}: {:?}", queue, direction, ordered);
             }
+            let mut numbers: Vec<_> = its.iter().map(|went| went.number).collect();
             numbers.sort_unstable();
-            prop_assert_eq!(numbers, (0..sent[queue]).collect::<Vec<_>>(), "each request exactly once");
+            prop_assert_eq!(numbers, (0..world.arrived(queue)).collect::<Vec<_>>(), "each request exactly once");
         }
-        for queue in 0..QUEUES {
+        for queue in queues {
             prop_assert_eq!(world.retire(queue), Ok(()));
         }
-        for member in [a, b, c, d] {
-            prop_assert_eq!(world.throttle.leave(member, world.now), Ok(()));
+        for device in devices {
+            prop_assert_eq!(world.throttle.leave(device, world.now), Ok(()));
         }
         for group in groups {
             world.throttle.set_parent(group, None, world.now).unwrap();

@@ -171,6 +171,16 @@ impl World {
         self.queues.len() - 1
     }
 
+    /// The number of queues so far, those that have retired included.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The number of requests that have arrived on a queue.
+    pub fn arrived(&self, queue: usize) -> u32 {
+        self.queues[queue].requests.len() as u32
+    }
+
     /// A device of one queue, in a group; returns the index of the queue.
     pub fn simple(&mut self, group: GroupId) -> (MemberId, usize) {
         let member = self.device(Some(group), "");
