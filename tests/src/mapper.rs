@@ -65,6 +65,11 @@ impl Mapped {
         &self.node
     }
 
+    /// The device node of the disk below.
+    pub fn below(&self) -> &Path {
+        &self.below
+    }
+
     /// Size in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.sectors

@@ -37,6 +37,7 @@ mod foreign;
 mod groups;
 mod helpers;
 mod kills;
+mod late_writes;
 mod measure;
 mod package;
 mod rates;
@@ -135,6 +136,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         helpers::cases(),
         kills::cases(),
         recovery::cases(),
+        late_writes::cases(),
         takeover::cases(),
         waiting::cases(),
         faults_kernel::cases(),

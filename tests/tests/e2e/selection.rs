@@ -17,7 +17,7 @@ const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two
 
 /// Paths that depend on the driver's features: data with and without a copy, requests in batches, a
 /// resize, the end of a queue. The rest of the suite takes the same path on every kernel.
-const EVERY_KERNEL: [&str; 25] = [
+const EVERY_KERNEL: [&str; 28] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
     "memory_data_is_kept_with_and_without_a_copy",
@@ -43,6 +43,9 @@ const EVERY_KERNEL: [&str; 25] = [
     "f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing",
     "f78_another_watcher_is_made_for_one_that_dies",
     "f93_a_backend_that_needs_stable_pages_gets_copies",
+    "f96_a_write_of_a_killed_daemon_ends_before_the_next_one_serves",
+    "f96_a_write_of_a_replaced_daemon_ends_before_the_next_one_serves",
+    "f96_a_write_of_a_stopped_daemon_ends_before_the_next_one_serves",
 ];
 
 /// Races that need two CPUs at the same instant: removals, kills and changes of limits beside
