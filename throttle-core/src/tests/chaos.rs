@@ -5,9 +5,8 @@
 use proptest::prelude::*;
 
 use super::world::{OneChange, World, limits};
-use crate::charge::{Charge, ChargeTable};
 use crate::cost::{Direction, Operation};
-use crate::group::{Change, GroupOptions};
+use crate::group::Change;
 use crate::time::Time;
 
 const QUEUES: usize = 5;
@@ -88,14 +87,11 @@ proptest! {
     #[test]
     fn every_request_goes_once_and_in_order(steps in prop::collection::vec(step(), 1..120)) {
         // Devices: A with two queues and B with one in a group, C with one and a limit of its own
-        // in a group below that; D alone. A third group is a target for moves; there write-zeroes
-        // are free.
+        // in a group below that; D alone. A third group is a target for moves.
         let mut world = World::as_in_daemon();
         let group = world.group(LIMITS[1]);
         let below = world.group_below(Some(group), "", 200);
-        let charges = Some(ChargeTable { write_zeroes: Some(Charge::Free), ..ChargeTable::DEFAULT });
-        let third = GroupOptions { limits: limits("iops-total=30"), charges, ..GroupOptions::default() };
-        let groups = [group, below, world.throttle.add_group(&third, world.now).unwrap()];
+        let groups = [group, below, world.group("iops-total=30")];
         let places = [(Some(group), ""), (Some(group), ""), (Some(below), "iops-total=20"), (None, "iops-total=30")];
         let mut devices = places.map(|(group, own)| world.device(group, own));
         // Queue of the world for each queue of a step.
@@ -165,10 +161,10 @@ proptest! {
         for queue in 0..world.queue_count() {
             prop_assert_eq!(world.deadline(queue), None, "nothing armed without a held request");
             let its: Vec<_> = world.went.iter().filter(|went| went.queue == queue).collect();
-            // I6: arrival order in each direction, through drains too. A free request waits for none.
+            // I6: arrival order in each direction, through drains too; flushes pass all others.
             for direction in Direction::ALL {
                 let ordered: Vec<_> = its.iter()
-                    .filter(|went| !matches!(went.operation, Operation::Flush | Operation::WriteZeroes { .. }))
+                    .filter(|went| went.operation != Operation::Flush)
                     .filter(|went| went.operation.direction() == direction)
                     .map(|went| went.number)
                     .collect();
