@@ -1,6 +1,6 @@
 //! Placement of QEMU's threads on the host's CPUs, and their priority.
 //!
-//! On the host's clock ([`Placement::spread`]):
+//! On the host's clock ([`Placement::Spread`]):
 //!
 //! ```text
 //!   thread        host CPUs           reason
@@ -13,7 +13,7 @@
 //! CPUs wake each other all the time. A physical machine has no such effect, so its influence on a
 //! time measured in the guest says nothing about the guest.
 //!
-//! On the counted clock ([`Placement::in_turns`]):
+//! On the counted clock ([`Placement::InTurns`]):
 //!
 //! ```text
 //!   thread          host CPU                       reason
@@ -21,11 +21,11 @@
 //!   main loop       that one, SCHED_FIFO 1         The main loop runs only while the virtual CPUs wait.
 //! ```
 //!
-//! When all virtual CPUs are halted, the main loop moves the clock to the next timer. The thread of
-//! the virtual CPUs then stops its own timer, which ends a turn after 100 ms. On a second host CPU
-//! the main loop may move the clock after the last virtual CPU has halted and before that timer is
-//! stopped. From then on, turns end at other instructions, and two runs of the same guest differ by
-//! some microseconds: without this placement, about once in 20 s of a guest that does I/O.
+//! When the last virtual CPU has halted, the thread of the virtual CPUs stops its own timer, which
+//! ends a turn after 100 ms, and waits; the main loop then moves the clock to the next timer of the
+//! guest. On a second host CPU the main loop may move the clock before that timer is stopped. From
+//! then on, turns end at other instructions, and two runs of the same guest differ by some
+//! microseconds: without this placement, about once in 20 s of a guest that does I/O.
 
 use std::fs;
 use std::path::Path;
@@ -59,11 +59,6 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// The placement for `cpus` virtual CPUs that run at the same time.
-    pub fn spread(cpus: u32) -> Self {
-        Self::Spread(cpus)
-    }
-
     /// The placement for virtual CPUs that take turns on the counted clock.
     pub fn in_turns() -> Self {
         Self::InTurns(our_cpus().unwrap_or_default().into_iter().find_map(HostCpu::take))
@@ -222,7 +217,7 @@ mod tests {
     fn virtual_cpus_are_waited_for_and_bound() {
         // Threads of this process with QEMU's thread names stand in for QEMU's.
         let us = std::process::id();
-        assert_eq!(Placement::spread(2).place(us), Placed::NotYet);
+        assert_eq!(Placement::Spread(2).place(us), Placed::NotYet);
         let meeting = Arc::new(Barrier::new(3));
         let threads = [0, 1].map(|cpu| {
             let meeting = Arc::clone(&meeting);

@@ -60,7 +60,7 @@ pub fn run(
         (Accelerator::TcgClock, Files::Image { .. }) => Placement::in_turns(),
         // Not deterministic, for the host's files: no reason to take a CPU from others.
         (Accelerator::TcgClock, Files::Host { .. }) => Placement::Anywhere,
-        _ => Placement::spread(cpus),
+        _ => Placement::Spread(cpus),
     };
     let boot = |initramfs, seed| {
         let extra = "";
