@@ -332,7 +332,7 @@ fn describe(pid: &u32) -> String {
     format!("process {pid} ({})", String::from_utf8_lossy(&command).replace('\0', " ").trim())
 }
 
-/// The build of the binary under test with crash points.
+/// The debug build of the binary under test, which has the crash points.
 pub fn crashing_binary() -> Result<PathBuf> {
     let named = env::var_os("UBLK_THROTTLE_CRASHING_BIN");
     let path =

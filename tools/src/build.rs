@@ -34,47 +34,33 @@ pub fn daemon_path(profile: &str) -> PathBuf {
     workspace::target().join(profile).join("ublk-throttle")
 }
 
-/// Cargo command that builds the daemon with crash points. It does not ship, so it is not
-/// optimized.
-pub fn crashing_daemon_command() -> Command {
+/// Cargo command that builds the debug programs that run in the VM: the end-to-end suite, and the
+/// daemon, whose debug build has crash points. It does not ship, so it is not optimized.
+///
+/// The whole workspace and its tests are named, as for the unit tests: for a single package, cargo
+/// would choose other features of shared crates and build them again. `simulate` is a test of the
+/// daemon's package, and cargo builds a package's programs for its tests.
+pub fn debug_command() -> Command {
     let mut build = cargo();
-    build.args(["build", "--package", "ublk-target", "--bin", "ublk-throttle", "--features", "crash-points"]);
+    build.args(["test", "--workspace", "--test", "e2e", "--test", "simulate", "--no-run"]);
     build
 }
 
-/// Builds the daemon with crash points and returns the path of a copy. Cargo also keeps the debug
-/// build without that feature, and links the last requested of both to the same path.
-pub fn crashing_daemon() -> Result<PathBuf> {
-    process::run(&mut crashing_daemon_command())?;
-    let path = workspace::target().join("debug/ublk-throttle-crashing");
-    // Renamed into place, because a step that runs beside may be reading the file.
-    let fresh = path.with_extension(format!("{:?}", std::thread::current().id()));
-    std::fs::copy(daemon_path("debug"), &fresh)
-        .and_then(|_| std::fs::rename(&fresh, &path))
-        .with_context(|| path.display().to_string())?;
-    Ok(path)
-}
-
-/// Cargo command that builds the end-to-end suite.
-pub fn e2e_command() -> Command {
-    let mut build = cargo();
-    build.args(["test", "--package", "ublk-throttle-tests", "--test", "e2e", "--no-run"]);
-    build
-}
-
-/// Builds the end-to-end suite and returns its program.
-pub fn e2e() -> Result<PathBuf> {
-    let mut build = e2e_command();
+/// Builds the debug programs and returns the end-to-end suite and the daemon.
+pub fn debug() -> Result<[PathBuf; 2]> {
+    let mut build = debug_command();
     // Rendered: cargo also prints the compiler's messages in readable form on standard error.
     build.arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit());
     let messages = build.output().with_context(|| format!("cannot run {}", process::line(&build)))?;
     if !messages.status.success() {
         anyhow::bail!("{} ended with {}", process::line(&build), messages.status);
     }
-    executable(&String::from_utf8_lossy(&messages.stdout), "e2e").context("cargo built no program for the test `e2e`")
+    let messages = String::from_utf8_lossy(&messages.stdout);
+    let program = |name| executable(&messages, name).with_context(|| format!("cargo built no program `{name}`"));
+    Ok([program("e2e")?, program("ublk-throttle")?])
 }
 
-/// Program of a test target, from cargo's messages (a JSON object in each line).
+/// Program of a target, from cargo's messages (a JSON object in each line).
 fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     messages
         .lines()

@@ -32,9 +32,6 @@ use crate::tally::{self, Tally};
 use crate::vm::{self, Clock, Kernel};
 use crate::workspace;
 
-/// Package of the end-to-end suite, which needs real ublk and thus the VM.
-const E2E: &str = "ublk-throttle-tests";
-
 /// Run everything that CI runs
 ///
 /// Each step is timed, and a failed step does not stop the others. Arguments after -- go to the end-to-end suite, which knows
@@ -247,12 +244,10 @@ impl Step {
                 log.counted(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
             }
             Step::Unit => {
-                let mut tally = log.counted(cargo().args(["test", "--workspace", "--exclude", E2E]))?;
-                tally += log.counted(cargo().args(["test", "--package", E2E, "--lib"]))?;
+                let tally = log.counted(cargo().args(["test", "--workspace"]))?;
                 // Built in this lane, where no step waits for the build directory, so that the
                 // steps in VMs find their programs built.
-                log.counted(&mut build::e2e_command())?;
-                log.counted(&mut build::crashing_daemon_command())?;
+                log.counted(&mut build::debug_command())?;
                 Ok(tally)
             }
             Step::Build => log.counted(&mut build::daemon_command()),
@@ -301,19 +296,15 @@ fn component(subcommand: &str, name: &str) -> Result<()> {
 fn programs() -> Result<Programs> {
     process::run(&mut build::daemon_command())?;
     install::RUBLK.install(process::run)?;
-    Ok(Programs {
-        suite: build::e2e()?,
-        daemon: build::daemon_path("release"),
-        crashing: build::crashing_daemon()?,
-        package: dist::of_this_release(),
-    })
+    let [suite, crashing] = build::debug()?;
+    Ok(Programs { suite, daemon: build::daemon_path("release"), crashing, package: dist::of_this_release() })
 }
 
-/// Builds the suite and the daemon's debug build with crash points. The release build, which takes
-/// minutes, is not needed.
+/// Builds the suite and the daemon's debug build. The release build, which takes minutes, is not
+/// needed.
 fn debug_programs() -> Result<Programs> {
-    let crashing = build::crashing_daemon()?;
-    Ok(Programs { suite: build::e2e()?, daemon: crashing.clone(), crashing, package: None })
+    let [suite, crashing] = build::debug()?;
+    Ok(Programs { suite, daemon: crashing.clone(), crashing, package: None })
 }
 
 fn summary(done: &[Done], took: Duration) -> String {

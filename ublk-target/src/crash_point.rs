@@ -11,9 +11,9 @@
 //!
 //! Each line serves one process and is then removed; the file goes with its last line.
 //!
-//! Only builds with the feature `crash-points` contain this; in all other builds [`at`] does
-//! nothing. A new point is added to [`Point::ALL`], from which the trials take the points. A trial
-//! fails if the work that is named for a point does not pass it.
+//! Only debug builds contain this; in release builds [`at`] does nothing. A new point is added to
+//! [`Point::ALL`], from which the trials take the points. A trial fails if the work that is named
+//! for a point does not pass it.
 
 /// The work during which a point is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +82,12 @@ points! {
     HelperResized "helper-resized" Resizing true
 }
 
-/// Does nothing without the feature `crash-points`.
-#[cfg(not(feature = "crash-points"))]
+/// Does nothing in a release build.
+#[cfg(not(debug_assertions))]
 pub const fn at(_: Point) {}
 
 /// Kills the processes that the line of `point` names, if the file has one.
-#[cfg(feature = "crash-points")]
+#[cfg(debug_assertions)]
 pub fn at(point: Point) {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::{getpid, getppid};
@@ -111,7 +111,7 @@ pub fn at(point: Point) {
 
 /// Removes the line of `point` from the file and returns the part behind its `/` (empty without
 /// one); `None` if the file has no such line.
-#[cfg(feature = "crash-points")]
+#[cfg(debug_assertions)]
 fn taken(point: &str) -> Option<String> {
     let path = std::env::var_os("UBLK_THROTTLE_CRASH_FILE")?;
     let named = |line: &str| line.split_once('/').unwrap_or((line, "")).0 == point;
@@ -134,7 +134,7 @@ fn taken(point: &str) -> Option<String> {
 }
 
 /// Prints every point: its name, its work, `helper` or `daemon`.
-#[cfg(feature = "crash-points")]
+#[cfg(debug_assertions)]
 pub fn list() {
     for (_, name, work, is_helper) in Point::ALL {
         println!("{name} {work:?} {}", if *is_helper { "helper" } else { "daemon" });

@@ -246,7 +246,7 @@ pub enum Command {
         shell: Shell,
     },
     /// Prints the points at which a trial may have the daemon killed
-    #[cfg(feature = "crash-points")]
+    #[cfg(debug_assertions)]
     #[command(name = "__crash-points", hide = true)]
     CrashPoints,
 }

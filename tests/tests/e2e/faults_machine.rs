@@ -2,6 +2,9 @@
 //!
 //! Each trial begins with the number of its row in `FAULTS.md`.
 
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -89,9 +92,7 @@ fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result
          groups:\n  g: { limits: { iops-total: 400 } }\n\
          devices:\n  a: { backend: { null: 1GiB }, group: g }\n  b: { backend: { null: 1GiB }, group: g }\n",
     )?;
-    let cpus = thread::available_parallelism()?.get();
-    let busy =
-        (0..2 * cpus).map(|_| scene.begin_tool("sh", &["-c", "while :; do :; done"])).collect::<Result<Vec<_>>>()?;
+    let busy = Busy::begin(2 * thread::available_parallelism()?.get());
     let [a, b] = [scene.device("a")?, scene.device("b")?];
     let job = Job::new("two-devices-share-one-limit").set("DEVICE_A", a.node()).set("DEVICE_B", b.node());
     let (report, spell) = reads_during(&[&a.disk, &b.disk], || {
@@ -113,6 +114,33 @@ fn f43_without_cpu_the_limit_holds_and_shares_stay_fair(scene: &Scene) -> Result
         expect_jain(&shares, 0.9),
     ])?;
     daemon.stop().map(drop)
+}
+
+/// Threads of this program that use all CPU time they get. A loop in a register, because the host
+/// emulates its instructions several times as fast as those of a shell's loop.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn begin(threads: usize) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        for _ in 0..threads {
+            let ended = Arc::clone(&ended);
+            thread::spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    for turn in 0..100_000 {
+                        black_box(turn);
+                    }
+                }
+            });
+        }
+        Self(ended)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn f92_the_code_of_the_daemon_is_in_memory_before_it_runs(scene: &Scene) -> Result<()> {

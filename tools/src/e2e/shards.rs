@@ -10,8 +10,8 @@ use crate::workspace;
 /// Maximum number of shards: the boot of a guest takes 20 s.
 const SHARDS_MAX: usize = 2;
 
-/// Length of trials that justifies a further guest, in seconds of an emulating host.
-const WORTH_A_BOOT: f64 = 100.0;
+/// Length of trials that justifies a further guest beside, in seconds of an emulating host.
+const WORTH_A_BOOT: f64 = 60.0;
 
 /// Length in seconds of a trial that the table lacks.
 const UNKNOWN: f64 = 2.0;

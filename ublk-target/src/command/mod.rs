@@ -58,7 +58,7 @@ pub fn main() -> u8 {
         Command::Simulate { config, trace, summary, json } => simulate::run(&config, &trace, summary, json),
         Command::Man { command } => manual::page(command.as_deref()),
         Command::Completions { shell } => manual::completions(shell),
-        #[cfg(feature = "crash-points")]
+        #[cfg(debug_assertions)]
         Command::CrashPoints => {
             crate::crash_point::list();
             Ok(())
