@@ -103,6 +103,13 @@ impl Daemon {
         Ok(wait::for_exit("the daemon", &mut self.child, limit)?.code())
     }
 
+    /// Waits at most `limit` for the exit; an error with the log unless the exit code is 0.
+    pub fn expect_end(mut self, limit: Duration) -> Result<()> {
+        let code = self.wait_for_end(limit)?;
+        ensure!(code == Some(0), "the daemon ended with {code:?}:\n{}", self.log()?);
+        Ok(())
+    }
+
     /// Sends SIGKILL and waits at most `limit` for the end of the process; returns the time to
     /// that.
     pub fn kill(mut self, limit: Duration) -> Result<Duration> {

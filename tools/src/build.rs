@@ -37,9 +37,9 @@ pub fn daemon_path(profile: &str) -> PathBuf {
 /// Cargo command that builds the debug programs that run in the VM: the end-to-end suite, and the
 /// daemon, whose debug build has crash points. It does not ship, so it is not optimized.
 ///
-/// The whole workspace and its tests are named, as for the unit tests: for a single package, cargo
-/// would choose other features of shared crates and build them again. `simulate` is a test of the
-/// daemon's package, and cargo builds a package's programs for its tests.
+/// The command names the whole workspace and tests, as the unit tests do: for a single package,
+/// cargo chooses fewer features of the shared crates and builds these crates again. `simulate` is a
+/// test of the daemon's package, and cargo builds a package's programs for its tests.
 pub fn debug_command() -> Command {
     let mut build = cargo();
     build.args(["test", "--workspace", "--test", "e2e", "--test", "simulate", "--no-run"]);

@@ -86,10 +86,10 @@ impl Program {
         }
         let mut install = cargo();
         install.args(["install", name, "--version", version, "--root"]).arg(root);
-        // The workspace's directory and profile: crates that its debug build has too are built
-        // once.
-        install.arg("--target-dir").arg(workspace::target());
-        install.args((!optimized).then_some("--debug")).env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
+        // The workspace's directory, and its profile for dependencies: crates that its debug build
+        // has too are built once.
+        install.arg("--target-dir").arg(workspace::target()).args((!optimized).then_some("--debug"));
+        install.envs(["CARGO_PROFILE_DEV_DEBUG", "CARGO_PROFILE_DEV_BUILD_OVERRIDE_DEBUG"].map(|name| (name, "false")));
         run(&mut install)
     }
 }

@@ -226,16 +226,14 @@ fn removal_of_a_zero_copy_device_waits_for_a_stalled_backend_and_says_so(scene: 
 fn sigterm_takes_a_device_down_whose_backend_does_not_answer(scene: &Scene) -> Result<()> {
     // The disk is gone in time. The process ends later, as it waits for the kernel, which still has
     // its requests.
-    let (disk, mut daemon, device, fio) = stalled(scene, "off")?;
+    let (disk, daemon, device, fio) = stalled(scene, "off")?;
     let begin = Instant::now();
     daemon.signal(Signal::SIGTERM)?;
     wait::until("end of the disk", ANSWER_LIMIT, || Ok((!device.node.exists()).then_some(())))?;
     expect_within("end of the disk", begin.elapsed(), ANSWER_LIMIT)?;
     fio.finish_any(ANSWER_LIMIT)?;
     disk.resume()?;
-    let code = daemon.wait_for_end(ANSWER_LIMIT)?;
-    ensure!(code == Some(0), "exit code {code:?}:\n{}", daemon.log()?);
-    Ok(())
+    daemon.expect_end(ANSWER_LIMIT)
 }
 
 fn removal_by_another_client_does_not_wait_for_a_stalled_backend(scene: &Scene) -> Result<()> {

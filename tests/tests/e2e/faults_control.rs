@@ -405,7 +405,7 @@ fn f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload(scene: &Scene) 
     // A user with write access to the directory of `--socket` renames the socket and puts a link in
     // its place. The reload changes the mode and group of the daemon's own socket, not of root's
     // file behind the link; the end of the daemon does not remove the link.
-    let mut daemon = scene.start(&format!("control: {{ group: 1 }}\n{ONE}"))?;
+    let daemon = scene.start(&format!("control: {{ group: 1 }}\n{ONE}"))?;
     let config = daemon.config().to_owned();
     let (socket, away, precious) = (scene.socket(), scene.dir().join("away"), scene.write("precious", "precious")?);
     let told = |path: &Path| -> Result<(u32, u32)> {
@@ -422,7 +422,7 @@ fn f85_a_link_in_place_of_the_socket_is_not_followed_by_a_reload(scene: &Scene) 
     wait::until("the reload", ANSWER_LIMIT, || Ok((told(&away)? == (0o600, 0)).then_some(())))?;
     ensure!(told(&precious)? == (0o644, 2), "the file behind the link is {:?}", told(&precious)?);
     daemon.signal(Signal::SIGTERM)?;
-    ensure!(daemon.wait_for_end(Duration::from_secs(10))? == Some(0), "SIGTERM: {}", daemon.log()?);
+    daemon.expect_end(Duration::from_secs(10))?;
     ensure!(socket.is_symlink() && fs::read_to_string(&precious)? == "precious", "what is not ours was removed");
     fs::remove_file(&socket)?;
     Ok(())

@@ -55,10 +55,9 @@ fn f96_a_write_of_a_stopped_daemon_ends_before_the_next_one_serves(scene: &Scene
 }
 
 fn f96_a_write_of_a_replaced_daemon_ends_before_the_next_one_serves(scene: &Scene) -> Result<()> {
-    write_ends_before_the_next_serves(scene, "auto", |mut daemon, config| {
+    write_ends_before_the_next_serves(scene, "auto", |daemon, config| {
         let new = scene.take_over(config)?;
-        let code = daemon.wait_for_end(LIMIT)?;
-        ensure!(code == Some(0), "the old daemon ended with {code:?}:\n{}", daemon.log()?);
+        daemon.expect_end(LIMIT)?;
         Ok(new)
     })
 }

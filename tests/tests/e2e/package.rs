@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use ublk_throttle_tests::command::{self, Outcome, Started};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::fio::Job;
@@ -94,9 +95,19 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     let _unpacked = Unpacked::new(scene)?;
     fs::create_dir_all("/srv")?;
     configure(200)?;
+    let late = Path::new("/srv/ublk-throttle-late.img");
+    let _ = fs::remove_file(late);
+    let with_late = fs::read_to_string(CONFIG)? + &format!("  late: {{ backend: {{ file: {} }} }}\n", late.display());
+    fs::write(CONFIG, with_late)?;
     let machine = Machine::boot(scene)?;
     machine.systemctl(&["start", "ublk-throttle"])?;
     let first = machine.daemon()?;
+
+    // A backend that comes after the start.
+    ensure!(machine.device("late")?["state"] == "waiting", "{}", machine.device("late")?);
+    fs::write(late, [0x5a; 1 << 20])?;
+    wait::until("late served", SYSTEMD_LIMIT, || Ok((machine.device("late")?["state"] == "live").then_some(())))?;
+    ensure!(fs::read("/dev/ublk-throttle/late")? == fs::read(late)?, "late has something else");
 
     // fio runs for 8 s, more than two timeouts of the watchdog (3 s).
     let node = scene.device("mem")?;
@@ -110,9 +121,11 @@ fn unit_serves_reloads_and_comes_back_in_its_sandbox(scene: &Scene) -> Result<()
     ensure!(!log.contains("W-NICE"), "the sandbox does not let it prefer its control thread:\n{log}");
     ensure!(machine.show("WatchdogTimestampMonotonic")? != "0", "the daemon does not tell the watchdog that it lives");
 
+    // Without `late`.
     configure(400)?;
     machine.systemctl(&["reload", "ublk-throttle"])?;
     ensure!(machine.daemon()? == first, "a reload is no restart");
+    fs::remove_file(late)?;
     ensure!(machine.limit("mem")? == 400, "the reload did not change the limit");
 
     // The opener is a process with more rights than the daemon has.
@@ -415,10 +428,14 @@ impl<'a> Machine<'a> {
         })
     }
 
-    fn limit(&self, device: &str) -> Result<u64> {
+    fn device(&self, name: &str) -> Result<Value> {
         let listing = self.run(PROGRAM, &["list", "--json"])?.expect_code(0)?.json()?;
         let devices = listing["devices"].as_array().context("no devices")?;
-        let found = devices.iter().find(|found| found["name"] == device).with_context(|| format!("no {device}"))?;
+        devices.iter().find(|found| found["name"] == name).cloned().with_context(|| format!("no {name}"))
+    }
+
+    fn limit(&self, device: &str) -> Result<u64> {
+        let found = self.device(device)?;
         found["limits"]["iops-total"].as_u64().with_context(|| format!("{found}"))
     }
 

@@ -200,11 +200,9 @@ fn f10_sigterm_ends_a_daemon_under_full_load(scene: &Scene) -> Result<()> {
 
 fn f10_sigint_ends_the_daemon_as_sigterm_does(scene: &Scene) -> Result<()> {
     // SIGINT is the signal of ^C.
-    let mut daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { null: 1MiB } }\n")?;
     daemon.signal(Signal::SIGINT)?;
-    let code = daemon.wait_for_end(STOP_LIMIT)?;
-    ensure!(code == Some(0), "SIGINT: exit code {code:?}:\n{}", daemon.log()?);
-    Ok(())
+    daemon.expect_end(STOP_LIMIT)
 }
 
 fn f02_removal_by_another_client_under_load_leaves_the_neighbour_unhurt(scene: &Scene) -> Result<()> {

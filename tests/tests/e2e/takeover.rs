@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::direct::Direct;
 use ublk_throttle_tests::mode::Times;
 use ublk_throttle_tests::needs::Need;
@@ -85,12 +84,6 @@ fn config(devices: &str) -> String {
     format!("version: 1\ndevices:\n{devices}")
 }
 
-fn ends_well(mut daemon: Daemon) -> Result<()> {
-    let code = daemon.wait_for_end(ANSWER_LIMIT)?;
-    ensure!(code == Some(0), "the old daemon ended with {code:?}:\n{}", daemon.log()?);
-    Ok(())
-}
-
 /// Takeovers, each with requests held and in flight.
 const TAKEOVERS: Times = Times { ci: 5, thorough: 20 };
 
@@ -108,7 +101,7 @@ fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()
         let_run(1);
         probe.longest();
         let new = scene.take_over(&config)?;
-        ends_well(std::mem::replace(&mut daemon, new))?;
+        std::mem::replace(&mut daemon, new).expect_end(ANSWER_LIMIT)?;
         daemon.wait_for_log("device=d state=recovered", ANSWER_LIMIT)?;
         daemon.wait_for_log("device=probe state=recovered", ANSWER_LIMIT)?;
         // A read that waited counts after its return.
@@ -136,7 +129,7 @@ fn f10_sigterm_leaves_what_is_kept_to_the_next_daemon_and_removes_the_rest(scene
     let probe = Probe::start(&kept.node)?;
     let_run(1);
     daemon.signal(Signal::SIGTERM)?;
-    ends_well(daemon)?;
+    daemon.expect_end(ANSWER_LIMIT)?;
     ensure!(kept.node.exists() && !goes.node.exists(), "the one has to stay, the other to go");
     let listed = scene.ask(&["list"])?.expect_code(0)?;
     ensure!(listed.stdout.contains("unserved"), "{listed}");

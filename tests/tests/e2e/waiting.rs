@@ -228,10 +228,10 @@ fn f87_a_device_waits_on_under_the_next_daemon(scene: &Scene) -> Result<()> {
     ensure!(scene.listed("late")?["limits"]["iops-total"] == 30, "{}", scene.listed("late")?);
     new.stop()?;
     fs::remove_file(image(scene, "late"))?;
-    let mut daemon = scene.start(&config)?;
+    let daemon = scene.start(&config)?;
     let begin = Instant::now();
     daemon.signal(Signal::SIGTERM)?;
-    ensure!(daemon.wait_for_end(ANSWER_LIMIT)? == Some(0), "{}", daemon.log()?);
+    daemon.expect_end(ANSWER_LIMIT)?;
     expect_within("SIGTERM while a device waits", begin.elapsed(), SERVED_LIMIT)?;
     let left = fs::read_dir(scene.state_dir())?.filter_map(Result::ok).map(|entry| entry.file_name());
     let left: Vec<_> = left.filter(|name| name.to_string_lossy().ends_with(".device.json")).collect();

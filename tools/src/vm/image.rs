@@ -18,12 +18,13 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
 use super::initramfs;
 use super::kernel::Kernel;
+use super::out;
 use crate::lock;
 use crate::process;
 use crate::workspace;
@@ -126,15 +127,11 @@ pub fn build(kernel: &Kernel, paths: &[PathBuf]) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// An image is removed this long after its last use: each build of the daemon makes one of 270 MB.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
-
-/// Removes images that no run has used for [`KEPT`].
+/// Removes images that no run has used for [`out::KEPT`]: each build of the daemon makes one of 170
+/// MB.
 fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let used = entry.metadata().and_then(|data| data.modified());
-        let is_old = used.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT));
-        if is_old && entry.path().extension().is_some_and(|suffix| suffix == "cpio") {
+        if out::is_old(&entry) && entry.path().extension().is_some_and(|suffix| suffix == "cpio") {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -341,7 +338,8 @@ mod tests {
     fn images_without_a_use_for_a_day_are_removed() {
         let folder = std::env::temp_dir().join(format!("xtask-sweep-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        for (name, age) in [("new.cpio", KEPT / 2), ("old.cpio", KEPT * 2), ("lock", KEPT * 2)] {
+        let kept = out::KEPT;
+        for (name, age) in [("new.cpio", kept / 2), ("old.cpio", kept * 2), ("lock", kept * 2)] {
             fs::File::create(folder.join(name)).unwrap().set_modified(SystemTime::now() - age).unwrap();
         }
         sweep(&folder);

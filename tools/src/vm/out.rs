@@ -3,17 +3,18 @@
 //! The run holds a lock on the folder. `Ended::report` removes the folder, or leaves it for
 //! inspection; [`sweep`] removes it after a day.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::path::{Path, PathBuf};
 use std::process;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::lock::{self, Lock};
 use crate::workspace;
 
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Time for which files of a run are kept that no later run has changed.
+pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// Folder of a run.
 pub struct Out {
@@ -71,15 +72,19 @@ fn parse_status(text: &str) -> Option<u8> {
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let old = entry.metadata().and_then(|data| data.modified());
-        let old = old.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > KEPT));
-        if old && entry.file_name().to_string_lossy().starts_with("out-") {
+        if is_old(&entry) && entry.file_name().to_string_lossy().starts_with("out-") {
             // A running run holds its lock: a shell may be open for days.
             if let Ok(Some(_lock)) = lock::try_acquire(&entry.path().join("lock")) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
     }
+}
+
+/// Whether the last change is longer ago than [`KEPT`].
+pub fn is_old(entry: &DirEntry) -> bool {
+    let changed = entry.metadata().and_then(|data| data.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT))
 }
 
 #[cfg(test)]

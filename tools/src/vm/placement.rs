@@ -27,6 +27,7 @@
 //! then on, turns end at other instructions, and two runs of the same guest differ by some
 //! microseconds: without this placement, about once in 20 s of a guest that does I/O.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -117,7 +118,7 @@ const TURNS: u32 = 2;
 /// The priorities first: without them, one CPU may be a busy one.
 fn take_turns(qemu: u32, virtual_cpus: i32, cpu: &HostCpu) -> Result<(), String> {
     fifo(MAIN_LOOP, "--all-tasks", qemu)?;
-    fifo(TURNS, "--reset-on-fork", virtual_cpus as u32)?;
+    fifo(TURNS, "--reset-on-fork", virtual_cpus)?;
     for (thread, _) in threads(qemu) {
         bind(thread, [cpu.number])?;
     }
@@ -178,7 +179,7 @@ fn share(host: &[usize], virtual_cpus: usize, number: usize) -> impl Iterator<It
 
 /// Gives a thread a real-time priority (SCHED_FIFO), ahead of all threads without one. `which` is
 /// an option of chrt(1): the thread's process, or the thread without those that it starts later.
-fn fifo(priority: u32, which: &str, thread: u32) -> Result<(), String> {
+fn fifo(priority: u32, which: &str, thread: impl Display) -> Result<(), String> {
     let mut chrt = Command::new("chrt");
     chrt.args([which, "--fifo", "--pid", &priority.to_string(), &thread.to_string()]);
     let told = |reason: &str| format!("cannot put QEMU first: {}", reason.trim());
