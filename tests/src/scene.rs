@@ -131,10 +131,16 @@ impl Scene {
     /// Starts a daemon that is killed at the crash point named in the scene's file `crash`; does
     /// not wait until it is ready.
     pub fn start_crashing(&self, config: &str) -> Result<Daemon> {
+        self.start_crashing_with(&[], config)
+    }
+
+    /// [`Scene::start_crashing`] with further options of `run`.
+    pub fn start_crashing_with(&self, options: &[&str], config: &str) -> Result<Daemon> {
         let (_, path, log) = self.prepare(&[], config)?;
         let mut run = Command::new(crashing_binary()?);
         run.env("UBLK_THROTTLE_CRASH_FILE", self.dir.join("crash"));
-        run.arg("run").arg(&path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        run.arg("run").arg(&path).args(options).arg("--socket").arg(self.socket());
+        run.arg("--state-dir").arg(self.state_dir());
         Daemon::spawn(&mut run, &path, &self.socket(), &log)
     }
 

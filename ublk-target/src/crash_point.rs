@@ -5,6 +5,7 @@
 //!                                        "helper-stopped"         a helper there kills its daemon, and itself
 //!                                        "helper-stopped/daemon"  only its daemon
 //!                                        "helper-stopped/helper"  only itself
+//!                                        "helper-stopped/stop"    no process: the helper stops (SIGSTOP)
 //!                                        "helper-starting/late"   only its daemon, and goes on once the daemon is gone,
 //!                                                                 as a command does that the kernel had begun already
 //! ```
@@ -95,6 +96,10 @@ pub fn at(point: Point) {
     let Some((_, name, _, is_helper)) = Point::ALL.iter().find(|(other, ..)| *other == point) else { return };
     let Some(how) = taken(name) else { return };
     let daemon = getppid();
+    if how == "stop" {
+        let _ = kill(getpid(), Signal::SIGSTOP);
+        return;
+    }
     if how == "late" {
         let _ = nix::sys::prctl::set_pdeathsig(None);
     }

@@ -28,11 +28,11 @@ use crate::measure::expect_in_time;
 use crate::{Case, WRITES, cases, has_feature, load};
 
 /// Limit for the answer to a command, even if helpers die.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Limit from the end of a shortage to the end of the work that waited for it.
 const BACK_LIMIT: Duration = Duration::from_secs(10);
 /// The limit of each device, in operations/s. Unlimited reads reach thousands a second.
-const IOPS: u64 = 50;
+pub(crate) const IOPS: u64 = 50;
 
 pub(crate) fn cases() -> Vec<Case> {
     let plain = cases![[Need::Ublk];
@@ -42,6 +42,7 @@ pub(crate) fn cases() -> Vec<Case> {
         f73_an_add_whose_helpers_die_is_undone,
         f73_a_start_whose_helpers_die_is_undone,
         f75_a_recovery_whose_helper_dies_is_tried_again,
+        f75_a_takeover_whose_helper_dies_is_tried_again,
         f77_a_resize_whose_helper_dies_tells_the_size_that_the_disk_has,
     ];
     let own = cases![[Need::Ublk, Need::OwnMachine];
@@ -55,7 +56,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// A configuration of devices with these names, each on a file and limited to [`IOPS`].
-fn config(scene: &Scene, names: &[&str]) -> String {
+pub(crate) fn config(scene: &Scene, names: &[&str]) -> String {
     let mut text = "version: 1\ndevices:\n".to_owned();
     for name in names {
         let path = scene.dir().join(format!("{name}.img"));
@@ -67,7 +68,7 @@ fn config(scene: &Scene, names: &[&str]) -> String {
     text
 }
 
-fn ready(scene: &Scene, config: &str) -> Result<Daemon> {
+pub(crate) fn ready(scene: &Scene, config: &str) -> Result<Daemon> {
     let daemon = scene.start_crashing(config)?;
     daemon.wait_for_log("ready", ANSWER_LIMIT)?;
     Ok(daemon)
@@ -87,7 +88,7 @@ fn expect_died(scene: &Scene, points: &[&str]) -> Result<()> {
 }
 
 /// Reads from a device for a second; fails unless it serves reads, and no more than its limit allows.
-fn expect_limited(scene: &Scene, name: &str) -> Result<()> {
+pub(crate) fn expect_limited(scene: &Scene, name: &str) -> Result<()> {
     let disk = Direct::open(&scene.device(name)?.node)?;
     let (begin, mut count) = (Instant::now(), 0);
     while begin.elapsed() < Duration::from_secs(1) {
@@ -101,19 +102,19 @@ fn expect_limited(scene: &Scene, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn state(scene: &Scene, name: &str) -> Result<Option<String>> {
+pub(crate) fn state(scene: &Scene, name: &str) -> Result<Option<String>> {
     let devices = scene.devices()?;
     let found = devices.iter().find(|device| device["name"] == name);
     Ok(found.and_then(|device| device["state"].as_str().map(str::to_owned)))
 }
 
 /// Waits until `list` no longer has the device.
-fn expect_gone(scene: &Scene, name: &str) -> Result<()> {
+pub(crate) fn expect_gone(scene: &Scene, name: &str) -> Result<()> {
     wait::until(&format!("end of {name}"), ANSWER_LIMIT, || Ok(state(scene, name)?.is_none().then_some(())))
         .with_context(|| format!("{:?}", state(scene, name)))
 }
 
-fn expect_live(scene: &Scene, name: &str) -> Result<()> {
+pub(crate) fn expect_live(scene: &Scene, name: &str) -> Result<()> {
     wait::until(&format!("{name} live"), BACK_LIMIT, || {
         Ok((state(scene, name)?.as_deref() == Some("live")).then_some(()))
     })
@@ -121,13 +122,18 @@ fn expect_live(scene: &Scene, name: &str) -> Result<()> {
 }
 
 /// The number of ublk ids in the kernel.
-fn ids() -> usize {
+pub(crate) fn ids() -> usize {
     fs::read_dir("/sys/class/ublk-char").map_or(0, Iterator::count)
 }
 
-/// Ends the daemon by SIGTERM. No device, no id and no state file of a device may be left.
-fn ends(scene: &Scene, daemon: Daemon) -> Result<()> {
+/// Ends the daemon by SIGTERM, and leaves nothing.
+pub(crate) fn ends(scene: &Scene, daemon: Daemon) -> Result<()> {
     daemon.stop()?;
+    expect_nothing_left(scene)
+}
+
+/// No device, no id and no state file of a device may be left.
+pub(crate) fn expect_nothing_left(scene: &Scene) -> Result<()> {
     scene.expect_nothing_left()?;
     wait::until("no id left", ANSWER_LIMIT, || Ok((ids() == 0).then_some(())))?;
     let left: Vec<_> = fs::read_dir(scene.state_dir())?
@@ -139,7 +145,7 @@ fn ends(scene: &Scene, daemon: Daemon) -> Result<()> {
 }
 
 /// Steps of a removal at which its helper can die.
-const REMOVING: [&str; 6] =
+pub(crate) const REMOVING: [&str; 6] =
     ["helper-claiming", "helper-writing", "helper-stopping", "helper-stopped", "helper-deleting", "helper-deleted"];
 
 fn f71_a_removal_whose_helper_dies_leaves_the_device_limited_or_gone(scene: &Scene) -> Result<()> {
@@ -401,6 +407,24 @@ fn f75_a_recovery_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> 
     let daemon = scene.start_crashing(&text)?;
     daemon.wait_for_log("tried again", ANSWER_LIMIT)?;
     ends(scene, daemon)
+}
+
+fn f75_a_takeover_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> {
+    let text = config(scene, &["a", "n"]);
+    for points in [&["helper-recovering"][..], &["helper-recovering"; 2], &["helper-recovered"]] {
+        let old = ready(scene, &text)?;
+        arm(scene, points)?;
+        let new = scene.start_crashing_with(&["--takeover"], &text)?;
+        old.expect_end(ANSWER_LIMIT)?;
+        for name in ["a", "n"] {
+            wait::until("an answer", ANSWER_LIMIT, || Ok(scene.listing().ok().map(drop)))?;
+            expect_live(scene, name).with_context(|| format!("{points:?}:\n{}", scene.logs()))?;
+            expect_limited(scene, name)?;
+        }
+        expect_died(scene, points)?;
+        ends(scene, new).with_context(|| format!("{points:?}"))?;
+    }
+    Ok(())
 }
 
 fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> {

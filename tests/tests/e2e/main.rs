@@ -47,6 +47,7 @@ mod removal;
 mod scale;
 mod selection;
 mod shapes;
+mod silent_helpers;
 mod stacked;
 mod takeover;
 mod waiting;
@@ -134,6 +135,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         crash_points::cases(),
         credit::cases(),
         helpers::cases(),
+        silent_helpers::cases(),
         kills::cases(),
         recovery::cases(),
         late_writes::cases(),

@@ -17,7 +17,7 @@ const SELECTIONS: [(&str, &[&str]); 3] = [("every-kernel", &EVERY_KERNEL), ("two
 
 /// Paths that depend on the driver's features: data with and without a copy, requests in batches, a
 /// resize, the end of a queue. The rest of the suite takes the same path on every kernel.
-const EVERY_KERNEL: [&str; 28] = [
+const EVERY_KERNEL: [&str; 30] = [
     "file_data_is_kept_with_and_without_a_copy",
     "block_data_is_kept_with_and_without_a_copy",
     "memory_data_is_kept_with_and_without_a_copy",
@@ -46,6 +46,8 @@ const EVERY_KERNEL: [&str; 28] = [
     "f96_a_write_of_a_killed_daemon_ends_before_the_next_one_serves",
     "f96_a_write_of_a_replaced_daemon_ends_before_the_next_one_serves",
     "f96_a_write_of_a_stopped_daemon_ends_before_the_next_one_serves",
+    "f97_a_removal_whose_helper_is_silent_is_answered_and_goes_on_with_it",
+    "f97_a_resize_whose_helper_is_silent_tells_the_size_that_the_disk_has",
 ];
 
 /// Races that need two CPUs at the same instant: removals, kills and changes of limits beside

@@ -24,7 +24,10 @@ impl DeviceThread {
         let target = self.target.expect("only a live device is resized");
         let backend = self.backend.clone().expect("a live device has a backend");
         let geometry = crate::ublk::params::Geometry { size, ..backend.geometry() };
-        let (wanted, before) = (geometry.usable_size(), self.shared.standing().size.unwrap_or_default());
+        let wanted = geometry.usable_size();
+        // The kernel's: an UPDATE_SIZE that was given up may have ended later.
+        let in_kernel = traces::size(target.id).filter(|size| *size > 0);
+        let before = in_kernel.or(self.shared.standing().size).unwrap_or_default();
         if wanted == 0 {
             let what =
                 format!("device {:?}: {size} bytes are less than a block of {}", self.name(), geometry.logical_block);
@@ -39,7 +42,8 @@ impl DeviceThread {
             return Err(Failure::new(Class::Unsupported, what));
         }
         if wanted == before {
-            return Ok(before);
+            self.has_size(wanted);
+            return Ok(wanted);
         }
         backend.resize(wanted).map_err(|failure| failure.context(format!("device {:?}", self.name())))?;
         let errand = Errand::Resize { size: wanted, is_shrinking: wanted < before };
@@ -54,6 +58,12 @@ impl DeviceThread {
         });
         match (status, said.or_else(|| helper.heard())) {
             (Some(status), _) if status.success() => {}
+            // The helper died or hung after the command: the size of the disk decides.
+            (None, _) | (Some(_), None) if traces::size(target.id) == Some(wanted) => {
+                if status.is_none() {
+                    helper.kill();
+                }
+            }
             (None, _) => {
                 helper.kill();
                 let what =
@@ -65,15 +75,18 @@ impl DeviceThread {
                 let what = format!("device {name:?} ({node}) is in use: {users}; close it before it is made smaller");
                 return Err(Failure::new(Class::Busy, what));
             }
-            // The helper died after the command: the size of the disk decides.
-            (Some(_), None) if traces::size(target.id) == Some(wanted) => {}
             (Some(_), said) => {
                 return Err(self.disappointed(helper, "cannot resize the device", said));
             }
         }
-        self.shared.standing().size = Some(wanted);
-        self.write_state();
+        self.has_size(wanted);
         log::info(format_args!("device={} state=resized size={wanted} before={before}", self.name()));
         Ok(wanted)
+    }
+
+    fn has_size(&self, size: u64) {
+        if self.shared.standing().size.replace(size) != Some(size) {
+            self.write_state();
+        }
     }
 }
