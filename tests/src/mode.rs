@@ -2,6 +2,7 @@
 
 use std::env;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -41,6 +42,11 @@ impl Judge {
         static JUDGE: LazyLock<Judge> = LazyLock::new(|| Judge::from_environment().expect("main has read it before"));
         *JUDGE
     }
+}
+
+/// A pause that only a judged rate or time needs: none where neither is judged.
+pub fn to_measure(pause: Duration) -> Duration {
+    if Judge::of_this_run() == Judge::Everything { pause } else { Duration::ZERO }
 }
 
 /// The repetitions of a step that fails rarely.

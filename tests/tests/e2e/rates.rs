@@ -146,9 +146,9 @@ impl Load {
             _ => "randrw",
         };
         let requests_a_second = if self.is_iops() { self.limit } else { self.limit / self.block };
-        // 1 % is 5 of 500 requests; at high rates at least 20 in 2 s; at 1 MiB/s one request of 64
+        // 1 % is 5 of 500 requests; at high rates at least 10 in 1 s; at 1 MiB/s one request of 64
         // KiB in 8 s.
-        let seconds = 500_u64.div_ceil(requests_a_second).clamp(2, 8);
+        let seconds = 500_u64.div_ceil(requests_a_second).clamp(1, 8);
         let job = Job::new(claim).set("RW", operations).set("SECONDS", seconds);
         job.set("BLOCK", self.block).set("DEPTH", self.depth)
     }

@@ -11,13 +11,13 @@ use ublk_throttle_tests::command::Started;
 use ublk_throttle_tests::daemon::{Daemon, STOP_LIMIT};
 use ublk_throttle_tests::disks::{self, Mount};
 use ublk_throttle_tests::fio::Fio;
-use ublk_throttle_tests::mode::Times;
+use ublk_throttle_tests::mode::{Times, to_measure};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::{Device, Scene};
 use ublk_throttle_tests::{sysfs, wait};
 
 use crate::measure::{Unmeasured, expect_all, expect_limit_held, expect_near, expect_within};
-use crate::{Case, READS, WRITES, cases, completions, foreign, let_run, load, now_ms};
+use crate::{Case, READS, WRITES, cases, completions, foreign, load, now_ms};
 
 /// Bound of a removal under load.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(2);
@@ -62,7 +62,7 @@ impl Pair {
         let neighbours_load = load(scene, READS, &neighbour)?;
         let victims_load = load(scene, WRITES, &victim)?;
         // 1.5 s to settle and 2.5 s to measure.
-        let_run(4);
+        sleep(Duration::from_millis(1500) + to_measure(Duration::from_millis(2500)));
         Ok(Self { daemon, victim, neighbour, victims_load, neighbours_load })
     }
 
@@ -72,7 +72,7 @@ impl Pair {
         victims_load.finish_any(Duration::ZERO).context("the load of the removed device")?;
         // 0.5 s to settle and 3 s to measure.
         let measured_by_ms = end_ms + 3700;
-        sleep(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?)));
+        sleep(to_measure(Duration::from_millis(measured_by_ms.saturating_sub(now_ms()?))));
         neighbours_load.stop().context("the neighbour")?;
         let done = completions(scene, &neighbour)?;
         let (count, seconds) = done.in_all();

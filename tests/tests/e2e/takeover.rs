@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use ublk_throttle_tests::direct::Direct;
-use ublk_throttle_tests::mode::Times;
+use ublk_throttle_tests::mode::{Times, to_measure};
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
 
@@ -105,7 +105,7 @@ fn f19_takeovers_under_load_are_pauses_and_no_errors(scene: &Scene) -> Result<()
         daemon.wait_for_log("device=d state=recovered", ANSWER_LIMIT)?;
         daemon.wait_for_log("device=probe state=recovered", ANSWER_LIMIT)?;
         // A read that waited counts after its return.
-        let_run(1);
+        std::thread::sleep(to_measure(Duration::from_secs(1)));
         pauses.push(probe.longest());
         ensure!(scene.device("d")?.id == device.id, "another id");
         ensure!(fio.is_running()?, "fio has ended:\n{:?}", fio.finish_any(Duration::ZERO)?.errors());

@@ -370,9 +370,10 @@ fn check(model: fn()) {
     builder.check(model);
 }
 
-/// Schedules per model and kind of search.
+/// Schedules per model and kind of search. With 1,000 of them, 6 of 40 runs miss one of the planted
+/// faults: 20,000 miss one in 0.15^20.
 #[cfg(shuttle)]
-const SCHEDULES: usize = 50_000;
+const SCHEDULES: usize = 20_000;
 
 #[cfg(shuttle)]
 fn check(model: fn()) {

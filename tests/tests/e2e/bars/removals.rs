@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use ublk_throttle_tests::fio::{Completions, Fio, Job};
-use ublk_throttle_tests::mode::Times;
+use ublk_throttle_tests::mode::{Times, to_measure};
 use ublk_throttle_tests::scene::Scene;
 use ublk_throttle_tests::wait;
 
@@ -74,8 +74,8 @@ pub(super) fn removals_under_load_hurt_no_neighbour(scene: &Scene) -> Result<()>
             ensure!(answer["ok"] == true || answer["error"]["class"] == "E-ID-TAKEN", "{add}: {answer}");
             Ok((answer["ok"] == true).then_some(()))
         })?;
-        let before = removals.last().map_or(0, |last| last.end_ms + AFTER_MS);
-        sleep(Duration::from_millis(before.saturating_sub(now_ms()?)));
+        let measured_ms = removals.last().map_or(0, |last| last.end_ms + AFTER_MS);
+        sleep(to_measure(Duration::from_millis(measured_ms.saturating_sub(now_ms()?))));
         let victim = scene.device("victim")?;
         File::create(go(scene).join(number.to_string()))?;
         wait_until_busy(&victim)?;
@@ -84,7 +84,7 @@ pub(super) fn removals_under_load_hurt_no_neighbour(scene: &Scene) -> Result<()>
         scene.ask(&["del", "victim", "--force"])?.expect_code(0)?;
         removals.push(Removed { begin_ms, end_ms: now_ms()? });
     }
-    sleep(Duration::from_millis(AFTER_MS));
+    sleep(to_measure(Duration::from_millis(AFTER_MS)));
     neighbours_load.stop().context("the neighbour")?;
     drop(loads);
     let done = completions(scene, &neighbour)?;
