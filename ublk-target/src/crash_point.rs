@@ -87,7 +87,7 @@ points! {
 #[cfg(not(debug_assertions))]
 pub const fn at(_: Point) {}
 
-/// Kills the processes that the line of `point` names, if the file has one.
+/// Kills or stops the processes that the line of `point` names, if the file has one.
 #[cfg(debug_assertions)]
 pub fn at(point: Point) {
     use nix::sys::signal::{Signal, kill};

@@ -28,8 +28,8 @@ use crate::{Case, cases, has_feature};
 
 /// The daemon kills a helper of START or END_RECOVERY after 30 s.
 const STARTED_LIMIT: Duration = Duration::from_secs(30).saturating_add(ANSWER_LIMIT);
-/// A sleep within these 30 s, also of a client that has waited for 10 s: the host need not emulate
-/// hundreds of looks at the list.
+/// Time to sleep before the first `list`. It ends within these 30 s, even after the 10 s of an add.
+/// Each `list` is a process that the host has to emulate.
 const MOST_OF_IT: Duration = Duration::from_secs(18);
 
 pub(crate) fn cases() -> Vec<Case> {

@@ -25,7 +25,7 @@ impl DeviceThread {
         let backend = self.backend.clone().expect("a live device has a backend");
         let geometry = crate::ublk::params::Geometry { size, ..backend.geometry() };
         let wanted = geometry.usable_size();
-        // The kernel's: an UPDATE_SIZE that was given up may have ended later.
+        // The kernel has the last word: an UPDATE_SIZE whose helper was killed may have ended later.
         let in_kernel = traces::size(target.id).filter(|size| *size > 0);
         let before = in_kernel.or(self.shared.standing().size).unwrap_or_default();
         if wanted == 0 {
@@ -42,7 +42,7 @@ impl DeviceThread {
             return Err(Failure::new(Class::Unsupported, what));
         }
         if wanted == before {
-            self.has_size(wanted);
+            self.record_size(wanted);
             return Ok(wanted);
         }
         backend.resize(wanted).map_err(|failure| failure.context(format!("device {:?}", self.name())))?;
@@ -79,12 +79,13 @@ impl DeviceThread {
                 return Err(self.disappointed(helper, "cannot resize the device", said));
             }
         }
-        self.has_size(wanted);
+        self.record_size(wanted);
         log::info(format_args!("device={} state=resized size={wanted} before={before}", self.name()));
         Ok(wanted)
     }
 
-    fn has_size(&self, size: u64) {
+    /// Stores the size of the disk for `list` and in the state file.
+    fn record_size(&self, size: u64) {
         if self.shared.standing().size.replace(size) != Some(size) {
             self.write_state();
         }
