@@ -107,13 +107,13 @@ impl Scene {
     /// Starts the daemon under a wrapper that changes its environment and then executes it, for
     /// example `["prlimit", "--nofile=64"]`; waits until it is ready.
     pub fn start_under(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
-        let (mut run, path, log) = self.prepare(wrapper, config)?;
+        let (mut run, path, log) = self.prepare(&self.binary, wrapper, config)?;
         Daemon::start(&mut run, &path, &self.socket(), &log)
     }
 
     /// Starts a daemon that takes over from the running daemon, and waits until it is ready.
     pub fn take_over(&self, config: &str) -> Result<Daemon> {
-        let (mut run, path, log) = self.prepare(&[], config)?;
+        let (mut run, path, log) = self.prepare(&self.binary, &[], config)?;
         Daemon::start(run.arg("--takeover"), &path, &self.socket(), &log)
     }
 
@@ -124,7 +124,7 @@ impl Scene {
 
     /// Starts the daemon under a wrapper, without waiting until it is ready.
     pub fn start_under_without_waiting(&self, wrapper: &[&str], config: &str) -> Result<Daemon> {
-        let (mut run, path, log) = self.prepare(wrapper, config)?;
+        let (mut run, path, log) = self.prepare(&self.binary, wrapper, config)?;
         Daemon::spawn(&mut run, &path, &self.socket(), &log)
     }
 
@@ -136,30 +136,19 @@ impl Scene {
 
     /// [`Scene::start_crashing`] with further options of `run`.
     pub fn start_crashing_with(&self, options: &[&str], config: &str) -> Result<Daemon> {
-        let (_, path, log) = self.prepare(&[], config)?;
-        let mut run = Command::new(crashing_binary()?);
-        run.env("UBLK_THROTTLE_CRASH_FILE", self.dir.join("crash"));
-        run.arg("run").arg(&path).args(options).arg("--socket").arg(self.socket());
-        run.arg("--state-dir").arg(self.state_dir());
+        let (mut run, path, log) = self.prepare(&crashing_binary()?, &[], config)?;
+        run.args(options).env("UBLK_THROTTLE_CRASH_FILE", self.dir.join("crash"));
         Daemon::spawn(&mut run, &path, &self.socket(), &log)
     }
 
-    /// The command line of a daemon, its configuration and its log.
-    fn prepare(&self, wrapper: &[&str], config: &str) -> Result<(Command, PathBuf, PathBuf)> {
+    /// The command line of a daemon, a build of the program, with its configuration and its log.
+    fn prepare(&self, program: &Path, wrapper: &[&str], config: &str) -> Result<(Command, PathBuf, PathBuf)> {
         let number = self.daemons.fetch_add(1, Ordering::Relaxed);
         let path = self.write(&format!("config-{number}.yaml"), config)?;
         let log = self.dir.join(format!("daemon-{number}.log"));
-        let mut run = self.wrapped(wrapper)?;
+        let mut run = wrapped(program, wrapper)?;
         run.arg("run").arg(&path).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
         Ok((run, path, log))
-    }
-
-    /// The binary under test, under a wrapper if one is given.
-    fn wrapped(&self, wrapper: &[&str]) -> Result<Command> {
-        let Some((name, words)) = wrapper.split_first() else { return Ok(Command::new(&self.binary)) };
-        let mut command = Command::new(needs::program(name).with_context(|| format!("no program {name}"))?);
-        command.args(words).arg(&self.binary);
-        Ok(command)
     }
 
     /// Runs a command that talks to the scene's daemon under a wrapper, as [`Scene::ask`] does
@@ -170,7 +159,7 @@ impl Scene {
 
     /// Starts a command that talks to the scene's daemon under a wrapper.
     pub fn begin_under<S: AsRef<OsStr>>(&self, wrapper: &[&str], words: &[S]) -> Result<Started> {
-        let mut command = self.wrapped(wrapper)?;
+        let mut command = wrapped(&self.binary, wrapper)?;
         command.args(words).arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
         command::start(&self.dir, &mut command)
     }
@@ -344,6 +333,14 @@ pub fn crashing_binary() -> Result<PathBuf> {
     let path =
         PathBuf::from(named.context("UBLK_THROTTLE_CRASHING_BIN: `cargo xtask test --only e2e` builds and names it")?);
     fs::canonicalize(&path).with_context(|| path.display().to_string())
+}
+
+/// A build of the program, under a wrapper if one is given.
+fn wrapped(program: &Path, wrapper: &[&str]) -> Result<Command> {
+    let Some((name, words)) = wrapper.split_first() else { return Ok(Command::new(program)) };
+    let mut command = Command::new(needs::program(name).with_context(|| format!("no program {name}"))?);
+    command.args(words).arg(program);
+    Ok(command)
 }
 
 /// The binary under test: `UBLK_THROTTLE_BIN`, or the newer of the release and debug builds in the
