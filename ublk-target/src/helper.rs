@@ -391,15 +391,13 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     let mut claim = claim.map(Arc::new);
     let urgency = Urgency { is_forced, is_recoverable: info.is_recoverable };
     crash_point::at(Point::HelperWriting);
-    match write_back(&disk, claim.clone(), urgency, &writer, &mut orders) {
-        Written::All => match disk.swap_in_use() {
-            None => say(WRITTEN),
-            Some(path) => say(&format!("{UNWRITTEN}the pages that are swapped out to {path} are lost")),
-        },
-        Written::Part => say(&format!("{UNWRITTEN}what was not written back is lost")),
+    let lost = match write_back(&disk, claim.clone(), urgency, &writer, &mut orders) {
+        Written::All => lost(true, disk.swap_in_use()),
+        Written::Part => lost(false, disk.swap_in_use()),
         // The next daemon recovers the device, with its dirty pages.
         Written::Orphaned => return Ok(()),
-    }
+    };
+    say(&lost.map_or_else(|| WRITTEN.to_owned(), |lost| format!("{UNWRITTEN}{lost}")));
     crash_point::at(Point::HelperStopping);
     let can_refuse = control.features().is_ok_and(|bits| bits & (1 << features::SAFE_STOP_DEV) != 0);
     if can_refuse && !is_forced {
@@ -415,6 +413,14 @@ fn stop(target: Target, is_forced: bool) -> Result<(), String> {
     // Close the claim before DEL: an open disk keeps the id from being free.
     drop(claim);
     free(control, target, &disk, if is_forced { FREE_LIMIT_FORCED } else { FREE_LIMIT })
+}
+
+/// The data that goes with the disk, in words. `swap` is the path of a swap with pages in use.
+fn lost(is_written: bool, swap: Option<String>) -> Option<String> {
+    let unwritten = (!is_written).then(|| "what was not written back is lost".to_owned());
+    let swapped = swap.map(|path| format!("the pages that are swapped out to {path} are lost"));
+    let lost: Vec<String> = unwritten.into_iter().chain(swapped).collect();
+    (!lost.is_empty()).then(|| lost.join("; "))
 }
 
 /// TRY_STOP, until the disk is not open; STOP once the removal is a forced one.
@@ -703,6 +709,17 @@ mod tests {
         let others =
             [&["__stop", "-1", "2"][..], &["__start", "1", "2"], &["del", "1", "2"], &["__resize", "1", "2", "3k"]];
         others.iter().for_each(|words| assert_eq!(Errand::of_words(words), None, "{words:?}"));
+    }
+
+    #[test]
+    fn everything_that_is_lost_is_said() {
+        let swap = || Some("/dev/ublkb0p1".to_owned());
+        assert_eq!(lost(true, None), None);
+        assert_eq!(lost(true, swap()).unwrap(), "the pages that are swapped out to /dev/ublkb0p1 are lost");
+        assert_eq!(lost(false, None).unwrap(), "what was not written back is lost");
+        // A partition each: a write-back that was cut short says nothing of the swap beside it.
+        let both = lost(false, swap()).unwrap();
+        assert!(both.contains("not written back is lost") && both.contains("/dev/ublkb0p1"), "{both}");
     }
 
     #[test]
