@@ -279,6 +279,8 @@ fn f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served(s
     kill(daemon)?;
     fs::write(&file, "")?;
     let daemon = scene.start(&config)?;
+    scene.ask(&["reload"])?.expect_code(5)?.expect_stderr(&["error[E-CONFLICT]", "\"d\"", "wait for a server"])?;
+    ensure!(scene.device("d")?.id == d.id, "a reload has given the name of d to another disk");
     scene.tool("rublk", &["del", "-n", &d.id.to_string()])?;
     scene.ask(&["reload"])?.expect_code(0)?;
     ensure!(Direct::open(&scene.device("d")?.node)?.holds(4096, 4096, 0x55)?, "d has another file");

@@ -32,8 +32,8 @@ use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target};
 use crate::log;
 use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, Unread, boot};
+use crate::ublk::DeviceInfo;
 use crate::ublk::control::Control;
-use crate::ublk::{DeviceInfo, DiskState};
 
 /// Limit for STOP and DEL of all devices that are not taken up. There are no requests to wait for, but on some kernels
 /// a queue that was full when its daemon died takes 30 s to fail its requests.
@@ -120,17 +120,9 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
     clear(state_dir, ending);
     let taken_up: BTreeSet<String> = plan.devices.iter().map(|device| device.description.name.clone()).collect();
     for device in config.devices.iter().filter(|device| !taken_up.contains(&device.name)) {
-        let is_unread = unread.iter().any(|unread| unread.device() == Some(&device.name));
-        if let Some(id) = traces::linked(&device.name).filter(|id| is_unread && is_waiting(&devices, *id)) {
-            log::error(&Failure::new(
-                Class::Conflict,
-                format!(
-                    "device {:?} is not made: its state file could not be read, and {} leads to /dev/ublkb{id}, whose users wait \
-                     for a server; serve it with the program that wrote the file, or remove it (`rublk del -n {id}`), then `reload`",
-                    device.name,
-                    traces::link(&device.name)
-                ),
-            ));
+        if let Some(id) = traces::linked(&device.name).filter(|id| is_waiting(&devices, *id)) {
+            let waits = traces::waits_for_a_server(&device.name, id);
+            log::error(&waits.context(format!("device {:?} is not made", device.name)));
             continue;
         }
         match plan.devices.iter().find(|left| has_path_of(left, device)) {
@@ -190,11 +182,7 @@ fn levels(state_dir: &StateDir) -> Result<Left, Unread> {
 
 /// Whether `devices` contains disk `id`, recoverable and without a server.
 fn is_waiting(devices: &[(u32, DeviceInfo)], id: u32) -> bool {
-    devices.iter().any(|(_, info)| info.id == id && info.living_server().is_none() && is_recoverable(info))
-}
-
-fn is_recoverable(info: &DeviceInfo) -> bool {
-    info.is_recoverable && info.state != DiskState::Dead
+    devices.iter().any(|(_, info)| info.id == id && info.waits_for_a_server())
 }
 
 /// A device of the kernel that has a state file and no server.
@@ -244,7 +232,7 @@ fn look(record: &Record, nonce: u32, info: &DeviceInfo) -> Outcome<Remains> {
             ),
         ));
     }
-    if is_recoverable(info) {
+    if info.waits_for_a_server() {
         return Ok(Remains::Waiting(LeftBehind { target, identity: record.identity }));
     }
     Ok(Remains::Ending(target))
@@ -470,7 +458,7 @@ impl Sweep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ublk::{Owner, Transfer};
+    use crate::ublk::{DiskState, Owner, Transfer};
 
     fn config(text: &str) -> Config {
         parse("c.yaml", format!("version: 1\n{text}").as_bytes()).unwrap().0

@@ -101,11 +101,15 @@ impl DeviceThread {
         Ok(())
     }
 
-    /// Fails if a different live process serves a disk of this name. All daemons of a host share the directory of
-    /// stable names: a second device of the same name would lead the clients of the first to a different disk.
+    /// Fails if a different live process serves a disk of this name, or if such a disk waits for a server. All daemons of
+    /// a host share the directory of stable names: a second device of the same name would lead the clients of the first
+    /// to a different disk.
     fn expect_free_name(&self, control: &mut Control) -> Outcome<()> {
         let name = self.name();
         let Some(info) = traces::linked(name).and_then(|id| control.info(id).ok()) else { return Ok(()) };
+        if info.owner.nonce().is_some() && info.waits_for_a_server() {
+            return Err(traces::waits_for_a_server(name, info.id));
+        }
         let is_other = info.server != std::process::id().cast_signed();
         let Some(server) = info.living_server().filter(|_| is_other) else { return Ok(()) };
         Err(Failure::new(

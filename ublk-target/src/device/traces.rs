@@ -41,6 +41,16 @@ pub fn linked(name: &str) -> Option<u32> {
     fs::read_link(link(name)).ok()?.file_name()?.to_str()?.strip_prefix("ublkb")?.parse().ok()
 }
 
+/// The failure of a device whose stable name leads to disk `id`, which waits for a server.
+pub fn waits_for_a_server(name: &str, id: u32) -> Failure {
+    let what = format!(
+        "{} leads to /dev/ublkb{id}, whose users wait for a server, and no state file here tells of it; serve it with a \
+         daemon of its state directory, or remove it (`rublk del -n {id}`), then `reload`",
+        link(name)
+    );
+    Failure::new(Class::Conflict, what)
+}
+
 /// Makes the stable name, in place of a link that an earlier daemon left.
 pub fn make_link(name: &str, id: u32) -> Outcome<()> {
     let at = PathBuf::from(link(name));

@@ -110,6 +110,11 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// Whether the disk has outlived its server: its users wait for the next one.
+    pub fn waits_for_a_server(&self) -> bool {
+        self.is_recoverable && self.state != DiskState::Dead && self.living_server().is_none()
+    }
+
     /// The process that serves the device, in words. The number alone proves little: the kernel
     /// keeps that of a dead server, and a different process may have it by now.
     pub fn living_server(&self) -> Option<String> {
