@@ -48,6 +48,8 @@ points! {
     StateBeside "state-beside" Making false
     StateRenamed "state-renamed" Making false
     StateWritten "state-written" Making false
+    HelperAdding "helper-adding" Making true
+    HelperAdded "helper-added" Making true
     Added "added" Making false
     IdWritten "id-written" Making false
     ParamsSet "params-set" Making false

@@ -1,5 +1,5 @@
-//! START, END_RECOVERY, STOP, DEL and UPDATE_SIZE, each in a short-lived process of its own: this
-//! binary, executed again.
+//! The commands ADD and START, END_RECOVERY, STOP and DEL, UPDATE_SIZE: each in a short-lived
+//! process of its own: this binary, executed again.
 //!
 //! ```text
 //!   daemon                                  helper of a removal
@@ -15,10 +15,15 @@
 //!     │ ◄─────────────────── exit 0, or "reserved open by fio (pid 12)" and exit 0
 //! ```
 //!
+//! The helper of a start sends ADD and reports "added ID", or "refused ERRNO". START follows after
+//! "go"; DEL follows after "delete", and at the end of the pipe: a device that is added after its
+//! daemon has died, or has given ADD up, is deleted again.
+//!
 //! Why a process: these commands can wait, uninterruptibly, for requests that the daemon holds. A
 //! daemon killed during its own STOP can never die: its exit waits for the command, the command for
 //! the requests, the requests for the exit to close the ring. With the command in a second process
 //! the kill ends everything within a second, and the helper, which lives on, deletes the device.
+//! ADD never returns on Linux 6.18.4, which oopses there, and no signal ends its process.
 //!
 //! TRY_STOP (SAFE_STOP_DEV) has the last word about users: the kernel counts the openers of the disk
 //! and refuses to stop an open one. A look at /proc misses a later open, and a descriptor that is
@@ -42,22 +47,24 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::getppid;
 
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
 use crate::in_use::Disk;
-use crate::ublk::control::Control;
+use crate::ublk::control::{Control, NewDevice};
 use crate::ublk::{DeviceInfo, Owner, features};
 
 /// The control command, or sequence of commands, of a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errand {
-    /// START, for the server process given.
-    Start {
-        /// The process that has the character device open.
+    /// ADD, then START or DEL, as the daemon says.
+    Add {
+        /// The server: the process that opens the character device.
         server: u32,
+        /// The parameters, without id and nonce, which are those of the target.
+        device: NewDevice,
     },
     /// END_RECOVERY, for the server process given.
     Recover {
@@ -84,7 +91,10 @@ impl Errand {
     /// The command line of a helper, without the program.
     fn words(self, target: Target) -> Vec<String> {
         let (name, number, flag) = match self {
-            Self::Start { server } => (START, Some(server.to_string()), None),
+            Self::Add { server, device } => {
+                let words = [ADD.to_owned(), target.id.to_string(), target.nonce.to_string(), server.to_string()];
+                return words.into_iter().chain(device.words()).collect();
+            }
             Self::Recover { server } => (RECOVER, Some(server.to_string()), None),
             Self::Stop { is_forced } => (STOP, None, is_forced.then_some(FORCE)),
             Self::Delete => (DELETE, None, None),
@@ -98,7 +108,9 @@ impl Errand {
     pub fn of_words(words: &[&str]) -> Option<(Target, Self)> {
         let [name, id, nonce, more @ ..] = words else { return None };
         let errand = match (*name, more) {
-            (START, [server]) => Self::Start { server: server.parse().ok()? },
+            (ADD, [server, device @ ..]) => {
+                Self::Add { server: server.parse().ok()?, device: NewDevice::of_words(device)? }
+            }
             (RECOVER, [server]) => Self::Recover { server: server.parse().ok()? },
             (STOP, []) => Self::Stop { is_forced: false },
             (STOP, [FORCE]) => Self::Stop { is_forced: true },
@@ -114,13 +126,16 @@ impl Errand {
 /// A device by id, with the nonce that identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The N of `/dev/ublkbN`.
+    /// The N of `/dev/ublkbN`; [`ANY_ID`] before an ADD that takes any free id.
     pub id: u32,
-    /// The number that ADD stored with the device.
+    /// The number that ADD stores with the device.
     pub nonce: u32,
 }
 
-const START: &str = "__start";
+/// The driver's sign for any free id.
+pub const ANY_ID: u32 = u32::MAX;
+
+const ADD: &str = "__add";
 const RECOVER: &str = "__recover";
 const STOP: &str = "__stop";
 const DELETE: &str = "__del";
@@ -128,6 +143,8 @@ const RESIZE: &str = "__resize";
 const FORCE: &str = "--force";
 const SHRINK: &str = "--shrink";
 
+const ADDED: &str = "added ";
+const REFUSED: &str = "refused ";
 const SENT: &str = "sent";
 const CLAIMED: &str = "claimed";
 const WRITTEN: &str = "written";
@@ -163,7 +180,7 @@ const WRITE_LOOK: Duration = Duration::from_millis(250);
 /// A word from the daemon to a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// Write back and STOP.
+    /// Write back and STOP; after ADD, START.
     Go,
     /// The removal is forced from now on, which limits the rest of the write-back.
     Hurry,
@@ -181,12 +198,21 @@ impl Word {
             Self::Delete => "delete\n",
         }
     }
+
+    /// The word on a line of the pipe, without its line end.
+    fn of(line: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|word| word.line().trim_end() == line)
+    }
 }
 
 /// A line from a helper to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// START follows. A helper that ends without this line has changed nothing.
+    /// ADD has made the device with this id; [`Word::Go`] or [`Word::Delete`] may follow.
+    Added(u32),
+    /// The driver has refused ADD.
+    Refused(Errno),
+    /// START follows. A helper that ends without this line has not sent START.
     Sent,
     /// The helper has the disk exclusively, or the removal is forced: [`Word::Go`] may follow.
     Claimed,
@@ -290,10 +316,14 @@ impl Helper {
     }
 
     /// Kills the helper. Only before [`Word::Go`] is sent, or after the errand is done.
-    pub fn kill(self) {
-        let Self { mut child, .. } = self;
-        let _ = child.kill();
-        leave_to_its_end(child, "helper's end");
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        self.leave();
+    }
+
+    /// Leaves the helper to its last word. Its further answers are lost.
+    pub fn leave(self) {
+        leave_to_its_end(self.child, "helper's end");
     }
 }
 
@@ -306,7 +336,9 @@ impl Answer {
             WRITTEN => Self::Written,
             STOPPED => Self::Stopped,
             DELETED => Self::Deleted,
-            _ => (rest(RESERVED).map(Self::Reserved))
+            _ => (rest(ADDED).and_then(|id| Some(Self::Added(id.parse().ok()?))))
+                .or_else(|| rest(REFUSED).and_then(|errno| Some(Self::Refused(Errno::from_raw(errno.parse().ok()?)))))
+                .or_else(|| rest(RESERVED).map(Self::Reserved))
                 .or_else(|| rest(UNWRITTEN).map(Self::Unwritten))
                 .or_else(|| rest(BUSY).map(Self::Busy))
                 .unwrap_or_else(|| Self::Failed(rest(FAILED).unwrap_or_else(|| line.to_owned()))),
@@ -316,8 +348,10 @@ impl Answer {
 
 /// The body of a helper process, whose output goes to the daemon; the result is the exit code.
 pub fn run(target: Target, errand: Errand) -> u8 {
+    // A helper that is stopped when its daemon ends gets SIGHUP from the kernel, and has to finish.
+    let _ = SigSet::from(Signal::SIGHUP).thread_block();
     let result = match errand {
-        Errand::Start { server } => start(target, server),
+        Errand::Add { server, device } => add(target, server, &device),
         Errand::Recover { server } => recover(target, server),
         Errand::Stop { is_forced } => stop(target, is_forced),
         Errand::Delete => delete(target),
@@ -345,9 +379,28 @@ fn expect_alive(server: u32) -> Result<(), String> {
     is_alive.then_some(()).ok_or_else(|| format!("{FAILED}the daemon is gone"))
 }
 
-fn start(target: Target, server: u32) -> Result<(), String> {
+fn add(target: Target, server: u32, device: &NewDevice) -> Result<(), String> {
+    let mut control = Control::open().map_err(|failure| failed(&failure))?;
+    control.have_worker().map_err(no_worker)?;
+    crash_point::at(Point::HelperAdding);
+    let id = (target.id != ANY_ID).then_some(target.id);
+    let added = control.add(id, Owner::ours(target.nonce), server, device);
+    let info = added.map_err(|errno| format!("{REFUSED}{}", errno as i32))?;
+    crash_point::at(Point::HelperAdded);
+    say(&format!("{ADDED}{}", info.id));
+    let target = Target { id: info.id, ..target };
+    let mut words = std::io::stdin().lock().lines().map_while(Result::ok);
+    match words.find_map(|line| Word::of(&line)) {
+        Some(Word::Go) => start(&mut control, target, server),
+        // The start has failed, or the daemon has given ADD up, or has died. Beside the helper, the
+        // next daemon may delete the device: it finds the id in the state file.
+        _ => known(&mut control, target)?.map_or(Ok(()), |_| stop_and_delete(&mut control, target)),
+    }
+}
+
+fn start(control: &mut Control, target: Target, server: u32) -> Result<(), String> {
     end_with_daemon()?;
-    let mut control = open(target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
+    known(control, target)?.ok_or_else(|| format!("{FAILED}the device is gone"))?;
     expect_alive(server)?;
     say(SENT);
     crash_point::at(Point::HelperStarting);
@@ -473,8 +526,7 @@ impl Orders {
         std::thread::Builder::new().spawn(move || {
             for line in std::io::stdin().lock().lines() {
                 let Ok(line) = line else { break };
-                let word = Word::ALL.into_iter().find(|word| word.line().trim_end() == line);
-                if word.is_some_and(|word| words.send(Heard::Word(word)).is_err()) {
+                if Word::of(&line).is_some_and(|word| words.send(Heard::Word(word)).is_err()) {
                     return;
                 }
             }
@@ -594,11 +646,14 @@ fn write_back(
 }
 
 fn delete(target: Target) -> Result<(), String> {
+    open(target)?.map_or(Ok(()), |mut control| stop_and_delete(&mut control, target))
+}
+
+fn stop_and_delete(control: &mut Control, target: Target) -> Result<(), String> {
     let disk = Disk::find(target.id);
-    let Some(mut control) = open(target)? else { return Ok(()) };
     // Without STOP, DEL would do its work under a lock that all ublk devices of the host share.
     gone_is_fine(control.stop(target.id)).map_err(|errno| told("STOP", errno))?;
-    free(&mut control, target, &disk, FREE_LIMIT)
+    free(control, target, &disk, FREE_LIMIT)
 }
 
 /// DEL of a stopped device. If its id does not become free within `limit`, reports the users that
@@ -637,8 +692,12 @@ fn resize(target: Target, size: u64, is_shrinking: bool) -> Result<(), String> {
 /// any more.
 fn open(target: Target) -> Result<Option<Control>, String> {
     let mut control = Control::open().map_err(|failure| failed(&failure))?;
-    control.have_worker().map_err(|errno| told("cannot make a worker of io_uring", errno))?;
+    control.have_worker().map_err(no_worker)?;
     Ok(known(&mut control, target)?.map(|_| control))
+}
+
+fn no_worker(errno: Errno) -> String {
+    told("cannot make a worker of io_uring", errno)
 }
 
 /// GET_INFO of the device; `None` if it is not the target any more.
@@ -686,12 +745,22 @@ pub fn failure(what: &str, said: Option<Answer>, status: ExitStatus) -> Failure 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ublk::Transfer;
 
     #[test]
     fn a_helper_understands_its_command_line_and_no_other() {
         let target = Target { id: 7, nonce: u32::MAX };
+        let device = NewDevice {
+            queues: 2,
+            depth: 4096,
+            request_bytes_max: 1 << 20,
+            is_recoverable: true,
+            transfer: Transfer::Registered,
+        };
+        let plain = NewDevice { is_recoverable: false, transfer: Transfer::Copied, ..device };
         for errand in [
-            Errand::Start { server: 12 },
+            Errand::Add { server: 12, device },
+            Errand::Add { server: 12, device: plain },
             Errand::Recover { server: 12 },
             Errand::Stop { is_forced: false },
             Errand::Stop { is_forced: true },
@@ -707,7 +776,7 @@ mod tests {
             assert_eq!(Errand::of_words(&[words.as_slice(), &["x"]].concat()), None, "{words:?}");
         }
         let others =
-            [&["__stop", "-1", "2"][..], &["__start", "1", "2"], &["del", "1", "2"], &["__resize", "1", "2", "3k"]];
+            [&["__stop", "-1", "2"][..], &["__add", "1", "2", "3"], &["del", "1", "2"], &["__resize", "1", "2", "3k"]];
         others.iter().for_each(|words| assert_eq!(Errand::of_words(words), None, "{words:?}"));
     }
 
@@ -726,6 +795,8 @@ mod tests {
     fn what_a_helper_says_is_understood() {
         // Daemon and helper are the same binary, so only both ends of the pipe have to agree.
         for (line, answer) in [
+            ("added 12", Answer::Added(12)),
+            ("refused 17", Answer::Refused(Errno::EEXIST)),
             ("sent", Answer::Sent),
             ("claimed", Answer::Claimed),
             ("written", Answer::Written),

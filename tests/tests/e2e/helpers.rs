@@ -206,7 +206,7 @@ fn f71_a_removal_without_io_uring_leaves_the_device_limited(scene: &Scene) -> Re
 fn f71_a_reload_whose_helpers_die_is_answered_and_what_stays_is_limited(scene: &Scene) -> Result<()> {
     // The reload removes `a` and adds `c`; `n` stays. Each of them is live and limited afterwards, or gone.
     let (before, after) = (config(scene, &["a", "n"]), config(scene, &["n", "c"]));
-    for point in REMOVING.into_iter().chain(["helper-starting", "helper-started"]) {
+    for point in REMOVING.into_iter().chain(["helper-adding", "helper-added", "helper-starting", "helper-started"]) {
         let daemon = ready(scene, &before)?;
         let path = scene.write("after.yaml", &after)?;
         arm(scene, &[point])?;
@@ -247,8 +247,11 @@ fn f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies(scene: &Scene) 
     Ok(())
 }
 
-/// The points at which helpers of an add die: the helper of START, then those that would undo the start.
-const MAKING: [&[&str]; 7] = [
+/// The points at which helpers of an add die: the helper of ADD and START, then those that would undo the start.
+const MAKING: [&[&str]; 10] = [
+    &["helper-adding"],
+    &["helper-added"],
+    &["helper-added", "helper-deleting"],
     &["helper-starting"],
     &["helper-started"],
     &["helper-starting", "helper-claiming"],

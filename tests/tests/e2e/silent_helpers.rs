@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   del, SIGTERM    in-use check, write-back, STOP, DEL     E-TIMEOUT with the step; the removal goes on with the helper
+//!   add             ADD                                     refused after 30 s; a device that is added later is deleted
 //!   add, recovery   START, END_RECOVERY                     killed after 30 s: undone, or tried again
 //!   set size        UPDATE_SIZE                             killed after 4 s; the reported size is that of the disk
 //! ```
@@ -15,6 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ublk_target::ublk::control::{Control, NewDevice};
+use ublk_target::ublk::{Owner, Transfer};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::needs::Need;
 use ublk_throttle_tests::scene::Scene;
@@ -26,7 +29,7 @@ use crate::helpers::{
 use crate::measure::expect_in_time;
 use crate::{Case, cases, has_feature};
 
-/// The daemon kills a helper of START or END_RECOVERY after 30 s.
+/// The daemon waits 30 s for ADD, START or END_RECOVERY.
 const STARTED_LIMIT: Duration = Duration::from_secs(30).saturating_add(ANSWER_LIMIT);
 /// Time to sleep before the first `list`. It ends within these 30 s, even after the 10 s of an add.
 /// Each `list` is a process that the host has to emulate.
@@ -40,6 +43,9 @@ pub(crate) fn cases() -> Vec<Case> {
         f97_an_add_whose_helper_is_silent_is_undone,
         f97_a_recovery_whose_helper_is_silent_is_tried_again,
         f97_a_resize_whose_helper_is_silent_tells_the_size_that_the_disk_has,
+        f98_an_add_that_does_not_return_is_refused_and_leaves_nothing,
+        f98_a_start_whose_add_does_not_return_ends_and_leaves_nothing,
+        f98_a_start_waits_for_an_id_that_the_helper_of_a_dead_daemon_deletes,
     ]
     .into()
 }
@@ -176,4 +182,59 @@ fn f97_a_resize_whose_helper_is_silent_tells_the_size_that_the_disk_has(scene: &
         expect_limited(scene, "a")?;
     }
     ends(scene, daemon)
+}
+
+fn f98_an_add_that_does_not_return_is_refused_and_leaves_nothing(scene: &Scene) -> Result<()> {
+    // Before ADD the helper stands for an ADD that never returns; after ADD, for one that returns late.
+    let daemon = ready(scene, &config(scene, &["n"]))?;
+    for point in ["helper-adding", "helper-added"] {
+        arm(scene, point)?;
+        scene.ask(&["add", "x", "--null", "64MiB"])?.expect_code(7)?.expect_stderr(&["E-TIMEOUT"])?;
+        let helper = stopped_helper(&daemon)?;
+        expect_limited(scene, "n")?;
+        sleep(MOST_OF_IT);
+        wait::until("end of x", STARTED_LIMIT, || Ok(state(scene, "x")?.is_none().then_some(())))
+            .with_context(|| format!("{point}:\n{}", scene.logs()))?;
+        daemon.wait_for_log("ADD has not returned within 30s", ANSWER_LIMIT).with_context(|| point.to_owned())?;
+        add(scene, "x").with_context(|| format!("beside an ADD without an end, {point}"))?;
+        kill(helper, Signal::SIGCONT)?;
+        wait::until("one id for each device", ANSWER_LIMIT, || Ok((ids() == 2).then_some(())))
+            .with_context(|| format!("{point}: {} ids", ids()))?;
+        sleep(ANSWER_LIMIT / 2);
+        ensure!(ids() == 2, "{point}: the kernel has {} devices, and not n and x", ids());
+        expect_limited(scene, "x").with_context(|| format!("after {point}"))?;
+        scene.ask(&["del", "x"])?.expect_code(0)?;
+    }
+    ends(scene, daemon)
+}
+
+fn f98_a_start_whose_add_does_not_return_ends_and_leaves_nothing(scene: &Scene) -> Result<()> {
+    for point in ["helper-adding", "helper-added"] {
+        arm(scene, point)?;
+        let mut daemon = scene.start_crashing(&config(scene, &["a"]))?;
+        let helper = stopped_helper(&daemon)?;
+        let code = daemon.wait_for_end(STARTED_LIMIT).with_context(|| format!("{point}:\n{}", scene.logs()))?;
+        ensure!(code.is_some_and(|code| code != 0), "{point}: it ended with {code:?}:\n{}", daemon.log()?);
+        // Fails if the helper has ended: the kernel continues it when its daemon ends.
+        let _ = kill(helper, Signal::SIGCONT);
+        expect_nothing_left(scene).with_context(|| point.to_owned())?;
+    }
+    Ok(())
+}
+
+fn f98_a_start_waits_for_an_id_that_the_helper_of_a_dead_daemon_deletes(scene: &Scene) -> Result<()> {
+    // The daemon has died during ADD, and the trial stands for its helper.
+    const ID: u32 = 7;
+    let mut control = Control::open()?;
+    let device =
+        NewDevice { queues: 1, depth: 8, request_bytes_max: 1 << 19, is_recoverable: true, transfer: Transfer::Copied };
+    control.add(Some(ID), Owner::ours(1), std::process::id(), &device)?;
+    let next = scene.start_without_waiting("version: 1\ndevices:\n  d: { backend: { null: 4MiB }, id: 7 }\n")?;
+    next.wait_for_log("W-UNKNOWN-DEVICE", ANSWER_LIMIT)?;
+    sleep(Duration::from_millis(200));
+    control.stop(ID)?;
+    control.delete(ID)?;
+    next.wait_for_log("ready", ANSWER_LIMIT)?;
+    ensure!(scene.device("d")?.id == ID, "another id");
+    ends(scene, next)
 }

@@ -18,17 +18,15 @@
 //! This daemon holds the lock of the state directory, so the daemon that wrote the files is dead.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use ublk_throttle_config::{Config, Device as Description, Group, difference, new_device, parse, write_groups};
 
 use super::levels::{Left, LevelsRecord};
 use crate::clock;
 use crate::cpus;
 use crate::device::{Beginning, LeftBehind, State, Status, traces};
-use crate::error::{Class, Failure, OrFail, Outcome};
+use crate::error::{Class, Failure, Outcome};
 use crate::helper::{Answer, Errand, Helper, Target};
 use crate::log;
 use crate::state_dir::{GroupsRecord, Record, Settings, StateDir, Unread, boot};
@@ -66,7 +64,7 @@ pub fn plan(state_dir: &StateDir, config: &Config) -> Outcome<Plan> {
         Left::default()
     });
     let mut control = Control::open_aside()?;
-    let devices = ours(&mut control)?;
+    let devices = control.ours()?;
     // All checks that may fail precede the first change.
     let mut found: Vec<(Record, Description, Option<Remains>)> = Vec::new();
     for record in records {
@@ -191,26 +189,6 @@ enum Remains {
     Waiting(LeftBehind),
     /// Dead or not recoverable: removed.
     Ending(Target),
-}
-
-/// All devices of the kernel that this program made, each with its nonce.
-fn ours(control: &mut Control) -> Outcome<Vec<(u32, DeviceInfo)>> {
-    let names = match fs::read_dir("/sys/class/ublk-char") {
-        Ok(names) => names,
-        // Without this directory the host has no ublk devices.
-        Err(_) => return Ok(Vec::new()),
-    };
-    let mut devices = Vec::new();
-    for name in names.filter_map(Result::ok) {
-        let name = name.file_name();
-        let Some(id) = name.to_string_lossy().strip_prefix("ublkc").and_then(|id| id.parse().ok()) else { continue };
-        match control.info(id) {
-            Ok(info) => devices.extend(info.owner.nonce().map(|nonce| (nonce, info))),
-            Err(Errno::ENODEV) => {}
-            Err(errno) => return Err(errno).or_fail(Class::Failed, format!("asking about device {id}")),
-        }
-    }
-    Ok(devices)
 }
 
 /// Whether `info` is the device of a state file. Two devices may have equal nonces of 32 bits by chance, but never

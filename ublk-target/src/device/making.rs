@@ -5,6 +5,8 @@
 //!   └────────────────────── any failure: `undo` takes back the steps made so far ───────────────────────┘
 //! ```
 //!
+//! One helper process sends ADD and START, or DEL after ADD if a step in between fails.
+//!
 //! Until the device is quiet it is neither limited nor charged: the kernel and udev read the disk as soon
 //! as it exists. Limited to one request a second, these reads would delay START, and START every other
 //! device.
@@ -25,18 +27,24 @@ use crate::backend::Backend;
 use crate::cpus;
 use crate::crash_point::{self, Point};
 use crate::error::{Class, Failure, OrFail, Outcome};
-use crate::helper::{Errand, Helper, Target};
+use crate::helper::{ANY_ID, Answer, Errand, Helper, Target, Word};
 use crate::log;
 use crate::queue::{self, Handle};
 use crate::rights::{CAP_SYS_ADMIN, has_capability};
 use crate::ublk::control::{Control, NewDevice};
 use crate::ublk::features::AUTO_BUF_REG;
 use crate::ublk::queue::CharDevice;
-use crate::ublk::{DeviceInfo, Owner, Transfer};
+use crate::ublk::{DeviceInfo, DiskState, Transfer};
 
 /// Limit until every queue thread has offered its tags, which takes milliseconds. Without the limit, a kernel
 /// that does not respond would block the device thread for ever.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+/// Limit until ADD has returned. ADD takes milliseconds, and a lock that all ublk devices of the host share.
+const ADD_LIMIT: Duration = Duration::from_secs(30);
+/// Limit until an id is free that a helper of a dead daemon has added, and deletes.
+const FREED_LIMIT: Duration = Duration::from_secs(1);
+/// Interval at which ADD is repeated meanwhile.
+const FREED_LOOK: Duration = Duration::from_millis(50);
 /// Limit until START has returned. START may read the partition table, from the backend of this daemon.
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 /// Limit until the node has appeared.
@@ -78,14 +86,16 @@ impl DeviceThread {
         self.backend = Some(Arc::clone(&backend));
         spare_descriptors(description.queues)?;
         let mut control = Control::open_aside()?;
-        // A driver that does not report its features counts as one without optional features.
-        let features = control.features().unwrap_or(0);
+        let features = match control.features() {
+            Err(Errno::EAGAIN) => return Err(Errno::EAGAIN).or_fail(Class::Failed, "GET_FEATURES"),
+            // A driver before Linux 6.5 does not know the command, and has none of the features.
+            known => known.unwrap_or(0),
+        };
         self.expect_free_name(&mut control)?;
         let transfer = self.transfer(features, &*backend)?;
         let info = self.add(&mut control, transfer)?;
-        control.set_params(info.id, &geometry.params(info.request_bytes_max, info.transfer)).map_err(|errno| {
-            Failure::new(Class::Failed, format!("the kernel refuses its parameters: {}", errno.desc()))
-        })?;
+        let params = geometry.params(info.request_bytes_max, info.transfer);
+        control.set_params(info.id, &params).or_fail(Class::Failed, "the kernel refuses its parameters")?;
         crash_point::at(Point::ParamsSet);
         self.char_device = Some(Arc::new(CharDevice::open(&info)?));
         let partx = self.shared.description.on_crash == OnCrash::Requeue && must_come_later(features);
@@ -141,26 +151,29 @@ impl DeviceThread {
 
     fn add(&mut self, control: &mut Control, transfer: Transfer) -> Outcome<DeviceInfo> {
         let description = &self.shared.description;
-        let nonce = self.shared.nonce;
         // Write the state file before ADD: if the daemon is killed after ADD, the next daemon finds the device
         // by this file.
         self.write_state();
         let wanted = NewDevice {
-            id: description.id,
             queues: description.queues,
             depth: description.depth,
             request_bytes_max: REQUEST_BYTES_MAX,
             is_recoverable: description.on_crash == OnCrash::Requeue,
             transfer,
-            owner: Owner::ours(nonce),
         };
         crash_point::at(Point::StateWritten);
-        let info = self.add_with_id(control, wanted).map_err(|errno| {
-            self.surroundings.state_dir.forget(self.name());
-            self.refused(control, errno)
+        let added = self.add_with_id(control, wanted);
+        let added = added.and_then(|added| added.map_err(|errno| self.refused(control, errno)));
+        let target = added.inspect_err(|_| {
+            // With a target, `undo` deletes the device, then forgets it.
+            if self.target.is_none() {
+                self.surroundings.state_dir.forget(self.name());
+            }
         })?;
-        self.target = Some(Target { id: info.id, nonce });
+        self.target = Some(target);
         crash_point::at(Point::Added);
+        let info = control.info(target.id).or_fail(Class::Failed, "GET_INFO")?;
+        let description = &self.shared.description;
         if info.queues != description.queues {
             log::warn(
                 "W-QUEUES",
@@ -182,21 +195,69 @@ impl DeviceThread {
         Ok(info)
     }
 
-    /// ADD with the `id` of the device, or with the first free id that no configuration entry names.
-    fn add_with_id(&self, control: &mut Control, wanted: NewDevice) -> Result<DeviceInfo, Errno> {
-        let named = &self.surroundings.named_ids;
-        if wanted.id.is_some() || named.is_empty() {
-            return control.add(&wanted);
-        }
-        let is_open = |id: &u32| !named.contains(id) && !traces::has_char_device(*id);
-        for id in (0..=ID_MAX).filter(is_open) {
-            match control.add(&NewDevice { id: Some(id), ..wanted }) {
-                // A different thread or program has added this id since `has_char_device`.
-                Err(Errno::EEXIST) => {}
-                added => return added,
+    /// ADD with the `id` of the device, or with the first free id that no configuration entry names. The inner error
+    /// is the driver's.
+    fn add_with_id(&mut self, control: &mut Control, wanted: NewDevice) -> Outcome<Result<Target, Errno>> {
+        let id = self.shared.description.id;
+        if id.is_some() || self.surroundings.named_ids.is_empty() {
+            let began = Instant::now();
+            loop {
+                let added = self.add_by_helper(control, id, wanted)?;
+                if added != Err(Errno::EEXIST) || began.elapsed() >= FREED_LIMIT || !is_half_made(control, id) {
+                    return Ok(added);
+                }
+                self.wait(FREED_LOOK, |_| false);
             }
         }
-        Err(Errno::ENOSPC)
+        for id in 0..=ID_MAX {
+            if self.surroundings.named_ids.contains(&id) || traces::has_char_device(id) {
+                continue;
+            }
+            match self.add_by_helper(control, Some(id), wanted)? {
+                // A different thread or program has added this id since `has_char_device`.
+                Err(Errno::EEXIST) => {}
+                added => return Ok(added),
+            }
+        }
+        Ok(Err(Errno::ENOSPC))
+    }
+
+    /// ADD in a helper, which then waits for [`Word::Go`]. If the helper dies after ADD, `target` is set.
+    fn add_by_helper(
+        &mut self,
+        control: &mut Control,
+        id: Option<u32>,
+        device: NewDevice,
+    ) -> Outcome<Result<Target, Errno>> {
+        let nonce = self.shared.nonce;
+        let wanted = Target { id: id.unwrap_or(ANY_ID), nonce };
+        let mut helper = Helper::spawn(wanted, Errand::Add { server: std::process::id(), device })?;
+        let began = Instant::now();
+        match self.hear_unless(&mut helper, "ADD", |_| began.elapsed() >= ADD_LIMIT) {
+            Some(Answer::Added(id)) => {
+                self.helper = Some(helper);
+                Ok(Ok(Target { id, nonce }))
+            }
+            Some(Answer::Refused(errno)) => {
+                helper.leave();
+                Ok(Err(errno))
+            }
+            None if helper.ended().is_none() => {
+                helper.leave();
+                let what = format!(
+                    "ADD has not returned within {ADD_LIMIT:?}; look for an oops in the kernel's log (Linux 6.18.4 and 6.18.5 \
+                     have one in ublk_init_queues)"
+                );
+                Err(Failure::new(Class::Failed, what))
+            }
+            said => {
+                // The kernel has finished the command before it ended the process.
+                self.target = (control.ours()?.into_iter())
+                    .find(|(its, _)| *its == nonce)
+                    .map(|(nonce, info)| Target { id: info.id, nonce });
+                Err(self.disappointed(helper, "ADD", said))
+            }
+        }
     }
 
     /// The reason why ADD was refused.
@@ -261,9 +322,9 @@ impl DeviceThread {
 
     fn start_disk(&mut self) -> Outcome<()> {
         let target = self.target.expect("added before");
-        let helper = Helper::spawn(target, Errand::Start { server: std::process::id() })?;
-        // Set only after the spawn: without a helper no START was sent, and the queues may end without STOP.
+        let mut helper = self.helper.take().expect("waits for its next word since ADD");
         self.is_start_sent = true;
+        helper.tell(Word::Go);
         self.finish(helper, START_LIMIT, "START").inspect_err(|_| self.is_start_sent = self.is_sent)?;
         self.has_disk = true;
         crash_point::at(Point::StartReturned);
@@ -333,6 +394,15 @@ impl DeviceThread {
         }
         self.reap();
     }
+}
+
+/// Whether this program has added the device and no process serves it yet: its daemon may have died, and its helper
+/// then deletes it.
+fn is_half_made(control: &mut Control, id: Option<u32>) -> bool {
+    let info = id.and_then(|id| control.info(id).ok());
+    info.is_some_and(|info| {
+        info.owner.nonce().is_some() && info.state == DiskState::Dead && info.living_server().is_none()
+    })
 }
 
 /// Why a device on this backend cannot have zero copy, in words.

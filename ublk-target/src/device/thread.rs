@@ -98,7 +98,7 @@ pub(super) struct DeviceThread {
     /// Instant of the partition scan, if a scan is due.
     pub(super) partitions_at: Option<Instant>,
     // The progress of the removal.
-    /// The helper that has sent STOP and will send DEL.
+    /// The helper that waits for its next word: after ADD for START or DEL, after STOP for DEL.
     pub(super) helper: Option<Helper>,
     /// The daemon ends, and the device with it: from now on a failed removal is tried again.
     pub(super) must_go: bool,

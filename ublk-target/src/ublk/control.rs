@@ -5,14 +5,15 @@
 //!   dev_id u32 │ queue_id u16 │ len u16 │ addr u64 │ data u64 │ dev_path_len u16, pad │ reserved u32
 //! ```
 //!
-//! The daemon itself may send ADD, SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES, and
-//! before a device serves also GET_PARAMS and START_RECOVERY. Only a helper process may send START,
-//! END_RECOVERY, STOP, TRY_STOP, DEL and UPDATE_SIZE: they can wait for requests that the daemon holds, and a
-//! process killed in such a wait never dies.
+//! The daemon itself may send SET_PARAMS, GET_INFO, GET_QUEUE_AFFINITY and GET_FEATURES, and before
+//! a device serves also GET_PARAMS and START_RECOVERY. Only a helper process may send START,
+//! END_RECOVERY, STOP, TRY_STOP, DEL and UPDATE_SIZE: they can wait for requests that the daemon
+//! holds, and a process killed in such a wait never dies. ADD is for helpers as well: on Linux
+//! 6.18.4 it never returns.
 
 #![allow(unsafe_code, reason = "submission entries carry addresses; each buffer is ours and outlives its command")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -56,11 +57,9 @@ struct Command<'a> {
     buffer: Option<&'a mut [u8]>,
 }
 
-/// The parameters of an ADD.
-#[derive(Clone, Copy, Debug)]
+/// The parameters of an ADD, without id and owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewDevice {
-    /// The id, or `None` for any free one.
-    pub id: Option<u32>,
     /// Queues wanted.
     pub queues: u16,
     /// Depth of each.
@@ -72,8 +71,35 @@ pub struct NewDevice {
     pub is_recoverable: bool,
     /// How data gets to the server; a kernel without zero copy gives [`Transfer::Copied`].
     pub transfer: Transfer,
-    /// The mark of this program.
-    pub owner: Owner,
+}
+
+const RECOVERABLE_WORD: &str = "recoverable";
+const UNRECOVERABLE_WORD: &str = "unrecoverable";
+
+impl NewDevice {
+    /// The parameters as words of a helper's command line.
+    pub fn words(&self) -> [String; 5] {
+        let numbers = [u32::from(self.queues), self.depth.into(), self.request_bytes_max];
+        let [queues, depth, bytes] = numbers.map(|number| number.to_string());
+        let is_recoverable = if self.is_recoverable { RECOVERABLE_WORD } else { UNRECOVERABLE_WORD };
+        [queues, depth, bytes, is_recoverable.to_owned(), self.transfer.word().to_owned()]
+    }
+
+    /// Parses the result of [`Self::words`]; `None` for any other words.
+    pub fn of_words(words: &[&str]) -> Option<Self> {
+        let [queues, depth, bytes, is_recoverable, transfer] = words else { return None };
+        Some(Self {
+            queues: queues.parse().ok()?,
+            depth: depth.parse().ok()?,
+            request_bytes_max: bytes.parse().ok()?,
+            is_recoverable: match *is_recoverable {
+                RECOVERABLE_WORD => true,
+                UNRECOVERABLE_WORD => false,
+                _ => return None,
+            },
+            transfer: [Transfer::Copied, Transfer::Registered].into_iter().find(|it| it.word() == *transfer)?,
+        })
+    }
 }
 
 impl Control {
@@ -99,16 +125,17 @@ impl Control {
         Ok(u64::from_ne_bytes(bits))
     }
 
-    /// ADD: `/dev/ublkcN` appears. Unless the device is recoverable, its requests and its disk fail
-    /// when the daemon dies.
-    pub fn add(&mut self, wanted: &NewDevice) -> Result<DeviceInfo, Errno> {
+    /// ADD with this id, or with any free one: `/dev/ublkcN` appears, for process `server` to open.
+    /// Unless the device is recoverable, its requests and its disk fail when the server dies. For
+    /// helpers only.
+    pub fn add(&mut self, id: Option<u32>, owner: Owner, server: u32, wanted: &NewDevice) -> Result<DeviceInfo, Errno> {
         let mut info = sys::ublksrv_ctrl_dev_info {
             nr_hw_queues: wanted.queues,
             queue_depth: wanted.depth,
             max_io_buf_bytes: wanted.request_bytes_max,
-            dev_id: wanted.id.unwrap_or(u32::MAX),
-            ublksrv_pid: std::process::id() as i32,
-            ublksrv_flags: wanted.owner.bits(),
+            dev_id: id.unwrap_or(u32::MAX),
+            ublksrv_pid: server.cast_signed(),
+            ublksrv_flags: owner.bits(),
             flags: wanted.transfer.flags()
                 | batch_flag(wanted.depth)
                 | if wanted.is_recoverable { RECOVERABLE } else { 0 },
@@ -126,6 +153,28 @@ impl Control {
         let buffer = Some(bytes_of_info(&mut info));
         self.run(Command { operation: sys::UBLK_U_CMD_GET_DEV_INFO, id, buffer, ..no_device() })?;
         Ok(info.into())
+    }
+
+    /// All devices of the kernel that this program made, each with its nonce.
+    pub fn ours(&mut self) -> Outcome<Vec<(u32, DeviceInfo)>> {
+        let names = match fs::read_dir("/sys/class/ublk-char") {
+            Ok(names) => names,
+            // Without this directory the host has no ublk devices.
+            Err(_) => return Ok(Vec::new()),
+        };
+        let mut devices = Vec::new();
+        for name in names.filter_map(Result::ok) {
+            let name = name.file_name();
+            let Some(id) = name.to_string_lossy().strip_prefix("ublkc").and_then(|id| id.parse().ok()) else {
+                continue;
+            };
+            match self.info(id) {
+                Ok(info) => devices.extend(info.owner.nonce().map(|nonce| (nonce, info))),
+                Err(Errno::ENODEV) => {}
+                Err(errno) => return Err(errno).or_fail(Class::Failed, format!("asking about device {id}")),
+            }
+        }
+        Ok(devices)
     }
 
     /// SET_PARAMS: describes the disk, before START.
