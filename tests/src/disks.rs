@@ -12,9 +12,6 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::needs::program;
 use crate::wait;
 
-/// The configfs folder of null_blk.
-const NULLB: &str = "/sys/kernel/config/nullb";
-
 /// A block device in memory, removed on drop.
 #[derive(Debug)]
 pub struct RamDisk {
@@ -69,11 +66,8 @@ impl Drop for RamDisk {
 fn null_blk(mebibytes: u64, attributes: &[(&str, &str)]) -> Result<RamDisk> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     run("modprobe", &["null_blk", "nr_devices=0"])?;
-    if !Path::new(NULLB).exists() {
-        run("mount", &["-t", "configfs", "configfs", "/sys/kernel/config"])?;
-    }
     let name = format!("e2e{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let folder = Path::new(NULLB).join(&name);
+    let folder = configfs("nullb")?.join(&name);
     fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
     let size = mebibytes.to_string();
     let fixed = [("size", size.as_str()), ("blocksize", "512"), ("memory_backed", "1"), ("discard", "1")];
@@ -88,6 +82,16 @@ fn null_blk(mebibytes: u64, attributes: &[(&str, &str)]) -> Result<RamDisk> {
         Ok(nodes.iter().find(|node| node.exists()).cloned())
     })?;
     Ok(RamDisk { node, made: Made::NullBlk { folder } })
+}
+
+/// The folder of a loaded module in configfs, which is mounted if it was not.
+pub(crate) fn configfs(module: &str) -> Result<PathBuf> {
+    const CONFIGFS: &str = "/sys/kernel/config";
+    let folder = Path::new(CONFIGFS).join(module);
+    if !folder.exists() {
+        run("mount", &["-t", "configfs", "configfs", CONFIGFS])?;
+    }
+    Ok(folder)
 }
 
 /// A mounted tmpfs of bounded size, unmounted on drop.

@@ -9,6 +9,7 @@
 //!          ├─ Fio       a job of fio-jobs/, its report, the time of each completion
 //!          ├─ disks     RAM disks, a slow disk, mounts: backends and users of a device
 //!          ├─ mapper    disks that fail, stall or wait on demand
+//!          ├─ export    disks that the kernel exports (nvmet, LIO)
 //!          ├─ Setting   a changed setting of the kernel, restored at the end
 //!          └─ process   memory, descriptors and threads of a process
 //!   mode           judgement of a run, and the number of its repetitions
@@ -22,6 +23,7 @@ pub mod command;
 pub mod daemon;
 pub mod direct;
 pub mod disks;
+pub mod export;
 mod faults;
 pub mod fio;
 pub mod mapper;

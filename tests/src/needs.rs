@@ -52,6 +52,8 @@ pub enum Need {
     Loop,
     /// `null_blk` with its own latency, for a slow backend.
     NullBlk,
+    /// The kernel's exports of disks: nvmet and LIO.
+    Exports,
 }
 
 impl Need {
@@ -84,6 +86,7 @@ impl Need {
             }
             Self::Loop => missing_program("losetup").or_else(|| missing_module("loop")),
             Self::NullBlk => missing_module("null_blk"),
+            Self::Exports => missing_module("nvmet").or_else(|| missing_module("target_core_iblock")),
         }
     }
 }

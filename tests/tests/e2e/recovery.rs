@@ -54,6 +54,7 @@ pub(crate) fn cases() -> Vec<Case> {
         f04_a_device_that_is_not_in_the_configuration_is_kept_and_told,
         f04_a_backend_that_is_away_is_waited_for_and_a_replaced_one_refused,
         f04_a_device_left_behind_can_be_removed_before_it_is_served,
+        f66_what_was_set_of_weighted_groups_stays_after_kill_takeover_and_keep,
         f83_a_state_file_that_cannot_be_read_is_put_aside_and_the_others_are_served,
     ];
     let two_cpus = cases![[Need::Ublk, Need::TwoCpus];
@@ -152,6 +153,44 @@ fn f04_what_set_and_add_made_survives_a_daemon_that_is_killed(scene: &Scene) -> 
     kill(daemon)?;
     let daemon = scene.start(&config.replace("iops-total: 50", "iops-total: 51"))?;
     ensure!(scene.listed("d")?["limits"]["iops-total"] == 51, "{}", scene.listed("d")?);
+    daemon.stop().map(drop)
+}
+
+fn f66_what_was_set_of_weighted_groups_stays_after_kill_takeover_and_keep(scene: &Scene) -> Result<()> {
+    // A group at the top has a weight without effect: it has no siblings to share with.
+    let device = in_a_file(scene, "d", ", group: g, on-stop: keep");
+    let config = format!(
+        "version: 1\ngroups:\n  g: {{ weight: 200, limits: {{ iops-total: 100 }} }}\n  \
+         above: {{ limits: {{ iops-total: 1000 }} }}\n  below: {{ parent: above, weight: 300 }}\ndevices:\n{device}"
+    );
+    let mut daemon = scene.start(&config)?;
+    scene.ask(&["set", "group", "g", "iops-total=50"])?.expect_code(0)?;
+    scene.ask(&["set", "group", "below", "parent=none", "weight=500"])?.expect_code(0)?;
+    // A thread of the daemon writes the state of groups shortly after the answer.
+    std::thread::sleep(Duration::from_millis(200));
+    for way in ["kill", "takeover", "keep"] {
+        daemon = match way {
+            "takeover" => {
+                let new = scene.take_over(&config)?;
+                daemon.expect_end(ANSWER_LIMIT)?;
+                new
+            }
+            "keep" => {
+                daemon.stop()?;
+                scene.start(&config)?
+            }
+            _ => {
+                kill(daemon)?;
+                scene.start(&config)?
+            }
+        };
+        let groups = scene.listing()?["groups"].clone();
+        let group = |name: &str| groups.as_array().and_then(|groups| groups.iter().find(|group| group["name"] == name));
+        let (g, below) = (group("g").context("g")?, group("below").context("below")?);
+        ensure!(g["limits"]["iops-total"] == 50 && g["weight"] == 200, "{way}: {g}");
+        ensure!(below["parent"].is_null() && below["weight"] == 500, "{way}: {below}");
+    }
+    scene.ask(&["del", "d"])?.expect_code(0)?;
     daemon.stop().map(drop)
 }
 

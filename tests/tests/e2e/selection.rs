@@ -41,7 +41,7 @@ const EVERY_KERNEL: [&str; 30] = [
     "f72_a_daemon_that_ends_makes_another_helper_for_one_that_dies",
     "f73_an_add_whose_helpers_die_is_undone",
     "f74_without_a_process_left_a_command_names_the_limit_and_changes_nothing",
-    "f78_another_watcher_is_made_for_one_that_dies",
+    "f78_another_watcher_is_made_for_one_that_dies_or_is_silent",
     "f93_a_backend_that_needs_stable_pages_gets_copies",
     "f96_a_write_of_a_killed_daemon_ends_before_the_next_one_serves",
     "f96_a_write_of_a_replaced_daemon_ends_before_the_next_one_serves",

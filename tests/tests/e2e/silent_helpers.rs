@@ -39,6 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases![[Need::Ublk];
         f97_a_removal_whose_helper_is_silent_is_answered_and_goes_on_with_it,
         f97_a_forced_removal_does_not_wait_for_the_silent_helper_of_another,
+        f97_a_reload_whose_helper_is_silent_is_answered_and_goes_on_with_it,
         f97_a_daemon_that_ends_says_what_it_waits_for,
         f97_an_add_whose_helper_is_silent_is_undone,
         f97_a_recovery_whose_helper_is_silent_is_tried_again,
@@ -103,6 +104,35 @@ fn f97_a_forced_removal_does_not_wait_for_the_silent_helper_of_another(scene: &S
     expect_gone(scene, "a")?;
     expect_limited(scene, "n")?;
     ends(scene, daemon)
+}
+
+fn f97_a_reload_whose_helper_is_silent_is_answered_and_goes_on_with_it(scene: &Scene) -> Result<()> {
+    // The reload adds `c`, then removes `a`; `n` stays. Without `c` nothing is removed.
+    let (before, after) = (config(scene, &["a", "n"]), config(scene, &["n", "c"]));
+    let path = scene.write("after.yaml", &after)?;
+    let path = path.to_str().context("path")?;
+    for point in ["helper-claiming", "helper-stopping", "helper-adding", "helper-starting"] {
+        let daemon = ready(scene, &before)?;
+        arm(scene, point)?;
+        let reload = scene.ask(&["reload", path])?.expect_code(7)?.expect_stderr(&["E-TIMEOUT"])?;
+        expect_in_time(format!("reload with a silent helper at {point}"), reload.took, ANSWER_LIMIT * 2)?;
+        expect_limited(scene, "n").with_context(|| point.to_owned())?;
+        kill(stopped_helper(&daemon)?, Signal::SIGCONT)?;
+        if ["helper-claiming", "helper-stopping"].contains(&point) {
+            expect_gone(scene, "a").with_context(|| point.to_owned())?;
+        }
+        wait::until("end of the start of c", ANSWER_LIMIT, || {
+            Ok(matches!(state(scene, "c")?.as_deref(), None | Some("live")).then_some(()))
+        })
+        .with_context(|| format!("{point}:\n{}", scene.logs()))?;
+        scene.ask(&["reload", path])?.expect_code(0).with_context(|| point.to_owned())?;
+        expect_gone(scene, "a").with_context(|| point.to_owned())?;
+        for name in ["n", "c"] {
+            expect_limited(scene, name).with_context(|| format!("after {point}"))?;
+        }
+        ends(scene, daemon).with_context(|| point.to_owned())?;
+    }
+    Ok(())
 }
 
 fn f97_a_daemon_that_ends_says_what_it_waits_for(scene: &Scene) -> Result<()> {

@@ -14,6 +14,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use ublk_throttle_tests::daemon::Daemon;
 use ublk_throttle_tests::disks::{self, FileSystem, LoopDisk, Mount, RamDisk};
+use ublk_throttle_tests::export::Export;
 use ublk_throttle_tests::fio::Job;
 use ublk_throttle_tests::mapper::Mapped;
 use ublk_throttle_tests::needs::Need;
@@ -51,8 +52,10 @@ pub(crate) fn cases() -> Vec<Case> {
         f61_del_is_refused_while_a_descriptor_of_the_device_is_in_a_socket,
         f63_a_second_daemon_does_not_take_a_stable_name,
     ];
+    let exports =
+        cases![[Need::Ublk, Need::Exports]; f61_del_and_reload_are_refused_while_the_kernel_exports_the_device];
     let own = cases![[Need::Ublk, Need::OwnMachine]; f65_a_flush_waits_for_a_thread_of_the_kernel];
-    dm.into_iter().chain(btrfs).chain(loops).chain(shared).chain(plain).chain(own).collect()
+    dm.into_iter().chain(btrfs).chain(loops).chain(shared).chain(plain).chain(exports).chain(own).collect()
 }
 
 /// A configuration with a device `d` on a file of 256 MiB, which the daemon creates.
@@ -165,6 +168,24 @@ fn f61_del_is_refused_while_a_loop_device_stands_on_the_device(scene: &Scene) ->
     scene.ask(&["del", "d"])?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", &name, &point])?;
     mount.unmount()?;
     drop(above);
+    scene.ask(&["del", "d"])?.expect_code(0)?;
+    daemon.stop().map(drop)
+}
+
+fn f61_del_and_reload_are_refused_while_the_kernel_exports_the_device(scene: &Scene) -> Result<()> {
+    let daemon = scene.start("version: 1\ndevices:\n  d: { backend: { memory: 16MiB } }\n")?;
+    let node = scene.device("d")?.node;
+    let nothing = scene.write("nothing.yaml", "version: 1\n")?;
+    let nothing = nothing.to_str().context("path")?;
+    let exports: [(&str, fn(&str, &Path) -> Result<Export>); 2] =
+        [("exported by nvmet (e2e, namespace 1)", Export::nvmet), ("exported by LIO (iblock_0/e2e)", Export::lio)];
+    for (words, make) in exports {
+        let export = make("e2e", &node).context(words)?;
+        for command in [&["del", "d"][..], &["reload", nothing]] {
+            scene.ask(command)?.expect_code(5)?.expect_stderr(&["error[E-BUSY]", words])?;
+        }
+        drop(export);
+    }
     scene.ask(&["del", "d"])?.expect_code(0)?;
     daemon.stop().map(drop)
 }

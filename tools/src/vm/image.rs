@@ -76,7 +76,19 @@ const LEFT_OUT: [&str; 6] = [
 ];
 
 /// Kernel modules that a command in the guest may load.
-const MODULES: [&str; 9] = ["ublk_drv", "null_blk", "brd", "loop", "dm-mod", "dm-delay", "ext4", "btrfs", "configfs"];
+const MODULES: [&str; 11] = [
+    "ublk_drv",
+    "null_blk",
+    "brd",
+    "loop",
+    "dm-mod",
+    "dm-delay",
+    "ext4",
+    "btrfs",
+    "configfs",
+    "nvmet",
+    "target_core_iblock",
+];
 
 /// Further files of the host: user and group names, the library cache, the database of dpkg.
 const FILES: [&str; 8] = [
