@@ -396,13 +396,7 @@ fn f75_a_recovery_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> 
         ready(scene, &text)?.kill(ANSWER_LIMIT)?;
         arm(scene, points)?;
         let daemon = scene.start_crashing(&text)?;
-        for name in ["a", "n"] {
-            wait::until("an answer", ANSWER_LIMIT, || Ok(scene.listing().ok().map(drop)))?;
-            expect_live(scene, name).with_context(|| format!("{points:?}:\n{}", scene.logs()))?;
-            expect_limited(scene, name)?;
-        }
-        expect_died(scene, points)?;
-        ends(scene, daemon).with_context(|| format!("{points:?}"))?;
+        expect_recovered(scene, daemon, points)?;
     }
     // SIGTERM arrives between two tries.
     ready(scene, &text)?.kill(ANSWER_LIMIT)?;
@@ -419,15 +413,20 @@ fn f75_a_takeover_whose_helper_dies_is_tried_again(scene: &Scene) -> Result<()> 
         arm(scene, points)?;
         let new = scene.start_crashing_with(&["--takeover"], &text)?;
         old.expect_end(ANSWER_LIMIT)?;
-        for name in ["a", "n"] {
-            wait::until("an answer", ANSWER_LIMIT, || Ok(scene.listing().ok().map(drop)))?;
-            expect_live(scene, name).with_context(|| format!("{points:?}:\n{}", scene.logs()))?;
-            expect_limited(scene, name)?;
-        }
-        expect_died(scene, points)?;
-        ends(scene, new).with_context(|| format!("{points:?}"))?;
+        expect_recovered(scene, new, points)?;
     }
     Ok(())
+}
+
+/// A helper has died at each of the points, and the daemon serves `a` and `n`, limited; then it ends.
+fn expect_recovered(scene: &Scene, daemon: Daemon, points: &[&str]) -> Result<()> {
+    wait::until("an answer", ANSWER_LIMIT, || Ok(scene.listing().ok().map(drop)))?;
+    for name in ["a", "n"] {
+        expect_live(scene, name).with_context(|| format!("{points:?}:\n{}", scene.logs()))?;
+        expect_limited(scene, name)?;
+    }
+    expect_died(scene, points)?;
+    ends(scene, daemon).with_context(|| format!("{points:?}"))
 }
 
 fn f75_a_recovery_without_processes_waits_for_them(scene: &Scene) -> Result<()> {
