@@ -83,9 +83,34 @@ impl Bucket {
         (wait_ns > 0).then(|| self.drained_at.plus_nanos(wait_ns))
     }
 
-    /// Whether the bucket takes another request at the instant of the last one.
-    pub(crate) fn is_open(&self) -> bool {
-        self.level <= self.capacity && self.burst_capacity.is_none_or(|capacity| self.burst_level <= capacity)
+    /// The instant at which the bucket takes a request and leaves room for `units` below the brim,
+    /// or for half of the capacity if that is less; `None` if that is now.
+    pub(crate) fn fits_at(&mut self, units: NanoUnits, now: Time) -> Option<Time> {
+        self.drain(now);
+        let brim = |capacity: NanoUnits| capacity - units.min(capacity / 2);
+        let mut wait_ns = blocked_for(self.level, brim(self.capacity), self.avg);
+        if let Some(burst_capacity) = self.burst_capacity {
+            wait_ns = wait_ns.max(blocked_for(self.burst_level, brim(burst_capacity), self.max));
+        }
+        (wait_ns > 0).then(|| self.drained_at.plus_nanos(wait_ns))
+    }
+
+    /// Whether the bucket takes a request at `then` if it is charged `units` now and nothing else
+    /// until then.
+    pub(crate) fn is_open_after(&mut self, units: NanoUnits, then: Time, now: Time) -> bool {
+        self.drain(now);
+        let elapsed_ns = u128::from(then.nanos_since(now));
+        let is_below = |level: NanoUnits, capacity: NanoUnits, rate: u64| {
+            level.saturating_add(units) <= capacity.saturating_add(u128::from(rate) * elapsed_ns)
+        };
+        is_below(self.level, self.capacity, self.avg)
+            && self.burst_capacity.is_none_or(|capacity| is_below(self.burst_level, capacity, self.max))
+    }
+
+    /// Whether the bucket does not run empty by `then` if it is charged nothing until then.
+    pub(crate) fn lasts(&mut self, then: Time, now: Time) -> bool {
+        self.drain(now);
+        self.level >= u128::from(self.avg) * u128::from(then.nanos_since(now))
     }
 
     /// Whether the bucket took no request at `since`. Valid if none was charged from then to `now`
@@ -107,22 +132,6 @@ impl Bucket {
         if self.burst_capacity.is_some() {
             self.burst_level = self.burst_level.saturating_add(cost);
         }
-    }
-
-    /// The nanoseconds in which the bucket earns `cost`, and whether the bucket binds: requests
-    /// wait for it, or nearly.
-    pub(crate) fn earns_in(&mut self, cost: NanoUnits, now: Time) -> (f64, bool) {
-        self.drain(now);
-        // A bucket that requests wait for is at the brim when a request is dispatched. A timer that
-        // is late by half of the capacity is rarer than a bucket that is half full by chance;
-        // shares err only during such a delay.
-        if let Some(burst_capacity) = self.burst_capacity
-            && self.burst_level * 2 >= burst_capacity
-            && self.level < self.capacity
-        {
-            return (float(cost) / float(self.max.into()), true);
-        }
-        (float(cost) / float(self.avg.into()), self.level * 2 >= self.capacity)
     }
 
     /// The delay of a poll by which the limit loses no rate, in nanoseconds: a bucket at its brim
@@ -216,17 +225,6 @@ impl Bucket {
         self.level = self.level.saturating_sub(u128::from(self.avg) * elapsed_ns);
         self.burst_level = self.burst_level.saturating_sub(u128::from(self.max) * elapsed_ns);
     }
-}
-
-/// Converts to a float. A value below 2^63, the usual case, takes one instruction; 128 bits take a
-/// routine, which the compiler would call for all values unless it is kept apart.
-fn float(units: NanoUnits) -> f64 {
-    #[cold]
-    #[inline(never)]
-    fn long(units: NanoUnits) -> f64 {
-        units as f64
-    }
-    i64::try_from(units).map_or_else(|_| long(units), |units| units as f64)
 }
 
 /// Nanoseconds until `level` has drained to `capacity` at `rate` units a second, rounded up, at most `u64::MAX`.

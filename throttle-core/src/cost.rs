@@ -1,5 +1,7 @@
 //! The kinds of requests, and their costs: the buckets that are charged, and the units.
 
+use crate::limits::LimitKind;
+
 /// The direction of a request: it selects the read or the write buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -54,6 +56,23 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// Whether a limit of this kind, if it is set, is charged for the request.
+    pub const fn is_charged_to(&self, kind: LimitKind) -> bool {
+        let is_of_direction = match kind {
+            LimitKind::BpsTotal | LimitKind::IopsTotal => true,
+            LimitKind::BpsRead | LimitKind::IopsRead => matches!(self.direction, Direction::Read),
+            LimitKind::BpsWrite | LimitKind::IopsWrite => matches!(self.direction, Direction::Write),
+        };
+        is_of_direction && if kind.is_iops() { self.is_operation } else { self.bytes > 0 }
+    }
+
+    /// Whether the same limits are charged for both requests.
+    pub const fn has_limits_of(&self, other: &Self) -> bool {
+        self.direction as u8 == other.direction as u8
+            && self.is_operation == other.is_operation
+            && (self.bytes > 0) == (other.bytes > 0)
+    }
+
     /// Whether no bucket is charged, so the request never waits.
     pub const fn is_free(&self) -> bool {
         !self.is_operation && self.bytes == 0

@@ -29,11 +29,6 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
         self.entries.first().copied()
     }
 
-    /// Whether the heap has no items.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Inserts an item.
     pub fn insert(&mut self, key: K, item: T, place: &mut Place<'_, T>) {
         self.entries.push((key, item));

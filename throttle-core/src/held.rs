@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::cost::{Cost, Direction};
+use crate::cost::Cost;
 use crate::group::QueueId;
-use crate::lane::Lane;
 use crate::planted::{Fault, planted};
-use crate::share::Virtual;
 use crate::throttle::Tag;
 use crate::time::Time;
 
@@ -23,8 +21,6 @@ pub(crate) struct Held {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
     requests: VecDeque<Held>,
-    /// The virtual time of this line, against that of the opposite direction while both wait.
-    pub position: Virtual,
 }
 
 impl Line {
@@ -57,12 +53,4 @@ impl Line {
     pub fn iter(&self) -> impl Iterator<Item = &Held> {
         self.requests.iter()
     }
-
-    /// The lane of the first request.
-    pub fn lane(&self) -> Option<Lane> {
-        self.first().map(|held| Lane::of(&held.cost))
-    }
 }
-
-/// The two lines of a member, indexed by [`Direction`].
-pub(crate) type Lines = [Line; Direction::ALL.len()];

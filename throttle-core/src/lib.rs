@@ -9,7 +9,6 @@ pub mod gate;
 pub mod group;
 mod heap;
 mod held;
-mod lane;
 mod lease;
 pub mod limiter;
 pub mod limits;

@@ -27,42 +27,6 @@ pub struct Limiter {
     limits: Limits,
 }
 
-/// The cost of a request on a set of limits, as the time in which the limits earn it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Takes {
-    /// The largest over the buckets that bind; 0 if none does.
-    pub binding_ns: f64,
-    /// The largest over all buckets; 0 without limits.
-    pub any_ns: f64,
-    /// Whether all buckets take a request of the same kind again at the same instant.
-    pub leave_open: bool,
-}
-
-impl Takes {
-    /// The cost on an empty set of limits.
-    pub const NOTHING: Self = Self { binding_ns: 0.0, any_ns: 0.0, leave_open: true };
-
-    /// The cost on both sets of limits together.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            binding_ns: larger(self.binding_ns, other.binding_ns),
-            any_ns: larger(self.any_ns, other.any_ns),
-            leave_open: self.leave_open && other.leave_open,
-        }
-    }
-
-    /// The time that counts for shares: of the limits that bind, or of all limits if none binds.
-    pub fn ns(self) -> f64 {
-        if self.binding_ns > 0.0 { self.binding_ns } else { self.any_ns }
-    }
-}
-
-/// [`f64::max`] without its NaN handling.
-fn larger(one: f64, other: f64) -> f64 {
-    if one > other { one } else { other }
-}
-
 /// The credit of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credit {
@@ -119,21 +83,11 @@ impl Limiter {
         Self { asked: asked(&buckets), buckets, limits: *limits }
     }
 
-    /// Whether no limit is set.
-    pub(crate) fn is_unlimited(&self) -> bool {
-        self.asked == [0; Direction::ALL.len()]
-    }
-
     /// The instant at which every bucket takes a request of this cost; `None` if that is now.
     pub fn ready_at(&mut self, cost: &Cost, now: Time) -> Option<Time> {
         let mut latest = None;
         self.for_each_in(self.charged(cost), |_, bucket| latest = latest.max(bucket.ready_at(now)));
         latest
-    }
-
-    /// Whether every bucket takes a request like the last charged one again, at the same instant.
-    pub(crate) fn is_open(&self, cost: &Cost) -> bool {
-        ones(self.charged(cost)).all(|kind| self.buckets[usize::from(kind)].as_ref().is_none_or(Bucket::is_open))
     }
 
     /// Whether a bucket would not have taken a request of this cost at `since`, computed from its
@@ -179,17 +133,24 @@ impl Limiter {
         if self.limits.iops_size > 0 { self.limits.iops_size } else { u64::MAX }
     }
 
-    /// Charges a request at `now` as [`Self::charge`] does; returns its cost in time at the levels
-    /// before the charge.
-    pub(crate) fn take(&mut self, cost: &Cost, now: Time) -> Takes {
-        let mut takes = Takes::NOTHING;
-        self.for_each_charge(cost, |bucket, units| {
-            let (ns, binds) = bucket.earns_in(units, now);
-            bucket.charge(units, now);
-            let binding_ns = if binds { ns } else { 0.0 };
-            takes = takes.and(Takes { binding_ns, any_ns: ns, leave_open: bucket.is_open() });
-        });
-        takes
+    /// The kinds of limits that are set, in the order of [`LimitKind`].
+    pub(crate) fn kinds(&self) -> LimitKinds {
+        LimitKinds(self.asked[0] | self.asked[1])
+    }
+
+    /// The bucket of a limit that is set.
+    pub(crate) fn bucket(&mut self, kind: LimitKind) -> &mut Bucket {
+        self.buckets[kind as usize].as_mut().expect("the limit is set")
+    }
+
+    /// The rate of a limit that is set, in units a second.
+    pub(crate) fn rate(&self, kind: LimitKind) -> u64 {
+        self.limits.get(kind).avg
+    }
+
+    /// The units of a limit that a request of this cost is charged.
+    pub(crate) fn units(&self, kind: LimitKind, cost: &Cost) -> NanoUnits {
+        if kind.is_iops() { self.operations(cost.bytes) } else { u128::from(cost.bytes) * UNIT }
     }
 
     /// Changes the limits and keeps the used share of each bucket. Equal limits change nothing.
@@ -244,11 +205,6 @@ impl Limiter {
         }
     }
 
-    /// Whether a limit on reads and writes together is set, for which they compete.
-    pub(crate) fn has_total(&self) -> bool {
-        [LimitKind::BpsTotal, LimitKind::IopsTotal].iter().any(|&kind| self.buckets[kind as usize].is_some())
-    }
-
     /// The buckets to which this cost is charged, a bit for each [`LimitKind`].
     fn charged(&self, cost: &Cost) -> u8 {
         let bytes = if cost.bytes > 0 { BPS } else { 0 };
@@ -270,8 +226,8 @@ impl Limiter {
     /// Calls `with` for each existing bucket of `kinds`, a bit for each [`LimitKind`].
     fn for_each_in(&mut self, kinds: u8, mut with: impl FnMut(LimitKind, &mut Bucket)) {
         for kind in ones(kinds) {
-            if let Some(bucket) = &mut self.buckets[usize::from(kind)] {
-                with(LimitKind::ALL[usize::from(kind)], bucket);
+            if let Some(bucket) = &mut self.buckets[kind] {
+                with(LimitKind::ALL[kind], bucket);
             }
         }
     }
@@ -285,6 +241,23 @@ impl Limiter {
         } else {
             UNIT
         }
+    }
+}
+
+/// A set of limits by their kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LimitKinds(u8);
+
+impl LimitKinds {
+    /// The kinds that are not unlimited.
+    pub fn of(limits: &Limits) -> Self {
+        let set = LimitKind::ALL.into_iter().filter(|&kind| !limits.get(kind).is_unlimited());
+        Self(set.fold(0, |bits, kind| bits | 1 << kind as u8))
+    }
+
+    /// Calls `with` for each kind, in the order of [`LimitKind`].
+    pub fn map<T>(self, with: impl Fn(LimitKind) -> T) -> impl Iterator<Item = T> {
+        ones(self.0).map(move |kind| with(LimitKind::ALL[kind]))
     }
 }
 

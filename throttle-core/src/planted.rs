@@ -31,11 +31,6 @@ pub(crate) enum Fault {
     NewestFirst,
     /// A request joins a line without a check whether it changes the deadline.
     JoinUnseen,
-    /// A member keeps its position among the ready ones after a dispatch, even if its limits now
-    /// block it.
-    PlacesKept,
-    /// A line is dispatched as long as the limits allow, although further members wait.
-    RunOverOthers,
     /// I7: a member leaves while it has a queue.
     LeaveWithQueue,
     /// I8: bells are rung with the lock held.

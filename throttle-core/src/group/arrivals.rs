@@ -52,7 +52,7 @@ impl Arrivals<'_> {
         }
         let Self { queue, member, root, now, .. } = *self;
         let Groups { tree, queues, armed, .. } = &mut *self.groups;
-        if tree.is_idle(root) && tree.ready_at(member, &cost, now).is_none() {
+        if tree.is_uncontended(member, &cost) && tree.ready_at(member, &cost, now).is_none() {
             tree.charge(member, &cost, now);
             return self.go(tag);
         }

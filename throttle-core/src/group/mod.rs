@@ -593,7 +593,7 @@ impl Groups {
         self.tree.assert_invariants();
         for (id, member) in &self.members {
             assert_eq!(self.queues.of(MemberId(id)).count(), member.queues as usize);
-            let mut held = self.tree.lines(id).iter().flat_map(|line| line.iter()).peekable();
+            let mut held = self.tree.lines(id).into_iter().flat_map(|line| line.iter()).peekable();
             assert!(held.peek().is_none() || member.mode == Mode::Live, "a member that is not limited holds nothing");
             for held in held {
                 let queue = self.queues.get(held.queue).expect("I7: what is held has a queue");
@@ -620,7 +620,7 @@ impl Groups {
         for (id, queue) in self.queues.iter() {
             assert!(self.members.contains_key(queue.member.0), "I7: a queue has a member");
             let lines = self.tree.lines(queue.member.0);
-            let held = lines.iter().flat_map(|line| line.iter()).filter(|held| held.queue == id).count();
+            let held = lines.into_iter().flat_map(|line| line.iter()).filter(|held| held.queue == id).count();
             assert_eq!(queue.held as usize, held, "I5: the count is what the member holds");
             assert!(queue.owes_poll || queue.let_go.is_empty(), "restart work is never left without a ring");
         }

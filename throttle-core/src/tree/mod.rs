@@ -1,0 +1,511 @@
+//! Trees of groups, and the turn: which member's request is dispatched next.
+//!
+//! ```text
+//!                 rack            limit R
+//!               ╱      ╲
+//!        tenant-a      vol3       limit T of tenant-a
+//!        ╱     ╲        r │ w
+//!     vol1     vol2
+//!    r │ w    r │ w               a line: the held requests of a member in one direction, in arrival order
+//!
+//!   order of R:  rack { tenant-a { vol1 { r w } vol2 { r w } } vol3 { r w } }
+//!   order of T:         tenant-a { vol1 { r w } vol2 { r w } }
+//! ```
+//!
+//! Each limit has its own order over the children of its node, their children, and so on down to
+//! the lines ([`order`]), in the unit of the limit. A dispatched request is charged to every limit
+//! from its member up to the root together, and moves the tags of its line, member and groups in
+//! the order of each of these limits.
+//!
+//! A line waits in the order of one limit, its *main* limit ([`turn`] says which); for each limit
+//! with a waiting line the tree has the instant at which the first of them is due. So limits of
+//! idle members are not read, and a decision costs one heap step for each limit and level on the
+//! way up.
+//!
+//! A limit has the same index at its node and at every node below: the limits at and above a node
+//! are those above its parent, those of its parent, and its own.
+//!
+//! This module knows no queues, no restart work and no timers.
+
+mod order;
+mod shape;
+mod timing;
+mod turn;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use slotmap::{SecondaryMap, SlotMap, new_key_type};
+
+use crate::charge::ChargeTable;
+use crate::cost::{Cost, Direction};
+use crate::heap::Heap;
+use crate::held::{Held, Line};
+use crate::lease::{Grant, Prepaid, within};
+use crate::limiter::{Credit, Level, Limiter};
+use crate::limits::{LimitKind, Limits};
+use crate::planted::{Fault, planted};
+use crate::share::WEIGHT_DEFAULT;
+use crate::time::Time;
+use order::{Order, Standing};
+
+pub use shape::BadParent;
+
+/// The most levels of groups: bounds the work of one decision.
+pub const DEPTH_MAX: usize = 8;
+
+/// The most limits above a request: six for its member and for each level of groups.
+const LIMITS_MAX: usize = 6 * (DEPTH_MAX + 1);
+
+new_key_type! {
+    /// The id of a group or a member.
+    pub(crate) struct NodeId;
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    parent: Option<NodeId>,
+    weight: u32,
+    limiter: Limiter,
+    /// Requests held at or below this node.
+    held: u32,
+    /// The weights of the children that hold requests.
+    weights_waiting: u64,
+    /// The limits at the node and above it, from the root down. The index of a limit is the same at
+    /// all nodes below the limit.
+    limits: Vec<LimitId>,
+    /// The number of `limits` that are above the node; the others are its own.
+    above: usize,
+    own: Vec<LimitState>,
+    /// The order of the node's children at each of `limits`.
+    orders: Vec<Order>,
+    /// The node's standing in the orders of its parent.
+    standings: Vec<Standing>,
+    kind: Kind,
+}
+
+/// A limit of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LimitId {
+    node: NodeId,
+    kind: LimitKind,
+}
+
+/// The lines that a limit counts.
+#[derive(Clone, Debug, Default)]
+struct LimitState {
+    /// Lines with a held request that is charged to the limit.
+    counted: u32,
+    /// Of these, the lines whose main limit it is.
+    mains: u32,
+    /// The lines that wait in the order of the limit.
+    waiters: u32,
+    reserved: Option<Reservation>,
+    /// No line waits in vain for the same closed limit as the line of the reservation.
+    blocked_until: Time,
+    /// The place among the timers of the tree, if lines wait.
+    timer: Option<u32>,
+}
+
+/// A limit kept for the first line of its order until that line's other limits let it go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reservation {
+    line: LineId,
+    until: Time,
+}
+
+/// A line of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LineId {
+    member: NodeId,
+    direction: Direction,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Group(Group),
+    Member([Flow; Direction::ALL.len()]),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Group {
+    children: BTreeSet<NodeId>,
+    charges: Option<ChargeTable>,
+}
+
+/// A line and its part in the orders.
+#[derive(Clone, Debug, Default)]
+struct Flow {
+    line: Line,
+    /// The line's standing in the orders of its member.
+    standings: Vec<Standing>,
+    /// The limits that the first request is charged to, a bit for each index; 0 if none waits.
+    charged: u64,
+    /// The index of the main limit, while a request waits that is charged to a limit.
+    main: usize,
+    /// The index of the limit in whose order the line waits: the main limit, or a closed one at
+    /// which the line is parked.
+    waits_at: Option<usize>,
+    /// The instant of the last look at the line, and the looks at that instant.
+    looked_at: (Time, u8),
+}
+
+/// What only a whole tree has.
+#[derive(Clone, Debug, Default)]
+struct Root {
+    /// The limits in whose orders lines wait, each with the instant at which its first line is due.
+    timers: Heap<Time, (NodeId, usize)>,
+    /// Lines whose first request is charged to no limit: due at once.
+    unlimited: Vec<LineId>,
+    /// The patience of each limited node of the tree ([`Limiter::patience_ns`]), with the number of
+    /// such nodes.
+    patience_ns: BTreeMap<u64, u32>,
+}
+
+impl Flow {
+    fn is_parked(&self) -> bool {
+        self.waits_at.is_some_and(|at| at != self.main)
+    }
+}
+
+impl Node {
+    fn new(limits: &Limits, weight: u32, kind: Kind) -> Self {
+        Self {
+            parent: None,
+            weight,
+            limiter: Limiter::new(limits),
+            held: 0,
+            weights_waiting: 0,
+            limits: Vec::new(),
+            above: 0,
+            own: Vec::new(),
+            orders: Vec::new(),
+            standings: Vec::new(),
+            kind,
+        }
+    }
+
+    fn is_group(&self) -> bool {
+        matches!(self.kind, Kind::Group(_))
+    }
+
+    fn group(&mut self) -> &mut Group {
+        match &mut self.kind {
+            Kind::Group(group) => group,
+            Kind::Member(_) => unreachable!("a member has no children"),
+        }
+    }
+
+    fn flow(&self, direction: Direction) -> &Flow {
+        match &self.kind {
+            Kind::Member(flows) => &flows[direction as usize],
+            Kind::Group(_) => unreachable!("a group holds nothing itself"),
+        }
+    }
+
+    fn flow_mut(&mut self, direction: Direction) -> &mut Flow {
+        match &mut self.kind {
+            Kind::Member(flows) => &mut flows[direction as usize],
+            Kind::Group(_) => unreachable!("a group holds nothing itself"),
+        }
+    }
+
+    /// The standing of a child that is a line of this member.
+    fn line_standing(&mut self, line: usize, limit: usize) -> &mut Standing {
+        &mut self.flow_mut(Direction::ALL[line]).standings[limit]
+    }
+
+    /// The weights of the children that wait.
+    fn weights(&self) -> f64 {
+        match &self.kind {
+            Kind::Member(flows) => {
+                let waiting = flows.iter().filter(|flow| flow.line.first().is_some()).count();
+                waiting as f64 * f64::from(WEIGHT_DEFAULT)
+            }
+            Kind::Group(_) => self.weights_waiting as f64,
+        }
+    }
+}
+
+/// All groups and members, in any number of trees.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tree {
+    nodes: SlotMap<NodeId, Node>,
+    roots: SecondaryMap<NodeId, Root>,
+    /// Counts arrivals in the orders, to break ties.
+    arrivals: u64,
+}
+
+impl Tree {
+    /// The number of children of a group; 0 for a member.
+    pub fn children(&self, id: NodeId) -> u32 {
+        match &self.nodes[id].kind {
+            Kind::Group(group) => group.children.len() as u32,
+            Kind::Member(_) => 0,
+        }
+    }
+
+    /// The topmost node above `id`, or `id` itself.
+    pub fn root(&self, id: NodeId) -> NodeId {
+        self.path(id).last().unwrap_or(id)
+    }
+
+    /// The group above a node.
+    pub fn parent(&self, id: NodeId) -> Option<NodeId> {
+        self.nodes[id].parent
+    }
+
+    /// The credit of each limit of a node.
+    pub fn credit(&mut self, id: NodeId, now: Time) -> Vec<Credit> {
+        self.nodes[id].limiter.credit(now)
+    }
+
+    /// The level of each limit of a node.
+    pub fn levels(&mut self, id: NodeId, now: Time) -> Vec<Level> {
+        self.nodes[id].limiter.levels(now)
+    }
+
+    /// Resumes a node from levels noted `elapsed_ns` ago.
+    pub fn resume(&mut self, id: NodeId, levels: &[Level], elapsed_ns: u64, now: Time) {
+        self.nodes[id].limiter.resume(levels, elapsed_ns, now);
+        self.time_own(id, now);
+    }
+
+    /// The node and every node above it.
+    fn path(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        std::iter::successors(Some(id), |&id| self.nodes[id].parent)
+    }
+
+    /// The charge table of a member: that of the nearest group above with a table of its own, or
+    /// the default.
+    pub fn charges(&self, id: NodeId) -> ChargeTable {
+        let table = |id| match &self.nodes[id].kind {
+            Kind::Group(group) => group.charges,
+            Kind::Member(_) => None,
+        };
+        self.path(id).find_map(table).unwrap_or_default()
+    }
+
+    /// Whether a node and all nodes above it are without limits.
+    pub fn is_unlimited(&self, id: NodeId) -> bool {
+        self.nodes[id].limits.is_empty()
+    }
+
+    /// Whether no request waits in the tree of `root`.
+    pub fn is_idle(&self, root: NodeId) -> bool {
+        self.nodes[root].held == 0
+    }
+
+    /// The two lines of a member.
+    pub fn lines(&self, member: NodeId) -> [&Line; Direction::ALL.len()] {
+        Direction::ALL.map(|direction| &self.nodes[member].flow(direction).line)
+    }
+
+    /// Reserves room for `count` held requests of a member in each direction.
+    pub fn reserve(&mut self, member: NodeId, count: usize) {
+        for direction in Direction::ALL {
+            self.nodes[member].flow_mut(direction).line.reserve(count);
+        }
+    }
+
+    /// Whether a new request of this cost competes with no held request: none waits in its line,
+    /// and none that waits is charged to a limit that the new one is charged to.
+    pub fn is_uncontended(&self, member: NodeId, cost: &Cost) -> bool {
+        if self.nodes[member].flow(cost.direction).line.first().is_some() {
+            return false;
+        }
+        self.path(member).all(|id| {
+            let node = &self.nodes[id];
+            let mut own = node.limits[node.above..].iter().zip(&node.own);
+            own.all(|(limit, state)| state.counted == 0 || !cost.is_charged_to(limit.kind))
+        })
+    }
+
+    /// The instant at which every limit of a node and above it allows a request of this cost;
+    /// `None` if that is now.
+    pub fn ready_at(&mut self, node: NodeId, cost: &Cost, now: Time) -> Option<Time> {
+        let mut latest = None;
+        let mut next = Some(node);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            latest = latest.max(node.limiter.ready_at(cost, now));
+            next = node.parent;
+        }
+        latest
+    }
+
+    /// Charges a node and all above it for a request that is dispatched outside its turn.
+    pub fn charge(&mut self, node: NodeId, cost: &Cost, now: Time) {
+        let mut next = Some(node);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            node.limiter.charge(cost, now);
+            next = node.parent;
+            if self.nodes[id].held > 0 {
+                self.time_own(id, now);
+            }
+        }
+    }
+
+    /// Charges a member and all nodes above it in advance, for as much of `wanted` as leaves all of
+    /// them clearly below their limits; `None` if that is not worth a lease.
+    pub fn prepay(&mut self, member: NodeId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
+        let mut room = wanted;
+        let mut size_max = u64::MAX;
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            room = within(room, node.limiter.room(direction, now))?;
+            size_max = size_max.min(node.limiter.size_max());
+            next = node.parent;
+        }
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            node.limiter.prepay(direction, room, now);
+            next = node.parent;
+        }
+        Some(Grant { prepaid: room, size_max, charges: self.charges(member) })
+    }
+
+    /// Holds a request. Returns whether that may change the deadline of its tree: the first request
+    /// of a line may be due before all others, and the second permits timer slack for the first.
+    pub fn hold(&mut self, member: NodeId, held: Held, now: Time) -> bool {
+        let line_id = LineId { member, direction: held.cost.direction };
+        let line = &mut self.flow_mut(line_id).line;
+        let was_empty = line.first().is_none();
+        line.push(held);
+        let may_matter = line.len() <= 2;
+        self.count_held(member, 1);
+        if was_empty {
+            self.enter(line_id, order::Lead::Newcomer(now), now);
+        }
+        may_matter
+    }
+
+    /// Holds requests that cannot change the deadline of their tree: from the first of `held` on,
+    /// as long as the request is charged and has two before it in its line. Returns their number.
+    pub fn join(&mut self, member: NodeId, held: impl Iterator<Item = Held>) -> u32 {
+        let node = &mut self.nodes[member];
+        let mut joined = 0;
+        for held in held {
+            let line = &mut node.flow_mut(held.cost.direction).line;
+            if held.cost.is_free() || line.len() < 2 && !planted(Fault::JoinUnseen) {
+                break;
+            }
+            line.push(held);
+            joined += 1;
+        }
+        self.count_held(member, i64::from(joined));
+        joined
+    }
+
+    /// Removes the oldest held request of a member in a direction, without a charge.
+    pub fn pop(&mut self, member: NodeId, direction: Direction, now: Time) -> Option<Held> {
+        let line = LineId { member, direction };
+        let held = self.flow_mut(line).line.pop()?;
+        self.count_held(member, -1);
+        if !planted(Fault::PopWithoutSettle) {
+            self.settle(line, &held.cost, now);
+        }
+        Some(held)
+    }
+
+    /// Counts held requests at a node and all above it.
+    fn count_held(&mut self, from: NodeId, change: i64) {
+        let mut next = Some(from);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            let was_waiting = node.held > 0;
+            node.held = u32::try_from(i64::from(node.held) + change).expect("held requests are counted once");
+            let (is_waiting, weight) = (node.held > 0, u64::from(node.weight));
+            next = node.parent;
+            if let Some(parent) = next
+                && was_waiting != is_waiting
+            {
+                let weights = &mut self.nodes[parent].weights_waiting;
+                *weights = if is_waiting { *weights + weight } else { *weights - weight };
+            }
+        }
+    }
+
+    fn flow(&self, line: LineId) -> &Flow {
+        self.nodes[line.member].flow(line.direction)
+    }
+
+    fn flow_mut(&mut self, line: LineId) -> &mut Flow {
+        self.nodes[line.member].flow_mut(line.direction)
+    }
+}
+
+#[cfg(test)]
+impl Tree {
+    /// Panics unless all counts are right and every line waits in exactly one order.
+    pub fn assert_invariants(&self) {
+        for (id, node) in &self.nodes {
+            self.assert_node(id, node);
+            if let Kind::Member(flows) = &node.kind {
+                for (line, flow) in flows.iter().enumerate() {
+                    self.assert_flow(LineId { member: id, direction: Direction::ALL[line] }, flow);
+                }
+            }
+        }
+    }
+
+    fn assert_node(&self, id: NodeId, node: &Node) {
+        assert_eq!(node.parent.is_none(), self.roots.contains_key(id), "a node without a parent is a root");
+        let (held, weights) = match &node.kind {
+            Kind::Member(flows) => (flows.iter().map(|flow| flow.line.len()).sum(), 0),
+            Kind::Group(group) => {
+                let children = self.nodes.iter().filter(|(_, child)| child.parent == Some(id));
+                assert!(children.map(|(id, _)| id).eq(group.children.iter().copied()), "a group knows its children");
+                let children = group.children.iter().map(|&child| &self.nodes[child]);
+                let waiting = children.clone().filter(|child| child.held > 0);
+                (children.map(|child| child.held).sum(), waiting.map(|child| u64::from(child.weight)).sum())
+            }
+        };
+        assert_eq!((node.held, node.weights_waiting), (held, weights), "I5: counted on every level");
+        let inherited = node.parent.map_or(&[][..], |parent| &self.nodes[parent].limits);
+        assert_eq!(&node.limits[..node.above], inherited, "a limit has one index at all nodes below it");
+        assert_eq!(node.limits.len(), node.orders.len());
+        assert_eq!(node.standings.len(), node.above);
+        for (own, state) in node.own.iter().enumerate() {
+            let index = node.above + own;
+            let of_member = |(member, node): (NodeId, &Node)| {
+                let flows = match &node.kind {
+                    Kind::Member(flows) => flows.clone().to_vec(),
+                    Kind::Group(_) => Vec::new(),
+                };
+                self.path(member).any(|above| above == id).then_some(flows).into_iter().flatten()
+            };
+            let flows: Vec<Flow> = self.nodes.iter().flat_map(of_member).filter(|flow| flow.charged != 0).collect();
+            let counted = flows.iter().filter(|flow| flow.charged & 1 << index != 0);
+            assert_eq!(state.counted as usize, counted.clone().count(), "charged lines are counted");
+            assert_eq!(state.mains as usize, counted.filter(|flow| flow.main == index).count());
+            let waiters = flows.iter().filter(|flow| flow.waits_at == Some(index)).count();
+            assert_eq!(state.waiters as usize, waiters, "waiting lines are counted");
+            assert_eq!(state.timer.is_some(), waiters > 0, "a limit is timed exactly while lines wait");
+        }
+    }
+
+    fn assert_flow(&self, line: LineId, flow: &Flow) {
+        let first = flow.line.first();
+        assert_eq!(flow.waits_at.is_some(), flow.charged != 0, "I4: a line waits in one order");
+        let unlimited = &self.roots[self.root(line.member)].unlimited;
+        let is_due = first.is_some() && flow.charged == 0;
+        assert_eq!(unlimited.iter().filter(|&&due| due == line).count(), usize::from(is_due));
+        let Some(first) = first else {
+            assert_eq!(flow.charged, 0, "a line without requests waits nowhere");
+            return;
+        };
+        let limits = &self.nodes[line.member].limits;
+        for (index, limit) in limits.iter().enumerate() {
+            assert_eq!(flow.charged & 1 << index != 0, first.cost.is_charged_to(limit.kind));
+        }
+        let Some(at) = flow.waits_at else { return };
+        assert_ne!(flow.charged & 1 << at, 0);
+        for (node, child) in self.climb(line, at).up() {
+            let standing = self.standing(node, child, at);
+            assert_eq!(self.nodes[node].orders[at].at(standing.place().expect("it waits")), Some(child));
+        }
+    }
+}
