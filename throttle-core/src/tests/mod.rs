@@ -22,6 +22,8 @@ mod resume;
 #[cfg(not(any(loom, shuttle)))]
 mod scenarios;
 #[cfg(not(any(loom, shuttle)))]
+mod shares;
+#[cfg(not(any(loom, shuttle)))]
 mod short_cuts;
 #[cfg(not(any(loom, shuttle)))]
 mod slack;
