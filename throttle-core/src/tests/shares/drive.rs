@@ -13,6 +13,7 @@ use super::plan::{LimitAt, Plan};
 use crate::cost::{Direction, Operation};
 use crate::gate::Gate;
 use crate::group::{Change, GroupId, GroupOptions, MemberId, MemberOptions};
+use crate::limiter::Level;
 use crate::limits::Limits;
 use crate::throttle::{Doorbell, Request, Throttle};
 use crate::time::Time;
@@ -126,7 +127,27 @@ impl Run {
             requests: Vec::new(),
         };
         run.replace_meters(None);
+        run.fill();
         run
+    }
+
+    /// Fills the bucket of each limit without a burst to just above its capacity, as after a full
+    /// use. From empty buckets, the flow that is switched on first would take the headroom of all its
+    /// limits: 100 ms of a rate, of which its share may be a hundredth, hence 10 s ahead.
+    fn fill(&self) {
+        for (index, node) in self.plan.nodes.iter().enumerate() {
+            let here = self.limits.iter().filter(|at| at.node == index && node.limits.get(at.kind).max == 0);
+            let levels: Vec<Level> = here
+                .map(|&LimitAt { kind, .. }| {
+                    let limit = node.limits.get(kind);
+                    Level { kind, limit, level: u128::from(limit.avg) * 100_000_000 + 1, burst_level: 0 }
+                })
+                .collect();
+            match self.ids[index] {
+                Id::Group(group) => self.throttle.resume_group(group, &levels, 0, Time::ZERO),
+                Id::Member(member) => self.throttle.resume_member(member, &levels, 0, Time::ZERO),
+            }
+        }
     }
 
     /// New meters, and the charges of each flow, for the present plan. A limit that is the same as

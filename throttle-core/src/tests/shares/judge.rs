@@ -21,13 +21,17 @@
 //! Tolerances, all for the granularity of requests and of timers, none for a wrong ratio:
 //! * used up: granted ≥ rate · T − one largest request − 1 %. The window may end while the bucket
 //!   drains the debt of a request, and a plain rate may start the window up to 100 ms ahead: 1 % of
-//!   10 s, and less than the 5 % below of any window of 4 s.
+//!   10 s, and less than the 5 % below of any window of 4 s. A request that this limit would let go
+//!   may wait, at each further limit on its path, for one request of each competitor. This limit
+//!   loses its rate for as much of that wait as exceeds its headroom (100 ms): a device of 2.8 kB/s
+//!   beside requests of 512 KiB at 175 kB/s waits 3 s for each of its requests, at any scheduler.
 //! * due: 5 %, and two requests, the largest of the competitors at that level. Start-time fair
 //!   queueing keeps two children within one largest request of each, once at each end of a window.
 
 use std::fmt;
 
 use super::plan::{LimitAt, NANO, Nodes, Plan};
+use crate::limits::Limit;
 
 /// What a window granted.
 pub struct Window<'a> {
@@ -50,6 +54,13 @@ pub struct Level {
     pub due: f64,
     /// The take of the parent.
     pub all: f64,
+    /// The due of the parent if that is more than its take: within the tolerance, or the take of a
+    /// flow that is due less than a request in the window. Pauses are explained by this.
+    entitled: f64,
+    /// The part of the child in what the parent is entitled to, if it takes no more than the
+    /// siblings of its weight. A sibling with less than half of its part by weight is at a limit of
+    /// its own. Unlike `due`, this is not raised by what the child itself took too much.
+    lasting: f64,
     /// The largest request of the competitors.
     pub largest: f64,
     /// One largest request of each competitor, together.
@@ -72,6 +83,11 @@ pub struct Position {
     pub is_used_up: bool,
     /// One request of the flow.
     pub cost: f64,
+    /// The largest request of all flows that count for the limit.
+    largest: f64,
+    /// The time for one request of each competitor on each level, at the rate of that level; in
+    /// seconds.
+    round_s: f64,
     /// From the node of the limit down to the flow.
     pub levels: Vec<Level>,
 }
@@ -85,10 +101,14 @@ impl Position {
     /// between two requests at the due rate, and one largest request of each competitor on each
     /// level, at the rate of that level.
     fn pause_ns(&self, ns: u64) -> f64 {
-        let due = self.levels.last().map_or(f64::INFINITY, |level| level.due);
-        let rounds: f64 = self.levels.iter().map(|level| level.round / level.all).sum();
-        ns as f64 * (2.0 * self.cost / due + rounds)
+        let due = self.levels.last().map_or(0.0, |level| level.lasting);
+        ns as f64 * (2.0 * self.cost / due + rounds(&self.levels))
     }
+}
+
+/// One request of each competitor on each level, as a part of the window.
+fn rounds(levels: &[Level]) -> f64 {
+    levels.iter().filter(|level| level.round > 0.0).map(|level| level.round / level.entitled).sum()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,13 +134,37 @@ pub struct Judge<'a> {
     limits: Vec<LimitAt>,
     /// The nodes on the path of each flow.
     paths: Vec<Nodes>,
+    /// The positions of each flow, at each limit that it counts for.
+    positions: Vec<Vec<Position>>,
 }
 
 impl<'a> Judge<'a> {
     pub fn new(window: &'a Window<'a>) -> Self {
         let plan = window.plan;
         let paths = plan.flows.iter().map(|flow| plan.path_set(flow.device)).collect();
-        Self { window, limits: plan.limits(), paths }
+        let mut judge = Self { window, limits: plan.limits(), paths, positions: Vec::new() };
+        let mut positions: Vec<_> = (0..plan.flows.len()).map(|flow| judge.positions(flow)).collect();
+        judge.see_what_is_used_up(&mut positions);
+        judge.positions = positions;
+        judge
+    }
+
+    /// Marks the limits that are used up.
+    fn see_what_is_used_up(&self, positions: &mut [Vec<Position>]) {
+        for (&at, &rate) in self.limits.iter().zip(self.window.rates) {
+            let Some(rate) = rate else { continue };
+            let headroom_s = headroom_s(self.window.plan.limit(at));
+            let mut lost = 0.0;
+            for (own, &granted) in positions.iter().zip(self.window.granted) {
+                if own.iter().any(|position| position.at == at) {
+                    let rounds = own.iter().filter(|position| position.at != at).map(|position| position.round_s);
+                    lost += granted as f64 * (rounds.sum::<f64>() - headroom_s).max(0.0) * rate as f64;
+                }
+            }
+            for position in positions.iter_mut().flatten().filter(|position| position.at == at) {
+                position.is_used_up = position.granted >= position.allowed * 0.99 - position.largest - lost;
+            }
+        }
     }
 
     /// The complaints of all flows that were backlogged.
@@ -130,24 +174,24 @@ impl<'a> Judge<'a> {
     }
 
     fn complaint(&self, flow: usize) -> Option<Complaint> {
-        let positions = self.positions(flow);
+        let positions = &self.positions[flow];
         if positions.iter().any(Position::justifies) {
             return None;
         }
         let is_idle = !positions.iter().any(|position| position.is_used_up);
         let reason = if is_idle { Reason::Idle } else { Reason::Unfair };
-        Some(Complaint { flow, name: self.window.plan.name(flow), reason, positions })
+        Some(Complaint { flow, name: self.window.plan.name(flow), reason, positions: positions.clone() })
     }
 
     /// The longest pause of a backlogged flow that its used-up limits explain. The request waits for
     /// the due interval of its slowest limit, and at each limit for a round of the competitors.
     pub fn pause_ns(&self, flow: usize) -> f64 {
-        let positions = self.positions(flow);
+        let positions = &self.positions[flow];
         positions.iter().filter(|position| position.is_used_up).map(|position| position.pause_ns(self.window.ns)).sum()
     }
 
     /// The position of a flow at each limit that it counts for.
-    pub fn positions(&self, flow: usize) -> Vec<Position> {
+    fn positions(&self, flow: usize) -> Vec<Position> {
         let own = self.limits.iter().zip(self.window.rates);
         own.filter(|&(&at, _)| self.counts(at, flow)).map(|(&at, &rate)| self.position(at, rate, flow)).collect()
     }
@@ -192,10 +236,12 @@ impl<'a> Judge<'a> {
                 competitors[index].take += take;
                 competitors[index].largest = competitors[index].largest.max(cost);
             }
-            levels.push(level(child.unwrap_or(flow), child.unwrap_or(plan.flows[flow].device), &competitors));
+            let entitled = levels.last().map_or(0.0, |above: &Level| above.lasting);
+            let node = child.unwrap_or(plan.flows[flow].device);
+            levels.push(level(child.unwrap_or(flow), node, &competitors, entitled));
         }
-        let is_used_up = granted >= allowed * 0.99 - largest;
-        Position { at, granted, allowed, is_used_up, cost: self.cost(at, flow), levels }
+        let round_s = rounds(&levels) * self.window.ns as f64 / 1e9;
+        Position { at, granted, allowed, is_used_up: false, cost: self.cost(at, flow), largest, round_s, levels }
     }
 
     /// The child of `parent` on the path of `node`.
@@ -203,6 +249,14 @@ impl<'a> Judge<'a> {
         let plan = self.window.plan;
         plan.path(node).find(|&node| plan.nodes[node].parent == Some(parent)).expect("a node below the parent")
     }
+}
+
+/// The time for which a limit loses no rate while no request goes: that in which a full bucket
+/// drains, 100 ms without a burst and in a burst longer than 1 s.
+fn headroom_s(limit: Limit) -> f64 {
+    let Limit { avg, max, burst_length_ns } = limit;
+    let pool_s = max as f64 * burst_length_ns as f64 / 1e9 / avg as f64;
+    if max > 0 { pool_s.min(0.1) } else { 0.1 }
 }
 
 /// A child of a node, or a direction of a device, at one limit.
@@ -214,14 +268,22 @@ struct Competitor {
     largest: f64,
 }
 
-fn level(key: usize, node: usize, competitors: &[Competitor]) -> Level {
+fn level(key: usize, node: usize, competitors: &[Competitor], entitled: f64) -> Level {
     let own = competitors.iter().find(|competitor| competitor.key == key).expect("the flow counts for the limit");
     let siblings = || competitors.iter().filter(|competitor| competitor.key != key);
     let all: f64 = competitors.iter().map(|competitor| competitor.take).sum();
-    let due = own.weight * water_level(own.weight, siblings().map(|sibling| (sibling.weight, sibling.take)), all);
+    let entitled = entitled.max(all);
+    let due = own.weight * water_level(own.weight, siblings().map(|other| (other.weight, other.take)), all);
+    let weights: f64 = competitors.iter().map(|competitor| competitor.weight).sum();
+    let (mut rest, mut shared_by) = (entitled, weights);
+    for sibling in siblings().filter(|sibling| sibling.take < entitled * sibling.weight / weights / 2.0) {
+        rest -= sibling.take;
+        shared_by -= sibling.weight;
+    }
+    let lasting = own.weight * rest / shared_by;
     let largest = competitors.iter().map(|competitor| competitor.largest).fold(0.0, f64::max);
     let round = siblings().map(|sibling| sibling.largest).sum();
-    Level { node, take: own.take, due, all, largest, round }
+    Level { node, take: own.take, due, all, entitled, lasting, largest, round }
 }
 
 /// The level at which `weight · level + Σ min(take, weight · level)` over the siblings is `all`.
@@ -386,6 +448,19 @@ mod tests {
         };
         assert_eq!(judged(&[100, 400, 400]), 0);
         assert_eq!(judged(&[100, 500, 300]), 1);
+    }
+
+    #[test]
+    fn limit_that_loses_rate_to_a_long_round_at_another_limit_counts_as_used_up() {
+        // b may send 1 KiB a second; a request of a keeps the root for 1 s. b waits for it each time,
+        // 0.9 s longer than its headroom, so b sends each 1.9 s.
+        let mut plan = Plan::root("bps-total=1048576");
+        let a = plan.device(0, "", 100);
+        plan.reads(a, 1 << 20);
+        let b = plan.device(0, "bps-total=1024", 100);
+        plan.reads(b, 1024);
+        assert_eq!(complaints(&plan, &[10, 5]), []);
+        assert_eq!(complaints(&plan, &[10, 3]), [(1, Reason::Unfair)]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! alone, so it shares no code and no notion of a turn with the scheduler. The [`meter`] module
 //! replays each bucket in integers.
 
+mod cases;
 mod classes;
 mod drive;
 mod judge;

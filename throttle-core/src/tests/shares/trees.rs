@@ -18,6 +18,14 @@ pub struct Shape {
     pub both: bool,
     /// Limits have bursts.
     pub bursts: bool,
+    /// All limits are of this kind, a total.
+    pub only: Option<LimitKind>,
+}
+
+impl Shape {
+    fn has(self, kind: LimitKind) -> bool {
+        self.only.is_none_or(|only| only == kind)
+    }
 }
 
 /// A weight: mostly 50 to 400, one in ten from 1 to 10,000.
@@ -31,7 +39,7 @@ pub fn plan(random: &mut Random, shape: Shape) -> Plan {
     let mut plan = Plan::root("");
     grow(random, &mut plan, shape);
     let nominal: Vec<f64> = plan.flows.iter().map(|_| random.log_between(1.0, 10.0)).collect();
-    limit(random, &mut plan, &nominal);
+    limit(random, &mut plan, &nominal, shape);
     if random.chance(50) {
         add_twin(random, &mut plan);
     }
@@ -87,14 +95,14 @@ fn need(plan: &Plan, at: LimitAt, nominal: &[f64]) -> f64 {
 /// Rates are multiples of this until they are scaled, so that rounding changes no ratio.
 const FINE: f64 = 1e6;
 
-fn limit(random: &mut Random, plan: &mut Plan, nominal: &[f64]) {
+fn limit(random: &mut Random, plan: &mut Plan, nominal: &[f64], shape: Shape) {
     let (of_group, of_device) = (random.between(5, 40), random.between(0, 15));
     for node in 0..plan.nodes.len() {
-        if random.chance(15) {
+        if shape.only.is_none() && random.chance(15) {
             plan.nodes[node].limits.iops_size = 512 << random.between(0, 8);
         }
         let percent = if plan.nodes[node].is_device { of_device } else { of_group };
-        for kind in LimitKind::ALL {
+        for kind in LimitKind::ALL.into_iter().filter(|&kind| shape.has(kind)) {
             if random.chance(percent) {
                 set(random, plan, LimitAt { node, kind }, nominal);
             }
@@ -106,7 +114,7 @@ fn limit(random: &mut Random, plan: &mut Plan, nominal: &[f64]) {
         if !is_limited {
             let node = if random.chance(50) { 0 } else { flow.device };
             let kinds: Vec<LimitKind> =
-                LimitKind::ALL.into_iter().filter(|&kind| covers(kind, flow.direction)).collect();
+                LimitKind::ALL.into_iter().filter(|&kind| covers(kind, flow.direction) && shape.has(kind)).collect();
             let kind = kinds[random.below(kinds.len())];
             set(random, plan, LimitAt { node, kind }, nominal);
         }
