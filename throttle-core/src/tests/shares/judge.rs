@@ -154,11 +154,14 @@ impl<'a> Judge<'a> {
         for (&at, &rate) in self.limits.iter().zip(self.window.rates) {
             let Some(rate) = rate else { continue };
             let headroom_s = headroom_s(self.window.plan.limit(at));
-            let mut lost = 0.0;
-            for (own, &granted) in positions.iter().zip(self.window.granted) {
-                if own.iter().any(|position| position.at == at) {
+            // The limit is idle only while each of its flows waits for another limit, so no flow
+            // explains more loss than the one that waits least.
+            let mut lost = f64::INFINITY;
+            for (flow, own) in positions.iter().enumerate() {
+                if self.window.backlogged[flow] && own.iter().any(|position| position.at == at) {
                     let rounds = own.iter().filter(|position| position.at != at).map(|position| position.round_s);
-                    lost += granted as f64 * (rounds.sum::<f64>() - headroom_s).max(0.0) * rate as f64;
+                    let waits_s = (rounds.sum::<f64>() - headroom_s).max(0.0);
+                    lost = lost.min((self.window.granted[flow] + 1) as f64 * waits_s * rate as f64);
                 }
             }
             for position in positions.iter_mut().flatten().filter(|position| position.at == at) {

@@ -20,6 +20,8 @@ pub struct Shape {
     pub bursts: bool,
     /// All limits are of this kind, a total.
     pub only: Option<LimitKind>,
+    /// The root alone has a limit.
+    pub root_only: bool,
 }
 
 impl Shape {
@@ -96,7 +98,7 @@ fn need(plan: &Plan, at: LimitAt, nominal: &[f64]) -> f64 {
 const FINE: f64 = 1e6;
 
 fn limit(random: &mut Random, plan: &mut Plan, nominal: &[f64], shape: Shape) {
-    let (of_group, of_device) = (random.between(5, 40), random.between(0, 15));
+    let (of_group, of_device) = if shape.root_only { (0, 0) } else { (random.between(5, 40), random.between(0, 15)) };
     for node in 0..plan.nodes.len() {
         if shape.only.is_none() && random.chance(15) {
             plan.nodes[node].limits.iops_size = 512 << random.between(0, 8);
@@ -112,7 +114,7 @@ fn limit(random: &mut Random, plan: &mut Plan, nominal: &[f64], shape: Shape) {
     for flow in plan.flows.clone() {
         let is_limited = plan.limits().iter().any(|&at| plan.counts(at, flow));
         if !is_limited {
-            let node = if random.chance(50) { 0 } else { flow.device };
+            let node = if shape.root_only || random.chance(50) { 0 } else { flow.device };
             let kinds: Vec<LimitKind> =
                 LimitKind::ALL.into_iter().filter(|&kind| covers(kind, flow.direction) && shape.has(kind)).collect();
             let kind = kinds[random.below(kinds.len())];
