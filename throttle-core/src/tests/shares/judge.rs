@@ -33,6 +33,9 @@ use std::fmt;
 use super::plan::{LimitAt, NANO, Nodes, Plan};
 use crate::limits::Limit;
 
+/// A set of flows, a bit for each.
+type Flows = u128;
+
 /// What a window granted.
 pub struct Window<'a> {
     pub plan: &'a Plan,
@@ -47,7 +50,7 @@ pub struct Window<'a> {
 }
 
 /// One level of a limit, from the parent `p` to its child on the path of a flow.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Level {
     pub node: usize,
     pub take: f64,
@@ -64,7 +67,9 @@ pub struct Level {
     /// The largest request of the competitors.
     pub largest: f64,
     /// One largest request of each competitor, together.
-    pub round: f64,
+    round: f64,
+    /// The flows of each competitor.
+    siblings: Vec<Flows>,
 }
 
 impl Level {
@@ -85,9 +90,6 @@ pub struct Position {
     pub cost: f64,
     /// The largest request of all flows that count for the limit.
     largest: f64,
-    /// The time for one request of each competitor on each level, at the rate of that level; in
-    /// seconds.
-    round_s: f64,
     /// From the node of the limit down to the flow.
     pub levels: Vec<Level>,
 }
@@ -153,21 +155,47 @@ impl<'a> Judge<'a> {
     fn see_what_is_used_up(&self, positions: &mut [Vec<Position>]) {
         for (&at, &rate) in self.limits.iter().zip(self.window.rates) {
             let Some(rate) = rate else { continue };
-            let headroom_s = headroom_s(self.window.plan.limit(at));
-            // The limit is idle only while each of its flows waits for another limit, so no flow
-            // explains more loss than the one that waits least.
-            let mut lost = f64::INFINITY;
-            for (flow, own) in positions.iter().enumerate() {
-                if self.window.backlogged[flow] && own.iter().any(|position| position.at == at) {
-                    let rounds = own.iter().filter(|position| position.at != at).map(|position| position.round_s);
-                    let waits_s = (rounds.sum::<f64>() - headroom_s).max(0.0);
-                    lost = lost.min((self.window.granted[flow] + 1) as f64 * waits_s * rate as f64);
-                }
-            }
+            let lost = self.idle_s(at, positions) * rate as f64;
             for position in positions.iter_mut().flatten().filter(|position| position.at == at) {
                 position.is_used_up = position.granted >= position.allowed * 0.99 - position.largest - lost;
             }
         }
+    }
+
+    /// The time for which a limit may be empty although its flows have requests, in seconds.
+    ///
+    /// Each time, each of its flows waits for another limit: at most a round of those competitors
+    /// that are not charged to this limit, as the rest would use it. The shortest such wait of a flow
+    /// counts, less the headroom of the limit. A request of this limit ends the wait, and a further
+    /// wait begins with a further round, which bounds their number.
+    fn idle_s(&self, at: LimitAt, positions: &[Vec<Position>]) -> f64 {
+        let window_s = self.window.ns as f64 / 1e9;
+        let own = || (0..positions.len()).filter(|&flow| self.counts(at, flow));
+        let round_s = |flow: usize| {
+            let elsewhere = positions[flow].iter().filter(|position| position.at != at);
+            elsewhere.map(|position| self.round_beside(at, position)).sum::<f64>() * window_s
+        };
+        let round_s = own().filter(|&flow| self.window.backlogged[flow]).map(round_s).fold(f64::INFINITY, f64::min);
+        let excess_s = round_s - headroom_s(self.window.plan.limit(at));
+        if !round_s.is_finite() || excess_s <= 0.0 {
+            return 0.0;
+        }
+        let granted: u64 = own().map(|flow| self.window.granted[flow]).sum();
+        excess_s * (granted as f64 + 1.0).min(window_s / round_s)
+    }
+
+    /// One request of each competitor at `position` that is not charged to `at`, as a part of the
+    /// window.
+    fn round_beside(&self, at: LimitAt, position: &Position) -> f64 {
+        let of_level = |level: &Level| {
+            let largest = |&flows: &Flows| {
+                let beside = (0..self.paths.len()).filter(|&flow| flows >> flow & 1 == 1 && !self.counts(at, flow));
+                beside.map(|flow| self.cost(position.at, flow)).fold(0.0, f64::max)
+            };
+            let round: f64 = level.siblings.iter().map(largest).sum();
+            if round > 0.0 { round / level.entitled } else { 0.0 }
+        };
+        position.levels.iter().map(of_level).sum()
     }
 
     /// The complaints of all flows that were backlogged.
@@ -233,18 +261,18 @@ impl<'a> Judge<'a> {
                 };
                 let index = competitors.iter().position(|competitor| competitor.key == key).unwrap_or_else(|| {
                     let weight = if child.is_some() { plan.nodes[key].weight.into() } else { 1.0 };
-                    competitors.push(Competitor { key, weight, take: 0.0, largest: 0.0 });
+                    competitors.push(Competitor { key, weight, take: 0.0, largest: 0.0, flows: 0 });
                     competitors.len() - 1
                 });
                 competitors[index].take += take;
+                competitors[index].flows |= 1 << taker;
                 competitors[index].largest = competitors[index].largest.max(cost);
             }
             let entitled = levels.last().map_or(0.0, |above: &Level| above.lasting);
             let node = child.unwrap_or(plan.flows[flow].device);
             levels.push(level(child.unwrap_or(flow), node, &competitors, entitled));
         }
-        let round_s = rounds(&levels) * self.window.ns as f64 / 1e9;
-        Position { at, granted, allowed, is_used_up: false, cost: self.cost(at, flow), largest, round_s, levels }
+        Position { at, granted, allowed, is_used_up: false, cost: self.cost(at, flow), largest, levels }
     }
 
     /// The child of `parent` on the path of `node`.
@@ -269,6 +297,7 @@ struct Competitor {
     weight: f64,
     take: f64,
     largest: f64,
+    flows: Flows,
 }
 
 fn level(key: usize, node: usize, competitors: &[Competitor], entitled: f64) -> Level {
@@ -285,8 +314,9 @@ fn level(key: usize, node: usize, competitors: &[Competitor], entitled: f64) -> 
     }
     let lasting = own.weight * rest / shared_by;
     let largest = competitors.iter().map(|competitor| competitor.largest).fold(0.0, f64::max);
-    let round = siblings().map(|sibling| sibling.largest).sum();
-    Level { node, take: own.take, due, all, entitled, lasting, largest, round }
+    let (round, siblings) =
+        (siblings().map(|sibling| sibling.largest).sum(), siblings().map(|sibling| sibling.flows).collect());
+    Level { node, take: own.take, due, all, entitled, lasting, largest, round, siblings }
 }
 
 /// The level at which `weight · level + Σ min(take, weight · level)` over the siblings is `all`.
