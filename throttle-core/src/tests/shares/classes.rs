@@ -352,6 +352,12 @@ fn ten_thousand_trees_with_limits_of_one_kind() {
 
 #[test]
 #[ignore = "takes minutes"]
+fn ten_thousand_trees_with_a_single_limit() {
+    judge_all(Class::OneLimit, MANY);
+}
+
+#[test]
+#[ignore = "takes minutes"]
 fn ten_thousand_steady_trees() {
     judge_all(Class::Steady, MANY);
 }

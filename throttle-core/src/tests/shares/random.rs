@@ -31,9 +31,19 @@ impl Random {
     }
 
     /// A number of which the logarithm is uniform.
+    ///
+    /// Computes `(high / low) ^ unit` from square roots, one for each bit of `unit`: IEEE 754 rounds
+    /// these alike on every machine, unlike `powf`.
     pub fn log_between(&mut self, low: f64, high: f64) -> f64 {
-        let unit = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        low * (high / low).powf(unit)
+        let unit = self.next();
+        let (mut root, mut power) = (high / low, 1.0);
+        for place in 0..32 {
+            root = root.sqrt();
+            if unit >> place & 1 == 1 {
+                power *= root;
+            }
+        }
+        low * power
     }
 }
 

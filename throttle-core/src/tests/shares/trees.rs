@@ -1,17 +1,16 @@
 //! Random trees: one seed, one plan.
 //!
-//! Each flow has a nominal rate, and each limit a rate of 0.3 to 1.6 times what the flows below it
-//! need at their nominal rates. So limits at several levels, in bytes and in operations, compete to
-//! be the one that is short. All rates are then scaled so that the whole tree passes at most 400 to
-//! 3000 requests a second: the tree is a matter of ratios, and the number of grants is the cost of a
-//! test.
+//! Each flow has a nominal rate. Each limit has 0.3 to 1.6 times the need of the flows below it at
+//! their nominal rates, so several levels, in bytes and in operations, may be the short one. All
+//! rates are then scaled so that the tree passes at most 400 to 3000 requests a second: ratios make a
+//! tree, and grants make the cost of a test.
 
 use super::plan::{LimitAt, NANO, Plan, covers};
 use super::random::Random;
 use crate::cost::Direction;
 use crate::limits::{Limit, LimitKind, SECOND_NS};
 
-/// What a class of trees asks of a plan.
+/// The properties of a plan that differ between the classes.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Each device reads and writes.
@@ -30,7 +29,7 @@ impl Shape {
     }
 }
 
-/// A weight: mostly 50 to 400, one in ten from 1 to 10,000.
+/// A weight: mostly 50 to 400, 1 to 10,000 in a tenth.
 pub fn weight(random: &mut Random) -> u32 {
     let weight = if random.chance(10) { random.log_between(1.0, 10_000.0) } else { random.log_between(50.0, 400.0) };
     weight.round() as u32
