@@ -24,6 +24,7 @@
 //! draining loses no remainder, however often it is done.
 
 use crate::limits::{Limit, SECOND_NS};
+use crate::planted::{Fault, planted};
 use crate::time::Time;
 
 /// 10⁻⁹ of a byte or an operation.
@@ -47,6 +48,16 @@ pub struct Bucket {
     burst_level: NanoUnits,
     /// The latest instant seen, up to which the levels have been drained.
     drained_at: Time,
+    /// Units of all refunds so far, modulo 2^64.
+    refunded: u64,
+}
+
+/// The state of a bucket after an advance payment: bounds a later refund.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    level: NanoUnits,
+    burst_level: NanoUnits,
+    refunded: u64,
 }
 
 impl Bucket {
@@ -66,6 +77,7 @@ impl Bucket {
             level: 0,
             burst_level: 0,
             drained_at: Time::ZERO,
+            refunded: 0,
         }
     }
 
@@ -141,14 +153,50 @@ impl Bucket {
         u64::try_from((self.capacity / u128::from(self.avg)).min(burst)).unwrap_or(u64::MAX)
     }
 
-    /// Units that fit before the bucket is more than `1 / part` full; drained up to `now`.
-    pub(crate) fn room(&mut self, part: u128, now: Time) -> u64 {
+    /// Units that can be prepaid for `ahead_ns` such that the unspent units of all payments in any
+    /// such time are at most `1 / part` of the capacity; drained up to `now`.
+    ///
+    /// The bucket drains at most `rate · ahead_ns` of those payments, so the level may rise to
+    /// `capacity / part - rate · ahead_ns`.
+    pub(crate) fn room(&mut self, part: u128, ahead_ns: u64, now: Time) -> u64 {
         self.drain(now);
-        let mut room = (self.capacity / part).saturating_sub(self.level);
+        let up_to =
+            |capacity: NanoUnits, rate| (capacity / part).saturating_sub(u128::from(rate) * u128::from(ahead_ns));
+        let mut room = up_to(self.capacity, self.avg).saturating_sub(self.level);
         if let Some(burst_capacity) = self.burst_capacity {
-            room = room.min((burst_capacity / part).saturating_sub(self.burst_level));
+            room = room.min(up_to(burst_capacity, self.max).saturating_sub(self.burst_level));
         }
         u64::try_from(room / UNIT).unwrap_or(u64::MAX)
+    }
+
+    /// Charges units in advance, of which [`Self::refund`] may return a part.
+    pub(crate) fn prepay(&mut self, units: u64, now: Time) -> Mark {
+        self.charge(u128::from(units) * UNIT, now);
+        Mark { level: self.level, burst_level: self.burst_level, refunded: self.refunded }
+    }
+
+    /// Takes back unspent units that were prepaid at `paid_at`, except those that have drained:
+    /// without that payment the bucket would have been empty at times, and that drain would have
+    /// been lost.
+    ///
+    /// The refund that keeps to this is `units` or the lowest level since the payment, whichever is
+    /// less. The level after the payment, less the drain and all refunds since, is at most that
+    /// lowest level: charges only raise it. Returned credit therefore cannot return twice, and the
+    /// levels never fall below those without the payment.
+    pub(crate) fn refund(&mut self, units: u64, mark: Mark, paid_at: Time, now: Time) {
+        self.drain(now);
+        let nano = u128::from(units) * UNIT;
+        let since_ns = u128::from(self.drained_at.nanos_since(paid_at));
+        let refunded = u128::from(self.refunded.wrapping_sub(mark.refunded)) * UNIT;
+        let returned = |level: NanoUnits, rate: u64| {
+            if planted(Fault::RefundDrained) {
+                return nano;
+            }
+            nano.min(level.saturating_sub(u128::from(rate) * since_ns).saturating_sub(refunded))
+        };
+        self.level = self.level.saturating_sub(returned(mark.level, self.avg));
+        self.burst_level = self.burst_level.saturating_sub(returned(mark.burst_level, self.max));
+        self.refunded = self.refunded.wrapping_add(units);
     }
 
     /// Units left below the brim, the capacity in units, and units above the brim; drained up to
@@ -378,6 +426,52 @@ mod tests {
                     let allowed = u128::from(avg) * (window_ns + HEADROOM_NS) + UNIT;
                     prop_assert!(count * UNIT <= allowed, "{count} requests in {window_ns} ns at {avg}/s");
                 }
+            }
+        }
+
+        #[test]
+        fn refunds_leave_at_least_the_level_of_the_spent_part(
+            (avg, max) in (1_u64..2_000, 1_u64..4),
+            is_rate in any::<bool>(),
+            events in prop::collection::vec((0..3_usize, 0..4_usize, 0_u64..100, 0_u64..100, 0_u64..20_000_000), 1..100),
+        ) {
+            // Up to four payments are open at a time. Replay: a second bucket is charged the spent
+            // part of each payment, at the instant of the payment. Each refund leaves at least the
+            // levels of that bucket, and a refund of the only payment exactly those.
+            let burst_length_ns = if is_rate { 2 * SECOND_NS } else { SECOND_NS };
+            let limit = Limit { avg, max: avg * max, burst_length_ns };
+            let mut bucket = Bucket::new(limit);
+            // Units and instant of every charge: all units while the payment is open.
+            let mut charges: Vec<(u64, Time)> = Vec::new();
+            let mut open: [Option<(usize, Mark)>; 4] = [None; 4];
+            let mut now = ms(1);
+            for (what, payer, units, part, gap_ns) in events {
+                match (what, open[payer]) {
+                    (0, _) => {
+                        bucket.charge(u128::from(units) * UNIT, now);
+                        charges.push((units, now));
+                    }
+                    (_, None) => {
+                        open[payer] = Some((charges.len(), bucket.prepay(units, now)));
+                        charges.push((units, now));
+                    }
+                    (_, Some((paid, mark))) => {
+                        let (all, paid_at) = charges[paid];
+                        let unspent = all * part / 99;
+                        charges[paid].0 -= unspent;
+                        bucket.refund(unspent, mark, paid_at, now);
+                        open[payer] = None;
+                        let mut spent = Bucket::new(limit);
+                        charges.iter().for_each(|&(units, at)| spent.charge(u128::from(units) * UNIT, at));
+                        let (level, burst_level) = bucket.levels(now);
+                        let (least, burst_least) = spent.levels(now);
+                        prop_assert!(level >= least && burst_level >= burst_least, "{level} {least} {burst_level} {burst_least}");
+                        if charges.len() == 1 {
+                            prop_assert_eq!((level, burst_level), (least, burst_least));
+                        }
+                    }
+                }
+                now = now.plus_nanos(gap_ns);
             }
         }
 

@@ -46,7 +46,7 @@ impl Gate {
     /// requests allocates nothing.
     pub fn new(throttle: Arc<Throttle>, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> Self {
         let queue = throttle.add_queue(member, depth, bell);
-        let leases = Some([Lease::none(); 2]);
+        let leases = Some([const { Lease::none() }; 2]);
         let joined = Joined { throttle, queue, look: None, owes_poll: false, pass: None, leases, bells: Vec::new() };
         Self { joined: Some(joined) }
     }
@@ -66,11 +66,12 @@ impl Gate {
     /// [`Self::request_all`].
     pub fn passes(&mut self, operation: Operation, bytes: u64, now: Time) -> bool {
         let Some(joined) = &mut self.joined else { return true };
-        if joined.pass.is_some_and(|pass| joined.throttle.is_valid(pass)) {
+        let pass = joined.throttle.pass();
+        if joined.pass == Some(pass) {
             return true;
         }
         let leases = joined.leases.as_mut();
-        leases.is_some_and(|leases| leases[operation.direction() as usize].spend(operation, bytes, now))
+        leases.is_some_and(|leases| leases[operation.direction() as usize].spend(operation, bytes, pass, now))
     }
 
     /// Decides on requests in arrival order. Appends the tags that may go to `go`, in that order;
@@ -129,12 +130,12 @@ impl Gate {
         self.joined.as_ref().and_then(|joined| joined.look)
     }
 
-    /// Ends the gate before its thread ends. `Ok` once no request is held and no restart work is
+    /// Ends the gate before its thread ends; unspent credit of its leases returns. `Ok` once no request is held and no restart work is
     /// outstanding; after that no state refers to this queue. Keep polling until then: the bell
     /// announces remaining work.
     pub fn retire(&mut self) -> Result<(), StillBusy> {
-        if let Some(joined) = &self.joined {
-            joined.throttle.retire(joined.queue)?;
+        if let Some(joined) = &mut self.joined {
+            joined.throttle.retire(&mut joined.bells, joined.queue, joined.leases.as_mut())?;
             self.joined = None;
         }
         Ok(())

@@ -6,12 +6,13 @@
 //! ```
 //!
 //! The wait is the largest of the four, not their sum. A check changes no level and a charge cannot
-//! fail, so no charge is ever taken back ("take from one, fail on the next, put back").
+//! fail, so no charge of a request is ever taken back ("take from one, fail on the next, put
+//! back"). Only unspent credit of a lease is ([`crate::lease`]).
 
 use crate::bits::ones;
-use crate::bucket::{Bucket, NanoUnits, UNIT};
+use crate::bucket::{Bucket, Mark, NanoUnits, UNIT};
 use crate::cost::{Cost, Direction};
-use crate::lease::{CLEARLY_BELOW, Prepaid};
+use crate::lease::{CLEARLY_BELOW, LEASE_NS, Prepaid, Unspent};
 use crate::limits::{Limit, LimitKind, Limits};
 use crate::planted::{Fault, planted};
 use crate::time::Time;
@@ -44,7 +45,7 @@ pub struct Credit {
 /// The level of one limit: a process leaves it to its successor, so that a restart grants no
 /// credit.
 ///
-/// Prepaid units ([`crate::lease`]) count as used.
+/// Prepaid units ([`crate::lease`]) count as used until the unspent part returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
     /// Which limit.
@@ -103,23 +104,37 @@ impl Limiter {
         self.for_each_charge(cost, |bucket, units| bucket.charge(units, now));
     }
 
-    /// The operations and bytes that can be prepaid in a direction before a bucket is more than 1 /
-    /// [`CLEARLY_BELOW`] full.
+    /// The operations and bytes that can be prepaid in a direction for [`LEASE_NS`]: unspent
+    /// credit is at most 1 / [`CLEARLY_BELOW`] of each capacity.
     pub(crate) fn room(&mut self, direction: Direction, now: Time) -> Prepaid {
         let mut room = Prepaid { operations: u64::MAX, bytes: u64::MAX };
         self.for_each_in(self.asked[direction as usize], |kind, bucket| {
-            let free = bucket.room(CLEARLY_BELOW, now);
+            let free = bucket.room(CLEARLY_BELOW, LEASE_NS, now);
             let least = if kind.is_iops() { &mut room.operations } else { &mut room.bytes };
             *least = free.min(*least);
         });
         room
     }
 
-    /// Charges prepaid operations and bytes in a direction.
-    pub(crate) fn prepay(&mut self, direction: Direction, prepaid: Prepaid, now: Time) {
+    /// Charges prepaid operations and bytes in a direction; appends a mark for each charged bucket.
+    pub(crate) fn prepay(&mut self, direction: Direction, prepaid: Prepaid, marks: &mut Vec<Mark>, now: Time) {
         self.for_each_in(self.asked[direction as usize], |kind, bucket| {
-            let units = if kind.is_iops() { prepaid.operations } else { prepaid.bytes };
-            bucket.charge(u128::from(units) * UNIT, now);
+            marks.push(bucket.prepay(prepaid.units(kind), now));
+        });
+    }
+
+    /// Returns unspent operations and bytes to the buckets that [`Self::prepay`] charged, one mark
+    /// each. The limits must not have changed since.
+    pub(crate) fn refund(
+        &mut self,
+        direction: Direction,
+        unspent: &Unspent<'_>,
+        marks: &mut impl Iterator<Item = Mark>,
+        now: Time,
+    ) {
+        self.for_each_in(self.asked[direction as usize], |kind, bucket| {
+            let mark = marks.next().expect("a mark for each bucket that was charged");
+            bucket.refund(unspent.left.units(kind), mark, unspent.paid_at, now);
         });
     }
 

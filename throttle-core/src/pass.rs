@@ -10,11 +10,21 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// The change count at which a queue had no limit above it.
+/// The change count at which a queue had no limit above it, or got a lease ([`crate::lease`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pass(u64);
 
-/// Counts the changes after which a queue may get its first limit. Aligned away from the lock's
+impl Pass {
+    /// The count before any change.
+    pub const FIRST: Self = Self(0);
+
+    /// The count after one change.
+    #[cfg(test)]
+    pub const SECOND: Self = Self(1);
+}
+
+/// Counts the changes after which a queue may get its first limit, or a lease may have been charged
+/// to other buckets than those of its queue. Aligned away from the lock's
 /// cache lines, which threads write all the time.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -26,15 +36,10 @@ impl Changes {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The current pass. Call it under that lock, for a queue without limits above it.
+    /// The current count. Under that lock it is exact. A thread without the lock may read an older
+    /// count, but not one older than a change that it knows of: that change is counted before the
+    /// lock is released. No read depends on this load, so it is relaxed.
     pub fn pass(&self) -> Pass {
         Pass(self.0.load(Ordering::Relaxed))
-    }
-
-    /// Whether no change was counted since the pass was given.
-    pub fn has_none_since(&self, Pass(count): Pass) -> bool {
-        // Relaxed: no read depends on this load, and a change that this thread knows of is already
-        // counted.
-        self.0.load(Ordering::Relaxed) == count
     }
 }

@@ -49,6 +49,12 @@ pub(crate) enum Fault {
     ApplyInSteps,
     /// A queue keeps its pass after it gets a limit.
     PassForEver,
+    /// A lease is spent after a change, which may have replaced the buckets that paid it.
+    LeaseOutlivesChange,
+    /// A refund returns credit that has drained since the payment.
+    RefundDrained,
+    /// A refund returns credit that a change of limits has made void.
+    RefundAfterChange,
     /// A resumed process forgets the levels of the earlier one.
     ResumeEmpty,
     /// The timer slack ignores the patience of the limits.

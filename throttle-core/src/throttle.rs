@@ -18,17 +18,18 @@
 //!    retired queue gets no more restart work, and a queue with restart work cannot retire: without
 //!    this wait, restart work would run on a member that is gone.
 //! 4. `changes` is written with `state` locked and read without it: an unchanged count proves to a
-//!    queue without limits above it that this is still so ([`crate::pass`]). Such a queue takes the
-//!    lock once after each change.
+//!    queue without limits above it that this is still so ([`crate::pass`]), and to a queue with a
+//!    lease that its buckets are those that paid ([`crate::lease`]). Such a queue takes the lock
+//!    once after each change.
 
 use std::sync::Arc;
 
 use slotmap::SecondaryMap;
 
-use crate::cost::Operation;
+use crate::cost::{Direction, Operation};
 use crate::group::{
-    Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, Look, MemberId, MemberOptions, QueueId, StillBusy,
-    Verdict,
+    Arrivals, Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, Look, MemberId, MemberOptions, QueueId,
+    StillBusy, Verdict,
 };
 use crate::lease::Lease;
 use crate::limiter::{Credit, Level};
@@ -183,12 +184,19 @@ impl Throttle {
     /// changed limits each bucket keeps its used share; a limit without a noted level starts as a
     /// new one, and a higher present level stays.
     pub fn resume_group(&self, group: GroupId, levels: &[Level], elapsed_ns: u64, now: Time) {
-        self.call(&mut Vec::new(), |groups| groups.resume_group(group, levels, elapsed_ns, now));
+        self.call(&mut Vec::new(), |groups| {
+            // Ends all leases: a refund would lower the levels that rise here.
+            self.changes.count();
+            groups.resume_group(group, levels, elapsed_ns, now);
+        });
     }
 
     /// Resumes a device, as [`Self::resume_group`] a group.
     pub fn resume_member(&self, member: MemberId, levels: &[Level], elapsed_ns: u64, now: Time) {
-        self.call(&mut Vec::new(), |groups| groups.resume_member(member, levels, elapsed_ns, now));
+        self.call(&mut Vec::new(), |groups| {
+            self.changes.count();
+            groups.resume_member(member, levels, elapsed_ns, now);
+        });
     }
 
     pub(crate) fn add_queue(&self, member: MemberId, depth: u16, bell: Arc<dyn Doorbell>) -> QueueId {
@@ -198,13 +206,14 @@ impl Throttle {
         queue
     }
 
-    /// Whether no change was counted since the pass was given.
-    pub(crate) fn is_valid(&self, pass: Pass) -> bool {
-        self.changes.has_none_since(pass)
+    /// The present change count: a pass or a lease of that count is valid.
+    pub(crate) fn pass(&self) -> Pass {
+        self.changes.pass()
     }
 
     /// Decides on requests in arrival order, under one lock, and hands the tags of those that pass
-    /// to `go`. Leases are spent first, and renewed with the next request that they do not cover.
+    /// to `go`. Leases are spent first. The next request that they do not cover ends its lease and
+    /// asks for the next one.
     pub(crate) fn request(
         &self,
         bells: &mut Bells,
@@ -215,34 +224,43 @@ impl Throttle {
         mut go: impl FnMut(Tag),
     ) -> Asked {
         self.call(bells, |groups| {
+            let pass = self.changes.pass();
             let mut is_one_held = false;
             let mut arrived = groups.arrived(queue, now);
             let mut next = requests;
             while let Some((&Request { tag, operation, bytes, since }, after)) = next.split_first() {
                 next = after;
                 let direction = operation.direction();
-                let mut lease = leases.as_mut().map(|leases| &mut leases[direction as usize]);
-                if lease.as_mut().is_some_and(|lease| lease.spend(operation, bytes, now)) {
-                    go(tag);
-                    continue;
+                if let Some(leases) = leases.as_deref_mut() {
+                    if leases[direction as usize].spend(operation, bytes, pass, now) {
+                        go(tag);
+                        continue;
+                    }
+                    end_leases(&mut arrived, leases, pass, |lease, of| of == direction || lease.is_over(pass, now));
                 }
+                let mut lease = leases.as_mut().map(|leases| &mut leases[direction as usize]);
                 let wanted = lease.as_mut().and_then(|lease| lease.wants(bytes, now));
                 match arrived.request(tag, operation, bytes, since) {
                     Verdict::Go => {
                         go(tag);
-                        if let Some(lease) = lease {
-                            lease.take(wanted.and_then(|wanted| arrived.prepay(direction, wanted)), now);
+                        if let Some((lease, wanted)) = lease.zip(wanted)
+                            && let Some(grant) = arrived.prepay(direction, wanted, lease.marks())
+                        {
+                            lease.take(grant, pass, now);
                         }
                     }
                     Verdict::Held => {
                         is_one_held = true;
                         // Later requests may not overtake the held one: leases end.
-                        leases.take().into_iter().flatten().for_each(Lease::end);
+                        if let Some(leases) = leases.take() {
+                            end_leases(&mut arrived, leases, pass, |_, _| true);
+                            leases.iter_mut().for_each(Lease::forget);
+                        }
                         next = &after[arrived.join(after)..];
                     }
                 }
             }
-            Asked { is_one_held, pass: arrived.are_free().then(|| self.changes.pass()) }
+            Asked { is_one_held, pass: arrived.are_free().then_some(pass) }
         })
     }
 
@@ -255,7 +273,21 @@ impl Throttle {
         told
     }
 
-    pub(crate) fn retire(&self, queue: QueueId) -> Result<(), StillBusy> {
+    /// Removes a queue, whose leases end. Refused while the queue has work; the leases end all the
+    /// same.
+    pub(crate) fn retire(
+        &self,
+        bells: &mut Bells,
+        queue: QueueId,
+        leases: Option<&mut [Lease; 2]>,
+    ) -> Result<(), StillBusy> {
+        if let Some(leases) = leases {
+            self.call(bells, |groups| {
+                // The caller has no clock here: the latest instant that any thread has seen counts.
+                let mut arrived = groups.arrived(queue, Time::ZERO);
+                end_leases(&mut arrived, leases, self.changes.pass(), |_, _| true);
+            });
+        }
         let mut state = self.lock();
         state.groups.retire(queue)?;
         state.bells.remove(queue);
@@ -296,6 +328,24 @@ impl Throttle {
     #[cfg(test)]
     pub(crate) fn assert_invariants(&self) {
         self.lock().groups.assert_invariants();
+    }
+}
+
+/// Ends the leases of a queue for which `is_due` holds, and returns their unspent credit. The credit
+/// of a lease before the last change is void: the change may have replaced the buckets that paid.
+fn end_leases(
+    arrived: &mut Arrivals<'_>,
+    leases: &mut [Lease; 2],
+    pass: Pass,
+    is_due: impl Fn(&Lease, Direction) -> bool,
+) {
+    for (lease, direction) in leases.iter_mut().zip(Direction::ALL) {
+        if is_due(lease, direction)
+            && let Some(unspent) = lease.end()
+            && (unspent.pass == pass || planted(Fault::RefundAfterChange))
+        {
+            arrived.refund(direction, &unspent);
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Requests that arrive on one queue at one instant.
 
 use super::{Groups, MemberId, Mode, QueueId, Verdict};
+use crate::bucket::Mark;
 use crate::charge::ChargeTable;
 use crate::cost::{Direction, Operation};
 use crate::held::Held;
-use crate::lease::{Grant, Prepaid};
+use crate::lease::{Grant, Prepaid, Unspent};
 use crate::planted::{Fault, planted};
 use crate::throttle::{Request, Tag};
 use crate::time::Time;
@@ -96,14 +97,23 @@ impl Arrivals<'_> {
         joined as usize
     }
 
-    /// Grants a lease to a queue whose request just passed. Refused while a request waits in the
-    /// tree or restart work in the queue, and without a limit above: such a queue gets a pass,
-    /// which unlike a lease ends with the change that brings a limit.
-    pub fn prepay(&mut self, direction: Direction, wanted: Prepaid) -> Option<Grant> {
+    /// Grants a lease to a queue whose request just passed; appends a mark for each bucket that paid.
+    /// Refused while a request waits in the tree or restart work in the queue, and without a limit
+    /// above: such a queue gets a pass, which does not end with time.
+    pub fn prepay(&mut self, direction: Direction, wanted: Prepaid, marks: &mut Vec<Mark>) -> Option<Grant> {
         let has_restart_work = self.has_restart_work();
         let tree = &mut self.groups.tree;
         let may = self.is_live && tree.is_idle(self.root) && !tree.is_unlimited(self.member);
-        if may && !has_restart_work { tree.prepay(self.member, direction, wanted, self.now) } else { None }
+        if may && !has_restart_work { tree.prepay(self.member, direction, wanted, marks, self.now) } else { None }
+    }
+
+    /// Returns the unspent credit of a lease of this queue. Limits and places must be those of the
+    /// grant. Requests that wait in the tree may be due earlier with it.
+    pub fn refund(&mut self, direction: Direction, unspent: &Unspent<'_>) {
+        self.groups.tree.refund(self.member, direction, unspent, self.now);
+        if !self.groups.tree.is_idle(self.root) {
+            self.groups.let_go_due(self.root, Some(self.queue), self.now);
+        }
     }
 
     /// Whether no limit is above the queue and no restart work in it: later requests pass without a

@@ -57,6 +57,7 @@ use crate::throttle::Tag;
 use crate::time::Time;
 use crate::tree::{BadParent, NodeId, Tree};
 
+pub(crate) use arrivals::Arrivals;
 use queues::Queues;
 
 /// A group of members that share limits.

@@ -12,6 +12,8 @@ mod explore;
 #[cfg(not(any(loom, shuttle)))]
 mod fairness;
 #[cfg(not(any(loom, shuttle)))]
+mod leases;
+#[cfg(not(any(loom, shuttle)))]
 mod live_change;
 #[cfg(any(loom, shuttle))]
 mod models;

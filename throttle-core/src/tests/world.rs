@@ -129,6 +129,18 @@ impl World {
         world
     }
 
+    /// An empty world with leases, for long runs without checks of the invariants.
+    pub fn with_leases() -> Self {
+        let mut world = Self::unchecked();
+        world.is_exact = false;
+        world
+    }
+
+    /// The device of a queue.
+    pub fn member(&self, queue: usize) -> MemberId {
+        self.queues[queue].member
+    }
+
     /// An empty world for long runs, without checks of the invariants.
     pub fn unchecked() -> Self {
         let mut world = Self::new();

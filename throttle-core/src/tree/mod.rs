@@ -36,11 +36,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slotmap::{SecondaryMap, SlotMap, new_key_type};
 
+use crate::bucket::Mark;
 use crate::charge::ChargeTable;
 use crate::cost::{Cost, Direction};
 use crate::heap::Heap;
 use crate::held::{Held, Line};
-use crate::lease::{Grant, Prepaid, within};
+use crate::lease::{Grant, Prepaid, Unspent, within};
 use crate::limiter::{Credit, Level, Limiter};
 use crate::limits::{LimitKind, Limits};
 use crate::planted::{Fault, planted};
@@ -347,8 +348,16 @@ impl Tree {
     }
 
     /// Charges a member and all nodes above it in advance, for as much of `wanted` as leaves all of
-    /// them clearly below their limits; `None` if that is not worth a lease.
-    pub fn prepay(&mut self, member: NodeId, direction: Direction, wanted: Prepaid, now: Time) -> Option<Grant> {
+    /// them clearly below their limits; `None` if that is not worth a lease. Appends a mark for each
+    /// charged bucket, from the member up.
+    pub fn prepay(
+        &mut self,
+        member: NodeId,
+        direction: Direction,
+        wanted: Prepaid,
+        marks: &mut Vec<Mark>,
+        now: Time,
+    ) -> Option<Grant> {
         let mut room = wanted;
         let mut size_max = u64::MAX;
         let mut next = Some(member);
@@ -361,10 +370,26 @@ impl Tree {
         let mut next = Some(member);
         while let Some(id) = next {
             let node = &mut self.nodes[id];
-            node.limiter.prepay(direction, room, now);
+            node.limiter.prepay(direction, room, marks, now);
             next = node.parent;
         }
-        Some(Grant { prepaid: room, size_max, charges: self.charges(member) })
+        Some(Grant { prepaid: room, paid_at: now, size_max, charges: self.charges(member) })
+    }
+
+    /// Returns unspent credit to the buckets that [`Self::prepay`] charged. No limit and no place on
+    /// the way up may have changed since.
+    pub fn refund(&mut self, member: NodeId, direction: Direction, unspent: &Unspent<'_>, now: Time) {
+        let mut marks = unspent.marks.iter().copied();
+        let mut next = Some(member);
+        while let Some(id) = next {
+            let node = &mut self.nodes[id];
+            node.limiter.refund(direction, unspent, &mut marks, now);
+            next = node.parent;
+            if self.nodes[id].held > 0 {
+                self.time_own(id, now);
+            }
+        }
+        debug_assert!(marks.next().is_none(), "each charged bucket gets its part back");
     }
 
     /// Holds a request. Returns whether that may change the deadline of its tree: the first request
