@@ -67,11 +67,9 @@ impl Gate {
     pub fn passes(&mut self, operation: Operation, bytes: u64, now: Time) -> bool {
         let Some(joined) = &mut self.joined else { return true };
         let pass = joined.throttle.pass();
-        if joined.pass == Some(pass) {
-            return true;
-        }
         let leases = joined.leases.as_mut();
         leases.is_some_and(|leases| leases[operation.direction() as usize].spend(operation, bytes, pass, now))
+            || joined.pass == Some(pass)
     }
 
     /// Decides on requests in arrival order. Appends the tags that may go to `go`, in that order;
@@ -85,8 +83,15 @@ impl Gate {
         if self.passes(operation, bytes, now) {
             return Verdict::Go;
         }
+        self.ask_one(Request { tag, operation, bytes, since: now })
+    }
+
+    /// Asks for a request at its arrival. Not inlined: a request that passes by a lease would spend
+    /// as long on the saved registers of this path as on its decision.
+    #[inline(never)]
+    fn ask_one(&mut self, request: Request) -> Verdict {
         let mut verdict = Verdict::Held;
-        self.ask(&[Request { tag, operation, bytes, since: now }], now, |_| verdict = Verdict::Go);
+        self.ask(&[request], request.since, |_| verdict = Verdict::Go);
         verdict
     }
 
