@@ -83,15 +83,15 @@ impl Gate {
         if self.passes(operation, bytes, now) {
             return Verdict::Go;
         }
-        self.ask_one(Request { tag, operation, bytes, since: now })
+        self.ask_one(tag, operation, bytes, now)
     }
 
     /// Asks for a request at its arrival. Not inlined: a request that passes by a lease would spend
     /// as long on the saved registers of this path as on its decision.
     #[inline(never)]
-    fn ask_one(&mut self, request: Request) -> Verdict {
+    fn ask_one(&mut self, tag: Tag, operation: Operation, bytes: u64, now: Time) -> Verdict {
         let mut verdict = Verdict::Held;
-        self.ask(&[request], request.since, |_| verdict = Verdict::Go);
+        self.ask(&[Request { tag, operation, bytes, since: now }], now, |_| verdict = Verdict::Go);
         verdict
     }
 
@@ -135,9 +135,9 @@ impl Gate {
         self.joined.as_ref().and_then(|joined| joined.look)
     }
 
-    /// Ends the gate before its thread ends; unspent credit of its leases returns. `Ok` once no request is held and no restart work is
-    /// outstanding; after that no state refers to this queue. Keep polling until then: the bell
-    /// announces remaining work.
+    /// Ends the gate before its thread ends; unspent credit of its leases returns. `Ok` once no
+    /// request is held and no restart work is outstanding; after that no state refers to this queue.
+    /// Keep polling until then: the bell announces remaining work.
     pub fn retire(&mut self) -> Result<(), StillBusy> {
         if let Some(joined) = &mut self.joined {
             joined.throttle.retire(&mut joined.bells, joined.queue, joined.leases.as_mut())?;

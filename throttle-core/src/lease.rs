@@ -19,9 +19,10 @@
 //! The refund. The next ask of the queue gives the unspent credit back to the buckets that paid it;
 //! so do a request that is held and the end of the queue. A bucket takes back no credit that it
 //! would have drained anyway ([`crate::bucket::Bucket::refund`]): a level never falls below the one
-//! that the spent part alone would have left. A change of limits or places, and a resumption, end
-//! all leases without a refund. A queue that falls silent keeps its unspent credit charged until it
-//! asks again: at most one lease of each direction.
+//! that the spent part alone would have left. A bucket near empty errs on that side, by the drain
+//! and the refunds between grant and ask. A change of limits or places, and a resumption, end all
+//! leases without a refund. A queue that falls silent keeps its unspent credit charged until it asks
+//! again: at most one lease of each direction.
 
 use crate::bucket::Mark;
 use crate::charge::ChargeTable;

@@ -24,8 +24,8 @@ impl Pass {
 }
 
 /// Counts the changes after which a queue may get its first limit, or a lease may have been charged
-/// to other buckets than those of its queue. Aligned away from the lock's
-/// cache lines, which threads write all the time.
+/// to buckets that its queue has left. Aligned away from the lock's cache lines, which threads write
+/// all the time.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Changes(AtomicU64);
