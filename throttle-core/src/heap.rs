@@ -53,6 +53,31 @@ impl<K: Ord + Copy, T: Copy> Heap<K, T> {
         self.sink(position, place);
     }
 
+    /// Inserts the first item, at place 0; `false`, and no change, if there are items.
+    pub fn insert_only(&mut self, key: K, item: T) -> bool {
+        let is_only = self.entries.is_empty();
+        if is_only {
+            self.entries.push((key, item));
+        }
+        is_only
+    }
+
+    /// Removes the only item; `false`, and no change, if there are more.
+    pub fn remove_only(&mut self) -> bool {
+        let is_only = self.entries.len() == 1;
+        if is_only {
+            self.entries.clear();
+        }
+        is_only
+    }
+
+    /// Changes the key of the only item; `false`, and no change, if there are more.
+    pub fn rekey_only(&mut self, new: K) -> bool {
+        let [(key, _)] = self.entries.as_mut_slice() else { return false };
+        *key = new;
+        true
+    }
+
     /// The key and item at a position.
     #[cfg(test)]
     pub fn at(&self, position: u32) -> Option<(K, T)> {

@@ -47,7 +47,7 @@ use crate::limits::{LimitKind, Limits};
 use crate::planted::{Fault, planted};
 use crate::share::WEIGHT_DEFAULT;
 use crate::time::Time;
-use order::{Order, Standing};
+use order::{Order, Scale, Standing};
 
 pub use shape::BadParent;
 
@@ -66,6 +66,7 @@ new_key_type! {
 struct Node {
     parent: Option<NodeId>,
     weight: u32,
+    scale: Scale,
     limiter: Limiter,
     /// Requests held at or below this node.
     held: u32,
@@ -173,6 +174,7 @@ impl Node {
         Self {
             parent: None,
             weight,
+            scale: Scale::of(weight),
             limiter: Limiter::new(limits),
             held: 0,
             weights_waiting: 0,

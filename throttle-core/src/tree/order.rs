@@ -147,6 +147,9 @@ impl Order {
     }
 
     fn joining_tag(&self, standing: &Standing, lead: Lead, share: Share) -> Tag {
+        if standing.tag >= self.virtual_time {
+            return standing.tag;
+        }
         let lead_ticks = match lead {
             Lead::Newcomer(now) => {
                 let before_ns = share.lead_ns(standing.left_at.saturating_sub(standing.tag));
@@ -175,7 +178,9 @@ impl Order {
     /// Sets the tag with which a child joins; [`Self::insert`] follows.
     pub fn admit(&mut self, standing: &mut Standing, lead: Lead, share: Share) {
         let tag = self.joining_tag(standing, lead, share);
-        if let Lead::Newcomer(now) = lead {
+        if let Lead::Newcomer(now) = lead
+            && tag < self.virtual_time
+        {
             self.granted_ns = self.granted_by(now) + self.newly_granted(standing, now, share);
             self.granted_at = now;
         }
@@ -193,6 +198,30 @@ impl Order {
     /// Inserts an admitted child; `place` hears of each child that moves in the heap.
     pub fn insert(&mut self, child: Child, tag: Tag, arrival: u64, place: &mut dyn FnMut(Child, u32)) {
         self.waiting.insert((tag, arrival), child, place);
+    }
+
+    /// Inserts an admitted child into an order in which none waits; `false` if a child waits.
+    pub fn insert_only(&mut self, child: Child, standing: &mut Standing, arrival: u64) -> bool {
+        let is_only = self.waiting.insert_only((standing.tag, arrival), child);
+        if is_only {
+            standing.place = Some(0);
+        }
+        is_only
+    }
+
+    /// The only waiting child leaves; `false` if more children wait.
+    pub fn leave_only(&mut self, standing: &mut Standing) -> bool {
+        let is_only = self.waiting.remove_only();
+        if is_only {
+            standing.place = None;
+            standing.left_at = self.virtual_time;
+        }
+        is_only
+    }
+
+    /// Gives the only waiting child its new tag; `false` if more children wait.
+    pub fn rekey_only(&mut self, tag: Tag, arrival: u64) -> bool {
+        self.waiting.rekey_only((tag, arrival))
     }
 
     /// Moves the child at a place behind children of equal tags.
@@ -228,9 +257,9 @@ impl Standing {
 pub(super) struct Scale(u64);
 
 impl Scale {
-    pub fn of(weight: u32) -> Self {
+    pub const fn of(weight: u32) -> Self {
         // 2^48 / weight, of which 2^32 are shifted out again.
-        Self((1 << 48) / u64::from(weight.max(1)))
+        Self((1 << 48) / if weight == 0 { 1 } else { weight as u64 })
     }
 
     fn ticks(self, cost: u128) -> Tag {

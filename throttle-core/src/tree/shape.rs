@@ -7,7 +7,7 @@
 
 use slotmap::SecondaryMap;
 
-use super::order::{Child, Lead, Order, Standing};
+use super::order::{Child, Lead, Order, Scale, Standing};
 use super::{DEPTH_MAX, Flow, Group, Kind, LimitId, LimitState, LineId, Node, NodeId, Root, Tree};
 use crate::charge::ChargeTable;
 use crate::cost::Direction;
@@ -76,6 +76,7 @@ impl Tree {
         let node = &mut self.nodes[id];
         let (was, is_waiting) = (u64::from(node.weight), node.held > 0);
         node.weight = weight;
+        node.scale = Scale::of(weight);
         if let Some(parent) = node.parent
             && is_waiting
         {

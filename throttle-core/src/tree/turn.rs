@@ -50,6 +50,8 @@ const _: () = assert!(LIMITS_MAX <= u64::BITS as usize, "a set of limits fits a 
 /// that are open: lines could give way to each other for ever.
 const LOOKS_MAX: u8 = 8;
 
+const LINE_SCALE: Scale = Scale::of(WEIGHT_DEFAULT);
+
 /// The nodes between a line and one of its limits, each with its child on the way, from the member
 /// up to the node of the limit.
 pub(super) struct Climb {
@@ -81,7 +83,7 @@ impl Tree {
     pub fn let_go_due(&mut self, root: NodeId, now: Time, mut post: impl FnMut(&Held)) {
         loop {
             if let Some(&line) = self.roots[root].unlimited.first() {
-                self.dispatch(line, now, &mut post);
+                self.dispatch(root, line, now, &mut post);
                 continue;
             }
             let Some((due, (node, limit))) = self.roots[root].timers.first() else { return };
@@ -89,50 +91,66 @@ impl Tree {
                 return;
             }
             if let Look::Goes(line) = self.look(node, limit, now) {
-                self.dispatch(line, now, &mut post);
+                self.dispatch(root, line, now, &mut post);
             }
         }
     }
 
-    /// Dispatches the first request of a line.
-    fn dispatch(&mut self, line: LineId, now: Time, post: &mut impl FnMut(&Held)) {
-        debug_assert_eq!(
-            self.flow(line).line.first().map(|first| first.cost).and_then(|cost| self.ready_at(
-                line.member,
-                &cost,
-                now
-            )),
-            None,
-            "exact limits: every limit takes the request"
-        );
-        let held = self.flow_mut(line).line.pop().expect("a line that is due holds a request");
-        let mut next = Some(line.member);
-        while let Some(id) = next {
-            let node = &mut self.nodes[id];
-            node.limiter.charge(&held.cost, now);
-            next = node.parent;
-        }
+    /// Dispatches the first request of a line that has the turn. A line that holds all waiting
+    /// requests of its tree keeps the turn as long as every limit allows.
+    fn dispatch(&mut self, root: NodeId, line: LineId, now: Time, post: &mut impl FnMut(&Held)) {
+        let count = self.flow(line).line.len();
+        let is_alone = count > 1 && count == self.nodes[root].held;
         let charged = self.flow(line).charged;
-        for limit in ones(charged) {
-            self.advance(line, limit, &held.cost);
-        }
-        self.count_held(line.member, -1);
-        post(&held);
-        self.settle(line, &held.cost, now);
+        let mut gone = 0;
+        let cost = loop {
+            debug_assert_eq!(
+                self.flow(line)
+                    .line
+                    .first()
+                    .map(|first| first.cost)
+                    .and_then(|cost| { self.ready_at(line.member, &cost, now) }),
+                None,
+                "exact limits: every limit takes the request"
+            );
+            let held = self.flow_mut(line).line.pop().expect("a line that is due holds a request");
+            let mut next = Some(line.member);
+            while let Some(id) = next {
+                let node = &mut self.nodes[id];
+                node.limiter.charge(&held.cost, now);
+                next = node.parent;
+            }
+            for limit in ones(charged) {
+                self.advance(line, limit, &held.cost);
+            }
+            post(&held);
+            gone += 1;
+            let is_like_next = self.flow(line).line.first().is_some_and(|next| next.cost.has_limits_of(&held.cost));
+            if !is_alone || !is_like_next || self.ready_at(line.member, &held.cost, now).is_some() {
+                break held.cost;
+            }
+        };
+        self.count_held(line.member, -gone);
+        self.settle(line, &cost, now);
     }
 
     /// Moves the tags of a line and of the nodes above it at one limit.
     fn advance(&mut self, line: LineId, limit: usize, cost: &Cost) {
         let units = self.units(line, limit, cost);
         for (node, child) in self.climb(line, limit).up() {
-            let scale = Scale::of(self.weight(child));
+            let scale = match child {
+                Child::Node(child) => self.nodes[child].scale,
+                Child::Line(_) => LINE_SCALE,
+            };
             let mut standing = self.standing(node, child, limit);
             standing.advance(&mut self.nodes[node].orders[limit], units, scale);
             *self.standing_mut(node, child, limit) = standing;
             if let Some(place) = standing.place() {
                 self.arrivals += 1;
-                let arrival = self.arrivals;
-                self.with_order(node, limit, |order, placed| order.rekey(place, standing.key(), arrival, placed));
+                let (key, arrival) = (standing.key(), self.arrivals);
+                if !self.nodes[node].orders[limit].rekey_only(key, arrival) {
+                    self.with_order(node, limit, |order, placed| order.rekey(place, key, arrival, placed));
+                }
             }
         }
     }
@@ -363,11 +381,15 @@ impl Tree {
             if standing.is_waiting() {
                 continue;
             }
-            self.nodes[node].orders[limit].admit(&mut standing, lead, share);
-            *self.standing_mut(node, child, limit) = standing;
             self.arrivals += 1;
             let arrival = self.arrivals;
-            self.with_order(node, limit, |order, placed| order.insert(child, standing.key(), arrival, placed));
+            let order = &mut self.nodes[node].orders[limit];
+            order.admit(&mut standing, lead, share);
+            let is_only = order.insert_only(child, &mut standing, arrival);
+            *self.standing_mut(node, child, limit) = standing;
+            if !is_only {
+                self.with_order(node, limit, |order, placed| order.insert(child, standing.key(), arrival, placed));
+            }
         }
         self.state_mut(line, limit).waiters += 1;
         self.flow_mut(line).waits_at = Some(limit);
@@ -385,7 +407,9 @@ impl Tree {
             }
             let mut standing = self.standing(node, child, limit);
             debug_assert!(standing.is_waiting());
-            self.with_order(node, limit, |order, placed| order.leave(&mut standing, placed));
+            if !self.nodes[node].orders[limit].leave_only(&mut standing) {
+                self.with_order(node, limit, |order, placed| order.leave(&mut standing, placed));
+            }
             *self.standing_mut(node, child, limit) = standing;
         }
     }
@@ -577,6 +601,7 @@ impl Tree {
         };
         let timers = &mut roots[root].timers;
         match (due, timer) {
+            (Some(due), Some(_)) if timers.rekey_only(due) => {}
             (Some(due), Some(place)) => timers.rekey(place, due, &mut placed),
             (Some(due), None) => timers.insert(due, (node, limit), &mut placed),
             (None, Some(place)) => {
