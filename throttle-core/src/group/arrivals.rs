@@ -3,7 +3,7 @@
 use super::{Groups, MemberId, Mode, QueueId, Verdict};
 use crate::bucket::Mark;
 use crate::charge::ChargeTable;
-use crate::cost::{Direction, Operation};
+use crate::cost::{Cost, Direction, Operation};
 use crate::held::Held;
 use crate::lease::{Grant, Prepaid, Unspent};
 use crate::planted::{Fault, planted};
@@ -98,12 +98,14 @@ impl Arrivals<'_> {
     }
 
     /// Grants a lease to a queue whose request just passed; appends a mark for each bucket that paid.
-    /// Refused while a request waits in the tree or restart work in the queue, and without a limit
+    /// Refused while a waiting request counts for one of these limits, while restart work is in the queue, and without a limit
     /// above: such a queue gets a pass, which does not end with time.
     pub fn prepay(&mut self, direction: Direction, wanted: Prepaid, marks: &mut Vec<Mark>) -> Option<Grant> {
         let has_restart_work = self.has_restart_work();
         let tree = &mut self.groups.tree;
-        let may = self.is_live && tree.is_idle(self.root) && !tree.is_unlimited(self.member);
+        // The limits of any request in this direction.
+        let any = Cost { direction, is_operation: true, bytes: 1 };
+        let may = self.is_live && !tree.is_unlimited(self.member) && tree.is_uncontended(self.member, &any);
         if may && !has_restart_work { tree.prepay(self.member, direction, wanted, marks, self.now) } else { None }
     }
 

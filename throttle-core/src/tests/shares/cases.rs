@@ -33,7 +33,6 @@ fn megabytes(plan: &Plan) -> Vec<f64> {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn device_held_by_its_own_read_limit_takes_a_third_of_the_writes() {
     // Writes: 4 MB/s by three. Reads: the device alone.
     let mut plan = Plan::root("bps-write=4000000");
@@ -48,7 +47,6 @@ fn device_held_by_its_own_read_limit_takes_a_third_of_the_writes() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn reads_at_their_limit_cost_no_more_than_their_bytes_of_the_total() {
     // Half of the total each: A 1 + 49 MB/s.
     let mut plan = Plan::root("bps-total=100000000 bps-read=1000000");
@@ -61,7 +59,6 @@ fn reads_at_their_limit_cost_no_more_than_their_bytes_of_the_total() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn read_that_needs_two_limits_is_not_passed_by_requests_that_need_one() {
     // b: 3.5 MB/s are 53.4 requests, half of them reads. a: the rest of 100 reads.
     let mut plan = Plan::root("iops-read=100");
@@ -74,7 +71,6 @@ fn read_that_needs_two_limits_is_not_passed_by_requests_that_need_one() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn weights_rule_a_read_limit_beside_a_writer_at_the_total() {
     // Reads: 10 MB/s as 1 : 9. The writer: the rest of the total.
     let mut plan = Plan::root("bps-total=100000000 bps-read=10000000");
@@ -86,7 +82,6 @@ fn weights_rule_a_read_limit_beside_a_writer_at_the_total() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn writes_of_a_device_do_not_cost_it_its_reads() {
     // Reads: 100 as 100 : 1000. Writes: the rest of the total.
     let mut plan = Plan::root("iops-total=1000 iops-read=100");
@@ -99,7 +94,6 @@ fn writes_of_a_device_do_not_cost_it_its_reads() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn group_with_small_and_large_requests_gets_half_of_both_limits() {
     // d: 500 of 100 kB, half of both. h: 500 requests and 50 MB: s + b = 500, 4096 s + 1048576 b = 50 MB.
     let mut plan = Plan::root("bps-total=100000000 iops-total=1000");
@@ -115,7 +109,6 @@ fn group_with_small_and_large_requests_gets_half_of_both_limits() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn bytes_and_operations_are_both_used_up_by_small_and_large_writes() {
     // a + b = 350, 1024 a + 262144 b = 6.8 MB: a by its share of operations, b by its share of bytes.
     let mut plan = Plan::root("bps-total=6800000 iops-total=350");
@@ -127,7 +120,6 @@ fn bytes_and_operations_are_both_used_up_by_small_and_large_writes() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn total_that_is_never_short_joins_no_reads_and_writes() {
     // Reads by two, writes by two.
     let mut plan = Plan::root("bps-total=1000000000 bps-read=10000000 bps-write=10000000");
@@ -140,7 +132,6 @@ fn total_that_is_never_short_joins_no_reads_and_writes() {
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
 fn half_used_long_burst_changes_no_share() {
     // Bytes are short: 610 requests of 8 KiB and 38 of 128 KiB, 648 of the 1000 that the burst allows.
     // Its 100,000 operations, less 548 a second, last 182 s; half are left at 91 s.
@@ -190,28 +181,24 @@ fn assert_return(weights: &[u32], fair_ms: f64) {
 }
 
 #[test]
-#[ignore = "the scheduler bounds the lag in virtual time"]
 fn return_of_a_device_of_weight_1000_is_a_short_pause() {
     // One of 11 requests: 11 ms.
     assert_return(&[1000], 11.0);
 }
 
 #[test]
-#[ignore = "the scheduler bounds the lag in virtual time"]
 fn return_of_a_device_of_weight_10_000_is_a_short_pause() {
     // One of 101 requests: 101 ms.
     assert_return(&[10_000], 101.0);
 }
 
 #[test]
-#[ignore = "the scheduler bounds the lag in virtual time"]
 fn return_of_a_hundred_devices_is_a_short_pause() {
     // One of 101 requests: 101 ms.
     assert_return(&[100; 100], 101.0);
 }
 
 #[test]
-#[ignore = "the scheduler bounds the lag in virtual time"]
 fn arrival_within_a_group_of_little_weight_is_a_short_pause() {
     // The group has 1 of 100 requests, and each of its devices one of two: 200 ms.
     let mut plan = Plan::root("iops-total=1000");

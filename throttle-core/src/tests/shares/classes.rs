@@ -309,39 +309,52 @@ fn every_flow_gets_its_due_of_a_single_limit() {
 }
 
 #[test]
-#[ignore = "the scheduler charges by the fill of the buckets"]
 fn every_flow_gets_its_due_of_limits_of_one_kind() {
     judge_all(Class::OneKind, FEW);
 }
 
-#[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
-fn every_flow_of_a_steady_tree_gets_its_due() {
-    judge_all(Class::Steady, FEW);
+/// The aim for these classes is 0, which the rule does not reach: where requests are coarse beside
+/// the limits (the tree in the head of `tree/turn.rs`, "What it gives up"), a line can lose part of
+/// its due. These tests hold what is reached: at most `known` unfair trees, and none in which a limit
+/// is exceeded. `the_limits_of_the_rule` prints the trees.
+fn judge_up_to(known: usize, class: Class) {
+    let trials: Vec<Trial> = FEW.map(|seed| trial(class, seed)).filter(|trial| !trial.faults.is_empty()).collect();
+    let exceeded = trials.iter().find(|trial| trial.faults.contains(&Fault::Meter));
+    assert!(exceeded.is_none(), "{}", exceeded.map_or("", |trial| &trial.text));
+    assert!(trials.len() <= known, "{} of 300 trees of class {class:?}, {known} were known", trials.len());
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
-fn every_flow_of_a_tree_that_reads_and_writes_gets_its_due() {
-    judge_all(Class::BothWays, FEW);
+fn few_steady_trees_are_unfair() {
+    judge_up_to(39, Class::Steady);
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
-fn every_flow_gets_its_due_during_bursts_and_after_them() {
-    judge_all(Class::Bursts, FEW);
+fn few_trees_that_read_and_write_are_unfair() {
+    judge_up_to(45, Class::BothWays);
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
-fn every_flow_gets_its_due_while_flows_come_and_go() {
-    judge_all(Class::ComeAndGo, FEW);
+fn few_trees_are_unfair_during_bursts_and_after_them() {
+    judge_up_to(17, Class::Bursts);
 }
 
 #[test]
-#[ignore = "the scheduler keeps one clock for all limits of a group"]
-fn every_flow_gets_its_due_between_changes() {
-    judge_all(Class::Changes, FEW);
+fn few_trees_are_unfair_while_flows_come_and_go() {
+    judge_up_to(39, Class::ComeAndGo);
+}
+
+#[test]
+fn few_trees_are_unfair_between_changes() {
+    judge_up_to(48, Class::Changes);
+}
+
+#[test]
+#[ignore = "the rule does not reach this: see `judge_up_to`"]
+fn the_limits_of_the_rule() {
+    for class in [Class::Steady, Class::BothWays, Class::Bursts, Class::ComeAndGo, Class::Changes] {
+        judge_all(class, FEW);
+    }
 }
 
 #[test]
