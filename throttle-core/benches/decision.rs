@@ -13,7 +13,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use governor::{Quota, RateLimiter};
 use throttle_core::cost::Operation;
 use throttle_core::gate::Gate;
-use throttle_core::group::{GroupId, GroupOptions, MemberId, MemberOptions};
+use throttle_core::group::{Change, GroupId, GroupOptions, MemberId, MemberOptions};
 use throttle_core::limits::{Limit, LimitKind, Limits};
 use throttle_core::throttle::{Doorbell, Throttle};
 use throttle_core::time::Time;
@@ -213,5 +213,62 @@ fn contended(criterion: &mut Criterion) {
     benches.finish();
 }
 
-criterion_group!(benches, alone, idle_members, levels, contended);
+/// A device without a request of its own in the tree, and one that waits for its own limit beside
+/// it, below a root without limits.
+fn beside_a_stranger(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("decision below a root without limits");
+    for strangers in [0_u32, 1] {
+        benches.bench_with_input(
+            BenchmarkId::new("strangers that wait", strangers),
+            &strangers,
+            |bencher, &strangers| {
+                let throttle = Throttle::new();
+                let root = group(&throttle, Limits::UNLIMITED, None);
+                let mut own = gate(&throttle, group(&throttle, six_limits(10_000_000), Some(root)));
+                let slow = Limits::UNLIMITED.with(LimitKind::IopsTotal, Limit::average(1));
+                let mut stranger = gate(&throttle, group(&throttle, slow, Some(root)));
+                let mut now = Time::ZERO;
+                for _ in 0..3 * strangers {
+                    stranger.request(0, Operation::Read, 4096, now);
+                }
+                bencher.iter(|| decide(&mut own, &mut now));
+                // An hour later all that waits is due.
+                now = now.plus_nanos(3_600_000_000_000);
+                while stranger.retire().is_err() {
+                    stranger.poll(now, true, &mut Vec::new());
+                }
+            },
+        );
+    }
+    benches.finish();
+}
+
+/// A reload of 3000 devices in one group: all their limits change, or none does.
+fn changes(criterion: &mut Criterion) {
+    const DEVICES: usize = 3_000;
+    let mut benches = criterion.benchmark_group("change of 3000 devices");
+    let throttle = Throttle::new();
+    let group = group(&throttle, six_limits(10_000_000), None);
+    let members: Vec<MemberId> = (0..DEVICES).map(|_| member(&throttle, group)).collect();
+    let to = |avg: u64| -> Vec<Change> {
+        members.iter().map(|&member| Change::MemberLimits(member, six_limits(avg))).collect()
+    };
+    let (one, other) = (to(1_000), to(2_000));
+    let mut now = Time::ZERO;
+    let mut apply = |changes: &[Change]| {
+        now = now.plus_nanos(1_000);
+        throttle.apply(changes, now).expect("no place changes");
+    };
+    let mut turn = 0;
+    benches.bench_function("other limits", |bencher| {
+        bencher.iter(|| {
+            turn += 1;
+            apply(if turn % 2 == 0 { &one } else { &other });
+        });
+    });
+    benches.bench_function("the same limits", |bencher| bencher.iter(|| apply(&one)));
+    benches.finish();
+}
+
+criterion_group!(benches, alone, idle_members, levels, contended, beside_a_stranger, changes);
 criterion_main!(benches);
