@@ -177,7 +177,7 @@ fn rack_job(scene: &Scene, claim: &str) -> Result<Job> {
 
 /// Runs the jobs of a file and returns the bytes per second of each over one window, in the order
 /// of the file.
-fn bytes_per_second<const JOBS: usize>(scene: &Scene, job: Job) -> Result<[f64; JOBS]> {
+pub(crate) fn bytes_per_second<const JOBS: usize>(scene: &Scene, job: Job) -> Result<[f64; JOBS]> {
     let log = scene.dir().join("completions");
     scene.fio(job.set("LOG", log.display()))?.finish(RUNTIME)?;
     let jobs = Completions::read_all(&log, JOBS)?;

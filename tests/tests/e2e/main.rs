@@ -46,6 +46,7 @@ mod refusals;
 mod removal;
 mod scale;
 mod selection;
+mod several_limits;
 mod shapes;
 mod silent_helpers;
 mod stacked;
@@ -125,6 +126,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
         burst::cases(),
         groups::cases(),
         fairness::cases(),
+        several_limits::cases(),
         data::cases(),
         filesystems::cases(),
         removal::cases(),
