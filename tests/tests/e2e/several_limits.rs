@@ -63,7 +63,7 @@ fn f99_a_request_that_needs_two_limits_is_not_passed_for_ever(scene: &Scene) -> 
         scene,
         "a-request-that-needs-two-limits-is-not-passed-for-ever",
         "iops-read: 100",
-        &[("a", ""), ("b", ", limits: { bps-total: 3.5MB/s }")],
+        &[("a", ""), ("b", ", limits: { bps-total: 3500000 }")],
         [("a reads", 100.0 * 65_536.0 - half), ("b reads", half), ("b writes", half)],
     )
 }
