@@ -53,7 +53,7 @@ impl Arrivals<'_> {
         }
         let Self { queue, member, root, now, .. } = *self;
         let Groups { tree, queues, armed, .. } = &mut *self.groups;
-        if tree.is_uncontended(member, &cost) && tree.ready_at(member, &cost, now).is_none() {
+        if tree.is_uncontended(root, member, &cost) && tree.ready_at(member, &cost, now).is_none() {
             tree.charge(member, &cost, now);
             return self.go(tag);
         }
@@ -105,7 +105,7 @@ impl Arrivals<'_> {
         let tree = &mut self.groups.tree;
         // The limits of any request in this direction.
         let any = Cost { direction, is_operation: true, bytes: 1 };
-        let may = self.is_live && !tree.is_unlimited(self.member) && tree.is_uncontended(self.member, &any);
+        let may = self.is_live && !tree.is_unlimited(self.member) && tree.is_uncontended(self.root, self.member, &any);
         if may && !has_restart_work { tree.prepay(self.member, direction, wanted, marks, self.now) } else { None }
     }
 

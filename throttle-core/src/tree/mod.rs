@@ -312,7 +312,10 @@ impl Tree {
 
     /// Whether a new request of this cost competes with no held request: none waits in its line,
     /// and none that waits is charged to a limit that the new one is charged to.
-    pub fn is_uncontended(&self, member: NodeId, cost: &Cost) -> bool {
+    pub fn is_uncontended(&self, root: NodeId, member: NodeId, cost: &Cost) -> bool {
+        if self.is_idle(root) {
+            return true;
+        }
         if self.nodes[member].flow(cost.direction).line.first().is_some() {
             return false;
         }
