@@ -437,7 +437,11 @@ proptest! {
         let mut meters_own = Meters::of(own.get(LimitKind::IopsRead));
         let mut seen = 0;
         let mut measure = |world: &World, group_of: &[usize]| {
-            for went in &world.went[seen..] {
+            // The order within one instant is that of the threads' turns, not that of the dispatches: the largest
+            // request may be the last.
+            let mut batch = world.went[seen..].to_vec();
+            batch.sort_by_key(|went| (went.at, went.bytes));
+            for went in batch {
                 let device = went.queue / 2;
                 meters_iops[group_of[device]].goes(1, went.at);
                 if let Some(meters) = &mut meters_bps {
