@@ -87,12 +87,7 @@ impl Bucket {
     /// Rounded up to the next nanosecond, so the bucket takes the request at the returned instant.
     /// The cost of the request does not matter: see the module's head.
     pub fn ready_at(&mut self, now: Time) -> Option<Time> {
-        self.drain(now);
-        let mut wait_ns = blocked_for(self.level, self.capacity, self.avg);
-        if let Some(burst_capacity) = self.burst_capacity {
-            wait_ns = wait_ns.max(blocked_for(self.burst_level, burst_capacity, self.max));
-        }
-        (wait_ns > 0).then(|| self.drained_at.plus_nanos(wait_ns))
+        self.fits_at(0, now)
     }
 
     /// The instant at which the bucket takes a request and leaves room for `units` below the brim,

@@ -98,8 +98,8 @@ impl Arrivals<'_> {
     }
 
     /// Grants a lease to a queue whose request just passed; appends a mark for each bucket that paid.
-    /// Refused while a waiting request counts for one of these limits, while restart work is in the queue, and without a limit
-    /// above: such a queue gets a pass, which does not end with time.
+    /// Refused while a waiting request is charged to one of these limits, and while the queue has
+    /// restart work. A queue without a limit above gets a pass instead, which does not end with time.
     pub fn prepay(&mut self, direction: Direction, wanted: Prepaid, marks: &mut Vec<Mark>) -> Option<Grant> {
         let has_restart_work = self.has_restart_work();
         let tree = &mut self.groups.tree;

@@ -32,18 +32,18 @@ use crate::tree::NodeId;
 ///
 /// At most 10^15 units/s · 10^9 · 65,536 = 6.6 · 10^28 a second for a child of weight 1: a `u128`
 /// lasts for 160 years.
-pub(super) type Tag = u128;
+type Tag = u128;
 
 const TICKS: f64 = 65_536.0;
 
 /// The largest lead of a child that comes back, in nanoseconds of the limit's whole rate.
-pub(super) const NEWCOMER_NS: u64 = 50_000_000;
+const NEWCOMER_NS: u64 = 50_000_000;
 
 /// The largest sum of such leads; it is earned again at half the speed of time.
-pub(super) const NEWCOMERS_NS: u64 = 100_000_000;
+const NEWCOMERS_NS: u64 = 100_000_000;
 
 /// The largest lead of a child that waited for another limit, in nanoseconds of its own share.
-pub(super) const BLOCKED_NS: u64 = 200_000_000;
+const BLOCKED_NS: u64 = 200_000_000;
 
 /// The requests that such a child may make up for besides.
 const BLOCKED_REQUESTS: f64 = 2.0;
@@ -196,8 +196,8 @@ impl Order {
     }
 
     /// Inserts an admitted child; `place` hears of each child that moves in the heap.
-    pub fn insert(&mut self, child: Child, tag: Tag, arrival: u64, place: &mut dyn FnMut(Child, u32)) {
-        self.waiting.insert((tag, arrival), child, place);
+    pub fn insert(&mut self, child: Child, standing: &Standing, arrival: u64, place: &mut dyn FnMut(Child, u32)) {
+        self.waiting.insert((standing.tag, arrival), child, place);
     }
 
     /// Inserts an admitted child into an order in which none waits; `false` if a child waits.
@@ -220,13 +220,13 @@ impl Order {
     }
 
     /// Gives the only waiting child its new tag; `false` if more children wait.
-    pub fn rekey_only(&mut self, tag: Tag, arrival: u64) -> bool {
-        self.waiting.rekey_only((tag, arrival))
+    pub fn rekey_only(&mut self, standing: &Standing, arrival: u64) -> bool {
+        self.waiting.rekey_only((standing.tag, arrival))
     }
 
     /// Moves the child at a place behind children of equal tags.
-    pub fn rekey(&mut self, at: u32, tag: Tag, arrival: u64, place: &mut dyn FnMut(Child, u32)) {
-        self.waiting.rekey(at, (tag, arrival), place);
+    pub fn rekey(&mut self, at: u32, standing: &Standing, arrival: u64, place: &mut dyn FnMut(Child, u32)) {
+        self.waiting.rekey(at, (standing.tag, arrival), place);
     }
 
     /// The child at a place.
@@ -237,11 +237,6 @@ impl Order {
 }
 
 impl Standing {
-    /// The tag, for the heap of its own order only.
-    pub(super) fn key(&self) -> Tag {
-        self.tag
-    }
-
     pub(super) fn place(&self) -> Option<u32> {
         self.place
     }

@@ -147,9 +147,9 @@ impl Tree {
             *self.standing_mut(node, child, limit) = standing;
             if let Some(place) = standing.place() {
                 self.arrivals += 1;
-                let (key, arrival) = (standing.key(), self.arrivals);
-                if !self.nodes[node].orders[limit].rekey_only(key, arrival) {
-                    self.with_order(node, limit, |order, placed| order.rekey(place, key, arrival, placed));
+                let arrival = self.arrivals;
+                if !self.nodes[node].orders[limit].rekey_only(&standing, arrival) {
+                    self.with_order(node, limit, |order, placed| order.rekey(place, &standing, arrival, placed));
                 }
             }
         }
@@ -200,23 +200,16 @@ impl Tree {
         if !is_like_next {
             self.exit(line, now);
             if self.flow(line).line.first().is_some() {
-                let units = 0;
-                self.enter(line, Lead::Blocked { cost: units }, now);
+                self.enter(line, Lead::Blocked { cost: 0 }, now);
             }
             return;
         }
         let (old, waits_at) = (flow.main, flow.waits_at);
         self.release(line, old);
         let main = self.choose(line, now);
-        if main != old {
-            self.state_mut(line, old).mains -= 1;
-            self.state_mut(line, main).mains += 1;
-            self.flow_mut(line).main = main;
-        }
+        self.set_main(line, main);
         if waits_at != Some(main) {
-            self.stop_waiting(line);
-            let cost = self.first_units(line, main);
-            self.wait_at(line, main, Lead::Blocked { cost });
+            self.move_to(line, main);
         }
         self.time_all(line, charged, now);
     }
@@ -317,7 +310,7 @@ impl Tree {
             && !was_parked
             && self.flow(reserved.line).is_parked()
             && self.flow(reserved.line).waits_at == Some(closed)
-            && self.nodes[main_node].limits.get(closed) == self.nodes[line.member].limits.get(closed)
+            && closed < self.nodes[main_node].limits.len()
         {
             // The line of the reservation waits for the same limit, at or above this one: all lines
             // of the order do.
@@ -325,9 +318,7 @@ impl Tree {
             self.time(main_node, main, now);
             return;
         }
-        self.stop_waiting(line);
-        let cost = self.first_units(line, closed);
-        self.wait_at(line, closed, Lead::Blocked { cost });
+        self.move_to(line, closed);
         let is_reserved = closed != main
             && self.lasts(line, main, until, now)
             && !self.state(line, main).reserved.is_some_and(|other| other.line != line && other.until > now);
@@ -344,14 +335,23 @@ impl Tree {
     fn change_main(&mut self, line: LineId, main: usize, now: Time) {
         let flow = self.flow(line);
         let (old, charged) = (flow.main, flow.charged);
-        self.stop_waiting(line);
         self.release(line, old);
+        self.set_main(line, main);
+        self.move_to(line, main);
+        self.time_all(line, charged, now);
+    }
+
+    fn set_main(&mut self, line: LineId, main: usize) {
+        let old = std::mem::replace(&mut self.flow_mut(line).main, main);
         self.state_mut(line, old).mains -= 1;
         self.state_mut(line, main).mains += 1;
-        self.flow_mut(line).main = main;
-        let cost = self.first_units(line, main);
-        self.wait_at(line, main, Lead::Blocked { cost });
-        self.time_all(line, charged, now);
+    }
+
+    /// A line that waits joins the order of another limit.
+    fn move_to(&mut self, line: LineId, limit: usize) {
+        self.stop_waiting(line);
+        let cost = self.first_units(line, limit);
+        self.wait_at(line, limit, Lead::Blocked { cost });
     }
 
     /// Ends the reservation of a line at its main limit.
@@ -388,7 +388,7 @@ impl Tree {
             let is_only = order.insert_only(child, &mut standing, arrival);
             *self.standing_mut(node, child, limit) = standing;
             if !is_only {
-                self.with_order(node, limit, |order, placed| order.insert(child, standing.key(), arrival, placed));
+                self.with_order(node, limit, |order, placed| order.insert(child, &standing, arrival, placed));
             }
         }
         self.state_mut(line, limit).waiters += 1;

@@ -314,7 +314,7 @@ fn every_flow_gets_its_due_of_limits_of_one_kind() {
 }
 
 /// The aim for these classes is 0, which the rule does not reach: where requests are coarse beside
-/// the limits (the tree in the head of `tree/turn.rs`, "What it gives up"), a line can lose part of
+/// the limits (`tree/turn.rs`, "What it gives up"), a line can lose part of
 /// its due. These tests hold what is reached: at most `known` unfair trees, and none in which a limit
 /// is exceeded. `the_limits_of_the_rule` prints the trees.
 fn judge_up_to(known: usize, class: Class) {
