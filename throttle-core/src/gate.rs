@@ -15,10 +15,12 @@
 use std::sync::Arc;
 
 use crate::cost::Operation;
-use crate::group::{Look, MemberId, QueueId, StillBusy, Verdict};
+use crate::group::{Look, StillBusy, Verdict};
+use crate::ids::{MemberId, QueueId};
 use crate::lease::Lease;
 use crate::pass::Pass;
-use crate::throttle::{Bells, Doorbell, Request, Tag, Throttle};
+use crate::request::{Request, Tag};
+use crate::throttle::{Bells, Doorbell, Throttle};
 use crate::time::Time;
 
 /// The access of one queue to the throttle.

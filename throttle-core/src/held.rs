@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use crate::cost::Cost;
-use crate::group::QueueId;
+use crate::ids::QueueId;
 use crate::planted::{Fault, planted};
-use crate::throttle::Tag;
+use crate::request::Tag;
 use crate::time::Time;
 
 /// A request that waits for a limit. Its data stays with the thread of its queue.

@@ -26,15 +26,13 @@ use std::sync::Arc;
 
 use slotmap::SecondaryMap;
 
-use crate::cost::{Direction, Operation};
-use crate::group::{
-    Arrivals, Change, GroupId, GroupInUse, GroupOptions, Groups, HeldSummary, Look, MemberId, MemberOptions, QueueId,
-    StillBusy, Verdict,
-};
+use crate::group::{Asked, Change, GroupInUse, GroupOptions, Groups, HeldSummary, Look, MemberOptions, StillBusy};
+use crate::ids::{GroupId, MemberId, QueueId};
 use crate::lease::Lease;
 use crate::limiter::{Credit, Level};
 use crate::pass::{Changes, Pass};
 use crate::planted::{Fault, planted};
+use crate::request::{Request, Tag};
 use crate::sync::{Mutex, MutexGuard};
 use crate::time::Time;
 use crate::tree::BadParent;
@@ -46,27 +44,6 @@ use crate::tree::BadParent;
 pub trait Doorbell: Send + Sync {
     /// Makes the thread of the queue take a turn soon. Must not block.
     fn ring(&self);
-}
-
-/// The caller's name for a request while it is held; the throttle only hands it back.
-///
-/// ublk numbers tags from 0 to the queue's depth, in 16 bits; a simulation may hold millions of
-/// requests.
-pub type Tag = u32;
-
-/// A request at its arrival.
-#[derive(Clone, Copy, Debug)]
-pub struct Request {
-    /// Its tag in its queue.
-    pub tag: Tag,
-    /// The operation.
-    pub operation: Operation,
-    /// The length of its range. The charge table of its group decides on the cost
-    /// ([`crate::charge`]).
-    pub bytes: u64,
-    /// The earliest instant at which the request may have arrived. A longer wait allows more timer
-    /// slack.
-    pub since: Time,
 }
 
 /// All groups, devices and queues of a daemon, shared by its threads.
@@ -211,57 +188,19 @@ impl Throttle {
         self.changes.pass()
     }
 
-    /// Decides on requests in arrival order, under one lock, and hands the tags of those that pass
-    /// to `go`. Leases are spent first. The next request that they do not cover ends its lease and
-    /// asks for the next one.
+    /// Decides on requests in arrival order, under one lock ([`Arrivals::decide`]).
+    ///
+    /// [`Arrivals::decide`]: crate::group::arrivals::Arrivals::decide
     pub(crate) fn request(
         &self,
         bells: &mut Bells,
         queue: QueueId,
         requests: &[Request],
-        mut leases: Option<&mut [Lease; 2]>,
+        leases: Option<&mut [Lease; 2]>,
         now: Time,
-        mut go: impl FnMut(Tag),
+        go: impl FnMut(Tag),
     ) -> Asked {
-        self.call(bells, |groups| {
-            let pass = self.changes.pass();
-            let mut is_one_held = false;
-            let mut arrived = groups.arrived(queue, now);
-            let mut next = requests;
-            while let Some((&Request { tag, operation, bytes, since }, after)) = next.split_first() {
-                next = after;
-                let direction = operation.direction();
-                if let Some(leases) = leases.as_deref_mut() {
-                    if leases[direction as usize].spend(operation, bytes, pass, now) {
-                        go(tag);
-                        continue;
-                    }
-                    end_leases(&mut arrived, leases, pass, |lease, of| of == direction || lease.is_over(pass, now));
-                }
-                let mut lease = leases.as_mut().map(|leases| &mut leases[direction as usize]);
-                let wanted = lease.as_mut().and_then(|lease| lease.wants(bytes, now));
-                match arrived.request(tag, operation, bytes, since) {
-                    Verdict::Go => {
-                        go(tag);
-                        if let Some((lease, wanted)) = lease.zip(wanted)
-                            && let Some(grant) = arrived.prepay(direction, wanted, lease.marks())
-                        {
-                            lease.take(grant, pass, now);
-                        }
-                    }
-                    Verdict::Held => {
-                        is_one_held = true;
-                        // Later requests may not overtake the held one: leases end.
-                        if let Some(leases) = leases.take() {
-                            end_leases(&mut arrived, leases, pass, |_, _| true);
-                            leases.iter_mut().for_each(Lease::forget);
-                        }
-                        next = &after[arrived.join(after)..];
-                    }
-                }
-            }
-            Asked { is_one_held, pass: arrived.are_free().then_some(pass) }
-        })
+        self.call(bells, |groups| groups.arrived(queue, now).decide(requests, leases, self.changes.pass(), go))
     }
 
     pub(crate) fn poll(&self, bells: &mut Bells, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Look> {
@@ -284,8 +223,7 @@ impl Throttle {
         if let Some(leases) = leases {
             self.call(bells, |groups| {
                 // The caller has no clock here: the latest instant that any thread has seen counts.
-                let mut arrived = groups.arrived(queue, Time::ZERO);
-                end_leases(&mut arrived, leases, self.changes.pass(), |_, _| true);
+                groups.arrived(queue, Time::ZERO).end_leases(leases, self.changes.pass(), |_, _| true);
             });
         }
         let mut state = self.lock();
@@ -329,32 +267,6 @@ impl Throttle {
     pub(crate) fn assert_invariants(&self) {
         self.lock().groups.assert_invariants();
     }
-}
-
-/// Ends the leases of a queue for which `is_due` holds, and returns their unspent credit. The credit
-/// of a lease before the last change is void: the change may have replaced the buckets that paid.
-fn end_leases(
-    arrived: &mut Arrivals<'_>,
-    leases: &mut [Lease; 2],
-    pass: Pass,
-    is_due: impl Fn(&Lease, Direction) -> bool,
-) {
-    for (lease, direction) in leases.iter_mut().zip(Direction::ALL) {
-        if is_due(lease, direction)
-            && let Some(unspent) = lease.end()
-            && (unspent.pass == pass || planted(Fault::RefundAfterChange))
-        {
-            arrived.refund(direction, &unspent);
-        }
-    }
-}
-
-/// The outcome of [`Throttle::request`].
-pub(crate) struct Asked {
-    /// At least one request was held.
-    pub is_one_held: bool,
-    /// The pass of a queue without a limit above it.
-    pub pass: Option<Pass>,
 }
 
 /// Scratch space for the bells of one call.

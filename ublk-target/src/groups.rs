@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use throttle_core::group::{GroupId, GroupOptions};
+use throttle_core::group::GroupOptions;
+use throttle_core::ids::GroupId;
 use throttle_core::throttle::Throttle;
 use throttle_core::time::Time;
 use ublk_throttle_config::Config;

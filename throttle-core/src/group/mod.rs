@@ -41,169 +41,27 @@
 //! * I7  no state refers to a retired queue or to a member that has left: `retire` and `leave`
 //!   refuse while any does
 
-mod arrivals;
+mod apply;
+pub(crate) mod arrivals;
+mod deadline;
+mod options;
+mod outcome;
 mod queues;
+mod removal;
 
-use slotmap::{SecondaryMap, new_key_type};
-use thiserror::Error;
+use slotmap::SecondaryMap;
 
-use crate::charge::ChargeTable;
-use crate::cost::Direction;
+use crate::ids::{GroupId, MemberId, NodeId, QueueId};
 use crate::limiter::{Credit, Level};
-use crate::limits::Limits;
-use crate::planted::{Fault, planted};
-use crate::share::WEIGHT_DEFAULT;
-use crate::throttle::Tag;
+#[cfg(test)]
+use crate::request::Tag;
 use crate::time::Time;
-use crate::tree::{BadParent, NodeId, Tree};
+use crate::tree::{BadParent, Tree};
 
-pub(crate) use arrivals::Arrivals;
+pub use options::{Change, GroupOptions, MemberOptions};
+pub(crate) use outcome::{Asked, Look};
+pub use outcome::{GroupInUse, HeldSummary, StillBusy, Verdict};
 use queues::Queues;
-
-/// A group of members that share limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupId(NodeId);
-
-/// A device as a member of a tree of groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MemberId(NodeId);
-
-new_key_type! {
-    /// One queue of a member, served by one thread.
-    pub struct QueueId;
-}
-
-/// The settings of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupOptions {
-    /// The limits its members share; must be sound ([`Limits::violations`]).
-    pub limits: Limits,
-    /// The parent group, whose limits hold as well.
-    pub parent: Option<GroupId>,
-    /// The share of the group among the children of `parent`; 1 to [`crate::share::WEIGHT_MAX`].
-    pub weight: u32,
-    /// The charge of each operation. `None`: as in `parent`, or the default table without a parent.
-    pub charges: Option<ChargeTable>,
-}
-
-impl Default for GroupOptions {
-    fn default() -> Self {
-        Self { limits: Limits::UNLIMITED, parent: None, weight: WEIGHT_DEFAULT, charges: None }
-    }
-}
-
-/// The settings of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemberOptions {
-    /// Limits of the member, besides those of its group; must be sound ([`Limits::violations`]).
-    pub limits: Limits,
-    /// The group of the member.
-    pub group: Option<GroupId>,
-    /// The share of the member among the members and groups in its group; 1 to
-    /// [`crate::share::WEIGHT_MAX`].
-    pub weight: u32,
-}
-
-impl Default for MemberOptions {
-    fn default() -> Self {
-        Self { limits: Limits::UNLIMITED, group: None, weight: WEIGHT_DEFAULT }
-    }
-}
-
-/// The decision on a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The request is charged; issue it now.
-    Go,
-    /// The request waits. Its tag comes out of a later poll of its queue, possibly the very next.
-    Held,
-}
-
-/// The queue or member is still referred to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("still busy: {held} held, {restart_work} let go and not run, {queues} queues")]
-pub struct StillBusy {
-    /// Requests that wait for a limit.
-    pub held: u32,
-    /// Dispatched requests that their queue thread has not collected.
-    pub restart_work: u32,
-    /// Queues of the member that have not retired.
-    pub queues: u32,
-}
-
-/// The group has members, or groups below it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the group is in use by {children} devices and groups")]
-pub struct GroupInUse {
-    /// The number of members and groups directly in the group.
-    pub children: u32,
-}
-
-/// A change to a group or a member while requests wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// The limits of a group. Each bucket keeps its used share, and the same limits again change nothing.
-    GroupLimits(GroupId, Limits),
-    /// The share of a group among its siblings; 1 to [`crate::share::WEIGHT_MAX`].
-    GroupWeight(GroupId, u32),
-    /// The charge of each operation in a group, for requests that arrive from now on. `None`: as in
-    /// the parent.
-    GroupCharges(GroupId, Option<ChargeTable>),
-    /// The parent of a group. The group moves below it (`None`: to the top) with all its members
-    /// and their held requests.
-    GroupParent(GroupId, Option<GroupId>),
-    /// The limits of a member; bucket levels behave as for [`Self::GroupLimits`].
-    MemberLimits(MemberId, Limits),
-    /// The share of a member in its group; 1 to [`crate::share::WEIGHT_MAX`].
-    MemberWeight(MemberId, u32),
-    /// The group of a member (`None`: no group). The member takes all its held requests along, so
-    /// each request waits in exactly one tree.
-    MemberGroup(MemberId, Option<GroupId>),
-}
-
-impl Change {
-    fn node(&self) -> NodeId {
-        match *self {
-            Self::GroupLimits(GroupId(node), _)
-            | Self::GroupWeight(GroupId(node), _)
-            | Self::GroupCharges(GroupId(node), _)
-            | Self::GroupParent(GroupId(node), _)
-            | Self::MemberLimits(MemberId(node), _)
-            | Self::MemberWeight(MemberId(node), _)
-            | Self::MemberGroup(MemberId(node), _) => node,
-        }
-    }
-
-    /// The new parent, if this change sets one.
-    fn parent(&self) -> Option<Option<NodeId>> {
-        match *self {
-            Self::GroupParent(_, parent) | Self::MemberGroup(_, parent) => Some(parent.map(|GroupId(parent)| parent)),
-            _ => None,
-        }
-    }
-}
-
-/// The requests that a member holds at the moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HeldSummary {
-    /// Requests that wait for a limit.
-    pub count: u32,
-    /// The arrival of the oldest held request.
-    pub oldest: Option<Time>,
-}
-
-/// The next poll that is due from the thread of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Look {
-    pub at: Time,
-    /// The thread may sleep until `at` regardless of new requests: a read or write that arrives
-    /// before `at` is held until then anyway.
-    pub is_calm: bool,
-}
-
-/// The longest deadline that a thread sleeps through. A flush, a discard or a change that arrives
-/// during the sleep is delayed by as much.
-const CALM_NS_MAX: u64 = 1_000_000;
 
 /// The relation of a member to its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,11 +74,6 @@ enum Mode {
     /// sends until the disk is gone count for no group. Only [`Groups::end_drain`] ends this mode.
     Draining,
 }
-
-/// The wait that a drain may add for the neighbours. Held requests of the draining member are
-/// charged to the groups above until that wait is reached, at least one in each direction; the
-/// remaining requests are not charged, so a removal does not pause the neighbours.
-const DRAIN_DEBT_NS: u64 = 50_000_000;
 
 /// The one deadline of a tree and the queue whose thread wakes up for it.
 #[derive(Clone, Copy, Debug)]
@@ -311,85 +164,6 @@ impl Groups {
         }
     }
 
-    /// A poll by the thread of `queue`: rung, at its deadline, or spurious.
-    ///
-    /// Appends the restart work of the queue to `collected`; the caller issues it at once. Returns
-    /// the next poll that the tree counts on: for the owner of the deadline always, for a queue
-    /// that does not own it only if the queue collected restart work now and may sleep until the
-    /// deadline.
-    pub fn poll(&mut self, queue: QueueId, now: Time, collected: &mut Vec<Tag>) -> Option<Look> {
-        let now = self.see(now);
-        let MemberId(member) = self.queues[queue].member;
-        let root = self.tree.root(member);
-        self.queues[queue].owes_poll = true;
-        if self.armed.get(root).is_some_and(|armed| armed.deadline <= now) {
-            self.let_go_due(root, Some(queue), now);
-        }
-        let armed = self.armed.get(root).copied();
-        let is_calm = armed.is_some_and(|armed| self.is_calm(queue, armed, now));
-        let state = &mut self.queues[queue];
-        let is_counted_on = |owner| owner == queue || is_calm && !state.let_go.is_empty();
-        let told = armed.filter(|armed| is_counted_on(armed.owner));
-        collected.append(&mut state.let_go);
-        state.owes_poll = planted(Fault::LookThenSay);
-        state.told = told.map(|armed| armed.deadline);
-        told.filter(|armed| armed.owner == queue || !planted(Fault::ToldInSecret))
-            .map(|Armed { deadline, .. }| Look { at: deadline, is_calm })
-    }
-
-    /// Whether the thread of `queue` may sleep until the deadline regardless of new requests.
-    fn is_calm(&mut self, queue: QueueId, armed: Armed, now: Time) -> bool {
-        let (MemberId(member), held) = (self.queues[queue].member, self.queues[queue].held);
-        // The client of a queue that holds one request waits for its answer and sends nothing until
-        // then.
-        self.is_company_sought
-            && held > 1
-            && armed.deadline <= now.plus_nanos(CALM_NS_MAX)
-            && (self.tree.held_newcomers(member, armed.since, now) || planted(Fault::CalmForAll))
-    }
-
-    /// Starts the drain of a member before its removal: dispatches all its held requests now, and
-    /// holds no later one. Dispatched requests are charged to the groups above within
-    /// [`DRAIN_DEBT_NS`]; later requests are not charged.
-    pub fn drain(&mut self, member: MemberId, now: Time) {
-        let now = self.see(now);
-        self.members[member.0].mode = Mode::Draining;
-        if planted(Fault::DrainHoldsOn) {
-            return;
-        }
-        if planted(Fault::DrainExemptsGroup) {
-            self.members.iter_mut().for_each(|(_, member)| member.mode = Mode::Draining);
-        }
-        let above = self.tree.parent(member.0);
-        for direction in Direction::ALL {
-            let mut enough = None;
-            while let Some(held) = self.tree.pop(member.0, direction, now) {
-                if let Some(above) = above {
-                    let wait = self.tree.ready_at(above, &held.cost, now).unwrap_or(now);
-                    if planted(Fault::DrainChargesAll) || wait < *enough.get_or_insert(wait.plus_nanos(DRAIN_DEBT_NS)) {
-                        self.tree.charge(above, &held.cost, now);
-                    }
-                }
-                self.queues.post(&held, None, now);
-            }
-        }
-        if planted(Fault::DrainWithoutRearm) {
-            return;
-        }
-        // A queue of this member may have owned the deadline: choose a new owner.
-        self.rearm(self.tree.root(member.0), None, now);
-    }
-
-    /// Ends the drain of a member whose removal failed: requests from now on are limited and
-    /// charged. Requests that the drain dispatched stay dispatched, and are collected before later
-    /// ones.
-    pub fn end_drain(&mut self, member: MemberId) {
-        let member = &mut self.members[member.0];
-        if member.mode == Mode::Draining && !planted(Fault::DrainForEver) {
-            member.mode = Mode::Live;
-        }
-    }
-
     /// The requests that the member holds.
     pub fn held(&self, member: MemberId) -> HeldSummary {
         let lines = self.tree.lines(member.0);
@@ -397,88 +171,6 @@ impl Groups {
             count: lines.iter().map(|line| line.len()).sum(),
             oldest: lines.iter().filter_map(|line| Some(line.first()?.since)).min(),
         }
-    }
-
-    /// Removes a queue whose thread is about to end. Refused while the queue holds a request or has
-    /// restart work outstanding: membership, count and posting are one piece of state, so nothing
-    /// can be posted to the queue after `Ok`.
-    pub fn retire(&mut self, queue: QueueId) -> Result<(), StillBusy> {
-        let state = &self.queues[queue];
-        let busy = StillBusy { held: state.held, restart_work: state.let_go.len() as u32, queues: 0 };
-        if busy.held > 0 || busy.restart_work > 0 && !planted(Fault::RetireWithRestartWork) {
-            return Err(busy);
-        }
-        let MemberId(member) = state.member;
-        debug_assert!(self.armed.values().all(|armed| armed.owner != queue));
-        self.members[member].queues -= 1;
-        self.queues.remove(queue);
-        Ok(())
-    }
-
-    /// Removes a member whose device is gone. Refused while one of its queues has not retired.
-    pub fn leave(&mut self, member: MemberId, now: Time) -> Result<(), StillBusy> {
-        let now = self.see(now);
-        let queues = self.members[member.0].queues;
-        if queues > 0 && !planted(Fault::LeaveWithQueue) {
-            return Err(StillBusy { held: self.held(member).count, restart_work: 0, queues });
-        }
-        self.tree.remove(member.0, now);
-        self.members.remove(member.0);
-        Ok(())
-    }
-
-    /// Makes all changes in one step, under load. Deadlines of waiting requests are computed anew
-    /// at the end, and no request is dispatched between two changes. Returns `Err`, and changes
-    /// nothing, if a group would get a parent that it cannot have. The last of two changes to the
-    /// same setting counts; groups may swap places.
-    pub fn apply(&mut self, changes: &[Change], now: Time) -> Result<(), BadParent> {
-        let now = self.see(now);
-        let mut places: SecondaryMap<NodeId, Option<NodeId>> = SecondaryMap::new();
-        places.extend(changes.iter().filter_map(|change| Some((change.node(), change.parent()?))));
-        self.tree.check_parents(&places)?;
-        places.retain(|node, parent| self.tree.parent(node) != *parent);
-        let roots_before: Vec<NodeId> = changes.iter().map(|change| self.tree.root(change.node())).collect();
-        // Detach every node that moves before attaching any, so that groups can swap places.
-        for node in places.keys() {
-            self.tree.set_parent(node, None, now);
-        }
-        for (node, parent) in &places {
-            self.tree.set_parent(node, *parent, now);
-            if planted(Fault::ApplyInSteps) {
-                self.let_go_due(self.tree.root(node), None, now);
-            }
-        }
-        for change in changes {
-            match *change {
-                Change::GroupLimits(GroupId(node), ref limits) | Change::MemberLimits(MemberId(node), ref limits) => {
-                    self.tree.set_limits(node, limits, now);
-                }
-                Change::GroupWeight(GroupId(node), weight) | Change::MemberWeight(MemberId(node), weight) => {
-                    self.tree.set_weight(node, weight);
-                }
-                Change::GroupCharges(GroupId(node), charges) => self.tree.set_charges(node, charges),
-                Change::GroupParent(..) => {}
-                Change::MemberGroup(MemberId(node), _) => {
-                    if planted(Fault::MoveEndsDrain) {
-                        self.members[node].mode = Mode::Live;
-                    }
-                }
-            }
-        }
-        let roots_after = changes.iter().map(|change| self.tree.root(change.node()));
-        let mut roots: Vec<NodeId> = roots_before.into_iter().chain(roots_after).collect();
-        roots.sort_unstable();
-        roots.dedup();
-        for root in roots {
-            if self.tree.root(root) == root {
-                self.let_go_due(root, None, now);
-            } else {
-                // A former root that is now below a parent: its waiting requests are armed in the
-                // tree it joined.
-                self.armed.remove(root);
-            }
-        }
-        Ok(())
     }
 
     /// The credit of each limit of a group.
@@ -505,24 +197,6 @@ impl Groups {
         self.tree.levels(member.0, now)
     }
 
-    /// Resumes a group at the levels that an earlier process noted.
-    pub fn resume_group(&mut self, group: GroupId, levels: &[Level], elapsed_ns: u64, now: Time) {
-        self.resume(group.0, levels, elapsed_ns, now);
-    }
-
-    /// Resumes a member at the levels that an earlier process noted.
-    pub fn resume_member(&mut self, member: MemberId, levels: &[Level], elapsed_ns: u64, now: Time) {
-        self.resume(member.0, levels, elapsed_ns, now);
-    }
-
-    fn resume(&mut self, node: NodeId, levels: &[Level], elapsed_ns: u64, now: Time) {
-        let now = self.see(now);
-        self.tree.resume(node, levels, elapsed_ns, now);
-        let root = self.tree.root(node);
-        // Requests that already wait get new deadlines.
-        self.let_go_due(root, None, now);
-    }
-
     /// The queues to ring because of the calls since the last `take_rings`, each once.
     pub fn take_rings(&mut self) -> impl Iterator<Item = QueueId> {
         self.queues.take_rings()
@@ -531,43 +205,6 @@ impl Groups {
     fn see(&mut self, now: Time) -> Time {
         self.now = self.now.max(now);
         self.now
-    }
-
-    /// Dispatches every due request of the tree, in turn order, and arms the deadline for the rest.
-    fn let_go_due(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
-        let Self { tree, queues, .. } = self;
-        tree.let_go_due(root, now, |held| queues.post(held, caller, now));
-        self.rearm(root, caller, now);
-    }
-
-    /// Arms a tree for the earliest instant at which one of its requests is due. The owner is a
-    /// queue that holds a request of the tree.
-    fn rearm(&mut self, root: NodeId, caller: Option<QueueId>, now: Time) {
-        let Some((due, heir)) = self.tree.wakes_at(root, now).zip(self.tree.next_waiter(root)) else {
-            self.armed.remove(root);
-            return;
-        };
-        // Every request that is due by `now` has been dispatched.
-        let deadline = if self.is_company_sought { self.tree.company_at(root, due, now) } else { due };
-        // Choose the owner, cheapest first: the present owner if it wakes up by the deadline
-        // anyway, the caller, which is awake, the present owner, and last the queue of a request
-        // that is among the next to go.
-        let may_keep = |queue: &QueueId| {
-            let queue = &self.queues[*queue];
-            let holds = queue.held > 0 || planted(Fault::OwnerHoldsNothing);
-            holds && self.tree.root(queue.member.0) == root
-        };
-        let is_told = |queue: &QueueId| self.queues[*queue].told.is_some_and(|told| told <= deadline);
-        let keeper = self.armed.get(root).map(|armed| armed.owner).filter(may_keep);
-        let awake = caller.filter(may_keep);
-        // The present owner needs a ring if it wakes up later; the caller, awake, needs none.
-        let owner = keeper.filter(is_told).or(awake).or(keeper).unwrap_or(heir.queue);
-        self.armed.insert(root, Armed { owner, deadline, since: now });
-        // A thread with an earlier wake-up than the deadline needs no ring: it polls in vain and
-        // gets the new deadline.
-        if self.queues[owner].told.is_none_or(|told| told > deadline && !planted(Fault::EarlierUntold)) {
-            self.queues.ring(owner, caller, now);
-        }
     }
 }
 

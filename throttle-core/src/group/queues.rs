@@ -4,10 +4,10 @@ use std::ops::{Index, IndexMut};
 
 use slotmap::SlotMap;
 
-use super::{MemberId, QueueId};
 use crate::held::Held;
+use crate::ids::{MemberId, QueueId};
 use crate::planted::{Fault, planted};
-use crate::throttle::Tag;
+use crate::request::Tag;
 use crate::time::Time;
 
 /// One hardware queue of a device and its thread.

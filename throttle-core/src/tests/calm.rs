@@ -3,7 +3,7 @@
 
 use super::world::World;
 use crate::cost::Operation;
-use crate::group::MemberId;
+use crate::ids::MemberId;
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
 

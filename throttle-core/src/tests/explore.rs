@@ -11,7 +11,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::world::limits;
 use crate::cost::Operation;
-use crate::group::{Change, GroupId, GroupOptions, Groups, MemberId, MemberOptions, QueueId, Verdict};
+use crate::group::{Change, GroupOptions, Groups, MemberOptions, Verdict};
+use crate::ids::{GroupId, MemberId, QueueId};
 use crate::planted::{Fault, is_found};
 use crate::time::Time;
 

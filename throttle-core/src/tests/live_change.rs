@@ -3,7 +3,8 @@
 use super::world::{OneChange, World, limits};
 use crate::charge::{Charge, ChargeTable};
 use crate::cost::Operation::{self, Discard, Flush, Read, Write};
-use crate::group::{Change, GroupId, GroupInUse, GroupOptions, MemberId};
+use crate::group::{Change, GroupInUse, GroupOptions};
+use crate::ids::{GroupId, MemberId};
 use crate::limits::{LimitKind, Limits};
 use crate::planted::{Fault, is_found};
 use crate::time::Time;

@@ -31,7 +31,8 @@ use shuttle::{
 use super::world::{OneChange, limits};
 use crate::cost::Operation;
 use crate::gate::Gate;
-use crate::group::{GroupId, GroupOptions, MemberId, MemberOptions, Verdict};
+use crate::group::{GroupOptions, MemberOptions, Verdict};
+use crate::ids::{GroupId, MemberId};
 use crate::planted::{Fault, is_found};
 use crate::throttle::{Doorbell, Throttle};
 use crate::time::Time;

@@ -11,7 +11,7 @@ use super::world::World;
 use crate::cost::Operation;
 use crate::gate::Gate;
 use crate::group::Verdict;
-use crate::throttle::Request;
+use crate::request::Request;
 use crate::time::Time;
 
 proptest! {

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 use super::world::limits;
 use crate::charge::ChargeTable;
 use crate::cost::Operation;
-use crate::group::QueueId;
 use crate::held::Held;
+use crate::ids::NodeId;
+use crate::ids::QueueId;
 use crate::limits::Limits;
 use crate::planted::{Fault, is_found};
-use crate::throttle::Tag;
+use crate::request::Tag;
 use crate::time::Time;
-use crate::tree::{NodeId, Tree};
+use crate::tree::Tree;
 
 const MEMBERS: usize = 4;
 

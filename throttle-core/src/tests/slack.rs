@@ -9,7 +9,8 @@ use crate::gate::Gate;
 use crate::group::MemberOptions;
 use crate::limits::{Limit, LimitKind, Limits};
 use crate::planted::{Fault, is_found};
-use crate::throttle::{Doorbell, Request};
+use crate::request::Request;
+use crate::throttle::Doorbell;
 use crate::time::Time;
 
 /// A bell for a gate that its test polls anyway.

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cost::Operation;
 use crate::gate::Gate;
-use crate::group::{Change, GroupId, GroupOptions, MemberId, MemberOptions, StillBusy, Verdict};
+use crate::group::{Change, GroupOptions, MemberOptions, StillBusy, Verdict};
+use crate::ids::{GroupId, MemberId};
 use crate::limits::{LimitKind, Limits, SECOND_NS};
 use crate::throttle::{Doorbell, Throttle};
 use crate::time::Time;

@@ -27,207 +27,27 @@
 //!
 //! This module knows no queues, no restart work and no timers.
 
+mod depth;
+mod node;
 mod order;
 mod shape;
 mod timing;
 mod turn;
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use slotmap::{SecondaryMap, SlotMap, new_key_type};
+use slotmap::{SecondaryMap, SlotMap};
 
 use crate::bucket::Mark;
 use crate::charge::ChargeTable;
 use crate::cost::{Cost, Direction};
-use crate::heap::Heap;
 use crate::held::{Held, Line};
+use crate::ids::NodeId;
 use crate::lease::{Grant, Prepaid, Unspent, within};
-use crate::limiter::{Credit, Level, Limiter};
-use crate::limits::{LimitKind, Limits};
+use crate::limiter::{Credit, Level};
 use crate::planted::{Fault, planted};
-use crate::share::WEIGHT_DEFAULT;
 use crate::time::Time;
-use order::{Order, Scale, Standing};
+use node::{Flow, Kind, LineId, Node, Root};
 
-pub use shape::BadParent;
-
-/// The most levels of groups: bounds the work of one decision.
-pub const DEPTH_MAX: usize = 8;
-
-/// The most limits above a request: six for its member and for each level of groups.
-const LIMITS_MAX: usize = 6 * (DEPTH_MAX + 1);
-
-new_key_type! {
-    /// The id of a group or a member.
-    pub(crate) struct NodeId;
-}
-
-#[derive(Clone, Debug)]
-struct Node {
-    parent: Option<NodeId>,
-    weight: u32,
-    scale: Scale,
-    limiter: Limiter,
-    /// Requests held at or below this node.
-    held: u32,
-    /// The weights of the children that hold requests.
-    weights_waiting: u64,
-    /// The limits at the node and above it, from the root down. The index of a limit is the same at
-    /// all nodes below the limit.
-    limits: Vec<LimitId>,
-    /// The number of `limits` that are above the node; the others are its own.
-    above: usize,
-    own: Vec<LimitState>,
-    /// The order of the node's children at each of `limits`.
-    orders: Vec<Order>,
-    /// The node's standing in the orders of its parent.
-    standings: Vec<Standing>,
-    kind: Kind,
-}
-
-/// A limit of a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LimitId {
-    node: NodeId,
-    kind: LimitKind,
-}
-
-/// The lines that a limit counts.
-#[derive(Clone, Debug, Default)]
-struct LimitState {
-    /// Lines with a held request that is charged to the limit.
-    counted: u32,
-    /// Of these, the lines whose main limit it is.
-    mains: u32,
-    /// The lines that wait in the order of the limit.
-    waiters: u32,
-    reserved: Option<Reservation>,
-    /// No line waits in vain for the same closed limit as the line of the reservation.
-    blocked_until: Time,
-    /// The place among the timers of the tree, if lines wait.
-    timer: Option<u32>,
-}
-
-/// A limit kept for the first line of its order until that line's other limits let it go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reservation {
-    line: LineId,
-    until: Time,
-}
-
-/// A line of a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LineId {
-    member: NodeId,
-    direction: Direction,
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    Group(Group),
-    Member([Flow; Direction::ALL.len()]),
-}
-
-#[derive(Clone, Debug, Default)]
-struct Group {
-    children: BTreeSet<NodeId>,
-    charges: Option<ChargeTable>,
-}
-
-/// A line and its part in the orders.
-#[derive(Clone, Debug, Default)]
-struct Flow {
-    line: Line,
-    /// The line's standing in the orders of its member.
-    standings: Vec<Standing>,
-    /// The limits that the first request is charged to, a bit for each index; 0 if none waits.
-    charged: u64,
-    /// The index of the main limit, while a request waits that is charged to a limit.
-    main: usize,
-    /// The index of the limit in whose order the line waits: the main limit, or a closed one at
-    /// which the line is parked.
-    waits_at: Option<usize>,
-    /// The instant of the last look at the line, and the looks at that instant.
-    looked_at: (Time, u8),
-}
-
-/// What only a whole tree has.
-#[derive(Clone, Debug, Default)]
-struct Root {
-    /// The limits in whose orders lines wait, each with the instant at which its first line is due.
-    timers: Heap<Time, (NodeId, usize)>,
-    /// Lines whose first request is charged to no limit: due at once.
-    unlimited: Vec<LineId>,
-    /// The patience of each limited node of the tree ([`Limiter::patience_ns`]), with the number of
-    /// such nodes.
-    patience_ns: BTreeMap<u64, u32>,
-}
-
-impl Flow {
-    fn is_parked(&self) -> bool {
-        self.waits_at.is_some_and(|at| at != self.main)
-    }
-}
-
-impl Node {
-    fn new(limits: &Limits, weight: u32, kind: Kind) -> Self {
-        Self {
-            parent: None,
-            weight,
-            scale: Scale::of(weight),
-            limiter: Limiter::new(limits),
-            held: 0,
-            weights_waiting: 0,
-            limits: Vec::new(),
-            above: 0,
-            own: Vec::new(),
-            orders: Vec::new(),
-            standings: Vec::new(),
-            kind,
-        }
-    }
-
-    fn is_group(&self) -> bool {
-        matches!(self.kind, Kind::Group(_))
-    }
-
-    fn group(&mut self) -> &mut Group {
-        match &mut self.kind {
-            Kind::Group(group) => group,
-            Kind::Member(_) => unreachable!("a member has no children"),
-        }
-    }
-
-    fn flow(&self, direction: Direction) -> &Flow {
-        match &self.kind {
-            Kind::Member(flows) => &flows[direction as usize],
-            Kind::Group(_) => unreachable!("a group holds nothing itself"),
-        }
-    }
-
-    fn flow_mut(&mut self, direction: Direction) -> &mut Flow {
-        match &mut self.kind {
-            Kind::Member(flows) => &mut flows[direction as usize],
-            Kind::Group(_) => unreachable!("a group holds nothing itself"),
-        }
-    }
-
-    /// The standing of a child that is a line of this member.
-    fn line_standing(&mut self, line: usize, limit: usize) -> &mut Standing {
-        &mut self.flow_mut(Direction::ALL[line]).standings[limit]
-    }
-
-    /// The weights of the children that wait.
-    fn weights(&self) -> f64 {
-        match &self.kind {
-            Kind::Member(flows) => {
-                let waiting = flows.iter().filter(|flow| flow.line.first().is_some()).count();
-                waiting as f64 * f64::from(WEIGHT_DEFAULT)
-            }
-            Kind::Group(_) => self.weights_waiting as f64,
-        }
-    }
-}
+pub use depth::{BadParent, DEPTH_MAX};
 
 /// All groups and members, in any number of trees.
 #[derive(Clone, Debug, Default)]

@@ -25,8 +25,8 @@
 //!   limit meanwhile: it could not take its turns, and may make up for them.
 
 use crate::heap::Heap;
+use crate::ids::NodeId;
 use crate::time::Time;
-use crate::tree::NodeId;
 
 /// A position in an order: nano-units of the limit over the weight of the child, in 1/65,536.
 ///

@@ -7,24 +7,16 @@
 
 use slotmap::SecondaryMap;
 
-use super::order::{Child, Lead, Order, Scale, Standing};
-use super::{DEPTH_MAX, Flow, Group, Kind, LimitId, LimitState, LineId, Node, NodeId, Root, Tree};
+use super::Tree;
+use super::depth::{BadParent, DEPTH_MAX};
+use super::node::{Flow, Group, Kind, LimitId, LimitState, LineId, Node, Root};
+use super::order::{Lead, Order, Scale, Standing};
 use crate::charge::ChargeTable;
 use crate::cost::Direction;
+use crate::ids::NodeId;
 use crate::limiter::LimitKinds;
 use crate::limits::Limits;
 use crate::time::Time;
-
-/// The reason why a node cannot have a parent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadParent {
-    /// The parent is the node itself or below it.
-    #[error("a group cannot stand below itself")]
-    Cycle,
-    /// More than [`DEPTH_MAX`] levels of groups.
-    #[error("more than {DEPTH_MAX} groups above each other")]
-    TooDeep,
-}
 
 impl Tree {
     /// Adds a group without members, as the root of a new tree.
@@ -235,14 +227,6 @@ impl Tree {
         *nodes = nodes.checked_add_signed(change).expect("each node is counted once");
         if *nodes == 0 {
             self.roots[root].patience_ns.remove(&patience_ns);
-        }
-    }
-
-    /// The standing of a child of `node` at a limit.
-    pub(super) fn standing(&self, node: NodeId, child: Child, limit: usize) -> Standing {
-        match child {
-            Child::Node(child) => self.nodes[child].standings[limit],
-            Child::Line(line) => self.nodes[node].flow(Direction::ALL[line]).standings[limit],
         }
     }
 }

@@ -1,8 +1,10 @@
 //! When the tree is due, and how much later a timer may be.
 
-use super::{LineId, NodeId, Tree};
+use super::Tree;
+use super::node::LineId;
 use crate::cost::{Cost, Direction, Operation};
 use crate::held::{Held, Line};
+use crate::ids::NodeId;
 use crate::planted::{Fault, planted};
 use crate::time::Time;
 

@@ -35,12 +35,15 @@
 //! limit lasts (100 ms without a burst) can make a sibling lose part of that other limit: nothing is
 //! dispatched in the meantime, and the bucket runs empty.
 
-use super::order::{Child, Lead, Scale, Share};
-use super::{DEPTH_MAX, LIMITS_MAX, LimitState, LineId, NodeId, Reservation, Tree};
+use super::Tree;
+use super::depth::{DEPTH_MAX, LIMITS_MAX};
+use super::node::{LimitId, LimitState, LineId, Reservation};
+use super::order::{Child, Lead, Order, Scale, Share, Standing};
 use crate::bits::ones;
 use crate::bucket::NanoUnits;
-use crate::cost::Cost;
+use crate::cost::{Cost, Direction};
 use crate::held::Held;
+use crate::ids::NodeId;
 use crate::share::WEIGHT_DEFAULT;
 use crate::time::Time;
 
@@ -160,7 +163,7 @@ impl Tree {
         let first = self.flow(line).line.first().expect("a line that enters holds a request");
         let cost = first.cost;
         let limits = &self.nodes[line.member].limits;
-        let is_charged = |(_, limit): &(usize, &super::LimitId)| cost.is_charged_to(limit.kind);
+        let is_charged = |(_, limit): &(usize, &LimitId)| cost.is_charged_to(limit.kind);
         let charged = limits.iter().enumerate().filter(is_charged).fold(0, |bits, (index, _)| bits | 1 << index);
         self.flow_mut(line).charged = charged;
         if charged == 0 {
@@ -450,7 +453,7 @@ impl Tree {
             match self.nodes[node].orders[limit].first()? {
                 Child::Node(child) => node = child,
                 Child::Line(line) => {
-                    return Some(LineId { member: node, direction: crate::cost::Direction::ALL[line] });
+                    return Some(LineId { member: node, direction: Direction::ALL[line] });
                 }
             }
         }
@@ -540,7 +543,16 @@ impl Tree {
         climb
     }
 
-    fn standing_mut(&mut self, node: NodeId, child: Child, limit: usize) -> &mut super::Standing {
+    /// The standing of a child of `node` at a limit.
+    pub(super) fn standing(&self, node: NodeId, child: Child, limit: usize) -> Standing {
+        match child {
+            Child::Node(child) => self.nodes[child].standings[limit],
+            Child::Line(line) => self.nodes[node].flow(Direction::ALL[line]).standings[limit],
+        }
+    }
+
+    /// [`Self::standing`], to change it.
+    fn standing_mut(&mut self, node: NodeId, child: Child, limit: usize) -> &mut Standing {
         match child {
             Child::Node(child) => &mut self.nodes[child].standings[limit],
             Child::Line(line) => self.nodes[node].line_standing(line, limit),
@@ -548,12 +560,7 @@ impl Tree {
     }
 
     /// Works on an order of `node` while its heap reports places to the children.
-    fn with_order(
-        &mut self,
-        node: NodeId,
-        limit: usize,
-        with: impl FnOnce(&mut super::Order, &mut dyn FnMut(Child, u32)),
-    ) {
+    fn with_order(&mut self, node: NodeId, limit: usize, with: impl FnOnce(&mut Order, &mut dyn FnMut(Child, u32))) {
         let mut order = std::mem::take(&mut self.nodes[node].orders[limit]);
         with(&mut order, &mut |child, place| self.standing_mut(node, child, limit).set_place(Some(place)));
         self.nodes[node].orders[limit] = order;

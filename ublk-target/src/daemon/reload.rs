@@ -21,7 +21,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use throttle_core::group::{GroupId, GroupOptions};
+use throttle_core::group::GroupOptions;
+use throttle_core::ids::GroupId;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use ublk_throttle_config::{Config, Device, Group, Plan, difference};

@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use throttle_core::group::{Change, GroupId, GroupOptions, MemberId};
+use throttle_core::group::{Change, GroupOptions};
+use throttle_core::ids::{GroupId, MemberId};
 use throttle_core::tree::BadParent;
 use tokio::sync::oneshot;
 use tokio::time::timeout;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
-use throttle_core::group::GroupId;
+use throttle_core::ids::GroupId;
 use tokio::sync::oneshot;
 use ublk_throttle_config::{Config, Device as Description, Group, nearest, write_groups};
 

@@ -43,7 +43,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use throttle_core::group::{GroupId, MemberOptions};
+use throttle_core::group::MemberOptions;
+use throttle_core::ids::GroupId;
 use throttle_core::limiter::Level;
 use throttle_core::throttle::Throttle;
 use ublk_throttle_config::{Backend, Device as Description, OnCrash};

@@ -11,7 +11,7 @@
 //! lock, no thread queries or changes a member that has left the throttle. Order of locks: this lock
 //! first, then the throttle's own.
 
-use throttle_core::group::MemberId;
+use throttle_core::ids::MemberId;
 use throttle_core::limits::Limits;
 use ublk_throttle_config::Device as Description;
 

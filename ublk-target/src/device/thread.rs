@@ -24,7 +24,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use throttle_core::group::MemberId;
+use throttle_core::ids::MemberId;
 
 use super::recovery::TakenUp;
 use super::waiting::Found;

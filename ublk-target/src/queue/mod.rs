@@ -42,8 +42,9 @@ use nix::sys::prctl::set_timerslack;
 use nix::unistd::Pid;
 use throttle_core::cost::Operation;
 use throttle_core::gate::Gate;
-use throttle_core::group::MemberId;
-use throttle_core::throttle::{Doorbell, Request as Arrived, Tag, Throttle};
+use throttle_core::ids::MemberId;
+use throttle_core::request::{Request as Arrived, Tag};
+use throttle_core::throttle::{Doorbell, Throttle};
 use throttle_core::time::Time;
 
 pub use bell::Bell;

@@ -2,7 +2,7 @@
 //! the queue keeps the requests.
 
 use throttle_core::cost::Operation;
-use throttle_core::throttle::Tag;
+use throttle_core::request::Tag;
 use throttle_core::time::Time;
 
 /// A request as it arrived.

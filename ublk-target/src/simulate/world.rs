@@ -15,9 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use throttle_core::cost::Operation;
 use throttle_core::gate::Gate;
-use throttle_core::group::{Change, GroupId, MemberId, MemberOptions, Verdict};
+use throttle_core::group::{Change, MemberOptions, Verdict};
+use throttle_core::ids::{GroupId, MemberId};
 use throttle_core::limits::Limits;
-use throttle_core::throttle::{Doorbell, Tag, Throttle};
+use throttle_core::request::Tag;
+use throttle_core::throttle::{Doorbell, Throttle};
 use throttle_core::time::Time;
 use ublk_throttle_config::Config;
 

@@ -12,10 +12,12 @@ use super::meter::{Meter, Regime};
 use super::plan::{LimitAt, Plan};
 use crate::cost::{Direction, Operation};
 use crate::gate::Gate;
-use crate::group::{Change, GroupId, GroupOptions, MemberId, MemberOptions};
+use crate::group::{Change, GroupOptions, MemberOptions};
+use crate::ids::{GroupId, MemberId};
 use crate::limiter::Level;
 use crate::limits::Limits;
-use crate::throttle::{Doorbell, Request, Throttle};
+use crate::request::Request;
+use crate::throttle::{Doorbell, Throttle};
 use crate::time::Time;
 
 /// The gates that have been rung, a bit for each.
