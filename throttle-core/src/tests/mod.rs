@@ -28,6 +28,8 @@ mod shares;
 #[cfg(not(any(loom, shuttle)))]
 mod short_cuts;
 #[cfg(not(any(loom, shuttle)))]
+mod siblings;
+#[cfg(not(any(loom, shuttle)))]
 mod slack;
 #[cfg(not(any(loom, shuttle)))]
 mod worked_examples;
