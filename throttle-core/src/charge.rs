@@ -8,8 +8,11 @@
 //! | discard                        | `op`           | write     |
 //! | flush                          | `free`         | write     |
 //!
-//! A group may replace entries for its devices. A request waits only for the buckets it is charged
-//! to.
+//! A group may replace entries for its devices.
+//!
+//! A request waits for the buckets it is charged to, and behind the held requests of its device and
+//! direction that arrived before it: a discard that waits behind four writes of 1 MiB at 1 MB/s
+//! waits for 3 s, although no byte of it is charged. Only a free request overtakes.
 
 use crate::cost::{Cost, Operation};
 
