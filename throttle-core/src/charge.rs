@@ -11,8 +11,8 @@
 //! A group may replace entries for its devices.
 //!
 //! A request waits for the buckets it is charged to, and behind the held requests of its device and
-//! direction that arrived before it: a discard that waits behind four writes of 1 MiB at 1 MB/s
-//! waits for 3 s, although no byte of it is charged. Only a free request overtakes.
+//! direction that arrived before it. Under a limit of 1 MB/s, a discard that arrives after four
+//! writes of 1 MiB waits for 3 s, although no byte of it is charged. Only a free request overtakes.
 
 use crate::cost::{Cost, Operation};
 

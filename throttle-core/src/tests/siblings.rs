@@ -58,17 +58,24 @@ impl Tree {
         tree
     }
 
-    /// Runs from `from` to `to` with at least two requests waiting in each line all the time, and
-    /// returns the largest distance of two siblings in any interval, as a part of the bound.
+    /// Runs up to `to` with a request waiting in each line all the time, and returns the largest distance of
+    /// two siblings in any interval after `from`, as a part of the bound.
     fn run(&mut self, from: Time, to: Time, is_operations: bool) -> f64 {
         let lines = self.sizes.len() * 2;
         let (mut sent, mut went) = (vec![0_usize; lines], vec![0_usize; lines]);
         let mut served = vec![0_u64; lines];
-        let at = |(queue, direction): (usize, Direction)| queue * 2 + direction as usize;
         let cost = |bytes: u64| if is_operations { 1 } else { bytes };
         // For each pair of siblings the least and the largest distance so far; empty before `from`.
         let mut ranges: Vec<(i128, i128)> = Vec::new();
         let mut seen = 0;
+        let mut count = |world: &World, went: &mut [usize], served: &mut [u64]| {
+            for done in &world.went[seen..] {
+                let line = done.queue * 2 + done.operation.direction() as usize;
+                went[line] += 1;
+                served[line] += cost(done.bytes);
+            }
+            seen = world.went.len();
+        };
         loop {
             for line in 0..lines {
                 let (queue, direction) = (line / 2, Direction::ALL[line % 2]);
@@ -76,12 +83,7 @@ impl Tree {
                     let sizes = &self.sizes[queue];
                     self.world.request(queue, operation(direction), sizes[sent[line] % sizes.len()]);
                     sent[line] += 1;
-                    for done in &self.world.went[seen..] {
-                        let line = at((done.queue, done.operation.direction()));
-                        went[line] += 1;
-                        served[line] += cost(done.bytes);
-                    }
-                    seen = self.world.went.len();
+                    count(&self.world, &mut went, &mut served);
                 }
             }
             if self.world.now >= from {
@@ -92,12 +94,7 @@ impl Tree {
                 break;
             }
             self.world.run_until(next);
-            for done in &self.world.went[seen..] {
-                let line = at((done.queue, done.operation.direction()));
-                went[line] += 1;
-                served[line] += cost(done.bytes);
-            }
-            seen = self.world.went.len();
+            count(&self.world, &mut went, &mut served);
             assert!((0..lines).all(|line| sent[line] > went[line]), "a line was empty");
         }
         self.worst(&ranges, cost)

@@ -120,3 +120,21 @@ fn backlogged_counting(text: &str, end_ms: u64) -> Vec<Time> {
 fn count(went: &[Time], ms: u64) -> usize {
     went.iter().filter(|at| at.as_nanos() <= ms * 1_000_000).count()
 }
+
+#[test]
+fn a_discard_waits_behind_the_writes_of_its_device_although_no_byte_of_it_is_charged() {
+    // Capacity 100,000 bytes. The fourth write goes when the level, three writes, has drained to the
+    // capacity: (3 · 1,048,576 - 100,000) / 1,000,000 s. A flush is free and overtakes.
+    let mut world = World::new();
+    let group = world.group("bps-total=1000000");
+    let (_, queue) = world.simple(group);
+    for _ in 0..4 {
+        world.request(queue, Operation::Write, 1 << 20);
+    }
+    world.request(queue, Operation::Discard, 4096);
+    world.request(queue, Operation::Flush, 0);
+    world.run_until_ms(10_000);
+    let numbers: Vec<u32> = world.went.iter().map(|went| went.number).collect();
+    assert_eq!(numbers, [0, 5, 1, 2, 3, 4]);
+    assert_eq!(world.went[5].at.as_nanos(), 3_045_728_000);
+}

@@ -1,4 +1,4 @@
-//! How deep groups may stand below each other.
+//! The bound of the depth of a tree of groups.
 
 /// The most levels of groups: bounds the work of one decision.
 pub const DEPTH_MAX: usize = 8;

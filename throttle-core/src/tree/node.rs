@@ -26,7 +26,7 @@ pub(super) struct Node {
     /// The limits at the node and above it, from the root down. The index of a limit is the same at
     /// all nodes below the limit.
     pub limits: Vec<LimitId>,
-    /// The number of `limits` that are above the node; the others are its own.
+    /// The number of `limits` that belong to nodes above; the rest belongs to the node.
     pub above: usize,
     pub own: Vec<LimitState>,
     /// The order of the node's children at each of `limits`.
@@ -48,18 +48,20 @@ pub(super) struct LimitId {
 pub(super) struct LimitState {
     /// Lines with a held request that is charged to the limit.
     pub counted: u32,
-    /// Of these, the lines whose main limit it is.
+    /// Lines with a held request whose main limit is this one. Such a line is also in `counted`.
     pub mains: u32,
     /// The lines that wait in the order of the limit.
     pub waiters: u32,
     pub reserved: Option<Reservation>,
-    /// No line waits in vain for the same closed limit as the line of the reservation.
+    /// Until this instant the order dispatches nothing: its first lines wait for the closed limit
+    /// that the line of the reservation waits for.
     pub blocked_until: Time,
     /// The place among the timers of the tree, if lines wait.
     pub timer: Option<u32>,
 }
 
-/// A limit kept for the first line of its order until that line's other limits let it go.
+/// A limit that is kept for the first line of its order while this line waits for a second, closed
+/// limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reservation {
     pub line: LineId,
